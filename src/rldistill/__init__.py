@@ -1,0 +1,2 @@
+"""Policy distillation for reinforcement learning."""
+__version__ = "0.1.0"

@@ -1,0 +1,105 @@
+"""Files that are there as a whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from rldistill.types import UserError
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Writes aside, syncs to disk, renames: a reader sees the old file or the new one, and so does a power cut.
+
+    Raises:
+        UserError: the disk is full or the place cannot be written; the old file is untouched.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror}; what was there before is untouched") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        UserError: it cannot be read, or is something else.
+    """
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path} is damaged: it holds no JSON object")
+    return data
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Nested dicts and lists of plain values, tensors and arrays, with a checksum at the end of the file.
+
+    Raises:
+        UserError: the disk is full; the last state is untouched.
+    """
+    buffer = io.BytesIO()
+    torch.save(_plain(state), buffer)
+    data = buffer.getvalue()
+    replace_file(path, data + hashlib.sha256(data).digest())
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """The inverse of `save_state`, arrays as tensors. Nothing in the file is executed.
+
+    Raises:
+        UserError: it is missing, truncated or altered.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read the checkpoint {path}: {error.strerror}") from None
+    if len(data) < 32 or hashlib.sha256(data[:-32]).digest() != data[-32:]:
+        raise UserError(f"the checkpoint {path} is damaged (its checksum does not fit); start anew with another --out")
+    return cast(dict[str, Any], torch.load(io.BytesIO(data[:-32]), weights_only=True))
+
+
+def generator_state(generator: np.random.Generator) -> str:
+    """A NumPy generator's state as text."""
+    return json.dumps(generator.bit_generator.state)
+
+
+def load_generator_state(generator: np.random.Generator, state: str) -> None:
+    """Puts back what `generator_state` gave."""
+    generator.bit_generator.state = json.loads(state)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(np.ascontiguousarray(value))
+    if isinstance(value, np.generic):
+        return value.item()
+    return value

@@ -1,0 +1,152 @@
+"""Networks by name: the paper's four, any other of the same kinds, and the standardization in front of them."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, NamedTuple, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+
+from rldistill.types import ScoreKind, UserError
+
+Normalization: TypeAlias = Literal["none", "layer"]
+
+# Rusu et al. 2015, arXiv 1511.06295, appendix A, table A1 (single-task students): channels of the three convolutions, then
+# units of the hidden layer. With 18 actions they have 1,693,362, 427,874, 113,346 and 61,954 parameters.
+PAPER_NETWORKS = {
+    "dqn": "cnn:32,64,64:512",
+    "net1": "cnn:16,32,32:256",
+    "net2": "cnn:16,16,16:128",
+    "net3": "cnn:16,16,16:64",
+}
+# Kernel and stride of the three convolutions of Mnih et al. 2015, and of those on grids too small for them.
+_LARGE = ((8, 4), (4, 2), (3, 1))
+_SMALL = ((3, 1), (3, 1), (3, 1))
+_LARGE_FROM = 36  # the least height and width at which the three large convolutions leave one cell
+
+
+class Architecture(NamedTuple):
+    """What a network is built from; with the weights, all that a policy folder needs."""
+
+    name: str
+    """`dqn`, `net1`, `net2`, `net3`, `cnn:8,8,8:16` (channels : hidden units) or `mlp:64,64`."""
+    observation_shape: tuple[int, ...]
+    num_actions: int
+    normalization: Normalization = "none"
+    """`layer`: each hidden layer is normalized over all its units before the ReLU, with a scale and a shift a channel."""
+    dropout: float = 0.0
+    """Probability with which a unit of the last hidden layer is dropped, while training or exploring."""
+
+
+class Network(nn.Module):
+    """A standardization, a torso and a head: (B, *obs) uint8 or float to (B, A) float32 scores.
+
+    The standardization is an affine step, `scale * (x - shift)`, with one pair of numbers for images and one a feature for
+    vectors. It belongs to the data, not to what is trained, and folds into the first layer, so it counts no parameters.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, architecture: Architecture, score_kind: ScoreKind = "q_values") -> None:
+        super().__init__()
+        self.architecture = architecture
+        self._score_kind: ScoreKind = score_kind
+        shape = architecture.observation_shape
+        image = len(shape) == 3
+        features = (1,) if image else shape
+        self.register_buffer("shift", torch.zeros(features))
+        # Pixels to [0, 1] as everyone does, until somebody fits something better; small grids are 0 or 1 already.
+        self.register_buffer("scale", torch.full(features, 1 / 255 if image and min(shape[1:]) >= _LARGE_FROM else 1.0))
+        self.layers = nn.Sequential(*_layers(architecture))
+        self.exploring = False
+        """Whether dropout is sampled outside of training too."""
+        self.bfloat16 = False
+        """Whether the layers run under bfloat16 autocast; the weights stay float32."""
+
+    @property
+    def score_kind(self) -> ScoreKind:
+        """Whether the scores are Q-values or logits."""
+        return self._score_kind
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Scores (B, A) float32 of observations (B, *obs)."""
+        # bfloat16 holds the numbers to 255 exactly; in place, because fresh memory of this size costs more than the sums.
+        half = self.bfloat16 and observations.dtype == torch.uint8
+        x = observations.to(torch.bfloat16 if half else torch.float32, copy=True).sub_(self.shift).mul_(self.scale)
+        for layer in self.layers:
+            if isinstance(layer, nn.Dropout):
+                layer.train(self.training or self.exploring)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
+            scores = self.layers(x)
+        return cast(Tensor, scores.to(torch.float32))
+
+    def standardize(self, shift: Tensor, scale: Tensor) -> None:
+        """Fixes the affine step, shapes (1,) for images and (features,) for vectors."""
+        self.shift.copy_(shift)
+        self.scale.copy_(scale)
+
+
+def parameter_count(network: nn.Module) -> int:
+    """Trained numbers, the standardization not among them."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def build(architecture: Architecture, seed: int, score_kind: ScoreKind = "q_values") -> Network:
+    """A fresh network, its weights drawn from `seed` alone.
+
+    Raises:
+        UserError: no such network, or it does not suit the observations.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Network(architecture, score_kind)
+
+
+def _layers(architecture: Architecture) -> list[nn.Module]:
+    name, shape = architecture.name, architecture.observation_shape
+    if not 0.0 <= architecture.dropout < 1.0:
+        raise UserError(f"dropout is a probability below 1, not {architecture.dropout}")
+    spec = PAPER_NETWORKS.get(name, name)
+    convolutional = re.fullmatch(r"cnn:(\d+(?:,\d+)*):(\d+(?:,\d+)*)", spec)
+    dense = re.fullmatch(r"mlp:(\d+(?:,\d+)*)", spec)
+    layers: list[nn.Module] = []
+    if convolutional:
+        channels, hidden = (_numbers(group, name) for group in convolutional.groups())
+        if len(shape) != 3:
+            raise UserError(f"network {name!r} reads images, but the observations have shape {shape}: take an mlp:64,64")
+        kernels = _LARGE if min(shape[1:]) >= _LARGE_FROM else _SMALL
+        if len(channels) > len(kernels):
+            raise UserError(f"network {name!r} has {len(channels)} convolutions; at most {len(kernels)} are understood")
+        width, height, depth = shape[2], shape[1], shape[0]
+        for out, (kernel, stride) in zip(channels, kernels, strict=False):
+            layers.append(nn.Conv2d(depth, out, kernel, stride))
+            depth, height, width = out, (height - kernel) // stride + 1, (width - kernel) // stride + 1
+            if min(height, width) < 1:
+                raise UserError(f"network {name!r} is too deep for observations of shape {shape}")
+            # Over all units of the layer, as PQN's LayerNorm, but with scale and shift a channel.
+            layers += [nn.GroupNorm(1, out)] if architecture.normalization == "layer" else []
+            layers.append(nn.ReLU())
+        features = depth * height * width
+    elif dense:
+        hidden = _numbers(dense.group(1), name)
+        features = int(torch.Size(shape).numel())
+    else:
+        raise UserError(f"unknown network {name!r}: take {', '.join(PAPER_NETWORKS)}, cnn:8,8,8:16 or mlp:64,64")
+    layers.append(nn.Flatten())
+    for out in hidden:
+        layers.append(nn.Linear(features, out))
+        layers += [nn.LayerNorm(out)] if architecture.normalization == "layer" else []
+        layers.append(nn.ReLU())
+        features = out
+    layers += [nn.Dropout(architecture.dropout)] if architecture.dropout else []
+    layers.append(nn.Linear(features, architecture.num_actions))
+    return layers
+
+
+def _numbers(text: str, name: str) -> list[int]:
+    numbers = [int(number) for number in text.split(",")]
+    if min(numbers) < 1 or max(numbers) > 65_536:
+        raise UserError(f"network {name!r} has a layer without units, or an absurd one")
+    return numbers

@@ -1,0 +1,135 @@
+"""The policy folder: `policy.json` says what it is, `weights.safetensors` holds the numbers. Nothing in it is executed.
+
+Teachers and students are saved alike, so a student can be the next teacher.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from rldistill.files import read_json, replace_file
+from rldistill.networks import Architecture, Network, build
+from rldistill.types import ScoreKind, Task, UserError
+
+FORMAT = "rldistill-policy"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class SavedPolicy:
+    """A network with the task it plays and where it comes from. It is an `ActionValues`."""
+
+    network: Network
+    task: Task
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Command, seed, control steps, scores: whatever is to be known later, as plain JSON data."""
+    path: Path | None = None
+
+    @property
+    def score_kind(self) -> ScoreKind:
+        """Whether the scores are Q-values or logits."""
+        return self.network.score_kind
+
+    def __call__(self, observations: Tensor) -> Tensor:
+        """Scores (B, A) float32, without gradients."""
+        with torch.no_grad():
+            return self.network(observations)
+
+
+def save_policy(
+    path: Path,
+    network: Network,
+    task: Task,
+    provenance: Mapping[str, Any],
+    *,
+    dtype: Literal["float32", "float16"] = "float32",
+) -> None:
+    """Writes a policy folder; each file is replaced in one step, `policy.json` last.
+
+    Raises:
+        UserError: a weight is NaN or infinite.
+    """
+    kind = {"float32": torch.float32, "float16": torch.float16}[dtype]
+    tensors = {name: tensor.detach().to(kind).contiguous() for name, tensor in network.state_dict().items()}
+    for name in ("shift", "scale"):  # 1 / 255 needs its digits
+        tensors[name] = network.state_dict()[name].clone()
+    _check_finite(tensors, path)
+    weights = safetensors.torch.save(tensors)
+    card = {
+        "format": FORMAT,
+        "format_version": VERSION,
+        "architecture": network.architecture._asdict(),
+        "score_kind": network.score_kind,
+        "task": task.as_dict(),
+        "weights_dtype": dtype,
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "provenance": dict(provenance),
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+    }
+    path.mkdir(parents=True, exist_ok=True)
+    replace_file(path / "weights.safetensors", weights)
+    replace_file(path / "policy.json", json.dumps(card, indent=2).encode() + b"\n")
+
+
+def load_policy(path: str | os.PathLike[str]) -> SavedPolicy:
+    """Reads a policy folder, or the student of a run folder.
+
+    Raises:
+        UserError: the folder is missing, empty, incomplete, truncated, altered, or holds NaN or infinity.
+    """
+    folder = Path(path)
+    if (folder / "policy" / "policy.json").is_file():  # a run folder
+        folder = folder / "policy"
+    if not folder.is_dir():
+        raise UserError(f"no policy folder at {folder}")
+    if not (folder / "policy.json").is_file():
+        raise UserError(f"{folder} is no policy folder: it has no policy.json (has its run finished?)")
+    card = read_json(folder / "policy.json")
+    if card.get("format") != FORMAT or card.get("format_version") != VERSION:
+        raise UserError(f"{folder / 'policy.json'} is not of the format {FORMAT} version {VERSION}")
+    weights = folder / "weights.safetensors"
+    if not weights.is_file():
+        raise UserError(f"{folder} is incomplete: it has no weights.safetensors")
+    data = weights.read_bytes()
+    if hashlib.sha256(data).hexdigest() != card.get("weights_sha256"):
+        raise UserError(f"{weights} is damaged: its checksum is not the one in policy.json; get the folder anew")
+    try:
+        architecture = card["architecture"]
+        shape = tuple(int(n) for n in architecture["observation_shape"])
+        network = build(Architecture(**{**architecture, "observation_shape": shape}), 0, card["score_kind"])
+        task = Task.from_dict(card["task"])
+        tensors = safetensors.torch.load(data)
+        network.load_state_dict({name: tensor.to(torch.float32) for name, tensor in tensors.items()})
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        raise UserError(f"{folder} is damaged: {_first_line(error)}") from None
+    if card["score_kind"] not in ("q_values", "logits"):
+        raise UserError(f"{folder / 'policy.json'} is damaged: score_kind is {card['score_kind']!r}")
+    if network.architecture.num_actions != task.num_actions or shape != task.observation_shape:
+        raise UserError(f"{folder / 'policy.json'} is damaged: its network does not fit its task")
+    _check_finite(tensors, folder)
+    network.eval().requires_grad_(False)
+    return SavedPolicy(network, task, card.get("provenance", {}), folder)
+
+
+def _check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"{path}: the weights hold NaN or infinity (in {name}); the policy is of no use")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,128 @@
+"""Live progress: a bar with rate and time left on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+
+class Progress(Protocol):
+    """What a verb tells of its way. Use it as a context manager."""
+
+    def start(self, what: str, total: int, unit: str, *, done: int = 0) -> None:
+        """Begins a stage of `total` units, `done` of which an earlier process has behind it."""
+
+    def update(self, done: int, **figures: float) -> None:
+        """So many units are done; the figures stay on show until they are replaced."""
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Takes the bar off the terminal."""
+
+
+class Silent:
+    """Says nothing: the default of the library's functions."""
+
+    def start(self, what: str, total: int, unit: str, *, done: int = 0) -> None:
+        """Nothing."""
+
+    def update(self, done: int, **figures: float) -> None:
+        """Nothing."""
+
+    def say(self, line: str) -> None:
+        """Nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        pass
+
+
+class Talking:
+    """For people: on stderr, so that what a verb prints can be piped."""
+
+    PLAIN_SECONDS = 5.0
+    """Between two lines where the output is no terminal."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._bar: Bar | None = None
+        self._figures: dict[str, float] = {}
+        self._what, self._total, self._unit, self._first = "", 0, "", 0
+        self._began = self._told = time.monotonic()
+
+    def start(self, what: str, total: int, unit: str, *, done: int = 0) -> None:
+        """Begins a stage."""
+        self._stop()
+        self._what, self._total, self._unit, self._first = what, total, unit, done
+        self._began = self._told = time.monotonic()
+        self._figures = {}
+        if self._console.is_terminal:
+            self._bar = Bar(
+                TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"),
+                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"),
+                console=self._console, transient=True,
+            )  # fmt: skip
+            self._bar.start()
+            self._task = self._bar.add_task(what, total=total, completed=done, unit=unit, figures="")
+
+    def update(self, done: int, **figures: float) -> None:
+        """Moves the bar, or prints a line if the last one is some seconds old."""
+        self._figures |= figures
+        now = time.monotonic()
+        rate = (done - self._first) / max(now - self._began, 1e-9)
+        text = f"{rate:,.0f} {self._unit}/s  " + "  ".join(f"{name} {value:.4g}" for name, value in self._figures.items())
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, figures=text)
+        elif now - self._told >= self.PLAIN_SECONDS:
+            self._told = now
+            left = (self._total - done) / max(rate, 1e-9)
+            print(f"{self._what}: {done:,} of {self._total:,} {self._unit}  {text}  left {clock(left)}", file=sys.stderr, flush=True)
+
+    def say(self, line: str) -> None:
+        """Prints the line above the bar."""
+        self._console.print(line, markup=False, soft_wrap=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def clock(seconds: float) -> str:
+    """As 1:02:03 or 2:03."""
+    whole = int(min(seconds, 359_999))
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+
+def table(rows: list[Mapping[str, str]], *, stderr: bool = False) -> None:
+    """Prints rows of equal keys as a table."""
+    from rich.table import Table
+
+    drawn = Table()
+    for number, name in enumerate(rows[0] if rows else {}):
+        drawn.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
+    for row in rows:
+        drawn.add_row(*row.values())
+    console = Console(stderr=stderr, highlight=False)
+    # A pipe has no width: let the table have the one it needs.
+    (console if console.is_terminal else Console(stderr=stderr, highlight=False, width=200)).print(drawn)

@@ -1,0 +1,146 @@
+"""The one place that keeps recent frames: each frame once, stacks rebuilt when they are sampled."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rldistill.types import Bools, Observations, Task, UserError
+
+Rows = npt.NDArray[np.int64]
+
+
+class Replay:
+    """A ring of the last control steps of `num_envs` environments.
+
+    An Atari observation is four frames of which three were there before, so only the newest is kept: 540,000 control steps
+    are 3.6 GiB instead of 14.2. Beside the frames stand named columns of any shape (actions, teacher's values, ...).
+
+    With a `scratch` folder the ring lies in files mapped into memory, with some room beyond `capacity`. What the last
+    checkpoint needs is then never overwritten before the next one, so a checkpoint is no more than the position, and a
+    process killed at any moment finds its frames again.
+
+    Args:
+        task: gives the shape of observations and the stack.
+        num_envs: rows added together.
+        capacity: control steps (of all rows together) to sample from.
+        columns: name to (shape, dtype) of one control step.
+        scratch: folder for the files; None keeps the ring in the process.
+        slack: control steps that may be added between two checkpoints; needed with `scratch` alone.
+
+    Raises:
+        UserError: no memory or disk for it.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        num_envs: int,
+        capacity: int,
+        columns: Mapping[str, tuple[tuple[int, ...], npt.DTypeLike]],
+        *,
+        scratch: Path | None = None,
+        slack: int = 0,
+    ) -> None:
+        self.num_envs = num_envs
+        self.stack = task.frame_stack
+        shape = task.observation_shape
+        frame = (shape[0] // self.stack, *shape[1:]) if self.stack > 1 else shape
+        self.capacity = max(-(-capacity // num_envs), self.stack + 1)
+        self._length = self.capacity + (-(-slack // num_envs) if scratch else 0)
+        self._scratch = scratch
+        self.added = 0
+        """Times that all rows were added, since the beginning."""
+        kinds: dict[str, tuple[tuple[int, ...], npt.DTypeLike]] = {
+            "frames": (frame, task.observation_dtype),
+            "starts": ((), np.bool_),
+            **columns,
+        }
+        self._arrays = {name: self._allocate(name, (self._length, num_envs, *item), dtype) for name, (item, dtype) in kinds.items()}
+
+    def _allocate(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        try:
+            if self._scratch is None:
+                return np.empty(shape, dtype=dtype)
+            path = self._scratch / f"replay-{name}"
+            with open(path, "ab") as file:
+                os.posix_fallocate(file.fileno(), 0, size)  # a full disk is told now, not by a bus error later
+            return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
+        except (MemoryError, OSError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "out of memory"
+            raise UserError(f"no room for a replay of {size / 2**30:.1f} GiB ({reason}): lower --replay") from None
+
+    def __len__(self) -> int:
+        """Control steps to sample from."""
+        return min(self.added, self.capacity) * self.num_envs
+
+    def add(self, observations: Observations, starts: Bools, **columns: npt.NDArray[Any]) -> None:
+        """One control step of all rows: observations (N, *obs), whether they begin an episode (N,), the columns (N, ...)."""
+        at = self.added % self._length
+        newest = observations[:, -self._arrays["frames"].shape[2] :] if self.stack > 1 else observations
+        self._arrays["frames"][at] = newest
+        self._arrays["starts"][at] = starts
+        for name, values in columns.items():
+            self._arrays[name][at] = values
+        self.added += 1
+
+    def add_frames(self, frames: npt.NDArray[Any], starts: Bools, **columns: npt.NDArray[Any]) -> None:
+        """Many control steps of a single row, already as frames: (T, *frame), (T,) and (T, ...); at most `capacity`."""
+        assert self.num_envs == 1
+        rows = (self.added + np.arange(len(frames))) % self._length
+        for name, values in {"frames": frames, "starts": starts, **columns}.items():
+            self._arrays[name][rows, 0] = values
+        self.added += len(frames)
+
+    def sample(self, generator: np.random.Generator, size: int, *, ahead: int = 0) -> tuple[Rows, Rows]:
+        """Times and rows, drawn uniformly, of which `ahead` later times are there too.
+
+        Observations whose stack reaches back beyond the oldest kept frame are not drawn.
+        """
+        oldest = max(self.added - self.capacity, 0) + (self.stack - 1 if self.added > self.capacity else 0)
+        times = generator.integers(oldest, self.added - ahead, size=size)
+        return times, generator.integers(self.num_envs, size=size)
+
+    def observations(self, times: Rows, rows: Rows) -> Observations:
+        """(B, *obs): stacks rebuilt, zeros where they would reach into the episode before."""
+        frames, starts = self._arrays["frames"], self._arrays["starts"]
+        if self.stack == 1:
+            return np.asarray(frames[times % self._length, rows])
+        depth = frames.shape[2]
+        out = np.empty((len(times), self.stack * depth, *frames.shape[3:]), dtype=frames.dtype)
+        alive = np.ones(len(times), dtype=np.bool_)
+        for back in range(self.stack):
+            at = np.maximum(times - back, 0) % self._length
+            part = frames[at, rows]
+            if not alive.all():
+                part[~alive] = 0
+            place = (self.stack - 1 - back) * depth
+            out[:, place : place + depth] = part
+            alive &= ~starts[at, rows]
+        return out
+
+    def column(self, name: str, times: Rows, rows: Rows) -> npt.NDArray[Any]:
+        """(B, ...) of a column, or of `starts`."""
+        return np.asarray(self._arrays[name][times % self._length, rows])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, after what was added so far is safe on disk.
+
+        Raises:
+            ValueError: the ring lies in memory.
+        """
+        if self._scratch is None:
+            raise ValueError("a replay without scratch files cannot be saved")
+        for array in self._arrays.values():
+            array.flush()  # type: ignore[attr-defined]  # with scratch they are memmaps
+        return {"added": self.added}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes back to the position; the frames before it must still lie in the files."""
+        self.added = int(state["added"])

@@ -1,0 +1,107 @@
+"""The one place that steps environments: a generator of transitions, and full games played for their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from rldistill.envs import Environments
+from rldistill.types import ActionValues, Actions, Bools, Floats, Observations, Policy, Task, greedy
+
+
+class Transition(NamedTuple):
+    """One control step of all N rows. Observations belong to the time before the action, the rest to its outcome."""
+
+    observations: Observations
+    starts: Bools
+    """Whether the observation is the first of its episode."""
+    actions: Actions
+    rewards: Floats
+    terminated: Bools
+    truncated: Bools
+    final_observations: Observations
+    returns: Floats
+    """Raw episode return in rows that ended one, NaN elsewhere."""
+
+
+def rollout(environments: Environments, policy: Policy) -> Iterator[Transition]:
+    """Plays for ever, N control steps an item."""
+    while True:
+        observations, starts = environments.observations, environments.starts
+        actions = policy(observations)
+        step = environments.step(actions)
+        yield Transition(
+            observations, starts, actions, step.rewards, step.terminated, step.truncated, step.final_observations, step.returns
+        )
+
+
+class EpsilonGreedy:
+    """The greedy action, and with probability epsilon a uniformly random one instead."""
+
+    def __init__(self, values: ActionValues, num_actions: int, epsilon: float, generator: np.random.Generator) -> None:
+        self.values, self.num_actions, self.epsilon, self.generator = values, num_actions, epsilon, generator
+
+    def __call__(self, observations: Observations) -> Actions:
+        return mix_in_random(greedy(self.values, observations), self.num_actions, self.epsilon, self.generator)
+
+
+def mix_in_random(actions: Actions, num_actions: int, epsilon: float, generator: np.random.Generator) -> Actions:
+    """Each action with probability epsilon replaced by a uniformly random one. Draws the same numbers for any epsilon."""
+    instead = generator.random(actions.shape) < epsilon
+    return np.where(instead, generator.integers(num_actions, size=actions.shape), actions)
+
+
+def uniform(num_actions: int, generator: np.random.Generator) -> Policy:
+    """Uniformly random play."""
+    return lambda observations: generator.integers(num_actions, size=len(observations))
+
+
+MakePolicy: TypeAlias = Callable[[np.random.Generator], Policy]
+
+
+def play(
+    task: Task,
+    make_policy: MakePolicy,
+    episodes: int,
+    seed: int,
+    *,
+    num_envs: int = 10,
+    heard: Callable[[int], None] = lambda finished: None,
+    seen: Callable[[Transition], None] = lambda transition: None,
+) -> npt.NDArray[np.float64]:
+    """Returns of `episodes` full games.
+
+    Each row plays the same number of games (the last round may be shared by fewer), so that short games, which end
+    earlier, are not counted more often than long ones.
+
+    Args:
+        task: what is played.
+        make_policy: given the generator that its exploration draws from, the policy.
+        episodes: how many games.
+        seed: of environments and exploration.
+        num_envs: rows; no more than `episodes` are used.
+        heard: called with the number of finished games whenever it grows.
+        seen: called with each transition.
+    """
+    rows = min(num_envs, episodes)
+    quota = np.full(rows, episodes // rows) + (np.arange(rows) < episodes % rows)
+    environments = Environments(task, rows, seed)
+    finished: list[list[float]] = [[] for _ in range(rows)]
+    policy = make_policy(np.random.default_rng([seed, 1]))
+    try:
+        for transition in rollout(environments, policy):
+            seen(transition)
+            ended = np.flatnonzero(~np.isnan(transition.returns))
+            for row in ended:
+                if len(finished[row]) < quota[row]:
+                    finished[row].append(float(transition.returns[row]))
+            if len(ended):
+                heard(sum(map(len, finished)))
+                if all(len(games) == wanted for games, wanted in zip(finished, quota, strict=True)):
+                    break
+    finally:
+        environments.close()
+    return np.array([score for games in finished for score in games])

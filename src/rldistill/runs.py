@@ -1,0 +1,114 @@
+"""The folder that an experiment leaves: its configuration, metrics, checkpoint and what came of it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rldistill.files import load_state, read_json, replace_file, save_state
+from rldistill.types import UserError
+
+
+class Run:
+    """A run folder, held by this process alone.
+
+    `config.json` is complete and resolved; `metrics.jsonl` has a line an event; `checkpoint/state` is replaced as a whole;
+    `policy/` is there when the run is finished.
+
+    Args:
+        out: the folder.
+        config: the resolved configuration, plain JSON data.
+        resume: go on where the run in the folder stands, if there is one.
+
+    Raises:
+        UserError: the folder exists and `resume` is not set, it is no run folder, its configuration is another one (the
+            message names the field), or another process works on it.
+    """
+
+    def __init__(self, out: Path, config: Mapping[str, Any], *, resume: bool) -> None:
+        config = json.loads(json.dumps(config))
+        self.path = out
+        self.policy_path = out / "policy"
+        self._state_path = out / "checkpoint" / "state"
+        if out.exists() and not resume:
+            raise UserError(f"{out} exists: continue it with --resume, or choose another --out")
+        if out.exists() and not (out / "config.json").is_file() and any(out.iterdir() if out.is_dir() else [out]):
+            raise UserError(f"{out} is no run folder (it has no config.json): choose another --out")
+        before = read_json(out / "config.json") if (out / "config.json").is_file() else None
+        if before is not None:
+            for name in [*config, *before]:
+                if before.get(name) != config.get(name):
+                    raise UserError(
+                        f"{out} was begun with {name} = {json.dumps(before.get(name))}, not {json.dumps(config.get(name))}: "
+                        "resume with the same configuration, or choose another --out"
+                    )
+        try:
+            (out / "checkpoint").mkdir(parents=True, exist_ok=True)
+            self._lock = open(out / "checkpoint" / "lock", "w")  # noqa: SIM115 (held as long as the run)
+        except OSError as error:
+            raise UserError(f"cannot write to {out}: {error.strerror}") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another process works on {out}: wait for it or choose another --out") from None
+        if before is None:
+            replace_file(out / "config.json", json.dumps(config, indent=2).encode() + b"\n")
+        self.state: dict[str, Any] | None = load_state(self._state_path) if self._state_path.exists() else None
+        """The last checkpoint, None at the beginning."""
+        metrics = out / "metrics.jsonl"
+        metrics.touch()
+        # Lines written after the checkpoint will be written again.
+        os.truncate(metrics, min(int(self.state["metrics_bytes"]) if self.state else 0, metrics.stat().st_size))
+        self._metrics = open(metrics, "ab", buffering=0)  # noqa: SIM115
+
+    @property
+    def finished(self) -> bool:
+        """Whether the result is there."""
+        return (self.policy_path / "policy.json").is_file()
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for large files that a resumed run needs; removed by `clean`."""
+        return self.path / "checkpoint"
+
+    def log(self, **record: Any) -> None:
+        """One line of `metrics.jsonl`."""
+        self._metrics.write(json.dumps(record).encode() + b"\n")
+
+    def checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Replaces the checkpoint. A run killed at any moment goes on from the last whole one."""
+        os.fsync(self._metrics.fileno())
+        save_state(self._state_path, {**state, "metrics_bytes": self._metrics.tell()})
+
+    def clean(self) -> None:
+        """Removes what only a resumed run needs."""
+        for path in (self.path / "checkpoint").iterdir():
+            path.unlink()
+        (self.path / "checkpoint").rmdir()
+
+    def close(self) -> None:
+        """Lets others work on the folder."""
+        self._metrics.close()
+        self._lock.close()
+
+
+def read_metrics(out: Path) -> list[dict[str, Any]]:
+    """The records of a run's `metrics.jsonl`; a last line cut off by a kill is left out."""
+    records = []
+    for line in (out / "metrics.jsonl").read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def command_line() -> str:
+    """The command as it was typed, for provenance."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

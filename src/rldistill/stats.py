@@ -1,0 +1,65 @@
+"""Numbers with their uncertainty: interquartile means and bootstrap intervals (Agarwal et al. 2021, arXiv 2108.13264)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from rldistill.types import UserError
+
+
+class Summary(NamedTuple):
+    """Of a policy's episode returns."""
+
+    mean: float
+    iqm: float
+    """Mean of the middle half."""
+    ci_low: float
+    ci_high: float
+    """95 % percentile bootstrap interval of the mean."""
+
+
+def interquartile_mean(values: npt.ArrayLike) -> float:
+    """Mean of the middle half: the lowest and the highest quarter (rounded down to whole values) are left out."""
+    return float(stats.trim_mean(np.asarray(values, dtype=np.float64), 0.25))
+
+
+def bootstrap_interval(
+    strata: Sequence[npt.ArrayLike], *, seed: int, resamples: int = 10_000, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of the strata's means, each stratum resampled within itself.
+
+    Args:
+        strata: one array of values for each game (or seed): what must not be mixed while resampling.
+        seed: of the resampling.
+        resamples: how many.
+        level: of confidence.
+
+    Raises:
+        UserError: there is no value.
+    """
+    if not strata or any(np.size(values) == 0 for values in strata):
+        raise UserError("an interval needs at least one value in each group")
+    generator = np.random.default_rng(seed)
+    total = np.zeros(resamples)
+    for stratum in strata:
+        values = np.asarray(stratum, dtype=np.float64)
+        total += values[generator.integers(len(values), size=(resamples, len(values)))].mean(axis=1)
+    low, high = np.quantile(total / len(strata), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def summarize(returns: npt.ArrayLike, *, seed: int) -> Summary:
+    """Mean, interquartile mean and 95 % bootstrap interval of the mean."""
+    values = np.asarray(returns, dtype=np.float64)
+    low, high = bootstrap_interval([values], seed=seed)
+    return Summary(float(values.mean()), interquartile_mean(values), low, high)
+
+
+def normalized_score(score: float, random: float, reference: float) -> float:
+    """0 is random play, 1 the reference's play: (score - random) / (reference - random); NaN where the two are equal."""
+    return (score - random) / (reference - random) if reference != random else float("nan")

@@ -1,0 +1,117 @@
+"""The nouns that everything else speaks of: tasks, batches, and what a teacher or a student is called as."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+ScoreKind: TypeAlias = Literal["q_values", "logits"]
+"""What a policy's unnormalized scores are: action values in units of return, or logits of a softmax policy."""
+
+Observations: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
+Actions: TypeAlias = npt.NDArray[np.int64]
+Floats: TypeAlias = npt.NDArray[np.float32]
+Bools: TypeAlias = npt.NDArray[np.bool_]
+
+
+class UserError(ValueError):
+    """A wrong input. Its text is one line that says what is wrong and how to mend it; the command exits with 2."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """An environment with every option that changes what is played. It keys heads, batches and scores.
+
+    One *control step* is one decision of the agent: `frame_skip` frames of the emulator on Atari, one step elsewhere.
+    """
+
+    env: str
+    """Environment id as the user named it, such as `ALE/Pong-v5`, `PongNoFrameskip-v4`, `MinAtar/Breakout-v1`."""
+    num_actions: int
+    """Number of discrete actions."""
+    observation_shape: tuple[int, ...]
+    """Shape of what the policy sees: (stack, height, width), (channels, height, width) or (features,)."""
+    observation_dtype: Literal["uint8", "float32"] = "uint8"
+    frame_skip: int = 1
+    """Emulator frames for each control step."""
+    frame_stack: int = 1
+    """How many recent frames an observation holds, along its first axis, oldest first."""
+    sticky_actions: float = 0.0
+    """Probability with which the emulator repeats the last action instead of taking the new one."""
+    noop_max: int = 0
+    """An episode starts with 0 to `noop_max` no-ops (frames on Atari), drawn from its seed."""
+    max_frames: int = 0
+    """Emulator frames after which an episode is truncated; 0 leaves it to the environment."""
+    fire_when_idle: int = 0
+    """After so many control steps without a reward and without a FIRE, FIRE is pressed once; 0 is never. (A greedy
+    Breakout policy that does not launch the ball would stall for ever.)"""
+    difficulty_ramping: bool = False
+    """MinAtar only: whether the game grows harder with time."""
+    random_score: float | None = None
+    """Mean episode return of uniformly random play, the zero of the normalized scale, where it is known."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The task as plain JSON data."""
+        return asdict(self) | {"observation_shape": list(self.observation_shape)}
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Task:
+        """The inverse of `as_dict`.
+
+        Raises:
+            UserError: a field is unknown or missing.
+        """
+        known = {field.name for field in fields(Task)}
+        unknown = sorted(set(data) - known)
+        if unknown:
+            raise UserError(f"a task has no field {unknown[0]!r}; it was written by another version of rldistill")
+        try:
+            return Task(**{**data, "observation_shape": tuple(int(n) for n in data["observation_shape"])})
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"a task lacks a field or holds a wrong one ({error})") from None
+
+
+class Batch(NamedTuple):
+    """Observations (B, *obs) uint8 or float32, and the teacher's scores (B, A) float32."""
+
+    observations: Tensor
+    values: Tensor
+
+
+LabelledBatches: TypeAlias = Iterator[Mapping[Task, Batch]]
+"""An endless iterator of batches by task: what the student update is fed with."""
+
+
+class ActionValues(Protocol):
+    """Observations to one unnormalized score per action: a teacher, a student's head and a DQN's network are all one."""
+
+    @property
+    def score_kind(self) -> ScoreKind:
+        """Whether the scores are Q-values or logits."""
+
+    def __call__(self, observations: Tensor) -> Tensor:
+        """(B, *obs) to (B, A) float32."""
+
+
+class Policy(Protocol):
+    """Observations (N, *obs) to actions (N,)."""
+
+    def __call__(self, observations: Observations) -> Actions:
+        """One action for each row."""
+
+
+def as_tensor(observations: Observations) -> Tensor:
+    """A tensor over the same memory."""
+    return torch.from_numpy(observations)
+
+
+def greedy(values: ActionValues, observations: Observations) -> Actions:
+    """The action of the highest score in each row, the first of equals."""
+    with torch.no_grad():
+        return np.asarray(values(as_tensor(observations)).argmax(dim=1).numpy(), dtype=np.int64)
