@@ -1,2 +1,38 @@
-"""Policy distillation for reinforcement learning."""
+"""Policy distillation for reinforcement learning.
+
+Each verb of the command is a function here: `train`, `record`, `distill`, `evaluate`, `report`.
+"""
+
+from __future__ import annotations
+
 __version__ = "0.1.0"
+
+_PLACES = {
+    "DistillConfig": "distillation",
+    "EvaluateConfig": "evaluation",
+    "RecordConfig": "recording",
+    "ReportConfig": "report",
+    "SavedPolicy": "policies",
+    "Task": "types",
+    "TrainConfig": "training",
+    "UserError": "types",
+    "distill": "distillation",
+    "evaluate": "evaluation",
+    "load_policy": "policies",
+    "make_task": "envs",
+    "open_dataset": "datasets",
+    "record": "recording",
+    "report": "report",
+    "save_policy": "policies",
+    "train": "training",
+}
+__all__ = ["__version__", *_PLACES]
+
+
+def __getattr__(name: str) -> object:
+    # Loaded when first asked for: `rldistill --help` and `import rldistill` need not wait for torch.
+    if name not in _PLACES:
+        raise AttributeError(f"module 'rldistill' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"rldistill.{_PLACES[name]}"), name)

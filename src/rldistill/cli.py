@@ -1,27 +1,147 @@
-"""The command `rldistill`: each verb is one function of the library."""
+"""The command `rldistill`: each verb is one function of the library, with the fields of its configuration as flags."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import tyro
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from rldistill.progress import Talking
+from rldistill.demo import demo
+from rldistill.distillation import DistillConfig, distill
+from rldistill.evaluation import EvaluateConfig, evaluate, score_table
+from rldistill.progress import Talking, table
+from rldistill.recording import RecordConfig, record
+from rldistill.report import ReportConfig, report
 from rldistill.training import TrainConfig, train
 from rldistill.types import UserError
 
+T = TypeVar("T")
+Out: TypeAlias = Annotated[Path, arg(help="Folder to make; an existing one is never overwritten.")]
+Resume: TypeAlias = Annotated[
+    bool, arg(help="Go on with the run in --out; it ends as if it had never been interrupted.")
+]
+Refs: TypeAlias = Annotated[
+    tuple[Path, ...],
+    arg(metavar="POLICY [POLICY ...]", help="Policy or run folders; the first is what others are compared with."),
+]
 
-def _train(env: tyro.conf.Positional[str], out: Path, config: Annotated[TrainConfig, tyro.conf.arg(name="")] = TrainConfig(), resume: bool = False) -> None:
-    """Train a teacher."""
+
+def _demo(out: Out = Path("demo"), seed: int = 0) -> None:
+    """The main job in some minutes: a Pong teacher becomes a student a fifteenth of its size, with its report."""
+    with Talking() as progress:
+        scores, page = demo(out, seed=seed, progress=progress)
+    table(score_table(scores))
+    print(f"report: {page}")
+
+
+def _train(
+    env: Annotated[
+        Positional[str],
+        arg(help="Environment id: ALE/Pong-v5, PongNoFrameskip-v4, MinAtar/Breakout-v1, CartPole-v1 ..."),
+    ],
+    out: Out,
+    config: OmitArgPrefixes[TrainConfig],
+    resume: Resume = False,
+) -> None:
+    """Train a teacher by deep Q-learning; the result is a policy folder, OUT/policy.
+
+    Example: rldistill train ALE/Pong-v5 --algo pqn --steps 2500000 --seed 0 --out runs/pong
+    """
     with Talking() as progress:
         train(env, out, config, resume=resume, progress=progress)
 
 
+def _record(
+    teacher: Annotated[Path, arg(help="Policy or run folder of the teacher, which plays and labels.")],
+    out: Out,
+    config: OmitArgPrefixes[RecordConfig],
+    append: Annotated[bool, arg(help="Add --steps to the dataset in --out.")] = False,
+) -> None:
+    """Record a dataset: what a teacher sees, does and thinks of every action.
+
+    Example: rldistill record --teacher policies/pong --steps 54000 --out data/pong
+    """
+    with Talking() as progress:
+        record(teacher, out, config, append=append, progress=progress)
+
+
+def _distill(
+    teacher: Annotated[Path, arg(help="Policy or run folder of the teacher.")],
+    out: Out,
+    config: OmitArgPrefixes[DistillConfig],
+    resume: Resume = False,
+) -> None:
+    """Distil a teacher into a student; the result is a policy folder, OUT/policy.
+
+    Examples:
+      rldistill distill --teacher policies/pong --student net2 --out runs/pong-net2
+      rldistill distill --teacher policies/pong --driver teacher --student net3 --steps 100000 --out runs/pong-net3
+      rldistill distill --teacher policies/pong --dataset data/pong --student net2 --updates 10000 --out runs/pong-off
+    """
+    with Talking() as progress:
+        distill(teacher, out, config, resume=resume, progress=progress)
+
+
+def _evaluate(
+    policies: Positional[Refs],
+    config: OmitArgPrefixes[EvaluateConfig],
+    json: Annotated[Path | None, arg(help="Also write the scores to this file, a JSON list.")] = None,
+) -> None:
+    """Play full games and compare policies, with 95 % bootstrap intervals.
+
+    Example: rldistill evaluate policies/pong runs/pong-net2 --episodes 30 --epsilon 0.01 --seed 1 --json scores.json
+    """
+    with Talking() as progress:
+        scores = evaluate(policies, config, json=json, progress=progress)
+    table(score_table(scores))
+
+
+def _report(
+    run: Annotated[Positional[Path], arg(help="Run folder, of distill or train.")],
+    config: OmitArgPrefixes[ReportConfig],
+    out: Annotated[Path | None, arg(help="The page to write; by default RUN/report.html.")] = None,
+) -> None:
+    """Write one self-contained HTML page: scores, curves, teacher and student at play, the whole configuration.
+
+    Example: rldistill report runs/pong-net2 --out page.html
+    """
+    with Talking() as progress:
+        page = report(run, out, config=config, progress=progress)
+    print(page)
+
+
+VERBS: dict[str, Callable[..., Any]] = {
+    "demo": _demo,
+    "train": _train,
+    "record": _record,
+    "distill": _distill,
+    "evaluate": _evaluate,
+    "report": _report,
+}
+
+
 def main() -> None:
+    """Runs a verb. Exit status 2 and one line for a wrong input, 130 for Ctrl-C."""
     try:
-        tyro.extras.subcommand_cli_from_dict({"train": _train, "x": lambda: None})
+        tyro.extras.subcommand_cli_from_dict(
+            VERBS, description="Policy distillation for reinforcement learning: a trained policy becomes a smaller one."
+        )
     except UserError as error:
         print(f"rldistill: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        verb = sys.argv[1] if len(sys.argv) > 1 else ""
+        way = {
+            "train": "continue with the same command and --resume",
+            "distill": "continue with the same command and --resume",
+            "record": "what was recorded is kept; add the rest with --append",
+            "demo": "run it again to continue",
+        }.get(verb, "nothing was written")
+        print(f"rldistill: interrupted; {way}", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)

@@ -1,10 +1,284 @@
-"""Double DQN with replay and target network (Mnih et al. 2015; van Hasselt et al. 2015), vectorized, n-step."""
+"""Double DQN with replay and target network (Mnih et al. 2015; van Hasselt et al. 2015, arXiv 1509.06461), vectorized."""
+
 from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rldistill.envs import Environments
+from rldistill.files import generator_state, load_generator_state
+from rldistill.networks import Network
+from rldistill.replay import Replay
+from rldistill.rollout import mix_in_random, rollout
+from rldistill.schedules import constant, linear
+from rldistill.types import Actions, Bools, Floats, Observations, UserError, as_tensor
+
+
 @dataclass(frozen=True)
 class DQNSettings:
+    """Defaults for Atari; what differs from the papers is in `docs/train.md`."""
+
     capacity: int = 400_000
+    """Control steps kept to learn from (7 kB each on Atari)."""
     n_step: int = 3
+    """Rewards summed before the bootstrap; 1 is the paper's."""
+    warmup: int = 20_000
+    """Control steps of uniformly random play before the first update."""
+    replay_ratio: float = 8.0
+    """Samples drawn for each control step; the paper's 32 every 4 control steps are 8."""
+    minibatch: int = 128
+    """Samples an update. Larger and rarer than the paper's 32: the same samples in a quarter of the updates."""
+    target_every: int = 500
+    """Updates between two copies to the target network."""
+    item_steps: int = 512
+    """Control steps an item of `DQN.learn`; it changes what is reported when, and nothing else."""
+    slack: int = 65_536
+    """Control steps that fit into the replay's files between two checkpoints."""
+
+
+class NStep(NamedTuple):
+    """What follows B transitions, each (B,)."""
+
+    returns: Floats
+    """Discounted sum of the rewards that are counted."""
+    discounts: Floats
+    """What the bootstrap is multiplied with: gamma to the number of rewards, 0 where the episode terminated."""
+    steps: npt.NDArray[np.int64]
+    """After how many control steps the observation to bootstrap from comes."""
+    valid: Bools
+    """Whether anything is known: not where the very first step was truncated, for its last observation is not kept."""
+
+
+def n_step_returns(rewards: Floats, terminated: Bools, truncated: Bools, discount: float) -> NStep:
+    """Sums rewards up to the end of the window, or of the episode.
+
+    A terminated episode has no bootstrap. A truncated one is cut one step earlier: the observation before its last action
+    is kept and belongs to the same episode, so fewer rewards and a bootstrap there are exact.
+
+    Args:
+        rewards: (B, n) after each of n consecutive actions.
+        terminated: (B, n) whether the episode terminated with it.
+        truncated: (B, n) whether it was cut off there, disjoint from `terminated`.
+        discount: gamma.
+    """
+    number, length = rewards.shape
+    returns = np.zeros(number, dtype=np.float32)
+    discounts = np.ones(number, dtype=np.float32)
+    steps = np.zeros(number, dtype=np.int64)
+    going = np.ones(number, dtype=np.bool_)
+    for k in range(length):
+        going &= ~truncated[:, k]
+        returns += np.where(going, discounts * rewards[:, k], np.float32(0))
+        steps += going
+        discounts = np.where(going, discounts * np.float32(discount), discounts)
+        discounts[going & terminated[:, k]] = 0.0
+        going &= ~terminated[:, k]
+    return NStep(returns, discounts, steps, steps > 0)
+
+
+def double_q_targets(r_t: Tensor, discount_t: Tensor, q_t_value: Tensor, q_t_selector: Tensor) -> Tensor:
+    """r + discount * Q_target(s, argmax Q_online(s)); van Hasselt et al. 2015, arXiv 1509.06461, equation 4.
+
+    Args:
+        r_t: (B,) rewards, or n-step returns.
+        discount_t: (B,), 0 where the episode terminated.
+        q_t_value: (B, A) the target network's values of the observation bootstrapped from.
+        q_t_selector: (B, A) the learning network's values of it.
+
+    Returns:
+        (B,) float32.
+    """
+    best = q_t_selector.argmax(dim=1, keepdim=True)
+    return r_t + discount_t * q_t_value.gather(1, best).squeeze(1)
+
+
 class DQN:
-    def __init__(self, *a: Any, **k: Any) -> None: ...
+    """A learner: iterate `learn()`, save and load between two items.
+
+    Args:
+        network: trained in place.
+        environments: its rows are stepped together.
+        steps: control steps of the whole run.
+        learning_rate: of Adam, constant.
+        discount: gamma.
+        epsilon_end: last probability of a random action.
+        epsilon_steps: control steps over which it falls from 1, after the warm-up.
+        clip_rewards: to -1, 0, 1 by their sign, as Mnih et al. 2015 (the returns reported stay raw).
+        seed: of exploration and minibatches.
+        scratch: folder for the replay's files; None keeps it in the process, which then cannot be saved.
+
+    Raises:
+        UserError: no room for the replay, or it is too small to sample from.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        environments: Environments,
+        *,
+        steps: int,
+        learning_rate: float,
+        discount: float,
+        epsilon_end: float,
+        epsilon_steps: int,
+        clip_rewards: bool,
+        seed: int,
+        settings: DQNSettings,
+        scratch: Path | None = None,
+    ) -> None:
+        self.network, self.environments, self.settings = network, environments, settings
+        self.discount, self.clip_rewards = discount, clip_rewards
+        self.target = copy.deepcopy(network).eval().requires_grad_(False)
+        self.target.bfloat16 = False  # what is bootstrapped from is not rounded
+        self.optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, eps=1.5e-4)
+        self.learning_rate = constant(learning_rate)
+        self.epsilon = linear(1.0, epsilon_end, epsilon_steps)
+        self.generator = np.random.default_rng([seed, 2])
+        self.control_steps = 0
+        self.updates = 0
+        rows = environments.num_envs
+        self._item_times = max(settings.item_steps // rows, 1)
+        self._slack_times = max(settings.slack // rows, self._item_times)
+        self.replay = Replay(
+            environments.task,
+            rows,
+            settings.capacity,
+            {"actions": ((), np.int64), "rewards": ((), np.float32), "terminated": ((), np.bool_), "truncated": ((), np.bool_)},
+            scratch=scratch,
+            slack=self._slack_times * rows,
+        )
+        # So many times must have been added before one can be drawn with all that it needs.
+        self._least_times = self.replay.stack + settings.n_step
+        if self.replay.capacity < self._least_times:
+            raise UserError(
+                f"a replay of {settings.capacity} control steps is too small for {rows} environments and {settings.n_step}-step "
+                f"returns: it needs {self._least_times * rows}"
+            )
+        self._saved_at = 0
+        self._rollout = rollout(environments, self._act)
+
+    def _act(self, observations: Observations) -> Actions:
+        epsilon = self.epsilon(self.control_steps - self.settings.warmup)
+        greedy = np.zeros(len(observations), dtype=np.int64)
+        if self.control_steps >= self.settings.warmup:
+            with torch.no_grad():
+                greedy = np.asarray(self.network(as_tensor(observations)).argmax(dim=1).numpy())
+        return mix_in_random(greedy, self.environments.task.num_actions, epsilon, self.generator)
+
+    def learn(self) -> Iterator[dict[str, Any]]:
+        """`item_steps` control steps and the updates that are due with them an item: a record with the mean loss (None
+        while warming up), and the returns of the games that ended."""
+        while True:
+            losses: list[Tensor] = []
+            targets: list[Tensor] = []
+            returns: list[float] = []
+            for _ in range(self._item_times):
+                returns += self._play()
+                while self.updates < self._updates_due():
+                    loss, target = self._update()
+                    losses.append(loss)
+                    targets.append(target)
+            yield {
+                "loss": float(torch.stack(losses).mean()) if losses else None,
+                "epsilon": self.epsilon(self.control_steps - self.settings.warmup),
+                "learning_rate": self.learning_rate(self.control_steps),
+                "mean_value": float(torch.stack(targets).mean()) if targets else None,
+                "returns": returns,
+            }
+
+    def _play(self) -> list[float]:
+        step = next(self._rollout)
+        self.replay.add(
+            step.observations,
+            step.starts,
+            actions=step.actions,
+            rewards=np.sign(step.rewards) if self.clip_rewards else step.rewards,
+            terminated=step.terminated,
+            truncated=step.truncated,
+        )
+        self.control_steps += self.environments.num_envs
+        return [float(score) for score in step.returns[~np.isnan(step.returns)]]
+
+    def _updates_due(self) -> int:
+        """Updates after so many control steps: a function of them alone, so that a resumed run does the same ones."""
+        since = self.control_steps - max(self.settings.warmup, (self._least_times - 1) * self.environments.num_envs)
+        return max(int(since * self.settings.replay_ratio / self.settings.minibatch), 0)
+
+    def _update(self) -> tuple[Tensor, Tensor]:
+        """One gradient step; the mean loss and the mean target."""
+        length = self.settings.n_step
+        times, rows = self.replay.sample(self.generator, self.settings.minibatch, ahead=length)
+        window, beside = times[:, None] + np.arange(length), rows[:, None]
+        following = n_step_returns(
+            self.replay.column("rewards", window, beside),
+            self.replay.column("terminated", window, beside),
+            self.replay.column("truncated", window, beside),
+            self.discount,
+        )
+        bootstrap = as_tensor(self.replay.observations(times + following.steps, rows))
+        with torch.no_grad():
+            targets = double_q_targets(
+                torch.from_numpy(following.returns),
+                torch.from_numpy(following.discounts),
+                self.target(bootstrap),
+                self.network(bootstrap),
+            )
+        actions = torch.from_numpy(self.replay.column("actions", times, rows))
+        valid = torch.from_numpy(following.valid)
+        self.network.train()
+        values = self.network(as_tensor(self.replay.observations(times, rows))).gather(1, actions[:, None]).squeeze(1)
+        # The paper's error clipped to [-1, 1] is the gradient of the Huber loss.
+        errors = torch.nn.functional.huber_loss(values, targets, reduction="none")
+        number = valid.sum().clamp(min=1)
+        loss = errors[valid].sum() / number
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
+        self.optimizer.step()
+        self.network.eval()
+        self.updates += 1
+        if self.updates % self.settings.target_every == 0:
+            self.target.load_state_dict(self.network.state_dict())
+        return loss.detach(), targets[valid].sum() / number
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """Whether the state must be saved before the next item: else that would overwrite what the last one saved needs."""
+        return self.replay.added + self._item_times - self._saved_at > self._slack_times
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next item depends on; the replay's frames stay in its files."""
+        state = {
+            "network": self.network.state_dict(),
+            "target": self.target.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "environments": self.environments.state_dict(),
+            "generator": generator_state(self.generator),
+            "replay": self.replay.state_dict(),
+            "control_steps": self.control_steps,
+            "updates": self.updates,
+        }
+        self._saved_at = self.replay.added
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Puts back what `state_dict` gave.
+
+        Raises:
+            UserError: the replay's files are missing or damaged.
+        """
+        self.replay.load_state_dict(state["replay"])
+        self.network.load_state_dict(state["network"])
+        self.target.load_state_dict(state["target"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.environments.load_state_dict(state["environments"])
+        load_generator_state(self.generator, state["generator"])
+        self.control_steps, self.updates = int(state["control_steps"]), int(state["updates"])
+        self._saved_at = self.replay.added

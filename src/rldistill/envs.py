@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from rldistill.types import Actions, Bools, Floats, Observations, Task, UserError
 
-# Mean return of uniformly random play from no-op starts; from dqn_zoo's atari_data (Mnih et al. 2015, extended table 2).
+# Mean return of uniformly random play from no-op starts: dqn_zoo's atari_data (Mnih et al. 2015, extended table 2).
 ATARI_RANDOM_SCORES = {
     "beam_rider": 363.9,
     "breakout": 1.7,
@@ -79,7 +79,7 @@ def make_task(env: str, **options: Any) -> Task:
     given = {name: value for name, value in options.items() if value is not None}
     game = _atari_game(env)
     if game is not None:
-        defaults = dict(
+        defaults: dict[str, Any] = dict(
             frame_skip=4,
             frame_stack=4,
             sticky_actions=0.25 if env.startswith("ALE/") else 0.0,
@@ -88,22 +88,50 @@ def make_task(env: str, **options: Any) -> Task:
             fire_when_idle=200,
             random_score=ATARI_RANDOM_SCORES.get(game),
         )
-        chosen = defaults | given
-        stack = int(cast(int, chosen["frame_stack"]))
-        probe = _ale(game, 1, chosen, pixels=False)
-        task = Task(env, int(probe.single_action_space.n), (stack, 84, 84), "uint8", **chosen)
+        probe = _ale(game, 1, defaults, pixels=False)  # not with the options given, which are checked below
+        chosen = defaults | _understood(env, given, defaults)
+        shape = (int(chosen["frame_stack"]), 84, 84)
+        task = Task(env, int(probe.single_action_space.n), shape, "uint8", **chosen)
     elif env.startswith("MinAtar/"):
         probe_minatar = _minatar(_minatar_game(env), 0.1, True)
         height, width, channels = probe_minatar.state_shape()
         number = 6 if env.endswith("-v0") else len(probe_minatar.minimal_action_set())
-        minatar_defaults = dict(sticky_actions=0.1, difficulty_ramping=True, max_frames=27_000)
-        task = Task(env, number, (channels, height, width), "uint8", **(minatar_defaults | given))
+        minatar_defaults: dict[str, Any] = dict(sticky_actions=0.1, difficulty_ramping=True, max_frames=27_000)
+        minatar_chosen = minatar_defaults | _understood(env, given, minatar_defaults)
+        task = Task(env, number, (channels, height, width), "uint8", **minatar_chosen)
     else:
-        if given:
-            raise UserError(f"{env} does not take the option {sorted(given)[0]!r}: it is for Atari and MinAtar games")
+        _understood(env, given, {})
         task = _gymnasium_task(env)
     _check_options(task)
     return task
+
+
+def fitting_task(own: Task, env: str | None) -> Task:
+    """What a policy plays: its own task, or that of another environment id if it fits.
+
+    Raises:
+        UserError: no such environment, or other actions or observations (the message has both numbers).
+    """
+    if env is None:
+        return own
+    task = make_task(env)
+    if task.num_actions != own.num_actions:
+        raise UserError(f"{env} has {task.num_actions} actions, the teacher {own.num_actions}")
+    if (task.observation_shape, task.observation_dtype) != (own.observation_shape, own.observation_dtype):
+        raise UserError(
+            f"{env} has observations of shape {task.observation_shape} ({task.observation_dtype}), "
+            f"the teacher sees {own.observation_shape} ({own.observation_dtype})"
+        )
+    return task
+
+
+def _understood(env: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The options given, if this world takes them: one without effect would be a wrong record of what was played."""
+    for name in given:
+        if name not in defaults:
+            takes = f"it takes {', '.join(defaults)}" if defaults else "those are for Atari and MinAtar games"
+            raise UserError(f"{env} does not take the option {name!r}: {takes}")
+    return dict(given)
 
 
 def _check_options(task: Task) -> None:
@@ -136,7 +164,9 @@ def _minatar_game(env: str) -> str:
     known = {game.title().replace("_", ""): game for game in MINATAR_GAMES}
     name, _, version = env.removeprefix("MinAtar/").rpartition("-")
     if name not in known or version not in ("v0", "v1"):
-        raise UserError(f"unknown MinAtar id {env!r}: the games are {', '.join(known)}, with -v0 or -v1 (minimal actions)")
+        raise UserError(
+            f"unknown MinAtar id {env!r}: the games are {', '.join(known)}, with -v0 or -v1 (minimal actions)"
+        )
     return known[name]
 
 
@@ -152,8 +182,10 @@ def _gymnasium_task(env: str) -> Task:
     from gymnasium.spaces import Box, Discrete
 
     if not isinstance(observations, Box) or not isinstance(actions, Discrete):
-        raise UserError(f"{env} has {type(observations).__name__} observations and {type(actions).__name__} actions; "
-                        "rldistill plays Box observations with Discrete actions")
+        raise UserError(
+            f"{env} has {type(observations).__name__} observations and {type(actions).__name__} actions; "
+            "rldistill plays Box observations with Discrete actions"
+        )
     if actions.start != 0:
         raise UserError(f"{env} numbers its actions from {actions.start}; rldistill expects them from 0")
     shape = tuple(int(n) for n in observations.shape)
@@ -202,6 +234,8 @@ class AtariBackend:
 
     def close(self) -> None:
         self._ale.close()
+        if self._twin is not None:
+            self._twin.close()
 
 
 class MinAtarBackend:
@@ -247,7 +281,7 @@ class MinAtarBackend:
         channels = self.observations.shape[1]
         top = (self.observations * np.arange(1, channels + 1)[None, :, None, None]).max(axis=1)
         small = self.PALETTE[top.astype(np.int64)]
-        return small.repeat(16, axis=1).repeat(16, axis=2)
+        return cast(Pixels, small.repeat(16, axis=1).repeat(16, axis=2))
 
     def close(self) -> None:
         pass
@@ -259,8 +293,10 @@ class GymnasiumBackend:
     def __init__(self, task: Task, num_envs: int, *, pixels: bool) -> None:
         self._envs = [_gymnasium(task.env, "rgb_array" if pixels else None) for _ in range(num_envs)]
         self._images = len(task.observation_shape) == 3 and task.observation_dtype == "uint8"
-        dtype = np.uint8 if task.observation_dtype == "uint8" else np.float32
-        self.observations: Observations = np.zeros((num_envs, *task.observation_shape), dtype=dtype)
+        shape = (num_envs, *task.observation_shape)
+        self.observations: Observations = (
+            np.zeros(shape, dtype=np.uint8) if task.observation_dtype == "uint8" else np.zeros(shape, dtype=np.float32)
+        )
 
     def _seen(self, observation: Any) -> Any:
         return observation.transpose(2, 0, 1) if self._images else observation
@@ -300,8 +336,9 @@ def make_backend(task: Task, num_envs: int, *, pixels: bool = False) -> Backend:
         raise UserError(f"{task.env} has {fresh.num_actions} actions here, the policy's task says {task.num_actions}")
     stacked = (task.frame_stack, *fresh.observation_shape[1:]) if fresh.frame_stack > 1 else fresh.observation_shape
     if stacked != task.observation_shape:
-        raise UserError(f"{task.env} has observations of shape {stacked} here, "
-                        f"the policy's task says {task.observation_shape}")
+        raise UserError(
+            f"{task.env} has observations of shape {stacked} here, the policy's task says {task.observation_shape}"
+        )
     if _atari_game(task.env) is not None:
         return AtariBackend(task, num_envs, pixels=pixels)
     if task.env.startswith("MinAtar/"):
@@ -346,7 +383,9 @@ class Environments:
             ValueError: an action is out of range (the ALE itself would hang for ever).
         """
         if actions.shape != (self.num_envs,) or actions.min() < 0 or actions.max() >= self.task.num_actions:
-            raise ValueError(f"actions are {self.num_envs} numbers from 0 to {self.task.num_actions - 1}, got {actions}")
+            raise ValueError(
+                f"actions are {self.num_envs} numbers from 0 to {self.task.num_actions - 1}, got {actions}"
+            )
         if self._ages.max() >= self._log.shape[1]:
             self._log = np.concatenate([self._log, np.zeros_like(self._log)], axis=1)
         self._log[np.arange(self.num_envs), self._ages] = actions
@@ -420,16 +459,16 @@ def _ale(game: str, num_envs: int, options: Mapping[str, Any], *, pixels: bool) 
     from ale_py.vector_env import AtariVectorEnv
 
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
-    look = dict(grayscale=False, img_height=210, img_width=160, stack_num=1) if pixels else dict(
-        grayscale=True, img_height=84, img_width=84, stack_num=int(options["frame_stack"])
-    )
+    look: dict[str, Any] = dict(grayscale=True, img_height=84, img_width=84, stack_num=int(options["frame_stack"]))
+    if pixels:
+        look = dict(grayscale=False, img_height=210, img_width=160, stack_num=1)
     return AtariVectorEnv(
         game,
         num_envs,
         frameskip=int(options["frame_skip"]),
         repeat_action_probability=float(options["sticky_actions"]),
         noop_max=int(options["noop_max"]),
-        max_num_frames_per_episode=int(options["max_frames"]),
+        max_num_frames_per_episode=int(options["max_frames"]) or 2**31 - 1,  # 0 would end episodes after one step
         use_fire_reset=False,
         reward_clipping=False,  # on by default, and then the raw score is nowhere
         episodic_life=False,
@@ -457,7 +496,8 @@ def _gymnasium(env: str, render_mode: str | None) -> Any:
     import gymnasium
 
     try:
-        return gymnasium.make(env, render_mode=render_mode)
+        # Not every environment takes a render mode, so it is given only where one is wanted.
+        return gymnasium.make(env, render_mode=render_mode) if render_mode else gymnasium.make(env)
     except gymnasium.error.DependencyNotInstalled as error:
         raise UserError(f"{env} needs a package that is not installed: {str(error).splitlines()[0]}") from None
     except (gymnasium.error.Error, ModuleNotFoundError) as error:

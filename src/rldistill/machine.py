@@ -9,8 +9,9 @@ import sys
 def keep_freed_memory() -> None:
     """Lets glibc keep large freed blocks for the next allocation instead of handing them back to the kernel.
 
-    A training step allocates and frees some tens of megabytes of activations; taken anew from the kernel each time, every
-    page of them faults. On 2 cores this alone doubles a Nature CNN's training rate. Elsewhere than on glibc it does nothing.
+    A training step allocates and frees some tens of megabytes of activations; taken anew from the kernel each time,
+    every page of them faults. On 2 cores this alone doubles a Nature CNN's training rate. Elsewhere than on glibc it
+    does nothing.
     """
     if not sys.platform.startswith("linux"):
         return

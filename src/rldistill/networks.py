@@ -12,8 +12,8 @@ from rldistill.types import ScoreKind, UserError
 
 Normalization: TypeAlias = Literal["none", "layer"]
 
-# Rusu et al. 2015, arXiv 1511.06295, appendix A, table A1 (single-task students): channels of the three convolutions, then
-# units of the hidden layer. With 18 actions they have 1,693,362, 427,874, 113,346 and 61,954 parameters.
+# Rusu et al. 2015, arXiv 1511.06295, appendix A, table A1 (single-task students): channels of the three convolutions,
+# then units of the hidden layer. With 18 actions they have 1,693,362, 427,874, 113,346 and 61,954 parameters.
 PAPER_NETWORKS = {
     "dqn": "cnn:32,64,64:512",
     "net1": "cnn:16,32,32:256",
@@ -34,20 +34,41 @@ class Architecture(NamedTuple):
     observation_shape: tuple[int, ...]
     num_actions: int
     normalization: Normalization = "none"
-    """`layer`: each hidden layer is normalized over all its units before the ReLU, with a scale and a shift a channel."""
+    """`layer`: each hidden layer is normalized over all its units before the ReLU, with scale and shift a channel."""
     dropout: float = 0.0
     """Probability with which a unit of the last hidden layer is dropped, while training or exploring."""
+
+
+class Dropout(nn.Module):
+    """Dropout that draws from a generator of its own, so that nothing reads a global one."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+        self.generator = torch.Generator()
+        self.exploring = False
+        """Whether units are dropped outside of training too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A fresh mask each call; what stays is scaled up to keep its expectation."""
+        if not (self.training or self.exploring):
+            return x
+        keep = 1 - self.probability
+        return x * (torch.rand(x.shape, generator=self.generator) < keep).to(x.dtype) / keep
 
 
 class Network(nn.Module):
     """A standardization, a torso and a head: (B, *obs) uint8 or float to (B, A) float32 scores.
 
-    The standardization is an affine step, `scale * (x - shift)`, with one pair of numbers for images and one a feature for
-    vectors. It belongs to the data, not to what is trained, and folds into the first layer, so it counts no parameters.
+    The standardization is an affine step, `scale * (x - shift)`, with one pair of numbers for images and one a feature
+    for vectors. It belongs to the data, not to what is trained, and folds into the first layer, so it counts no
+    parameters.
     """
 
     shift: Tensor
     scale: Tensor
+    bfloat16: bool  # type: ignore[assignment]  # hides the method that would round the weights themselves
+    """Whether the layers run under bfloat16 autocast; the weights stay float32."""
 
     def __init__(self, architecture: Architecture, score_kind: ScoreKind = "q_values") -> None:
         super().__init__()
@@ -60,10 +81,7 @@ class Network(nn.Module):
         # Pixels to [0, 1] as everyone does, until somebody fits something better; small grids are 0 or 1 already.
         self.register_buffer("scale", torch.full(features, 1 / 255 if image and min(shape[1:]) >= _LARGE_FROM else 1.0))
         self.layers = nn.Sequential(*_layers(architecture))
-        self.exploring = False
-        """Whether dropout is sampled outside of training too."""
         self.bfloat16 = False
-        """Whether the layers run under bfloat16 autocast; the weights stay float32."""
 
     @property
     def score_kind(self) -> ScoreKind:
@@ -72,15 +90,27 @@ class Network(nn.Module):
 
     def forward(self, observations: Tensor) -> Tensor:
         """Scores (B, A) float32 of observations (B, *obs)."""
-        # bfloat16 holds the numbers to 255 exactly; in place, because fresh memory of this size costs more than the sums.
+        # bfloat16 holds the numbers to 255 exactly; in place: fresh memory of this size costs more than the sums.
         half = self.bfloat16 and observations.dtype == torch.uint8
         x = observations.to(torch.bfloat16 if half else torch.float32, copy=True).sub_(self.shift).mul_(self.scale)
-        for layer in self.layers:
-            if isinstance(layer, nn.Dropout):
-                layer.train(self.training or self.exploring)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
             scores = self.layers(x)
         return cast(Tensor, scores.to(torch.float32))
+
+    @property
+    def dropout(self) -> Dropout | None:
+        """The dropout layer, if there is one."""
+        return next((layer for layer in self.layers if isinstance(layer, Dropout)), None)
+
+    @property
+    def exploring(self) -> bool:
+        """Whether dropout is sampled outside of training too."""
+        return self.dropout is not None and self.dropout.exploring
+
+    @exploring.setter
+    def exploring(self, exploring: bool) -> None:
+        if self.dropout is not None:
+            self.dropout.exploring = exploring
 
     def standardize(self, shift: Tensor, scale: Tensor) -> None:
         """Fixes the affine step, shapes (1,) for images and (features,) for vectors."""
@@ -101,7 +131,38 @@ def build(architecture: Architecture, seed: int, score_kind: ScoreKind = "q_valu
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Network(architecture, score_kind)
+        network = Network(architecture, score_kind)
+    if network.dropout is not None:
+        network.dropout.generator.manual_seed(seed)
+    return network
+
+
+def fit_initialization(network: Network, observations: Tensor, seed: int) -> None:
+    """Draws the weights anew so that every unit has mean 0 and variance 1 over these observations, before its ReLU.
+
+    Orthogonal weights, then one pass layer by layer that sets scale and bias of each unit (channel): Mishkin & Matas 2016,
+    arXiv 1511.06422, and Kraehenbuehl et al. 2016, arXiv 1511.06856. Frames are nearly all background that never moves; with
+    the usual initialization a unit's output is that background and little else. The scores begin at a tenth of that scale.
+
+    Args:
+        network: changed in place; its standardization is already fixed.
+        observations: (B, *obs), some hundreds.
+        seed: of the weights.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    head = network.layers[-1]
+    with torch.no_grad():
+        x = (observations.to(torch.float32) - network.shift) * network.scale
+        for layer in network.layers:
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.orthogonal_(layer.weight, generator=generator)
+                nn.init.zeros_(layer.bias)
+                out = layer(x)
+                over = (0, 2, 3) if out.ndim == 4 else (0,)
+                deviation = out.std(dim=over).clamp(min=1e-3) * (10 if layer is head else 1)
+                layer.weight.div_(deviation.view(-1, *[1] * (layer.weight.ndim - 1)))
+                layer.bias.copy_(-out.mean(dim=over) / deviation)
+            x = layer(x)
 
 
 def _layers(architecture: Architecture) -> list[nn.Module]:
@@ -115,7 +176,9 @@ def _layers(architecture: Architecture) -> list[nn.Module]:
     if convolutional:
         channels, hidden = (_numbers(group, name) for group in convolutional.groups())
         if len(shape) != 3:
-            raise UserError(f"network {name!r} reads images, but the observations have shape {shape}: take an mlp:64,64")
+            raise UserError(
+                f"network {name!r} reads images, but the observations have shape {shape}: take an mlp:64,64"
+            )
         kernels = _LARGE if min(shape[1:]) >= _LARGE_FROM else _SMALL
         if len(channels) > len(kernels):
             raise UserError(f"network {name!r} has {len(channels)} convolutions; at most {len(kernels)} are understood")
@@ -140,7 +203,7 @@ def _layers(architecture: Architecture) -> list[nn.Module]:
         layers += [nn.LayerNorm(out)] if architecture.normalization == "layer" else []
         layers.append(nn.ReLU())
         features = out
-    layers += [nn.Dropout(architecture.dropout)] if architecture.dropout else []
+    layers += [Dropout(architecture.dropout)] if architecture.dropout else []
     layers.append(nn.Linear(features, architecture.num_actions))
     return layers
 

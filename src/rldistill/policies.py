@@ -12,7 +12,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import safetensors
 import safetensors.torch
@@ -25,6 +25,10 @@ from rldistill.types import ScoreKind, Task, UserError
 
 FORMAT = "rldistill-policy"
 VERSION = 1
+CARD_FIELDS = {
+    "format", "format_version", "architecture", "score_kind", "task", "weights_dtype", "weights_sha256", "provenance",
+    "versions", "card_sha256",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class SavedPolicy:
     def __call__(self, observations: Tensor) -> Tensor:
         """Scores (B, A) float32, without gradients."""
         with torch.no_grad():
-            return self.network(observations)
+            return cast(Tensor, self.network(observations))
 
 
 def save_policy(
@@ -59,7 +63,7 @@ def save_policy(
     """Writes a policy folder; each file is replaced in one step, `policy.json` last.
 
     Raises:
-        UserError: a weight is NaN or infinite.
+        UserError: a weight is NaN or infinite, or the folder cannot be written.
     """
     kind = {"float32": torch.float32, "float16": torch.float16}[dtype]
     tensors = {name: tensor.detach().to(kind).contiguous() for name, tensor in network.state_dict().items()}
@@ -78,7 +82,11 @@ def save_policy(
         "provenance": dict(provenance),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
-    path.mkdir(parents=True, exist_ok=True)
+    card["card_sha256"] = _card_checksum(card)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the policy folder {path}: {error.strerror}") from None
     replace_file(path / "weights.safetensors", weights)
     replace_file(path / "policy.json", json.dumps(card, indent=2).encode() + b"\n")
 
@@ -99,10 +107,19 @@ def load_policy(path: str | os.PathLike[str]) -> SavedPolicy:
     card = read_json(folder / "policy.json")
     if card.get("format") != FORMAT or card.get("format_version") != VERSION:
         raise UserError(f"{folder / 'policy.json'} is not of the format {FORMAT} version {VERSION}")
+    # Folders from before there was a checksum of the card have none; an unknown field may be its name, altered.
+    unknown = sorted(set(card) - CARD_FIELDS)
+    if unknown:
+        raise UserError(f"{folder / 'policy.json'} is damaged: it has no field {unknown[0]!r}")
+    if "card_sha256" in card and card["card_sha256"] != _card_checksum(card):
+        raise UserError(f"{folder / 'policy.json'} is damaged: its checksum does not fit; get the folder anew")
     weights = folder / "weights.safetensors"
     if not weights.is_file():
         raise UserError(f"{folder} is incomplete: it has no weights.safetensors")
-    data = weights.read_bytes()
+    try:
+        data = weights.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {weights}: {error.strerror}") from None
     if hashlib.sha256(data).hexdigest() != card.get("weights_sha256"):
         raise UserError(f"{weights} is damaged: its checksum is not the one in policy.json; get the folder anew")
     try:
@@ -123,6 +140,13 @@ def load_policy(path: str | os.PathLike[str]) -> SavedPolicy:
     _check_finite(tensors, folder)
     network.eval().requires_grad_(False)
     return SavedPolicy(network, task, card.get("provenance", {}), folder)
+
+
+def _card_checksum(card: Mapping[str, Any]) -> str:
+    """Of what the card says, however it is laid out."""
+    said = {name: value for name, value in card.items() if name != "card_sha256"}
+    plain = json.loads(json.dumps(said))  # names that are numbers sort otherwise than their text
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -27,7 +27,9 @@ class Progress(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Takes the bar off the terminal."""
 
 
@@ -46,7 +48,9 @@ class Silent:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         pass
 
 
@@ -71,7 +75,8 @@ class Talking:
         self._figures = {}
         if self._console.is_terminal:
             self._bar = Bar(
-                TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"),
+                TextColumn("[bold]{task.description}"), BarColumn(bar_width=24),
+                MofNCompleteColumn(), TextColumn("{task.fields[unit]}"),
                 TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"),
                 console=self._console, transient=True,
             )  # fmt: skip
@@ -83,13 +88,19 @@ class Talking:
         self._figures |= figures
         now = time.monotonic()
         rate = (done - self._first) / max(now - self._began, 1e-9)
-        text = f"{rate:,.0f} {self._unit}/s  " + "  ".join(f"{name} {value:.4g}" for name, value in self._figures.items())
+        text = f"{rate:,.0f} {self._unit}/s  " + "  ".join(
+            f"{name} {value:.4g}" for name, value in self._figures.items()
+        )
         if self._bar is not None:
             self._bar.update(self._task, completed=done, figures=text)
         elif now - self._told >= self.PLAIN_SECONDS:
             self._told = now
             left = (self._total - done) / max(rate, 1e-9)
-            print(f"{self._what}: {done:,} of {self._total:,} {self._unit}  {text}  left {clock(left)}", file=sys.stderr, flush=True)
+            print(
+                f"{self._what}: {done:,} of {self._total:,} {self._unit}  {text}  left {clock(left)}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def say(self, line: str) -> None:
         """Prints the line above the bar."""
@@ -98,7 +109,9 @@ class Talking:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stop()
 
     def _stop(self) -> None:
@@ -114,7 +127,7 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
 
 
-def table(rows: list[Mapping[str, str]], *, stderr: bool = False) -> None:
+def table(rows: Sequence[Mapping[str, str]], *, stderr: bool = False) -> None:
     """Prints rows of equal keys as a table."""
     from rich.table import Table
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ class Replay:
 
     With a `scratch` folder the ring lies in files mapped into memory, with some room beyond `capacity`. What the last
     checkpoint needs is then never overwritten before the next one, so a checkpoint is no more than the position, and a
-    process killed at any moment finds its frames again.
+    process killed at any moment finds its frames again. A checksum is kept of each time, and looked at when going back.
 
     Args:
         task: gives the shape of observations and the stack.
@@ -62,6 +63,7 @@ class Replay:
             **columns,
         }
         self._arrays = {name: self._allocate(name, (self._length, num_envs, *item), dtype) for name, (item, dtype) in kinds.items()}
+        self._checksums = self._allocate("checksums", (self._length,), np.uint32) if scratch else None
 
     def _allocate(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
@@ -69,8 +71,14 @@ class Replay:
             if self._scratch is None:
                 return np.empty(shape, dtype=dtype)
             path = self._scratch / f"replay-{name}"
-            with open(path, "ab") as file:
-                os.posix_fallocate(file.fileno(), 0, size)  # a full disk is told now, not by a bus error later
+            fresh = not path.exists()
+            try:
+                with open(path, "ab") as file:
+                    os.posix_fallocate(file.fileno(), 0, size)  # a full disk is told now, not by a bus error later
+            except OSError:
+                if fresh:
+                    path.unlink(missing_ok=True)
+                raise
             return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
         except (MemoryError, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) else "out of memory"
@@ -80,6 +88,11 @@ class Replay:
         """Control steps to sample from."""
         return min(self.added, self.capacity) * self.num_envs
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole ring, in memory or mapped."""
+        return sum(array.nbytes for array in self._arrays.values())
+
     def add(self, observations: Observations, starts: Bools, **columns: npt.NDArray[Any]) -> None:
         """One control step of all rows: observations (N, *obs), whether they begin an episode (N,), the columns (N, ...)."""
         at = self.added % self._length
@@ -88,11 +101,21 @@ class Replay:
         self._arrays["starts"][at] = starts
         for name, values in columns.items():
             self._arrays[name][at] = values
+        if self._checksums is not None:
+            self._checksums[at] = self._checksum(at)
         self.added += 1
 
+    def _checksum(self, at: int) -> int:
+        checksum = 0
+        for array in self._arrays.values():
+            checksum = zlib.crc32(array[at], checksum)
+        return checksum
+
     def add_frames(self, frames: npt.NDArray[Any], starts: Bools, **columns: npt.NDArray[Any]) -> None:
-        """Many control steps of a single row, already as frames: (T, *frame), (T,) and (T, ...); at most `capacity`."""
+        """Many control steps of a single row, already as frames: (T, *frame), (T,) and (T, ...); at most `capacity`.
+        Not with scratch."""
         assert self.num_envs == 1
+        assert self._checksums is None
         rows = (self.added + np.arange(len(frames))) % self._length
         for name, values in {"frames": frames, "starts": starts, **columns}.items():
             self._arrays[name][rows, 0] = values
@@ -135,12 +158,23 @@ class Replay:
         Raises:
             ValueError: the ring lies in memory.
         """
-        if self._scratch is None:
+        if self._checksums is None:
             raise ValueError("a replay without scratch files cannot be saved")
-        for array in self._arrays.values():
+        for array in [*self._arrays.values(), self._checksums]:
             array.flush()  # type: ignore[attr-defined]  # with scratch they are memmaps
         return {"added": self.added}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes back to the position; the frames before it must still lie in the files."""
+        """Goes back to the position; the frames before it must still lie in the files.
+
+        Raises:
+            UserError: they do not, or were altered.
+        """
+        if self._checksums is None:
+            raise ValueError("a replay without scratch files cannot be loaded")
         self.added = int(state["added"])
+        for time in range(max(self.added - self.capacity, 0), self.added):
+            if self._checksums[time % self._length] != self._checksum(time % self._length):
+                raise UserError(
+                    f"the replay in {self._scratch} is damaged (a checksum does not fit); start anew with another --out"
+                )

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rldistill.envs import Environments
-from rldistill.types import ActionValues, Actions, Bools, Floats, Observations, Policy, Task, greedy
+from rldistill.types import Actions, ActionValues, Bools, Floats, Observations, Policy, Task, greedy
 
 
 class Transition(NamedTuple):
@@ -34,7 +34,14 @@ def rollout(environments: Environments, policy: Policy) -> Iterator[Transition]:
         actions = policy(observations)
         step = environments.step(actions)
         yield Transition(
-            observations, starts, actions, step.rewards, step.terminated, step.truncated, step.final_observations, step.returns
+            observations,
+            starts,
+            actions,
+            step.rewards,
+            step.terminated,
+            step.truncated,
+            step.final_observations,
+            step.returns,
         )
 
 
@@ -49,7 +56,7 @@ class EpsilonGreedy:
 
 
 def mix_in_random(actions: Actions, num_actions: int, epsilon: float, generator: np.random.Generator) -> Actions:
-    """Each action with probability epsilon replaced by a uniformly random one. Draws the same numbers for any epsilon."""
+    """Each action with probability epsilon replaced by a random one. Draws the same numbers for any epsilon."""
     instead = generator.random(actions.shape) < epsilon
     return np.where(instead, generator.integers(num_actions, size=actions.shape), actions)
 

@@ -18,8 +18,8 @@ from rldistill.types import UserError
 class Run:
     """A run folder, held by this process alone.
 
-    `config.json` is complete and resolved; `metrics.jsonl` has a line an event; `checkpoint/state` is replaced as a whole;
-    `policy/` is there when the run is finished.
+    `config.json` is complete and resolved; `metrics.jsonl` has a line an event; `checkpoint/state` is replaced as a
+    whole; `policy/` is there when the run is finished.
 
     Args:
         out: the folder.
@@ -38,15 +38,22 @@ class Run:
         self._state_path = out / "checkpoint" / "state"
         if out.exists() and not resume:
             raise UserError(f"{out} exists: continue it with --resume, or choose another --out")
-        if out.exists() and not (out / "config.json").is_file() and any(out.iterdir() if out.is_dir() else [out]):
+        # A process killed before config.json was there leaves a checkpoint folder without a state, perhaps half a file.
+        alien = [out]
+        if out.is_dir():
+            alien = [
+                path for path in out.iterdir() if path.name != "checkpoint" and not path.match(".config.json.*.tmp")
+            ]
+        if out.exists() and not (out / "config.json").is_file() and (alien or self._state_path.exists()):
             raise UserError(f"{out} is no run folder (it has no config.json): choose another --out")
         before = read_json(out / "config.json") if (out / "config.json").is_file() else None
         if before is not None:
             for name in [*config, *before]:
                 if before.get(name) != config.get(name):
                     raise UserError(
-                        f"{out} was begun with {name} = {json.dumps(before.get(name))}, not {json.dumps(config.get(name))}: "
-                        "resume with the same configuration, or choose another --out"
+                        f"{out} was begun with {name} = {json.dumps(before.get(name))}, "
+                        f"not {json.dumps(config.get(name))}: resume with the same configuration, "
+                        "or choose another --out"
                     )
         try:
             (out / "checkpoint").mkdir(parents=True, exist_ok=True)
@@ -57,14 +64,16 @@ class Run:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"another process works on {out}: wait for it or choose another --out") from None
+        for aside in [*out.glob(".*.tmp"), *(out / "checkpoint").glob(".*.tmp")]:
+            aside.unlink()  # half a file, of a process that was killed
         if before is None:
             replace_file(out / "config.json", json.dumps(config, indent=2).encode() + b"\n")
         self.state: dict[str, Any] | None = load_state(self._state_path) if self._state_path.exists() else None
         """The last checkpoint, None at the beginning."""
         metrics = out / "metrics.jsonl"
         metrics.touch()
-        # Lines written after the checkpoint will be written again.
-        os.truncate(metrics, min(int(self.state["metrics_bytes"]) if self.state else 0, metrics.stat().st_size))
+        if not self.finished:  # lines written after the checkpoint will be written again
+            os.truncate(metrics, min(int(self.state["metrics_bytes"]) if self.state else 0, metrics.stat().st_size))
         self._metrics = open(metrics, "ab", buffering=0)  # noqa: SIM115
 
     @property

@@ -1,4 +1,4 @@
-"""Numbers with their uncertainty: interquartile means and bootstrap intervals (Agarwal et al. 2021, arXiv 2108.13264)."""
+"""Numbers with their uncertainty: interquartile means and bootstrap intervals (Agarwal et al., arXiv 2108.13264)."""
 
 from __future__ import annotations
 
@@ -61,5 +61,36 @@ def summarize(returns: npt.ArrayLike, *, seed: int) -> Summary:
 
 
 def normalized_score(score: float, random: float, reference: float) -> float:
-    """0 is random play, 1 the reference's play: (score - random) / (reference - random); NaN where the two are equal."""
+    """0 is random play, 1 the reference's play: (score - random) / (reference - random); NaN if those are equal."""
     return (score - random) / (reference - random) if reference != random else float("nan")
+
+
+def bootstrap_ratio_interval(
+    values: npt.ArrayLike,
+    reference: npt.ArrayLike,
+    *,
+    zero: float = 0.0,
+    seed: int,
+    resamples: int = 10_000,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of `(mean(values) - zero) / (mean(reference) - zero)`, each resampled by itself.
+
+    With `zero` the score of random play it is the interval of a normalized score; that score itself counts as exact.
+
+    Returns:
+        Low and high; NaN both where a resampled reference is not above `zero`, because the ratio then has no bounds.
+
+    Raises:
+        UserError: there is no value.
+    """
+    above, below = np.asarray(values, dtype=np.float64), np.asarray(reference, dtype=np.float64)
+    if not above.size or not below.size:
+        raise UserError("an interval needs at least one value in each group")
+    generator = np.random.default_rng(seed)
+    numerators = above[generator.integers(len(above), size=(resamples, len(above)))].mean(axis=1) - zero
+    denominators = below[generator.integers(len(below), size=(resamples, len(below)))].mean(axis=1) - zero
+    if denominators.min() <= 0:
+        return float("nan"), float("nan")
+    low, high = np.quantile(numerators / denominators, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -16,6 +16,7 @@ import numpy as np
 import rldistill
 from rldistill.dqn import DQN, DQNSettings
 from rldistill.envs import Environments, make_task
+from rldistill.interrupts import deferred_interrupt
 from rldistill.machine import keep_freed_memory
 from rldistill.networks import Architecture, build, parameter_count
 from rldistill.policies import SavedPolicy, load_policy, save_policy
@@ -24,7 +25,7 @@ from rldistill.progress import Progress, Silent
 from rldistill.rollout import EpsilonGreedy, play
 from rldistill.runs import Run, command_line
 from rldistill.stats import summarize
-from rldistill.types import UserError
+from rldistill.types import Task, UserError
 
 
 @dataclass(frozen=True)
@@ -41,21 +42,29 @@ class TrainConfig:
     """`dqn`, `net1`, `net2`, `net3`, `cnn:32,64,64:512` or `mlp:64,64`; by default `dqn` for images, cnn:16:128 for small
     grids, mlp:128,128 for vectors."""
     num_envs: int | None = None
-    """Environments stepped together (dqn 16, pqn 64)."""
+    """Environments stepped together (dqn 16, pqn 64; fewer for vectors)."""
     learning_rate: float | None = None
-    """dqn: Adam, 1e-4; pqn: RAdam, 2.5e-4 falling linearly to a tenth."""
+    """dqn: Adam, 1e-4; pqn: RAdam, 2.5e-4 falling linearly to a tenth (on Atari; larger for small observations)."""
     discount: float = 0.99
     """Gamma."""
     epsilon_end: float = 0.01
     """Probability of a random action after `epsilon_steps`; it falls linearly from 1."""
     epsilon_steps: int | None = None
-    """By default a sixth of `steps`, at most 400,000 (pqn) or 250,000 (dqn)."""
+    """By default a sixth of `steps`, at most 400,000 (pqn) or 250,000 (dqn); dqn counts from the end of the warm-up."""
     clip_rewards: bool | None = None
     """Learn from the sign of the rewards alone, as Mnih et al. 2015; by default on Atari only. Scores stay raw."""
     n_step: int = 3
     """dqn: rewards summed before the bootstrap."""
     replay: int = 400_000
     """dqn: control steps kept to learn from (7 kB each on Atari)."""
+    warmup: int | None = None
+    """dqn: control steps of uniformly random play before the first update (Atari 20,000, at most a tenth of `steps`)."""
+    replay_ratio: float | None = None
+    """dqn: samples drawn for each control step (Atari 8, as the paper's 32 every 4)."""
+    minibatch: int | None = None
+    """dqn: samples an update (128)."""
+    target_every: int | None = None
+    """dqn: updates between two copies to the target network (Atari 500)."""
     sticky_actions: float | None = None
     """Probability of a repeated action; None leaves it to the environment id."""
     bfloat16: bool = True
@@ -89,17 +98,21 @@ def train(
         UserError: a wrong configuration, an unknown environment or network, a run folder that cannot be used.
     """
     config, progress = config or TrainConfig(), progress or Silent()
+    _check(config)
     task = make_task(env, sticky_actions=config.sticky_actions)
-    settings = _resolve(config, task.observation_shape, atari=task.frame_skip > 1)
+    settings = _resolve(config, task)
+    learning = _learning(settings, task)
     keep_freed_memory()
     architecture = Architecture(
         settings["network"], task.observation_shape, task.num_actions, "layer" if config.algo == "pqn" else "none"
     )
     network = build(architecture, config.seed)
-    run = Run(Path(out), {"verb": "train", "task": task.as_dict()} | settings, resume=resume)
+    shown = {"verb": "train", "task": task.as_dict()} | settings | {config.algo: asdict(learning)}
+    run = Run(Path(out), shown, resume=resume)
     try:
         if run.finished:
             progress.say(f"{run.path} is finished already: its policy is {run.policy_path}")
+            run.clean()
             return load_policy(run.policy_path)
         network.bfloat16 = settings["bfloat16"]
         environments = Environments(task, settings["num_envs"], config.seed)
@@ -113,11 +126,10 @@ def train(
             seed=config.seed,
         )
         learner: PQN | DQN
-        if config.algo == "pqn":
-            learner = PQN(network, environments, **common, settings=PQNSettings())
+        if isinstance(learning, PQNSettings):
+            learner = PQN(network, environments, **common, settings=learning)
         else:
-            chosen = DQNSettings(capacity=settings["replay"], n_step=config.n_step)
-            learner = DQN(network, environments, **common, settings=chosen, scratch=run.scratch)
+            learner = DQN(network, environments, **common, settings=learning, scratch=run.scratch)
         recent: deque[float] = deque(maxlen=100)
         spent, began = 0.0, time.monotonic()
         if run.state is not None:
@@ -149,24 +161,28 @@ def train(
         due = [share for share in sorted(config.snapshots) if share * config.steps > learner.control_steps]
         progress.start(f"train {task.env} ({config.algo})", config.steps, "steps", done=first)
         try:
-            items = learner.learn()
-            while learner.control_steps < config.steps:
-                record = next(items)
-                if not math.isfinite(record["loss"]):
-                    raise UserError(f"the loss became {record['loss']} after {learner.control_steps} steps: lower --learning-rate")
-                recent.extend(record["returns"])
-                score = float(np.mean(recent)) if recent else math.nan
-                run.log(control_steps=learner.control_steps, seconds=round(seconds(), 2), **record)
-                progress.update(learner.control_steps, loss=record["loss"], epsilon=record["epsilon"], score=score)
-                while due and learner.control_steps >= due[0] * config.steps:
-                    share = due.pop(0)
-                    save_policy(run.path / "snapshots" / f"{share:g}", network, task, provenance(), dtype="float16")
-                if time.monotonic() - saved >= config.checkpoint_seconds:
-                    keep()
-                    saved = time.monotonic()
-        except KeyboardInterrupt:
-            keep()
-            raise
+            with deferred_interrupt() as interrupted:
+                items = learner.learn()
+                while learner.control_steps < config.steps:
+                    record = next(items)
+                    loss = record["loss"]  # None while dqn warms up
+                    if loss is not None and not math.isfinite(loss):
+                        raise UserError(f"the loss became {loss} after {learner.control_steps} steps: lower --learning-rate")
+                    recent.extend(record["returns"])
+                    run.log(control_steps=learner.control_steps, seconds=round(seconds(), 2), **record)
+                    figures = {"loss": loss} if loss is not None else {}
+                    score = float(np.mean(recent)) if recent else math.nan
+                    progress.update(learner.control_steps, **figures, epsilon=record["epsilon"], score=score)
+                    while due and learner.control_steps >= due[0] * config.steps:
+                        share = due.pop(0)
+                        save_policy(run.path / "snapshots" / f"{share:g}", network, task, provenance(), dtype="float16")
+                    if interrupted():
+                        keep()
+                        progress.say(f"stopped at {learner.control_steps:,} control steps: go on with --resume")
+                        raise KeyboardInterrupt
+                    if learner.checkpoint_due or time.monotonic() - saved >= config.checkpoint_seconds:
+                        keep()
+                        saved = time.monotonic()
         finally:
             environments.close()
         keep()
@@ -197,31 +213,81 @@ def train(
         run.close()
 
 
-def _resolve(config: TrainConfig, shape: tuple[int, ...], *, atari: bool) -> dict[str, Any]:
-    """The configuration with nothing left to default, as JSON data, without what does not change the result."""
-    if config.steps < 1:
-        raise UserError(f"--steps is at least 1, not {config.steps}")
-    if config.final_episodes < 1:
-        raise UserError(f"--final-episodes is at least 1, not {config.final_episodes}")
+def _check(config: TrainConfig) -> None:
+    """Raises a `UserError` for what no environment could make right."""
+    least: dict[str, tuple[float | None, float]] = {
+        "steps": (config.steps, 1), "seed": (config.seed, 0), "num-envs": (config.num_envs, 1), "n-step": (config.n_step, 1),
+        "replay": (config.replay, 1), "warmup": (config.warmup, 0), "minibatch": (config.minibatch, 1),
+        "target-every": (config.target_every, 1), "epsilon-steps": (config.epsilon_steps, 0),
+        "final-episodes": (config.final_episodes, 1), "checkpoint-seconds": (config.checkpoint_seconds, 0),
+    }  # fmt: skip
+    for name, (value, bound) in least.items():
+        if value is not None and not value >= bound:
+            raise UserError(f"--{name} is at least {bound}, not {value}")
+    for name, positive in (("learning-rate", config.learning_rate), ("replay-ratio", config.replay_ratio)):
+        if positive is not None and not 0 < positive < math.inf:
+            raise UserError(f"--{name} is positive, not {positive}")
+    for name, share in (("discount", config.discount), ("epsilon-end", config.epsilon_end)):
+        if not 0 <= share <= 1:
+            raise UserError(f"--{name} lies between 0 and 1, not {share}")
     if any(not 0 < share < 1 for share in config.snapshots):
         raise UserError(f"--snapshots are shares of the training between 0 and 1, not {config.snapshots}")
-    pqn = config.algo == "pqn"
-    network = "mlp:128,128" if len(shape) == 1 else "dqn" if min(shape[1:]) >= 36 else "cnn:16:128"
-    defaults = {
-        "network": network,
-        "num_envs": 64 if pqn else 16,
-        "learning_rate": 2.5e-4 if pqn else 1e-4,
-        "epsilon_steps": min(config.steps // 6, 400_000 if pqn else 250_000),
-        "clip_rewards": atari,
+    if config.algo not in ("dqn", "pqn"):
+        raise UserError(f"--algo is dqn or pqn, not {config.algo!r}")
+
+
+def _kind(task: Task) -> Literal["vector", "grid", "image"]:
+    """What defaults follow from."""
+    if len(task.observation_shape) == 1:
+        return "vector"
+    return "image" if min(task.observation_shape[1:]) >= 36 else "grid"
+
+
+def _resolve(config: TrainConfig, task: Task) -> dict[str, Any]:
+    """The configuration with nothing left to default that the algorithm reads, as JSON data, without what does not change
+    the result."""
+    kind = _kind(task)
+    defaults: dict[str, Any] = {
+        "network": {"vector": "mlp:128,128", "grid": "cnn:16:128", "image": "dqn"}[kind],
+        "clip_rewards": task.frame_skip > 1,
     }
+    if config.algo == "pqn":
+        defaults |= {
+            "num_envs": 16 if kind == "vector" else 64,
+            "learning_rate": {"vector": 1e-3, "grid": 5e-4, "image": 2.5e-4}[kind],
+            "epsilon_steps": min(config.steps // 6, 400_000),
+        }
+    else:
+        defaults |= {
+            "num_envs": 8 if kind == "vector" else 16,
+            "learning_rate": {"vector": 1e-3, "grid": 2.5e-4, "image": 1e-4}[kind],
+            "epsilon_steps": min(config.steps // 6, 250_000),
+            "warmup": min({"vector": 1_000, "grid": 5_000, "image": 20_000}[kind], config.steps // 10),
+            "replay_ratio": {"vector": 16.0, "grid": 16.0, "image": 8.0}[kind],
+            "minibatch": 128,
+            "target_every": {"vector": 50, "grid": 125, "image": 500}[kind],
+        }
     settings = asdict(config)
-    for name in ("checkpoint_seconds",):
-        del settings[name]
-    for name, default in defaults.items():
-        if settings[name] is None:
-            settings[name] = default
-    if settings["learning_rate"] <= 0:
-        raise UserError(f"--learning-rate is positive, not {settings['learning_rate']}")
-    if settings["num_envs"] < 1:
-        raise UserError(f"--num-envs is at least 1, not {settings['num_envs']}")
-    return settings
+    del settings["checkpoint_seconds"]
+    return settings | {name: default for name, default in defaults.items() if settings[name] is None}
+
+
+def _learning(settings: dict[str, Any], task: Task) -> DQNSettings | PQNSettings:
+    """The learner's own settings. The paper's for PQN on images; small observations learn from shorter rollouts."""
+    if settings["algo"] == "pqn":
+        return PQNSettings(minibatch=64, epochs=4) if _kind(task) == "vector" else PQNSettings()
+    least = settings["num_envs"] * (settings["n_step"] + task.frame_stack)
+    if settings["replay"] < least:
+        raise UserError(
+            f"--replay is at least {least} for {settings['num_envs']} environments and {settings['n_step']}-step returns, "
+            f"not {settings['replay']}"
+        )
+    return DQNSettings(
+        capacity=settings["replay"],
+        n_step=settings["n_step"],
+        warmup=settings["warmup"],
+        replay_ratio=settings["replay_ratio"],
+        minibatch=settings["minibatch"],
+        target_every=settings["target_every"],
+        slack=min(settings["replay"], DQNSettings.slack),
+    )

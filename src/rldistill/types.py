@@ -89,7 +89,7 @@ LabelledBatches: TypeAlias = Iterator[Mapping[Task, Batch]]
 
 
 class ActionValues(Protocol):
-    """Observations to one unnormalized score per action: a teacher, a student's head and a DQN's network are all one."""
+    """Observations to one unnormalized score per action: teacher, student's head and DQN's network are all one."""
 
     @property
     def score_kind(self) -> ScoreKind:
@@ -97,6 +97,14 @@ class ActionValues(Protocol):
 
     def __call__(self, observations: Tensor) -> Tensor:
         """(B, *obs) to (B, A) float32."""
+
+
+class Teacher(ActionValues, Protocol):
+    """Scores, and the task that they are for."""
+
+    @property
+    def task(self) -> Task:
+        """What it was made to play."""
 
 
 class Policy(Protocol):

@@ -1,0 +1,5 @@
+"""`python -m rldistill`."""
+
+from rldistill.cli import main
+
+main()

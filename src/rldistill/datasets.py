@@ -1,0 +1,486 @@
+"""The dataset folder: what a teacher saw and what it said to it, in shards that can be read apart from each other.
+
+`dataset.json`, the card, says what was recorded and lists the shards with their checksums. A shard is an Arrow IPC file
+compressed with zstd, one record batch for each environment: its control steps in order, each with its newest frame
+alone. Before them stand the up to `frame_stack - 1` frames that the first observation's stack needs (`context` rows),
+so that a shard never needs another one. A shard is there as a whole before the card names it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from rldistill.files import read_json, replace_file
+from rldistill.progress import Progress, Silent
+from rldistill.replay import Replay
+from rldistill.types import Actions, Bools, Floats, Observations, ScoreKind, Task, UserError
+
+FORMAT = "rldistill-dataset"
+VERSION = 1
+CARD = "dataset.json"
+
+# Of 1, 3, 6, 9 and 12 on a Pong of 16 environments: 6 takes 30 bytes a frame at 175,000 frames/s, some thirty times the
+# rate of the emulator on the same core; 9 takes 27 at 110,000/s. XOR with the frame before takes 34 at level 6: zstd's
+# window spans hundreds of frames and finds the same paddle there, which a difference hides.
+LEVEL = 6
+
+
+class Shard(NamedTuple):
+    """Rows of one shard, or of one environment's part of it. Time runs within an environment; T rows in all."""
+
+    frames: npt.NDArray[Any]
+    """(T, *frame): the newest frame of the stack, or the whole observation where nothing is stacked."""
+    starts: Bools
+    """(T,): whether the frame is the first of its episode."""
+    context: Bools
+    """(T,): whether the row only completes the stacks of later rows. Its frame and its start hold, the rest is zero."""
+    environments: npt.NDArray[np.int32]
+    """(T,): the row of the vectorized environment. Where it changes, time does not go on."""
+    actions: Actions
+    """(T,): what the driver chose at this frame."""
+    rewards: Floats
+    """(T,): raw, for that action."""
+    terminated: Bools
+    """(T,): whether the action ended the episode."""
+    truncated: Bools
+    """(T,): whether it was cut off after the action."""
+    values: Floats
+    """(T, A): the teacher's unnormalized scores."""
+
+
+class ShardEntry(NamedTuple):
+    """What the card knows of a shard."""
+
+    file: str
+    rows: int
+    """Context rows among them."""
+    control_steps: int
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset folder as its card describes it; shards are read, and checked, when they are asked for."""
+
+    path: Path
+    task: Task
+    score_kind: ScoreKind
+    """Of the teacher's values."""
+    card: Mapping[str, Any]
+    """All of `dataset.json`."""
+    shards: tuple[ShardEntry, ...]
+
+    @property
+    def control_steps(self) -> int:
+        """Labelled control steps in the shards."""
+        return sum(shard.control_steps for shard in self.shards)
+
+    def read(self, index: int) -> Shard:
+        """All rows of a shard, environment after environment.
+
+        Raises:
+            UserError: the shard is missing, truncated or altered, or holds NaN or infinity. The others can be read.
+        """
+        return _joined(list(self._parts(self.shards[index])))
+
+    def problems(self) -> dict[str, str]:
+        """File name to what is wrong with it, for each shard that cannot be read. Reads every shard."""
+        found = {}
+        for shard in self.shards:
+            try:
+                for _ in self._parts(shard):
+                    pass
+            except UserError as error:
+                found[shard.file] = str(error)
+        return found
+
+    def intact(self) -> Self:
+        """The dataset without the shards that cannot be read."""
+        damaged = self.problems()
+        return replace(self, shards=tuple(shard for shard in self.shards if shard.file not in damaged))
+
+    def with_recording(self, settings: Mapping[str, Any]) -> Self:
+        """Notes in the card how the shards that follow are recorded; written to disk with the first of them."""
+        return replace(self, card={**self.card, "recordings": [*self.card["recordings"], dict(settings)]})
+
+    def _parts(self, shard: ShardEntry) -> Iterator[Shard]:
+        path = self.path / shard.file
+        advice = "; get it anew, or go on without it (Dataset.intact)"
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise UserError(f"the shard {path} is missing{advice}") from None
+        except OSError as error:
+            raise UserError(f"cannot read the shard {path}: {error.strerror}{advice}") from None
+        if len(data) != shard.bytes:
+            raise UserError(f"the shard {path} is damaged: it has {len(data)} bytes of {shard.bytes}{advice}")
+        if hashlib.sha256(data).hexdigest() != shard.sha256:
+            raise UserError(f"the shard {path} is damaged: its checksum is not the one in {CARD}{advice}")
+        try:
+            rows = labelled = 0
+            for part in _decoded(data, self.task):
+                _check(part, self.task)
+                rows += len(part.frames)
+                labelled += int((~part.context).sum())
+                yield part
+            if (rows, labelled) != (shard.rows, shard.control_steps):
+                wanted = f"{CARD} says {shard.rows} and {shard.control_steps}"
+                raise ValueError(f"it has {rows} rows and {labelled} labels, {wanted}")
+        except (pa.ArrowException, KeyError, ValueError) as error:  # UserError is a ValueError
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"the shard {path} is of no use: {reason}{advice}") from None
+
+
+def create_dataset(path: Path, task: Task, score_kind: ScoreKind, teacher: Mapping[str, Any]) -> Dataset:
+    """A new folder with a card and no shard yet.
+
+    Args:
+        path: made here; must not exist.
+        task: what is played.
+        score_kind: of the teacher's values.
+        teacher: what is to be known of it, plain JSON data; `sha256` tells whether two are the same.
+
+    Raises:
+        UserError: the folder exists or cannot be made.
+    """
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        raise UserError(f"{path} exists: add to it with --append, or choose another --out") from None
+    except OSError as error:
+        raise UserError(f"cannot make {path}: {error.strerror}") from None
+    card = {
+        "format": FORMAT,
+        "format_version": VERSION,
+        "task": task.as_dict(),
+        "score_kind": score_kind,
+        "frame_shape": list(frame_shape(task)),
+        "frame_dtype": task.observation_dtype,
+        "frames_encoding": "plain",
+        "teacher": dict(teacher),
+        "recordings": [],
+        "control_steps": 0,
+        "shards": [],
+    }
+    return _write_card(Dataset(path, task, score_kind, card, ()))
+
+
+def open_dataset(path: str | Path) -> Dataset:
+    """Reads the card of a dataset folder; the shards are read later.
+
+    Raises:
+        UserError: no such folder, or a card that is damaged or of another format.
+    """
+    folder = Path(path)
+    card_path = folder / CARD
+    if not folder.is_dir():
+        raise UserError(f"no dataset folder at {folder}")
+    if not card_path.is_file():
+        raise UserError(f"{folder} is no dataset folder: it has no {CARD}")
+    card = read_json(card_path)
+    if card.get("format") != FORMAT:
+        raise UserError(f"{card_path} is not of the format {FORMAT}")
+    if card.get("format_version") != VERSION:
+        raise UserError(
+            f"{card_path} is of format version {card.get('format_version')}, this rldistill reads version {VERSION}: "
+            "use the rldistill that wrote it, or record it anew"
+        )
+    try:
+        task = Task.from_dict(card["task"])
+        score_kind = card["score_kind"]
+        shards = tuple(ShardEntry(**{name: item[name] for name in ShardEntry._fields}) for item in card["shards"])
+        if score_kind not in ("q_values", "logits"):
+            raise ValueError(f"score_kind is {score_kind!r}")
+        if not isinstance(card["teacher"], dict) or not isinstance(card["recordings"], list):
+            raise TypeError("teacher or recordings of a wrong kind")
+        for shard in shards:
+            if not re.fullmatch(r"shard-\d{5,}\.arrow", shard.file):
+                raise ValueError(f"{shard.file!r} is no name of a shard")
+            if not all(isinstance(number, int) for number in (shard.rows, shard.control_steps, shard.bytes)):
+                raise TypeError(f"{shard.file} has a count that is no number")
+    except (KeyError, TypeError, ValueError) as error:  # UserError is a ValueError
+        raise UserError(f"{card_path} is damaged: it lacks something or holds something wrong ({error})") from None
+    return Dataset(folder, task, score_kind, card, shards)
+
+
+def frame_shape(task: Task) -> tuple[int, ...]:
+    """The newest frame of a stack, (channels, height, width), or the whole observation where nothing is stacked."""
+    shape = task.observation_shape
+    return (shape[0] // task.frame_stack, *shape[1:]) if task.frame_stack > 1 else shape
+
+
+def append_shard(dataset: Dataset, parts: Sequence[Shard]) -> Dataset:
+    """Writes a shard, then the card that names it, each in one step; returns the dataset that has it.
+
+    Args:
+        dataset: with all its shards, as opened.
+        parts: one for each environment, in the order of time, with the context rows that its first stack needs.
+
+    Raises:
+        UserError: a frame, an action or a label does not suit the task, a label is NaN or infinite, or the disk is
+            full. The dataset is what it was.
+    """
+    for part in parts:
+        try:
+            _check(part, dataset.task)
+        except ValueError as error:
+            raise UserError(f"nothing was written to {dataset.path}: {error}") from None
+    data = _encoded(parts, dataset.task)
+    rows = sum(len(part.frames) for part in parts)
+    labelled = sum(int((~part.context).sum()) for part in parts)
+    file = f"shard-{_next_number(dataset):05d}.arrow"
+    # A file of this name that the card does not know was left by a process killed before it wrote the card.
+    replace_file(dataset.path / file, data)
+    entry = ShardEntry(file, rows, labelled, hashlib.sha256(data).hexdigest(), len(data))
+    return _write_card(replace(dataset, shards=(*dataset.shards, entry)))
+
+
+def load_replay(dataset: Dataset, *, progress: Progress | None = None) -> tuple[Replay, npt.NDArray[np.int64]]:
+    """All frames in memory, once each, to draw batches from.
+
+    Args:
+        dataset: with the shards to load.
+        progress: told how it goes.
+
+    Returns:
+        A replay of one row with the columns `values` (A,) and `actions` (), and the times (S,) that may be drawn from
+        it: all but the context rows.
+
+    Raises:
+        UserError: a shard is damaged, there is nothing in the dataset, or not enough memory.
+    """
+    progress = progress or Silent()
+    if not dataset.control_steps:
+        raise UserError(f"the dataset {dataset.path} holds no control steps: record some with --append")
+    kinds: dict[str, tuple[tuple[int, ...], npt.DTypeLike]] = {
+        "values": ((dataset.task.num_actions,), np.float32),
+        "actions": ((), np.int64),
+    }
+    replay = Replay(dataset.task, 1, sum(shard.rows for shard in dataset.shards), kinds)
+    sampleable, done = [], 0
+    parts = (part for shard in dataset.shards for part in dataset._parts(shard))
+    progress.start(f"read {dataset.path}", dataset.control_steps, "steps")
+    # A thread decompresses the next part while this one is copied; both leave the interpreter free.
+    with ThreadPoolExecutor(max_workers=1) as ahead:
+        following = ahead.submit(next, parts, None)
+        while (part := following.result()) is not None:
+            following = ahead.submit(next, parts, None)
+            sampleable.append(~part.context)
+            replay.add_frames(part.frames, part.starts, values=part.values, actions=part.actions)
+            done += int(sampleable[-1].sum())
+            progress.update(done)
+    return replay, np.flatnonzero(np.concatenate(sampleable)).astype(np.int64)
+
+
+class DatasetWriter:
+    """Collects the control steps of vectorized environments and appends a shard whenever enough are there.
+
+    Args:
+        dataset: to append to; `dataset` is always what lies on the disk.
+        num_envs: rows added together.
+        shard_steps: control steps a shard, of all rows together, at most (but one of each row at least).
+
+    Raises:
+        UserError: no memory for a shard.
+    """
+
+    def __init__(self, dataset: Dataset, num_envs: int, shard_steps: int) -> None:
+        self.dataset = dataset
+        self.num_envs = num_envs
+        self._task = dataset.task
+        self._length = max(shard_steps // num_envs, 1)
+        self._stack = dataset.task.frame_stack
+        self._depth = frame_shape(dataset.task)[0]
+        self._heads: list[Shard] = []
+        """The context rows of each row's part."""
+        # Time runs along the second axis, so that each row's part lies in one piece.
+        shape = (num_envs, self._length)
+        kinds: dict[str, tuple[tuple[int, ...], npt.DTypeLike]] = {
+            "frames": (frame_shape(dataset.task), dataset.task.observation_dtype),
+            "starts": ((), np.bool_),
+            "actions": ((), np.int64),
+            "rewards": ((), np.float32),
+            "terminated": ((), np.bool_),
+            "truncated": ((), np.bool_),
+            "values": ((dataset.task.num_actions,), np.float32),
+        }
+        try:
+            self._columns = {name: np.zeros((*shape, *item), dtype) for name, (item, dtype) in kinds.items()}
+        except MemoryError:
+            raise UserError(f"no memory for a shard of {shard_steps} control steps: lower --shard-steps") from None
+        self._lengths = np.zeros(num_envs, dtype=np.int64)
+        # Whoever begins in the middle of an episode is taken at his word: the whole stack is context then.
+        self._ages = np.full(num_envs, self._stack, dtype=np.int64)
+
+    def add(
+        self,
+        observations: Observations,
+        starts: Bools,
+        actions: Actions,
+        rewards: Floats,
+        terminated: Bools,
+        truncated: Bools,
+        values: Floats,
+        *,
+        keep: int | None = None,
+    ) -> None:
+        """One control step of all rows, (N, ...) each; `keep` takes the first rows alone, and ends the shard.
+
+        Raises:
+            UserError: as `append_shard`, when the shard is full.
+        """
+        rows = self.num_envs if keep is None else keep
+        at = int(self._lengths[0])
+        self._ages = np.where(starts, 0, self._ages)
+        if at == 0:
+            self._heads = [self._head(row, observations[row]) for row in range(self.num_envs)]
+        newest = observations[:, -self._depth :] if self._stack > 1 else observations
+        columns = dict(frames=newest, starts=starts, actions=actions, rewards=rewards)
+        columns |= dict(terminated=terminated, truncated=truncated, values=values)
+        for name, column in columns.items():
+            self._columns[name][:rows, at] = column[:rows]
+        self._ages += 1
+        self._lengths[:rows] += 1
+        if at + 1 == self._length or rows < self.num_envs:
+            self.flush()
+
+    def flush(self) -> None:
+        """Appends what was collected as a shard, a short one if need be.
+
+        Raises:
+            UserError: as `append_shard`.
+        """
+        if not self._lengths.any():
+            return
+        parts = []
+        for row in np.flatnonzero(self._lengths):
+            taken = {name: column[row, : self._lengths[row]] for name, column in self._columns.items()}
+            length = int(self._lengths[row])
+            body = Shard(context=np.zeros(length, np.bool_), environments=np.full(length, row, np.int32), **taken)
+            head = self._heads[row]
+            parts.append(_joined([head, body]) if len(head.frames) else body)
+        self.dataset = append_shard(self.dataset, parts)
+        self._lengths[:] = 0
+
+    def _head(self, row: int, observation: npt.NDArray[Any]) -> Shard:
+        """The frames before the newest of a stack, as far as they belong to the same episode."""
+        length = int(min(self._ages[row], self._stack - 1))
+        shape = frame_shape(self._task)
+        older = observation.reshape(self._stack, *shape)[-1 - length : -1] if length else np.empty((0, *shape))
+        starts = np.zeros(length, np.bool_)
+        starts[:1] = length == self._ages[row] and length > 0
+        return Shard(
+            frames=older.astype(self._task.observation_dtype),
+            starts=starts,
+            context=np.ones(length, np.bool_),
+            environments=np.full(length, row, np.int32),
+            actions=np.zeros(length, np.int64),
+            rewards=np.zeros(length, np.float32),
+            terminated=np.zeros(length, np.bool_),
+            truncated=np.zeros(length, np.bool_),
+            values=np.zeros((length, self._task.num_actions), np.float32),
+        )
+
+
+def _next_number(dataset: Dataset) -> int:
+    """Beyond the card's last shard: a shard that was left out as damaged keeps its name."""
+    known = {item["file"] for item in dataset.card["shards"]} | {shard.file for shard in dataset.shards}
+    return next(number for number in count(len(known)) if f"shard-{number:05d}.arrow" not in known)
+
+
+def _write_card(dataset: Dataset) -> Dataset:
+    shards = [shard._asdict() for shard in dataset.shards]
+    card = {**dataset.card, "control_steps": dataset.control_steps, "shards": shards}
+    data = json.dumps(card, indent=2).encode() + b"\n"
+    replace_file(dataset.path / CARD, data)
+    return replace(dataset, card=json.loads(data))
+
+
+def _check(part: Shard, task: Task) -> None:
+    """Raises ValueError where the rows do not suit the task, or a label is of no use."""
+    length = len(part.frames)
+    if part.frames.shape != (length, *frame_shape(task)) or part.frames.dtype != task.observation_dtype:
+        raise ValueError(f"frames of shape {part.frames.shape[1:]}, the task's are {frame_shape(task)}")
+    if part.values.shape != (length, task.num_actions):
+        raise ValueError(f"labels of shape {part.values.shape}, expected {(length, task.num_actions)}")
+    if not np.isfinite(part.values).all():
+        raise ValueError("labels hold NaN or infinity")
+    if length and not 0 <= part.actions.min() <= part.actions.max() < task.num_actions:
+        raise ValueError(f"an action is not among the task's {task.num_actions}")
+
+
+def _schema(task: Task) -> Any:
+    frame = pa.uint8() if task.observation_dtype == "uint8" else pa.float32()
+    fields = {
+        "frame": pa.list_(frame, int(np.prod(frame_shape(task)))),
+        "start": pa.bool_(),
+        "context": pa.bool_(),
+        "environment": pa.int32(),
+        "action": pa.int32(),
+        "reward": pa.float32(),
+        "terminated": pa.bool_(),
+        "truncated": pa.bool_(),
+        "values": pa.list_(pa.float32(), task.num_actions),
+    }
+    told = {"format": f"{FORMAT} {VERSION}", "frame_shape": json.dumps(frame_shape(task))}
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields.items()], metadata=told)
+
+
+def _encoded(parts: Sequence[Shard], task: Task) -> bytes:
+    """An Arrow IPC file with a record batch for each part."""
+    schema = _schema(task)
+    sink = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=LEVEL))
+    with pa.ipc.new_file(sink, schema, options=options) as writer:
+        for part in parts:
+            columns = []
+            ordered = (part.frames, part.starts, part.context, part.environments, part.actions.astype(np.int32),
+                       part.rewards, part.terminated, part.truncated, part.values)  # fmt: skip
+            for column, field in zip(ordered, schema, strict=True):
+                if pa.types.is_fixed_size_list(field.type):
+                    flat = pa.array(np.ascontiguousarray(column).reshape(-1), field.type.value_type)
+                    columns.append(pa.FixedSizeListArray.from_arrays(flat, field.type.list_size))
+                else:
+                    columns.append(pa.array(column, field.type))
+            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def _decoded(data: bytes, task: Task) -> Iterator[Shard]:
+    """The parts of a shard, one after the other, so that never more than one lies in memory unpacked."""
+    with pa.ipc.open_file(pa.py_buffer(data)) as reader:
+        if not reader.schema.equals(_schema(task)):
+            raise ValueError("its columns are not those of the task in the card")
+        for index in range(reader.num_record_batches):
+            batch = reader.get_batch(index)
+            lists = {name: batch.column(name).flatten().to_numpy() for name in ("frame", "values")}
+            names = (name for name in batch.schema.names if name not in lists)
+            flat = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in names}
+            yield Shard(
+                frames=lists["frame"].reshape(batch.num_rows, *frame_shape(task)),
+                starts=flat["start"],
+                context=flat["context"],
+                environments=flat["environment"],
+                actions=flat["action"].astype(np.int64),
+                rewards=flat["reward"],
+                terminated=flat["terminated"],
+                truncated=flat["truncated"],
+                values=lists["values"].reshape(batch.num_rows, task.num_actions),
+            )
+
+
+def _joined(parts: Sequence[Shard]) -> Shard:
+    return Shard(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))

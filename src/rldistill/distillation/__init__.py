@@ -1,0 +1,326 @@
+"""The verb `distill`: a teacher becomes a student. One update, fed by any stream of labelled batches."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+import rldistill
+from rldistill.datasets import Dataset, load_replay, open_dataset
+from rldistill.distillation.config import DistillConfig, checked
+from rldistill.distillation.update import Update
+from rldistill.envs import Environments, fitting_task
+from rldistill.exploration import explorer
+from rldistill.interrupts import deferred_interrupt
+from rldistill.losses import WeightedLoss, parse_loss
+from rldistill.machine import keep_freed_memory
+from rldistill.networks import Architecture, Network, build, parameter_count
+from rldistill.policies import SavedPolicy, load_policy, save_policy
+from rldistill.progress import Progress, Silent
+from rldistill.replay import Replay
+from rldistill.rollout import EpsilonGreedy, play
+from rldistill.runs import Run, command_line
+from rldistill.schedules import constant, linear
+from rldistill.stats import summarize
+from rldistill.streams import Driven, Offline, Stream, checked_labels, times_an_item
+from rldistill.types import Task, Teacher, UserError, as_tensor
+
+__all__ = ["DistillConfig", "Update", "checked", "distill", "make_stream"]
+
+
+def distill(
+    teacher: str | os.PathLike[str] | Teacher,
+    out: str | os.PathLike[str],
+    config: DistillConfig | None = None,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> SavedPolicy:
+    """Makes a student of a teacher and returns it as it stands in `out/policy`.
+
+    Args:
+        teacher: a policy folder, a run folder, or in Python anything that is a `Teacher`.
+        out: run folder, made here.
+        config: see `DistillConfig`.
+        resume: go on with the run in `out`; the result is the same as without the interruption.
+        progress: told how it goes.
+
+    Raises:
+        UserError: a wrong configuration or input; one line says which and how to mend it.
+    """
+    progress = progress or Silent()
+    config = checked(config or DistillConfig())
+    keep_freed_memory()
+    name = "a policy in memory"
+    if isinstance(teacher, str | os.PathLike):
+        name, teacher = os.fspath(teacher), load_policy(teacher)
+    task = fitting_task(teacher.task, config.env)
+    loss = parse_loss(config.loss)
+    network = build(
+        Architecture(config.student, task.observation_shape, task.num_actions, dropout=config.dropout),
+        config.seed,
+        loss.score_kind,
+    )
+    network.bfloat16 = config.bfloat16 and len(task.observation_shape) == 3
+    resolved = {"verb": "distill", "teacher": name, "task": task.as_dict()} | asdict(config)
+    del resolved["checkpoint_seconds"]
+    if not Path(out).exists():
+        _check_inputs(teacher, task, config)
+    run = Run(Path(out), resolved, resume=resume)
+    try:
+        if run.finished:
+            progress.say(f"{run.path} is finished already: its student is {run.policy_path}")
+            run.clean()
+            return load_policy(run.policy_path)
+        stream = make_stream(teacher, network, task, config, run.scratch, progress)
+        try:
+            return _Distillation(teacher, name, network, task, loss, config, stream, run, progress).finish()
+        finally:
+            stream.close()
+    finally:
+        run.close()
+
+
+class _Distillation:
+    """A run from where its folder stands to its end."""
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        teacher_name: str,
+        network: Network,
+        task: Task,
+        loss: WeightedLoss,
+        config: DistillConfig,
+        stream: Stream,
+        run: Run,
+        progress: Progress,
+    ) -> None:
+        self.teacher, self.teacher_name, self.task, self.config = teacher, teacher_name, task, config
+        self.stream, self.run, self.progress = stream, run, progress
+        self.offline = config.dataset is not None
+        self.total = cast(int, config.updates) if self.offline else config.steps
+        self.unit = "updates" if self.offline else "steps"
+        warm = min(config.warmup, config.steps)
+        drawn = (config.steps - warm) * config.samples_per_step
+        updates = self.total if self.offline else max(int(drawn / config.batch_size), 1)
+        self.update = Update(network, loss, config, updates)
+        self.seconds = {"training": 0.0, "evaluation": 0.0}
+        self.score = math.nan
+        self.scores: dict[str, Any] = {}
+        """Of the last evaluation in this process; there is one at the end of each run."""
+
+    @property
+    def done(self) -> int:
+        """Of `total`."""
+        return self.update.updates if self.offline else self.stream.teacher_steps + self.stream.student_steps
+
+    def finish(self) -> SavedPolicy:
+        config, run, progress, update, stream = self.config, self.run, self.progress, self.update, self.stream
+        every = self.total // 5 if config.evaluate_every is None else config.evaluate_every
+        if run.state is not None:
+            progress.say(f"resuming {run.path}")
+            stream.load_state_dict(run.state["stream"])
+            update.load_state_dict(run.state["update"])
+            self.seconds, self.score = dict(run.state["seconds"]), float(run.state["score"])
+            next_evaluation = int(run.state["next_evaluation"])
+            next_log = int(run.state["next_log"])
+        else:
+            began = time.monotonic()
+            update.fit(stream.examples(), self.teacher.score_kind)
+            self.seconds["training"] += time.monotonic() - began
+            run.log(event="fit", temperature=update.temperature, spread=update.spread,
+                    shift=update.network.shift.tolist(), scale=update.network.scale.tolist())  # fmt: skip
+            self._level()
+            next_evaluation, next_log = every or self.total, 0
+
+        def keep() -> None:
+            run.checkpoint(
+                {"stream": stream.state_dict(), "update": update.state_dict(), "seconds": dict(self.seconds),
+                 "score": self.score, "next_evaluation": next_evaluation, "next_log": next_log}
+            )  # fmt: skip
+
+        what = f"distill {self.task.env} to {config.student}"
+        progress.start(what, self.total, self.unit, done=self.done)
+        saved = told = time.monotonic()
+        with deferred_interrupt() as interrupted:
+
+            def check() -> None:
+                # A second Ctrl-C comes at any moment, so what it leaves is not kept.
+                if interrupted():
+                    keep()
+                    raise KeyboardInterrupt
+
+            while True:
+                if self.done >= min(next_evaluation, self.total):
+                    self._evaluate(check)
+                    if self.done >= self.total:
+                        break
+                    next_evaluation += every
+                    progress.start(what, self.total, self.unit, done=self.done)
+                    keep()
+                    saved = time.monotonic()
+                check()
+                began = time.monotonic()
+                figures = update(next(stream))
+                now = time.monotonic()
+                self.seconds["training"] += now - began
+                if self.done >= next_log:
+                    next_log = self.done + max(self.total // 200, 1)
+                    if not math.isfinite(float(figures["loss"])):
+                        raise UserError(f"the loss became {float(figures['loss'])}: lower --learning-rate")
+                    run.log(event="train", **self._position(), loss=float(figures["loss"]),
+                            agreement=float(figures["agreement"]), learning_rate=update.rate(update.updates))  # fmt: skip
+                if now - told > 0.5:
+                    told = now
+                    progress.update(
+                        self.done,
+                        loss=float(figures["loss"]),
+                        agreement=float(figures["agreement"]),
+                        score=self.score,
+                    )
+                if now - saved >= config.checkpoint_seconds or stream.checkpoint_due:
+                    keep()
+                    saved = time.monotonic()
+        save_policy(run.policy_path, update.average, self.task, self._provenance())
+        run.clean()
+        progress.say(
+            f"{config.student}: {parameter_count(update.average):,} parameters, mean return {self.score:.1f} "
+            f"over {config.evaluate_episodes} games, {self.seconds['training']:.0f} s: {run.policy_path}"
+        )
+        return load_policy(run.policy_path)
+
+    def _level(self) -> None:
+        """The teacher's score, as its folder states it or as it is measured here."""
+        known = getattr(self.teacher, "provenance", {}).get("score") if self.config.env is None else None
+        if known:
+            level = {
+                name: known[name] for name in ("mean", "ci_low", "ci_high", "episodes", "epsilon") if name in known
+            }
+        else:
+            level = self._play(self.teacher, "score of the teacher")
+        self.run.log(event="teacher", **level)
+
+    def _evaluate(self, check: Callable[[], None]) -> None:
+        began = time.monotonic()
+        scores = self._play(self.update.average, "score of the student", check)
+        self.seconds["evaluation"] += time.monotonic() - began
+        self.score, self.scores = float(scores["mean"]), scores
+        self.run.log(event="evaluation", **self._position(), **scores)
+
+    def _play(self, values: Teacher | Network, what: str, check: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        config = self.config
+        self.progress.start(what, config.evaluate_episodes, "games")
+        returns = play(
+            self.task,
+            lambda generator: EpsilonGreedy(values, self.task.num_actions, config.evaluate_epsilon, generator),
+            config.evaluate_episodes,
+            config.seed + 1_000_000,  # other games than those trained on
+            heard=self.progress.update,
+            seen=lambda transition: check(),
+        )
+        summary = summarize(returns, seed=config.seed)
+        return {"mean": summary.mean, "ci_low": summary.ci_low, "ci_high": summary.ci_high, "episodes": len(returns),
+                "epsilon": config.evaluate_epsilon, "returns": returns.tolist()}  # fmt: skip
+
+    def _position(self) -> dict[str, Any]:
+        return {
+            "control_steps": self.stream.teacher_steps + self.stream.student_steps,
+            "teacher_steps": self.stream.teacher_steps,
+            "student_steps": self.stream.student_steps,
+            "updates": self.update.updates,
+            "seconds": round(self.seconds["training"], 2),
+        }
+
+    def _provenance(self) -> dict[str, Any]:
+        made = getattr(self.teacher, "provenance", {})
+        return {
+            "made_by": f"rldistill {rldistill.__version__}",
+            "command": command_line(),
+            "teacher": self.teacher_name,
+            "teacher_made_by": made.get("command"),
+            "configuration": asdict(self.config),
+            "temperature": self.update.temperature,
+            **self._position(),
+            "evaluation_seconds": round(self.seconds["evaluation"], 2),
+            "score": self.scores,
+        }
+
+
+def _check_inputs(teacher: Teacher, task: Task, config: DistillConfig) -> None:
+    """Refuses a dataset or a teacher that is of no use before there is a run folder."""
+    if config.dataset is not None:
+        _fitting_dataset(config.dataset, teacher, task)
+        return
+    environments = Environments(task, 1, config.seed)
+    try:
+        with torch.no_grad():
+            checked_labels(teacher(as_tensor(environments.observations)), task.num_actions)
+    finally:
+        environments.close()
+
+
+def _fitting_dataset(path: str, teacher: Teacher, task: Task) -> Dataset:
+    """The dataset, if it was made for this task and kind of scores."""
+    dataset = open_dataset(path)
+    if dataset.task.num_actions != task.num_actions or dataset.task.observation_shape != task.observation_shape:
+        raise UserError(
+            f"the dataset {path} has {dataset.task.num_actions} actions and observations of shape "
+            f"{dataset.task.observation_shape}, the teacher {task.num_actions} and {task.observation_shape}"
+        )
+    if dataset.score_kind != teacher.score_kind:
+        raise UserError(f"the dataset {path} holds {dataset.score_kind}, the teacher gives {teacher.score_kind}")
+    return dataset
+
+
+def make_stream(
+    teacher: Teacher, network: Network, task: Task, config: DistillConfig, scratch: Path, progress: Progress
+) -> Stream:
+    generator = np.random.default_rng([config.seed, 3])
+    if config.dataset is not None:
+        replay, times = load_replay(_fitting_dataset(config.dataset, teacher, task), progress=progress)
+        return Offline(task, replay, times, batch_size=config.batch_size, generator=generator)
+    share = {
+        "teacher": constant(1.0),
+        "student": constant(0.0),
+        "mixture": _falling_share(config),
+    }[config.driver]
+    # What may be played between two checkpoints; a run whose steps all have room overwrites nothing.
+    room, beyond = max(config.replay // 20, 100 * config.num_envs), config.steps - config.replay
+    slack = room if beyond > room else 0
+    # The item after a checkpoint is played whatever is due, and the last item of a run ends beyond its steps.
+    item = config.num_envs * times_an_item(config.num_envs, config.samples_per_step, config.batch_size)
+    return Driven(
+        Environments(task, config.num_envs, config.seed),
+        teacher,
+        explorer(network, config.explore, config.epsilon, generator),
+        share=share,
+        teacher_epsilon=config.teacher_epsilon,
+        slack=slack,
+        replay=Replay(
+            task,
+            config.num_envs,
+            config.replay,
+            {"values": ((task.num_actions,), np.float32)},
+            scratch=scratch,
+            slack=min(room, beyond) + item,
+        ),
+        warmup=config.warmup,
+        batch_size=config.batch_size,
+        samples_per_step=config.samples_per_step,
+        generator=generator,
+    )
+
+
+def _falling_share(config: DistillConfig) -> Callable[[int], float]:
+    falling = linear(1.0, config.teacher_share, config.share_steps or 0)
+    # Until the first update the student knows nothing.
+    return lambda step: falling(max(step - config.warmup, 0))

@@ -1,0 +1,174 @@
+"""How a student is made: the configuration, its presets and its checks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from rldistill.exploration import Explore
+from rldistill.targets import Targets
+from rldistill.types import UserError
+
+Driver = Literal["mixture", "teacher", "student"]
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """How a student is made. None stands for a default that depends on the rest."""
+
+    student: str = "net2"
+    """`dqn`, `net1`, `net2`, `net3`, or any `cnn:8,8,8:16` (channels : hidden units) or `mlp:64,64`."""
+    steps: int = 50_000
+    """Control steps played (by teacher and student together); on Atari one is four frames. Not for --dataset."""
+    updates: int | None = None
+    """Gradient updates, with --dataset (default 10,000)."""
+    seed: int = 0
+    """Of weights, environments, exploration and batches."""
+    loss: str = "kl"
+    """`kl` (temperature on the teacher alone), `nll` (teacher's best action), `mse` (values), `mse_prob` (probabilities),
+    `kl_hinton`, or a weighted sum such as nll:1,mse_prob:1."""
+    temperature: str = "auto"
+    """A number, or `auto`: 1 for logits; for Q-values so that the softened teacher's entropy is a set share of log A."""
+    targets: Targets = "raw"
+    """Teacher's values as they are, as advantages (less their mean over actions), or those in units of their spread."""
+    driver: Driver = "mixture"
+    """Who plays: the teacher, the student, or both: the teacher's share of the environments falls from 1 to
+    `teacher_share`."""
+    teacher_share: float = 0.5
+    """Mixture: the teacher's share of the environments once `share_steps` are played."""
+    share_steps: int | None = None
+    """Mixture: control steps over which the share falls (default: 5,000, at most half of `steps`)."""
+    teacher_epsilon: float = 0.05
+    """Probability of a random action where the teacher drives (the paper's 0.05)."""
+    explore: Explore = "greedy"
+    """How the student explores where it drives: greedy, epsilon, boltzmann, or dropout."""
+    epsilon: float = 0.05
+    """Of `--explore epsilon`."""
+    dropout: float = 0.0
+    """Probability of a dropped unit in the student's last hidden layer; `--explore dropout` needs one (such as 0.1)."""
+    dataset: str | None = None
+    """A folder made by `rldistill record`: distil from it instead of playing."""
+    env: str | None = None
+    """Another environment id than the teacher's own, with the same actions and observations."""
+    num_envs: int = 16
+    """Environments stepped together."""
+    samples_per_step: float = 16.0
+    """Samples drawn from the replay for each control step."""
+    batch_size: int = 64
+    """Samples a gradient update."""
+    replay: int = 540_000
+    """Control steps kept (the paper's ten hours; 3.6 GiB on Atari), no more than `steps`."""
+    warmup: int = 1_000
+    """Control steps played before the first update; standardization and temperature are fitted to them."""
+    optimizer: Literal["adam", "rmsprop"] = "adam"
+    """Adam, or RMSProp as in the paper."""
+    learning_rate: float = 6e-3
+    """Its peak."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Of the learning rate: a short warm-up and half a cosine down to nothing, or constant."""
+    average: float = 0.99
+    """Decay of the running average of the weights, which is what is evaluated and kept; 0 keeps the last weights."""
+    standardize: bool = True
+    """Fit mean and scale of the observations once; without it pixels are divided by 255 and vectors left as they are."""
+    initialize: Literal["data", "torch"] = "data"
+    """`data`: weights drawn so that every unit has mean 0 and variance 1 over the warm-up; `torch`: PyTorch's default."""
+    bfloat16: bool = True
+    """Train the student's convolutions and products in bfloat16; weights, labels and the optimizer stay float32."""
+    evaluate_every: int | None = None
+    """Control steps (updates with --dataset) between two evaluations; default a fifth of the run, 0 only at the end."""
+    evaluate_episodes: int = 10
+    """Full games an evaluation."""
+    evaluate_epsilon: float = 0.01
+    """Probability of a random action in evaluations."""
+    preset: Literal["none", "rusu2015"] = "none"
+    """`rusu2015`: the paper's settings: teacher drives, temperature 0.01, RMSProp, constant rate, 10,000 minibatches for
+    each 54,000 control steps, no standardization, no average. Overrides what it sets."""
+    checkpoint_seconds: float = 30.0
+    """Between two checkpoints. They change nothing in the result."""
+
+
+# Rusu et al. 2015, arXiv 1511.06295, appendix A. The minibatch's size is not stated; 32 is that of Mnih et al. 2015.
+PRESETS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "rusu2015": dict(
+        loss="kl",
+        temperature="0.01",
+        targets="raw",
+        driver="teacher",
+        teacher_epsilon=0.05,
+        samples_per_step=32 * 10_000 / 54_000,
+        batch_size=32,
+        replay=540_000,
+        optimizer="rmsprop",
+        learning_rate=5e-4,
+        schedule="constant",
+        average=0.0,
+        standardize=False,
+        initialize="torch",
+    ),
+}
+
+
+def checked(config: DistillConfig) -> DistillConfig:
+    """The configuration with presets applied and defaults resolved.
+
+    Raises:
+        UserError: a number out of its range, or options that do not go together.
+    """
+    if config.preset not in PRESETS:
+        raise UserError(f"unknown preset {config.preset!r}: take {', '.join(PRESETS)}")
+    config = replace(config, **PRESETS[config.preset])
+    hints = get_type_hints(DistillConfig)
+    for name, hint in hints.items():  # the command checks them, Python does not
+        if get_origin(hint) is Literal and getattr(config, name) not in get_args(hint):
+            raise UserError(
+                f"--{name.replace('_', '-')} is one of {', '.join(get_args(hint))}, not {getattr(config, name)!r}"
+            )
+    if config.updates is not None and config.dataset is None:
+        raise UserError("--updates is for --dataset; a student that learns from play takes --steps")
+    for flag, value, least in (
+        ("--steps", config.steps, 1),
+        ("--seed", config.seed, 0),
+        ("--updates", 10_000 if config.updates is None else config.updates, 1),
+        ("--num-envs", config.num_envs, 1),
+        ("--batch-size", config.batch_size, 1),
+        ("--replay", config.replay, 1),
+        ("--warmup", config.warmup, 0),
+        ("--evaluate-every", config.evaluate_every or 0, 0),
+        ("--evaluate-episodes", config.evaluate_episodes, 1),
+        ("--checkpoint-seconds", config.checkpoint_seconds, 0),
+    ):
+        if not value >= least:
+            raise UserError(f"{flag} is at least {least}, not {value}")
+    for flag, share in (
+        ("--teacher-share", config.teacher_share),
+        ("--teacher-epsilon", config.teacher_epsilon),
+        ("--epsilon", config.epsilon),
+        ("--evaluate-epsilon", config.evaluate_epsilon),
+    ):
+        if not 0 <= share <= 1:
+            raise UserError(f"{flag} lies between 0 and 1, not {share}")
+    for flag, number in (("--samples-per-step", config.samples_per_step), ("--learning-rate", config.learning_rate)):
+        if not 0 < number < math.inf:
+            raise UserError(f"{flag} is a positive number, not {number}")
+    if not 0 <= config.average < 1:
+        raise UserError(f"--average is a decay from 0 to below 1, not {config.average}")
+    if config.explore == "dropout" and config.dropout == 0:
+        raise UserError("--explore dropout needs units to drop: add --dropout 0.1")
+    if config.temperature != "auto":
+        try:
+            temperature = float(config.temperature)
+        except ValueError:
+            temperature = math.nan
+        if not 0 < temperature < math.inf:
+            raise UserError(f"--temperature is a positive number or auto, not {config.temperature!r}")
+    if config.dataset is not None:
+        return replace(config, updates=10_000 if config.updates is None else config.updates)
+    shared = min(5_000, config.steps // 2) if config.share_steps is None else config.share_steps
+    return replace(
+        config,
+        share_steps=shared,
+        warmup=min(config.warmup, config.steps // 2),
+        replay=min(config.replay, config.steps),
+    )

@@ -1,0 +1,105 @@
+"""The one place that updates a student."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rldistill.distillation.config import DistillConfig
+from rldistill.losses import WeightedLoss
+from rldistill.networks import Network, build, fit_initialization
+from rldistill.schedules import constant, warmup_cosine
+from rldistill.targets import Standardization, advantage_spread, auto_temperature, fit_standardization, transform
+from rldistill.types import Batch, ScoreKind, Task
+
+
+class Update:
+    """The one place that updates a student: one gradient step a call, on a batch of each task.
+
+    Args:
+        network: the student, trained in place.
+        loss: of student's scores and teacher's transformed values.
+        config: optimizer, schedule, targets and average.
+        updates: in the whole run, for the schedule.
+    """
+
+    def __init__(self, network: Network, loss: WeightedLoss, config: DistillConfig, updates: int) -> None:
+        self.network, self.loss, self.config = network, loss, config
+        kinds = {"adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop}
+        self.optimizer: torch.optim.Optimizer = kinds[config.optimizer](network.parameters(), lr=config.learning_rate)
+        peak = config.learning_rate
+        self.rate = (
+            constant(peak)
+            if config.schedule == "constant"
+            else warmup_cosine(peak, 0.0, min(100, updates // 10), updates)
+        )
+        self.average = build(network.architecture, 0, network.score_kind).eval().requires_grad_(False)
+        self.updates = 0
+        self.temperature, self.spread = 1.0, 1.0
+
+    def fit(self, examples: Batch, score_kind: ScoreKind) -> None:
+        """What is fitted once, to the first labelled observations: temperature, spread, and the network's standardization."""
+        self.spread = advantage_spread(examples.values)
+        values = transform(examples.values, self.config.targets, self.spread)
+        auto = self.config.temperature == "auto"
+        self.temperature = auto_temperature(values, score_kind) if auto else float(self.config.temperature)
+        if self.config.standardize:
+            fitted: Standardization = fit_standardization(examples.observations)
+            self.network.standardize(*fitted)
+        if self.config.initialize == "data":
+            fit_initialization(self.network, examples.observations, self.config.seed)
+        self.average.load_state_dict(self.network.state_dict())
+
+    def __call__(self, batches: Mapping[Task, Batch]) -> dict[str, Tensor]:
+        """Mean loss and agreement of best actions over the samples, both as scalars that nobody has waited for yet."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(self.updates)
+        self.network.train()
+        losses, agreements = [], []
+        for observations, values in batches.values():
+            scores = self.network(observations)
+            matched = transform(values, self.config.targets, self.spread)
+            losses.append(self.loss(scores, matched, self.temperature))
+            agreements.append((scores.detach().argmax(dim=1) == values.argmax(dim=1)).float())
+        loss = torch.cat(losses).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
+        self.optimizer.step()
+        self.updates += 1
+        self._follow()
+        return {"loss": loss.detach(), "agreement": torch.cat(agreements).mean()}
+
+    def _follow(self) -> None:
+        # The average starts short, so that it does not drag the first weights along.
+        decay = min(self.config.average, self.updates / (self.updates + 9))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next call depends on."""
+        dropout = self.network.dropout
+        return {
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "dropout": dropout.generator.get_state() if dropout else None,
+            "updates": self.updates,
+            "temperature": self.temperature,
+            "spread": self.spread,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Puts back what `state_dict` gave."""
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.network.dropout is not None:
+            self.network.dropout.generator.set_state(state["dropout"])
+        self.updates, self.temperature, self.spread = (
+            int(state["updates"]),
+            float(state["temperature"]),
+            float(state["spread"]),
+        )

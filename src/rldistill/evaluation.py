@@ -1,0 +1,367 @@
+"""The verb `evaluate`: full games of several policies under the same conditions, and what the numbers are worth."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from json import dumps, loads
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.torch
+import torch
+
+from rldistill.envs import make_task
+from rldistill.files import replace_file
+from rldistill.networks import parameter_count
+from rldistill.policies import SavedPolicy, load_policy
+from rldistill.progress import Progress, Silent
+from rldistill.rollout import Transition, mix_in_random, play, uniform
+from rldistill.stats import bootstrap_ratio_interval, normalized_score, summarize
+from rldistill.types import Actions, Observations, Policy, Task, UserError, greedy
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """The conditions under which all policies of a table play."""
+
+    episodes: int = 30
+    """Full games of each policy."""
+    epsilon: float = 0.05
+    """Probability of a uniformly random action, the same for all policies (paper: 0.05; nearly greedy: 0.01)."""
+    seed: int = 0
+    """Of environments, exploration and the bootstrap. All policies meet the same seeds."""
+    num_envs: int = 15
+    """Games played side by side; each row plays equally many, so that short games do not count more often."""
+    env: str | None = None
+    """Another environment than that of the first policy, with this id's own options."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one policy did. The first policy of a table is the reference of ratio, normalized score and agreement."""
+
+    policy: str
+    """The folder as it was given."""
+    network: str
+    parameters: int
+    parameter_share: float
+    """Of the first policy's."""
+    bytes: int
+    """Of `weights.safetensors`."""
+    weights_sha256: str
+    task: dict[str, Any]
+    """What was played, with every option."""
+    epsilon: float
+    seed: int
+    episodes: int
+    returns: list[float]
+    """Raw return of each game, (episodes,)."""
+    mean: float
+    iqm: float
+    """Mean of the middle half of the returns."""
+    ci_low: float
+    ci_high: float
+    """95 % bootstrap interval of the mean."""
+    random_score: float
+    """Mean return of uniformly random play: the task's, or measured here over as many games."""
+    random_measured: bool
+    ratio: float
+    """Mean by the first policy's mean, the paper's measure. It means something for positive scores; NaN by zero."""
+    ratio_low: float
+    ratio_high: float
+    """95 % bootstrap interval, both policies' games resampled; NaN where it has no bounds."""
+    normalized: float
+    """(mean - random) / (first mean - random); NaN where the first policy plays exactly as random play does."""
+    normalized_low: float
+    normalized_high: float
+    agreement: float
+    """Share of the states met while this policy plays at which its best action is the first policy's best action."""
+    microseconds: float
+    """Median time of a decision, observation to action, at batch 1 on one thread."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON data, None for NaN."""
+        return {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in asdict(self).items()
+        }
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> Score:
+        """The inverse of `as_dict`.
+
+        Raises:
+            UserError: a field is missing or unknown.
+        """
+        fields: dict[str, Any] = {name: math.nan if value is None else value for name, value in data.items()}
+        try:
+            return Score(**fields)
+        except TypeError as error:
+            raise UserError(f"a score lacks a field or has an unknown one ({error}); evaluate again") from None
+
+
+def evaluate(
+    policies: Sequence[str | os.PathLike[str] | SavedPolicy],
+    config: EvaluateConfig | None = None,
+    *,
+    json: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> list[Score]:
+    """Plays full games with each policy, under the same environment options, seeds and epsilon.
+
+    Args:
+        policies: policy folders, run folders or loaded policies. The first is what the others are measured by.
+        config: see `EvaluateConfig`.
+        json: file for the scores, a list with one object a policy. A file that an earlier evaluation wrote is
+            replaced in one step; any other file is left alone.
+        progress: told how it goes.
+
+    Returns:
+        One score a policy, in their order.
+
+    Raises:
+        UserError: no policy, a wrong configuration, a folder that cannot be loaded, a policy that does not fit the
+            environment, or a JSON file that cannot be written.
+    """
+    config, progress = config or EvaluateConfig(), progress or Silent()
+    _check(config)
+    if not policies:
+        raise UserError("nothing to evaluate: name at least one policy folder")
+    target = _writable(Path(json)) if json is not None else None
+    loaded = [policy if isinstance(policy, SavedPolicy) else load_policy(policy) for policy in policies]
+    names = [_name(policy) for policy in policies]
+    task = loaded[0].task if config.env is None else make_task(config.env)
+    for name, policy in zip(names, loaded, strict=True):
+        _check_fit(name, policy, task)
+
+    first = loaded[0]
+    played = [_play(name, policy, first, task, config, progress) for name, policy in zip(names, loaded, strict=True)]
+    random, measured = task.random_score, task.random_score is None
+    if random is None:
+        progress.start("evaluate random play", config.episodes, "games")
+        games = play(
+            task,
+            lambda generator: uniform(task.num_actions, generator),
+            config.episodes,
+            config.seed,
+            num_envs=config.num_envs,
+            heard=progress.update,
+        )
+        random = float(games.mean())
+    times = decision_microseconds(loaded, played[0][2])
+
+    reference = played[0][0]
+    scores = []
+    for name, policy, (returns, agreement, _), microseconds in zip(names, loaded, played, times, strict=True):
+        summary = summarize(returns, seed=config.seed)
+        # A policy by itself is 1, whatever its games were; two independent resamples of the same games would hide that.
+        itself = policy is first
+        ratio_low, ratio_high = (1.0, 1.0) if itself else bootstrap_ratio_interval(returns, reference, seed=config.seed)
+        low, high = (
+            (1.0, 1.0) if itself else bootstrap_ratio_interval(returns, reference, zero=random, seed=config.seed)
+        )
+        weights = _weights(policy)
+        scores.append(
+            Score(
+                policy=name,
+                network=policy.network.architecture.name,
+                parameters=parameter_count(policy.network),
+                parameter_share=parameter_count(policy.network) / parameter_count(first.network),
+                bytes=len(weights),
+                weights_sha256=hashlib.sha256(weights).hexdigest(),
+                task=task.as_dict(),
+                epsilon=config.epsilon,
+                seed=config.seed,
+                episodes=len(returns),
+                returns=[float(score) for score in returns],
+                mean=summary.mean,
+                iqm=summary.iqm,
+                ci_low=summary.ci_low,
+                ci_high=summary.ci_high,
+                random_score=random,
+                random_measured=measured,
+                ratio=summary.mean / float(reference.mean()) if reference.mean() else math.nan,
+                ratio_low=ratio_low,
+                ratio_high=ratio_high,
+                normalized=normalized_score(summary.mean, random, float(reference.mean())),
+                normalized_low=low,
+                normalized_high=high,
+                agreement=agreement,
+                microseconds=microseconds,
+            )
+        )
+    if target is not None:
+        write_scores(target, scores)
+    return scores
+
+
+def write_scores(path: Path, scores: Sequence[Score]) -> None:
+    """The scores as a JSON list, replaced in one step.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    replace_file(path, dumps([score.as_dict() for score in scores], indent=2, allow_nan=False).encode() + b"\n")
+
+
+def read_scores(path: Path) -> list[Score]:
+    """The inverse of `write_scores`.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    try:
+        data = loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    if not isinstance(data, list) or not data or not all(isinstance(item, dict) for item in data):
+        raise UserError(f"{path} holds no list of scores")
+    return [Score.from_dict(item) for item in data]
+
+
+def score_table(scores: Sequence[Score]) -> list[dict[str, str]]:
+    """Rows for `progress.table`: one a policy, all figures as short text, `-` where a figure means nothing."""
+    rows = []
+    for score in scores:
+        # A ratio to a mean that is not positive turns better into worse.
+        ratio = score.ratio if scores[0].mean > 0 else math.nan
+        normalized = _figure(score.normalized) + _interval(score.normalized_low, score.normalized_high)
+        rows.append(
+            {
+                "policy": score.policy,
+                "network": score.network,
+                "parameters": f"{score.parameters:,}",
+                "share": f"{100 * score.parameter_share:.3g} %",
+                "KiB": f"{score.bytes / 1024:,.0f}",
+                "mean [95 % CI]": f"{score.mean:.1f} [{score.ci_low:.1f}, {score.ci_high:.1f}]",
+                "IQM": f"{score.iqm:.1f}",
+                "ratio": _figure(ratio),
+                "normalized [95 % CI]": normalized,
+                "agreement": f"{score.agreement:.3f}",
+                "µs": f"{score.microseconds:,.0f}",
+            }
+        )
+    return rows
+
+
+def decision_microseconds(
+    policies: Sequence[SavedPolicy], observation: Observations, *, rounds: int = 20, per_round: int = 10
+) -> list[float]:
+    """Median time of a decision of each policy: one NumPy observation (*obs) to one action, on one thread.
+
+    The policies take turns, so that a machine which is busy for a while is busy for all of them.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    times: list[list[float]] = [[] for _ in policies]
+    try:
+        for turn in range(rounds + 1):
+            for policy, spent in zip(policies, times, strict=True):
+                for _ in range(per_round):
+                    began = time.perf_counter()
+                    int(greedy(policy, observation[None])[0])
+                    if turn:  # the first round warms up
+                        spent.append(time.perf_counter() - began)
+    finally:
+        torch.set_num_threads(threads)
+    return [1e6 * median(spent) for spent in times]
+
+
+def _play(
+    name: str, policy: SavedPolicy, first: SavedPolicy, task: Task, config: EvaluateConfig, progress: Progress
+) -> tuple[npt.NDArray[np.float64], float, Observations]:
+    """Returns of the games (episodes,), agreement with the first policy, and one of the observations seen."""
+    agreed, states = 0, 0
+    finished: list[float] = []
+    observation: Observations = np.zeros(task.observation_shape, dtype=task.observation_dtype)
+
+    def make_policy(generator: np.random.Generator) -> Policy:
+        def act(observations: Observations) -> Actions:
+            nonlocal agreed, states, observation
+            best = greedy(policy, observations)
+            agreed += len(best) if policy is first else int((best == greedy(first, observations)).sum())
+            states += len(best)
+            observation = observations[0]
+            return mix_in_random(best, task.num_actions, config.epsilon, generator)
+
+        return act
+
+    def seen(transition: Transition) -> None:
+        finished.extend(transition.returns[~np.isnan(transition.returns)].tolist())
+
+    progress.start(f"evaluate {name}", config.episodes, "games")
+    returns = play(
+        task,
+        make_policy,
+        config.episodes,
+        config.seed,
+        num_envs=config.num_envs,
+        heard=lambda games: progress.update(games, score=float(np.mean(finished)), agreement=agreed / states),
+        seen=seen,
+    )
+    return returns, agreed / states, observation
+
+
+def _check(config: EvaluateConfig) -> None:
+    if config.episodes < 1:
+        raise UserError(f"--episodes is at least 1, not {config.episodes}")
+    if not 0.0 <= config.epsilon <= 1.0:
+        raise UserError(f"--epsilon is a probability from 0 to 1, not {config.epsilon}")
+    if config.num_envs < 1:
+        raise UserError(f"--num-envs is at least 1, not {config.num_envs}")
+    if config.seed < 0:
+        raise UserError(f"--seed is not negative, as {config.seed} is")
+
+
+def _check_fit(name: str, policy: SavedPolicy, task: Task) -> None:
+    own = policy.task
+    if own.num_actions != task.num_actions:
+        raise UserError(f"{name} chooses among {own.num_actions} actions, but {task.env} has {task.num_actions}")
+    if (own.observation_shape, own.observation_dtype) != (task.observation_shape, task.observation_dtype):
+        raise UserError(
+            f"{name} reads observations of shape {own.observation_shape} ({own.observation_dtype}), "
+            f"but {task.env} gives {task.observation_shape} ({task.observation_dtype})"
+        )
+
+
+def _name(policy: str | os.PathLike[str] | SavedPolicy) -> str:
+    if isinstance(policy, SavedPolicy):
+        return str(policy.path) if policy.path is not None else policy.network.architecture.name
+    return str(Path(policy))
+
+
+def _weights(policy: SavedPolicy) -> bytes:
+    """The weights as they lie on disk, or as they would."""
+    if policy.path is not None:
+        return (policy.path / "weights.safetensors").read_bytes()
+    return safetensors.torch.save({name: tensor.contiguous() for name, tensor in policy.network.state_dict().items()})
+
+
+def _writable(path: Path) -> Path:
+    """The path, if scores may be written there: told before the games are played, not after."""
+    if not path.parent.is_dir():
+        raise UserError(f"cannot write {path}: there is no folder {path.parent}")
+    if path.exists():
+        try:
+            read_scores(path)
+        except UserError:
+            raise UserError(f"{path} exists and holds no scores: choose another --json") from None
+    return path
+
+
+def _figure(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "-"
+
+
+def _interval(low: float, high: float) -> str:
+    return f" [{low:.2f}, {high:.2f}]" if math.isfinite(low) else ""

@@ -1,0 +1,162 @@
+"""Figures as SVG or PNG bytes, drawn by Matplotlib without a display."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+# Okabe & Ito's palette, told apart by every common kind of colour vision.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+TEACHER, RANDOM, INK, GRID = "#D55E00", "#7F7F7F", "#222222", "#DDDDDD"
+
+Format = Literal["svg", "png"]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Scores over time, each field one number a point."""
+
+    label: str
+    steps: Sequence[float]
+    means: Sequence[float]
+    lows: Sequence[float] = field(default=())
+    highs: Sequence[float] = field(default=())
+    """Bounds of the interval at each point; empty where it is not known."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """A score to compare with, drawn across."""
+
+    label: str
+    mean: float
+    low: float | None = None
+    high: float | None = None
+
+
+def learning_curve(
+    curves: Sequence[Curve],
+    *,
+    teacher: Level | None = None,
+    random: float | None = None,
+    axis: str = "control steps",
+    kind: Format = "svg",
+    width: float = 8.0,
+) -> bytes:
+    """Mean episode return over control steps.
+
+    One curve is drawn with its points and its interval; several (seeds, say) as thin lines.
+
+    Args:
+        curves: what was learnt; may be empty.
+        teacher: a dashed line with its band.
+        random: mean return of random play, a dotted line.
+        axis: what the steps are, see `control_steps`.
+        kind: of the bytes returned.
+        width: in inches.
+    """
+    figure, axes = _figure(width, 0.5 * width)
+    shown = [curve for curve in curves if len(curve.steps)]
+    for number, curve in enumerate(shown):
+        colour = PALETTE[0] if len(shown) == 1 else PALETTE[(number if number < 1 else number + 1) % len(PALETTE)]
+        alone = len(shown) == 1
+        few = len(curve.steps) <= 60
+        axes.plot(curve.steps, curve.means, color=colour, linewidth=2 if alone else 1, label=curve.label,
+                  marker="o" if few else None, markersize=5 if alone else 3, zorder=3)  # fmt: skip
+        if alone and len(curve.lows) == len(curve.steps):
+            axes.fill_between(curve.steps, curve.lows, curve.highs, color=colour, alpha=0.18, linewidth=0)
+    if teacher is not None:
+        axes.axhline(teacher.mean, color=TEACHER, linestyle="--", linewidth=1.6, label=teacher.label, zorder=2)
+        if teacher.low is not None and teacher.high is not None:
+            axes.axhspan(teacher.low, teacher.high, color=TEACHER, alpha=0.12, linewidth=0)
+    if random is not None:
+        axes.axhline(random, color=RANDOM, linestyle=":", linewidth=1.6, label="random play", zorder=2)
+    axes.set_xlabel(axis)
+    axes.set_ylabel("mean episode return (points)")
+    axes.set_xlim(left=0)
+    _finish(figure, axes)
+    return _bytes(figure, kind)
+
+
+def loss_curve(
+    steps: Sequence[float],
+    losses: Sequence[float],
+    agreement: Sequence[float] = (),
+    *,
+    axis: str = "control steps",
+    label: str = "loss",
+    kind: Format = "svg",
+    width: float = 8.0,
+) -> bytes:
+    """The loss over control steps and, on an axis of its own below, the agreement with the teacher's best action."""
+    two = len(agreement) == len(steps) and len(steps) > 0
+    figure, axes = _figure(width, 0.5 * width if two else 0.35 * width, rows=2 if two else 1)
+    last = axes
+    axes.plot(steps, losses, color=PALETTE[0], linewidth=1.5, label=label)
+    axes.set_ylabel(label)
+    positive = np.asarray([loss for loss in losses if np.isfinite(loss)])
+    if positive.size and positive.min() > 0 and positive.max() > 20 * positive.min():
+        axes.set_yscale("log")
+    if two:
+        last = figure.axes[1]
+        last.plot(steps, agreement, color=PALETTE[2], linewidth=1.5, label="agreement")
+        last.set_ylabel("agreement")
+        last.set_ylim(min(0.5, *agreement) if agreement else 0, 1.0)
+        _style(last)
+    last.set_xlabel(axis)
+    last.set_xlim(left=0)
+    _finish(figure, axes, legend=False)
+    return _bytes(figure, kind)
+
+
+def control_steps(frame_skip: int) -> str:
+    """The label of an axis of control steps."""
+    return f"control steps (1 = {frame_skip} frames)" if frame_skip > 1 else "control steps"
+
+
+def _figure(width: float, height: float, rows: int = 1) -> tuple[Figure, Axes]:
+    # Not pyplot: it keeps figures and a backend for the whole process.
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = [figure.add_subplot(rows, 1, 1)]
+    for row in range(2, rows + 1):
+        axes.append(figure.add_subplot(rows, 1, row, sharex=axes[0]))
+        axes[0].tick_params(labelbottom=False)
+    return figure, axes[0]
+
+
+def _style(axes: Axes) -> None:
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(INK)
+    axes.tick_params(colors=INK)
+    axes.xaxis.label.set_color(INK)
+    axes.yaxis.label.set_color(INK)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:,.0f}"))
+
+
+def _finish(figure: Figure, axes: Axes, *, legend: bool = True) -> None:
+    _style(axes)
+    if legend and axes.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside upper left", ncols=4, frameon=False, labelcolor=INK)
+
+
+def _bytes(figure: Figure, kind: Format) -> bytes:
+    out = io.BytesIO()
+    # Text stays text, and the same numbers give the same bytes.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "rldistill", "font.size": 11}):
+        if kind == "svg":
+            figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+        else:
+            figure.savefig(out, format="png", dpi=160)
+    return out.getvalue()

@@ -1,0 +1,217 @@
+"""The verb `record`: a teacher plays, and what it sees and says becomes a dataset folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import rldistill
+from rldistill.datasets import Dataset, DatasetWriter, create_dataset, open_dataset
+from rldistill.envs import Environments, fitting_task
+from rldistill.interrupts import deferred_interrupt
+from rldistill.machine import keep_freed_memory
+from rldistill.networks import Network
+from rldistill.policies import SavedPolicy, load_policy
+from rldistill.progress import Progress, Silent
+from rldistill.rollout import EpsilonGreedy, rollout
+from rldistill.runs import command_line
+from rldistill.streams import checked_labels
+from rldistill.types import ScoreKind, Task, Teacher, UserError, as_tensor
+
+
+@dataclass(frozen=True)
+class RecordConfig:
+    """What is recorded."""
+
+    steps: int = 54_000
+    """Control steps recorded, of all environments together and exactly (on Atari one is four frames; 54,000 are an hour
+    of play). With --append so many more."""
+    seed: int = 0
+    """Of environments and exploration. What is appended gets fresh episodes under the same seed."""
+    num_envs: int = 16
+    """Environments stepped together."""
+    epsilon: float = 0.05
+    """Probability of a random action; the labels stay the teacher's own (0.05 as in Rusu et al. 2015)."""
+    shard_steps: int = 16_384
+    """Control steps a shard. A shard is what a kill can cost, and it is held in memory (7 kB a step on Atari)."""
+    env: str | None = None
+    """Another environment id than the teacher's own, with the same actions and observations."""
+
+
+def record(
+    teacher: str | os.PathLike[str] | Teacher,
+    out: str | os.PathLike[str],
+    config: RecordConfig | None = None,
+    *,
+    append: bool = False,
+    progress: Progress | None = None,
+) -> Dataset:
+    """Lets the teacher play, epsilon-greedily, and writes what it saw and its scores; returns the dataset.
+
+    Ctrl-C keeps what was played. A killed process loses the shard in the making, no more.
+
+    Args:
+        teacher: a policy folder, a run folder, or in Python anything that is a `Teacher`.
+        out: dataset folder, made here.
+        config: see `RecordConfig`.
+        append: add to the dataset in `out`, if there is one.
+        progress: told how it goes.
+
+    Raises:
+        UserError: a wrong configuration, `out` exists and `append` is not set, the dataset there has another task,
+            teacher or kind of scores (the message names the field), or the teacher's values hold NaN or infinity.
+        KeyboardInterrupt: Ctrl-C, after what was played is safe.
+    """
+    config, progress = config or RecordConfig(), progress or Silent()
+    _check(config)
+    path = Path(out)
+    if not append and (path.exists() or path.is_symlink()):
+        raise UserError(f"{path} exists: add to it with --append, or choose another --out")
+    keep_freed_memory()
+    name = None
+    if isinstance(teacher, str | os.PathLike):
+        name, teacher = os.fspath(teacher), load_policy(teacher)
+    task = fitting_task(teacher.task, config.env)
+    known = _known_of(teacher, name)
+    dataset = open_dataset(path) if path.exists() and not _is_empty(path) else None
+    if dataset is not None:
+        _check_same(dataset, task, teacher.score_kind, known)
+    there = dataset.control_steps if dataset else 0
+    # Episodes follow from the seed, so what is appended needs another one; it follows from how much is there.
+    seed = config.seed if there == 0 else int(np.random.SeedSequence([config.seed, there]).generate_state(1)[0])
+    num_envs = min(config.num_envs, config.steps)
+    labels = _Remembered(teacher, task.num_actions)
+    environments = Environments(task, num_envs, seed)
+    try:
+        labels(as_tensor(environments.observations))  # a teacher that is of no use leaves no folder behind
+        recording = {
+            "driver": "teacher",
+            "epsilon": config.epsilon,
+            "seed": config.seed,
+            "environments_seed": seed,
+            "num_envs": num_envs,
+            "first_shard": len(dataset.shards) if dataset else 0,
+            "made_by": f"rldistill {rldistill.__version__}",
+            "command": command_line(),
+        }
+        if dataset is None:
+            if path.is_dir():
+                path.rmdir()
+            dataset = create_dataset(path, task, teacher.score_kind, known)
+        writer = DatasetWriter(dataset.with_recording(recording), num_envs, config.shard_steps)
+        driver = EpsilonGreedy(labels, task.num_actions, config.epsilon, np.random.default_rng([seed, 1]))
+        _play(environments, driver, labels, writer, config.steps, progress)
+    finally:
+        environments.close()
+    size = sum(shard.bytes for shard in writer.dataset.shards)
+    progress.say(f"{writer.dataset.control_steps:,} control steps, {size / 1e6:.1f} MB: {path}")
+    return writer.dataset
+
+
+def teacher_sha256(network: Network) -> str:
+    """Checksum of a network's architecture and float32 numbers, however it was saved."""
+    digest = hashlib.sha256(repr(network.architecture).encode())
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensor.detach().cpu().to(torch.float32).numpy()).tobytes())
+    return digest.hexdigest()
+
+
+class _Remembered:
+    """A teacher whose last values are kept: it is asked once a step, for the action and for the label."""
+
+    def __init__(self, teacher: Teacher, num_actions: int) -> None:
+        self.teacher, self.num_actions = teacher, num_actions
+        self.values = np.empty((0, num_actions), dtype=np.float32)
+
+    @property
+    def score_kind(self) -> ScoreKind:
+        return self.teacher.score_kind
+
+    def __call__(self, observations: Tensor) -> Tensor:
+        with torch.no_grad():
+            values = checked_labels(self.teacher(observations), self.num_actions)
+        self.values = values.numpy()
+        return values
+
+
+def _play(
+    environments: Environments,
+    driver: EpsilonGreedy,
+    labels: _Remembered,
+    writer: DatasetWriter,
+    steps: int,
+    progress: Progress,
+) -> None:
+    done = 0
+    recent: deque[float] = deque(maxlen=100)
+    progress.start(f"record {environments.task.env}", steps, "steps")
+    with deferred_interrupt() as interrupted:
+        for step in rollout(environments, driver):
+            keep = min(steps - done, environments.num_envs)
+            writer.add(
+                step.observations,
+                step.starts,
+                step.actions,
+                step.rewards,
+                step.terminated,
+                step.truncated,
+                labels.values,
+                keep=keep,
+            )
+            done += keep
+            recent.extend(step.returns[~np.isnan(step.returns)].tolist())
+            progress.update(done, **({"score": float(np.mean(recent))} if recent else {}))
+            if done == steps or interrupted():
+                break
+        writer.flush()
+        if done < steps:
+            path, left = writer.dataset.path, steps - done
+            progress.say(f"stopped: {done:,} steps are safe in {path}; go on with --append --steps {left}")
+            raise KeyboardInterrupt
+
+
+def _check(config: RecordConfig) -> None:
+    counts = {"--steps": config.steps, "--num-envs": config.num_envs, "--shard-steps": config.shard_steps}
+    for flag, value in counts.items():
+        if value < 1:
+            raise UserError(f"{flag} is at least 1, not {value}")
+    if config.seed < 0:
+        raise UserError(f"--seed is not negative, but {config.seed} is")
+    if not 0 <= config.epsilon <= 1:
+        raise UserError(f"--epsilon lies between 0 and 1, not {config.epsilon}")
+
+
+def _known_of(teacher: Teacher, path: str | None) -> dict[str, Any]:
+    """For the card: which teacher it was, and where it came from."""
+    if not isinstance(teacher, SavedPolicy):
+        return {"path": path, "sha256": None, "kind": type(teacher).__name__}
+    return {
+        "path": path if path is not None or teacher.path is None else str(teacher.path),
+        "sha256": teacher_sha256(teacher.network),
+        "architecture": teacher.network.architecture._asdict(),
+        "provenance": dict(teacher.provenance),
+    }
+
+
+def _check_same(dataset: Dataset, task: Task, score_kind: ScoreKind, teacher: dict[str, Any]) -> None:
+    """Raises UserError where appending would mix two datasets."""
+    pairs = [(f"task.{name}", before, task.as_dict()[name]) for name, before in dataset.task.as_dict().items()]
+    pairs.append(("score_kind", dataset.score_kind, score_kind))
+    pairs.append(("teacher.sha256", dataset.card["teacher"].get("sha256"), teacher["sha256"]))
+    for name, before, now in pairs:
+        if before != now:
+            advice = "append the same, or choose another --out"
+            raise UserError(f"{dataset.path} was recorded with {name} = {before}, not {now}: {advice}")
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())

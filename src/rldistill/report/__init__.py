@@ -1,0 +1,180 @@
+"""The verb `report`: one self-contained HTML page about a run, which needs no network and nothing else beside it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rldistill.evaluation import EvaluateConfig, Score, evaluate, read_scores, write_scores
+from rldistill.files import read_json, replace_file
+from rldistill.policies import SavedPolicy, load_policy
+from rldistill.progress import Progress, Silent
+from rldistill.report.animation import animation, undrawable
+from rldistill.runs import read_metrics
+from rldistill.types import Task, UserError
+
+GENERATOR = "rldistill report"
+"""Every page says so in its head."""
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """What is played for the page. A `scores.json` in the run folder that fits its policy is shown as it is."""
+
+    episodes: int = 30
+    """Games a policy, where there are no scores yet; 0 leaves the table out."""
+    epsilon: float = 0.05
+    """Probability of a random action, in the games and in the animation."""
+    seed: int = 0
+    """Of the games and of the animation; teacher and student start alike."""
+    num_envs: int = 15
+    """Games played side by side for the scores."""
+    seconds: float = 30.0
+    """Length of the animation at 15 decisions a second, the speed of a real Atari; 0 leaves it out."""
+    teacher: str | None = None
+    """The teacher's policy folder, if it is no longer where the run's configuration says."""
+
+
+def report(
+    run: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    config: ReportConfig | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Writes the page of a run that `distill` or `train` made; one that is not finished gets what there is.
+
+    Args:
+        run: the run folder. Scores measured here are kept in its `scores.json`.
+        out: the page; by default `report.html` in the run folder. An earlier page is replaced in one step.
+        config: see `ReportConfig`.
+        progress: told how it goes.
+
+    Returns:
+        Where the page is.
+
+    Raises:
+        UserError: no run folder, a wrong configuration, a policy that cannot be loaded, a page that cannot be written.
+    """
+    config, progress = config or ReportConfig(), progress or Silent()
+    folder = Path(run)
+    _check(config)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} is no run folder: it has no config.json (policies are compared with `evaluate`)")
+    settings = read_json(folder / "config.json")
+    target = _writable(Path(out) if out is not None else folder / "report.html")
+    metrics = read_metrics(folder) if (folder / "metrics.jsonl").is_file() else []
+    notes: list[str] = []
+    policy = load_policy(folder) if (folder / "policy" / "policy.json").is_file() else None
+    if policy is None:
+        notes.append("The run is not finished: there is no policy to play with yet.")
+    teacher = _teacher(settings, config, notes)
+    players = [player for player in (teacher, policy) if player is not None]
+    if policy is not None and teacher is not None and _sees(policy.task) != _sees(teacher.task):
+        notes.append("The teacher plays another environment than the student, so the two are not compared.")
+        players = [policy]
+
+    scores, plays = [], None
+    if policy is not None:
+        scores = _scores(folder, players, policy.task, config, progress)
+        if config.seconds > 0:
+            progress.start("play for the animation", 1, "animation")
+            plays = _plays(players, policy, settings, config, notes)
+            progress.update(1)
+    # Matplotlib is slow to import, and the command imports this module for every verb.
+    from rldistill.report.page import write_page
+
+    page = write_page(folder, settings, metrics, policy, teacher, scores, plays, notes, generator=GENERATOR).encode()
+    replace_file(target, page)
+    progress.say(f"{target}: {len(page) / 2**20:.1f} MiB, open it in a browser")
+    return target
+
+
+def _check(config: ReportConfig) -> None:
+    if config.episodes < 0:
+        raise UserError(f"--episodes is not negative, as {config.episodes} is (0 leaves the scores out)")
+    if not 0.0 <= config.epsilon <= 1.0:
+        raise UserError(f"--epsilon is a probability from 0 to 1, not {config.epsilon}")
+    if config.seed < 0:
+        raise UserError(f"--seed is not negative, as {config.seed} is")
+    if config.num_envs < 1:
+        raise UserError(f"--num-envs is at least 1, not {config.num_envs}")
+    if not 0 <= config.seconds <= 600:
+        raise UserError(f"--seconds are from 0 (no animation) to 600, not {config.seconds}")
+
+
+def _writable(path: Path) -> Path:
+    """The page's path, if a page may be written there: told before anything is played, not after."""
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder; name a file such as {path / 'report.html'}")
+    if not path.parent.is_dir():
+        raise UserError(f"cannot write {path}: there is no folder {path.parent}")
+    if path.exists() and GENERATOR.encode() not in path.read_bytes()[:2000]:
+        raise UserError(f"{path} exists and is no page that report made: choose another --out")
+    return path
+
+
+def _teacher(settings: Mapping[str, Any], config: ReportConfig, notes: list[str]) -> SavedPolicy | None:
+    if config.teacher is not None:
+        return load_policy(config.teacher)
+    named = settings.get("teacher")
+    if not isinstance(named, str):
+        return None
+    if not Path(named).exists():
+        notes.append(f"The teacher is not at {named}, so the student stands alone (--teacher says where it is).")
+        return None
+    return load_policy(named)
+
+
+def _sees(task: Task) -> tuple[Any, ...]:
+    return task.num_actions, task.observation_shape, task.observation_dtype
+
+
+def _scores(
+    folder: Path, players: list[SavedPolicy], task: Task, config: ReportConfig, progress: Progress
+) -> list[Score]:
+    """Those in the run folder if they are of this policy, else measured now and kept there."""
+    path = folder / "scores.json"
+    policy = players[-1]
+    expected = read_json(policy.path / "policy.json").get("weights_sha256") if policy.path is not None else None
+    if path.exists():
+        kept = read_scores(path)
+        if any(score.weights_sha256 == expected for score in kept):
+            return kept
+        progress.say(f"{path} holds the scores of other weights: measuring anew")
+    if config.episodes == 0:
+        return []
+    chosen = EvaluateConfig(
+        episodes=config.episodes,
+        epsilon=config.epsilon,
+        seed=config.seed,
+        num_envs=config.num_envs,
+        env=None if task == players[0].task else task.env,  # a student may have learnt in another environment (--env)
+    )
+    scores = evaluate(players, chosen, progress=progress)
+    write_scores(path, scores)
+    return scores
+
+
+def _plays(
+    players: list[SavedPolicy], policy: SavedPolicy, settings: Mapping[str, Any], config: ReportConfig, notes: list[str]
+) -> dict[str, Any] | None:
+    reason = undrawable(policy.task)
+    if reason is not None:
+        notes.append(f"There is no animation: {policy.task.env} cannot be drawn here ({reason}).")
+        return None
+    # What the distillation used, where it acted on the teacher's values as they are (a constant added changes nothing).
+    used = policy.provenance.get("temperature")
+    plain = settings.get("targets", "raw") != "standardized"
+    temperature = float(used) if plain and isinstance(used, int | float) and used > 0 else None
+    return animation(
+        players,
+        policy.task,
+        seconds=config.seconds,
+        epsilon=config.epsilon,
+        seed=config.seed,
+        temperature=temperature,
+    )

@@ -1,0 +1,255 @@
+"""Streams of labelled batches: what the one student update is fed with.
+
+A stream is handed policies and a teacher; it does not know what a student is. It iterates for ever, can be saved between
+two items, and put back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rldistill.envs import Environments
+from rldistill.files import generator_state, load_generator_state
+from rldistill.replay import Replay
+from rldistill.rollout import mix_in_random, rollout
+from rldistill.schedules import Schedule
+from rldistill.types import Actions, ActionValues, Batch, Observations, Policy, Task, UserError, as_tensor
+
+
+class Stream(Protocol):
+    """`LabelledBatches` that can be saved, with a count of what they cost."""
+
+    teacher_steps: int
+    """Control steps that a teacher drove so far."""
+    student_steps: int
+    """Control steps that the student drove so far."""
+
+    def __iter__(self) -> Stream: ...
+
+    def __next__(self) -> Mapping[Task, Batch]: ...
+
+    def examples(self) -> Batch:
+        """Some labelled observations, to fit temperature and standardization to before the first item."""
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """Whether what the last `state_dict` needs is about to be overwritten."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next item depends on."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Puts back what `state_dict` gave."""
+
+    def close(self) -> None:
+        """Frees what it holds."""
+
+
+def checked_labels(values: Tensor, num_actions: int) -> Tensor:
+    """The teacher's values (B, A) as float32.
+
+    Raises:
+        UserError: another number of actions, or NaN or infinity among them.
+    """
+    if values.ndim != 2 or values.shape[1] != num_actions:
+        raise UserError(f"the teacher gives values of shape {tuple(values.shape)}; the task has {num_actions} actions")
+    if not bool(torch.isfinite(values).all()):
+        raise UserError("the teacher's values hold NaN or infinity: this teacher cannot be distilled")
+    return values.to(torch.float32)
+
+
+def times_an_item(num_envs: int, samples_per_step: float, batch_size: int) -> int:
+    """How often all rows are stepped for one item of `Driven`, at most. (One more than the quotient: sums round.)"""
+    return math.ceil(batch_size / (num_envs * samples_per_step)) + 1
+
+
+class Driven:
+    """Environments are stepped, the teacher labels what is visited, batches are drawn from the recent past.
+
+    Who drives is decided by rows: the teacher has the first `share(control steps)` of them, rounded, the student the
+    others. A share of 1 is the paper's setting (the teacher drives), 0 leaves all to the student, one that falls is
+    DAgger (Ross et al. 2011, arXiv 1011.0686) with a decaying mixture.
+
+    Args:
+        environments: stepped here.
+        teacher: labels every observation once; it sees the same task.
+        student: the driving policy of the student's rows, its exploration included.
+        share: control steps to the teacher's share of the rows.
+        teacher_epsilon: with which the teacher's rows take random actions (0.05 in Rusu et al. 2015).
+        replay: frames with a column `values`.
+        slack: control steps that may be played between two `state_dict`; 0 where the replay overwrites nothing.
+        warmup: control steps before the first batch; `examples` are taken from them.
+        batch_size: samples an item.
+        samples_per_step: samples drawn for each control step.
+        generator: of everything random here.
+    """
+
+    def __init__(
+        self,
+        environments: Environments,
+        teacher: ActionValues,
+        student: Policy,
+        *,
+        share: Schedule,
+        teacher_epsilon: float,
+        replay: Replay,
+        slack: int,
+        warmup: int,
+        batch_size: int,
+        samples_per_step: float,
+        generator: np.random.Generator,
+    ) -> None:
+        self.environments, self.teacher, self.student = environments, teacher, student
+        self.share, self.teacher_epsilon, self.replay = share, teacher_epsilon, replay
+        self.warmup, self.batch_size, self.samples_per_step = warmup, batch_size, samples_per_step
+        self.generator, self.slack = generator, slack
+        self.teacher_steps = self.student_steps = 0
+        self._saved_at = 0
+        self.returns: list[float] = []
+        """Raw returns of the games that ended, drained by whoever reads them."""
+        self._credit = 0.0
+        self._rollout = rollout(environments, self._act)
+
+    def __iter__(self) -> Driven:
+        return self
+
+    def __next__(self) -> Mapping[Task, Batch]:
+        while self.control_steps < self.warmup:
+            self._step()
+        while self._credit < self.batch_size:
+            self._step()
+            self._credit += self.environments.num_envs * self.samples_per_step
+        self._credit -= self.batch_size
+        times, rows = self.replay.sample(self.generator, self.batch_size)
+        return {self.environments.task: _batch(self.replay, times, rows)}
+
+    @property
+    def control_steps(self) -> int:
+        """Driven by both together."""
+        return self.teacher_steps + self.student_steps
+
+    def examples(self) -> Batch:
+        """A thousand states of the warm-up."""
+        while self.control_steps < max(self.warmup, 1):
+            self._step()
+        times, rows = self.replay.sample(self.generator, 1024)
+        return _batch(self.replay, times, rows)
+
+    def _step(self) -> None:
+        step = next(self._rollout)
+        self.replay.add(step.observations, step.starts, values=self._values)
+        self.returns += [float(score) for score in step.returns[~np.isnan(step.returns)]]
+
+    def _act(self, observations: Observations) -> Actions:
+        number, task = self.environments.num_envs, self.environments.task
+        with torch.no_grad():
+            values = checked_labels(self.teacher(as_tensor(observations)), task.num_actions)
+        self._values = values.numpy()
+        driven = round(self.share(self.control_steps) * number)
+        actions = mix_in_random(self._values.argmax(axis=1), task.num_actions, self.teacher_epsilon, self.generator)
+        if driven < number:
+            actions[driven:] = self.student(observations[driven:])
+        self.teacher_steps += driven
+        self.student_steps += number - driven
+        return actions
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """Whether the room beyond the replay's capacity is about to be used up."""
+        ahead = times_an_item(self.environments.num_envs, self.samples_per_step, self.batch_size)
+        played = (self.replay.added + ahead - self._saved_at) * self.environments.num_envs
+        return 0 < self.slack < played
+
+    def state_dict(self) -> dict[str, Any]:
+        """Environments, replay position, generator and counters."""
+        self._saved_at = self.replay.added
+        return {
+            "environments": self.environments.state_dict(),
+            "replay": self.replay.state_dict(),
+            "generator": generator_state(self.generator),
+            "credit": self._credit,
+            "teacher_steps": self.teacher_steps,
+            "student_steps": self.student_steps,
+            "returns": list(self.returns),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Puts back what `state_dict` gave."""
+        self.environments.load_state_dict(state["environments"])
+        self.replay.load_state_dict(state["replay"])
+        self._saved_at = self.replay.added
+        load_generator_state(self.generator, state["generator"])
+        self._credit = float(state["credit"])
+        self.teacher_steps, self.student_steps = int(state["teacher_steps"]), int(state["student_steps"])
+        self.returns = list(state["returns"])
+
+    def close(self) -> None:
+        """Frees the emulators."""
+        self.environments.close()
+
+
+class Offline:
+    """Batches from a recorded dataset, drawn uniformly; nothing is played.
+
+    Args:
+        task: of the dataset.
+        replay: all its frames in one row, with a column `values`.
+        times: those that may be drawn.
+        batch_size: samples an item.
+        generator: of the draws.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        replay: Replay,
+        times: npt.NDArray[np.int64],
+        *,
+        batch_size: int,
+        generator: np.random.Generator,
+    ) -> None:
+        self.task, self.replay, self.times, self.batch_size, self.generator = task, replay, times, batch_size, generator
+        self.teacher_steps = self.student_steps = 0
+        self.returns: list[float] = []
+
+    def __iter__(self) -> Offline:
+        return self
+
+    def __next__(self) -> Mapping[Task, Batch]:
+        return {self.task: self._draw(self.batch_size)}
+
+    def examples(self) -> Batch:
+        """A thousand states."""
+        return self._draw(1024)
+
+    def _draw(self, size: int) -> Batch:
+        times = self.times[self.generator.integers(len(self.times), size=size)]
+        return _batch(self.replay, times, np.zeros(size, dtype=np.int64))
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """Never: nothing is overwritten."""
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The generator."""
+        return {"generator": generator_state(self.generator)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Puts back what `state_dict` gave."""
+        load_generator_state(self.generator, state["generator"])
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def _batch(replay: Replay, times: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> Batch:
+    values = torch.from_numpy(replay.column("values", times, rows))
+    return Batch(as_tensor(replay.observations(times, rows)), values)

@@ -1,0 +1,78 @@
+"""What is done to the teacher's values before a student is matched with them, and what is fitted to them once."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from rldistill.types import ScoreKind
+
+Targets: TypeAlias = Literal["raw", "advantage", "standardized"]
+
+AUTO_ENTROPY = 0.35
+"""Mean entropy of the softened teacher that `temperature auto` aims at for Q-values, as a share of log A."""
+
+
+class Standardization(NamedTuple):
+    """The affine step `scale * (x - shift)` in front of a network: one pair for images, one a feature for vectors."""
+
+    shift: Tensor
+    scale: Tensor
+
+
+def transform(values: Tensor, targets: Targets, spread: float) -> Tensor:
+    """Teacher's values (B, A) as they are, less their mean over actions, or that in units of `spread`."""
+    if targets == "raw":
+        return values
+    advantages = values - values.mean(dim=1, keepdim=True)
+    return advantages if targets == "advantage" else advantages / spread
+
+
+def advantage_spread(values: Tensor) -> float:
+    """Root mean square of the advantages over states and actions, 1 where all are equal."""
+    spread = float((values - values.mean(dim=1, keepdim=True)).square().mean().sqrt())
+    return spread if spread > 0 else 1.0
+
+
+def mean_entropy(values: Tensor, temperature: float) -> float:
+    """Mean over states of the entropy of softmax(values / temperature), in nats."""
+    log_p = (values.double() / temperature).log_softmax(dim=1)
+    return float(-(log_p.exp() * log_p).sum(dim=1).mean())
+
+
+def auto_temperature(values: Tensor, score_kind: ScoreKind) -> float:
+    """The temperature that suits these values (B, A).
+
+    Logits are a policy already: 1. Q-values have the scale of the game's returns: the temperature is the one at which the
+    softened teacher is, on average over its states, `AUTO_ENTROPY` as uncertain as a uniform choice. So it does not
+    depend on how the rewards are scaled (Rusu et al. 2015 took 0.01 for all games, after trying four).
+    """
+    if score_kind == "logits":
+        return 1.0
+    goal = AUTO_ENTROPY * math.log(values.shape[1]) if values.shape[1] > 1 else 0.0
+    spread = advantage_spread(values)
+    # Entropy grows with the temperature: bisection on its logarithm, around the spread of the values.
+    low, high = spread * 1e-6, spread * 1e6
+    if not mean_entropy(values, low) < goal < mean_entropy(values, high):
+        return spread  # nothing to tell apart (all values equal in most states)
+    for _ in range(60):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if mean_entropy(values, middle) < goal else (low, middle)
+    # Three digits are plenty, and do not change with the last bit of a sum.
+    return float(f"{math.sqrt(low * high):.3g}")
+
+
+def fit_standardization(observations: Tensor) -> Standardization:
+    """Mean 0 and variance 1 over these observations (B, *obs): all pixels of an image together, vectors by feature.
+
+    A feature that never changes keeps its scale of 1.
+    """
+    x = observations.to(torch.float64)
+    over = tuple(range(x.ndim)) if x.ndim == 4 else (0,)
+    mean = x.mean(dim=over, keepdim=True).flatten()
+    deviation = x.var(dim=over, correction=0, keepdim=True).sqrt().flatten()
+    scale = torch.where(deviation > 1e-6, 1 / deviation.clamp(min=1e-6), torch.ones_like(deviation))
+    return Standardization(mean.float(), scale.float())

@@ -1,0 +1,334 @@
+"""The command: its verbs, what they leave, and what it says to wrong input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import pytest
+
+import rldistill
+from rldistill import cli, demo
+from rldistill.distillation import DistillConfig
+from rldistill.envs import make_task
+from rldistill.evaluation import EvaluateConfig
+from rldistill.networks import Architecture, build
+from rldistill.policies import load_policy, save_policy
+from rldistill.recording import RecordConfig, record
+from rldistill.report import ReportConfig
+from rldistill.training import TrainConfig
+from rldistill.types import Task, UserError
+
+SOURCE = Path(rldistill.__file__).parents[1]
+CARTPOLE = make_task("CartPole-v1")
+
+
+@dataclass
+class Said:
+    status: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Said]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """The command in this process: starting Python and importing torch takes seconds each time."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*words: object) -> Said:
+        monkeypatch.setattr(sys, "argv", ["rldistill", *map(str, words)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as end:
+            assert isinstance(end.code, int)
+            status = end.code
+        said = capsys.readouterr()
+        return Said(status, said.out, said.err)
+
+    return run
+
+
+def policy(path: Path, task: Task = CARTPOLE, network: str = "mlp:4", seed: int = 0) -> Path:
+    score = {"mean": 10.0, "ci_low": 9.0, "ci_high": 11.0, "episodes": 30, "epsilon": 0.01}
+    made = build(Architecture(network, task.observation_shape, task.num_actions), seed)
+    save_policy(path, made, task, {"score": score})
+    return path
+
+
+SMALL = ["--student", "mlp:4", "--steps", "300", "--num-envs", "4", "--warmup", "60"]
+SMALL += ["--evaluate-episodes", "1", "--evaluate-every", "0"]
+
+
+# Verbs
+
+
+CONFIGS = {
+    "demo": None,
+    "train": TrainConfig,
+    "record": RecordConfig,
+    "distill": DistillConfig,
+    "evaluate": EvaluateConfig,
+    "report": ReportConfig,
+}
+
+
+@pytest.mark.parametrize("verb", CONFIGS)
+def test_help_names_every_flag(command: Command, verb: str) -> None:
+    said = command(verb, "--help")
+    assert said.status == 0
+    config = CONFIGS[verb]
+    flags = [field.name for field in fields(config)] if config else ["seed"]
+    flags += {"evaluate": ["json"], "report": ["out"], "record": ["append"]}.get(verb, [])
+    flags += ["resume"] if verb in ("train", "distill") else []
+    missing = [flag for flag in flags if f"--{flag.replace('_', '-')} " not in said.out.replace(",", " ")]
+    assert not missing
+    if verb != "demo":
+        assert f"rldistill {verb} " in said.out, "it teaches by an example"
+
+
+def test_help_names_every_verb(command: Command) -> None:
+    said = command("--help")
+    assert said.status == 0
+    assert set(CONFIGS) == set(cli.VERBS)
+    assert all(verb in said.out for verb in CONFIGS)
+
+
+def test_verbs_follow_each_other_from_a_teacher_to_a_page(tmp_path: Path, command: Command) -> None:
+    teacher, data, student = tmp_path / "teacher", tmp_path / "data", tmp_path / "student"
+    played, offline = tmp_path / "student", tmp_path / "offline"
+    said = command("train", "CartPole-v1", "--steps", 400, "--final-episodes", 2, "--seed", 3, "--out", teacher)
+    assert (said.status, said.out) == (0, "")
+    assert "mean return" in said.err
+    assert command("record", "--teacher", teacher, "--steps", 300, "--out", data).status == 0
+    assert {"dataset.json", "shard-00000.arrow"} <= {path.name for path in data.iterdir()}
+    assert command("distill", "--teacher", teacher, *SMALL, "--out", played).status == 0
+    options = ["--dataset", data, "--updates", 20, "--student", "mlp:4", "--evaluate-episodes", 1]
+    assert command("distill", "--teacher", teacher, *options, "--out", offline).status == 0
+    assert {path.name for path in student.iterdir()} == {"config.json", "metrics.jsonl", "policy"}
+    assert load_policy(student).provenance["command"].startswith("rldistill distill --teacher")
+
+    scores = tmp_path / "scores.json"
+    said = command(
+        "evaluate", teacher, played, offline, "--episodes", 4, "--epsilon", 0.01, "--seed", 1, "--json", scores
+    )
+    assert said.status == 0
+    assert str(played.name) in said.out
+    table = json.loads(scores.read_text())
+    assert [Path(row["policy"]).name for row in table] == ["teacher", "student", "offline"]
+    for row in table:
+        assert {
+            "policy", "parameters", "bytes", "episodes", "returns", "mean", "iqm", "ci_low", "ci_high", "ratio",
+            "normalized", "agreement", "microseconds",
+        } <= set(row)  # fmt: skip
+        assert len(row["returns"]) == row["episodes"] == 4
+        assert sum(row["returns"]) / 4 == pytest.approx(row["mean"])
+    assert table[1]["parameters"] == 4 * 4 + 4 + 4 * 2 + 2
+
+    page = tmp_path / "page.html"
+    said = command("report", student, "--out", page, "--episodes", 2, "--seconds", 0)
+    assert (said.status, said.out.strip()) == (0, str(page))
+    assert page.read_text().startswith("<!")
+
+
+def test_finished_run_with_resume_is_done_at_once(tmp_path: Path, command: Command) -> None:
+    teacher = policy(tmp_path / "teacher")
+    words = ["distill", "--teacher", teacher, *SMALL, "--out", tmp_path / "run"]
+    assert command(*words).status == 0
+    said = command(*words, "--resume")
+    assert said.status == 0
+    assert "is finished already" in said.err
+
+
+@pytest.mark.parametrize(
+    ("verb", "words"), [("train", "--resume"), ("distill", "--resume"), ("record", "--append"), ("report", "nothing")]
+)
+def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, command: Command, verb: str, words: str) -> None:
+    def pressed() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.VERBS, verb, pressed)
+    said = command(verb)
+    assert said.status == 130
+    assert said.err.startswith("rldistill: interrupted; ")
+    assert words in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_demo_makes_student_scores_and_page_and_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    policy(tmp_path / "policies" / "pong", make_task("PongNoFrameskip-v4", max_frames=120), "cnn:4,4,4:8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "STEPS", 320)
+    assert command("demo").status == 0
+    assert {"config.json", "policy", "scores.json", "report.html"} <= {path.name for path in Path("demo").iterdir()}
+    before = Path("demo/policy/weights.safetensors").read_bytes()
+    again = command("demo")
+    assert again.status == 0
+    assert "finished already" in again.err
+    assert "demo/report.html" in again.out
+    assert Path("demo/policy/weights.safetensors").read_bytes() == before
+
+
+def test_demo_without_its_teacher_says_so() -> None:
+    with pytest.raises(UserError, match="no policies/tetris here: run the demo from a checkout"):
+        demo.shipped_policy("tetris")
+
+
+# Wrong input
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+
+
+def refused(said: Said, words: str) -> None:
+    assert said.status == 2
+    assert said.err.startswith("rldistill: error: ")
+    assert said.err.count("\n") == 1, said.err
+    assert "Traceback" not in said.err
+    assert words in said.err
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Policies and a dataset, good and damaged."""
+    shelf = tmp_path_factory.mktemp("shelf")
+    good = policy(shelf / "good")
+    policy(shelf / "three", make_task("Acrobot-v1"))
+    policy(shelf / "misfit", CARTPOLE.from_dict(CARTPOLE.as_dict() | {"num_actions": 3}))
+    (shelf / "empty").mkdir()
+    for name in ("cut-weights", "flipped-weights", "cut-card", "flipped-card", "no-weights"):
+        shutil.copytree(good, shelf / name)
+        file = shelf / name / ("policy.json" if "card" in name else "weights.safetensors")
+        data = file.read_bytes()
+        half = len(data) // 2
+        file.write_bytes(data[:half] if "cut" in name else data[:half] + bytes([data[half] ^ 1]) + data[half + 1 :])
+        if name == "no-weights":
+            file.unlink()
+    record(good, shelf / "data", RecordConfig(steps=200, num_envs=2, shard_steps=100))
+    for name in ("cut-shard", "flipped-shard", "no-shard", "cut-dataset-card"):
+        shutil.copytree(shelf / "data", shelf / name)
+        file = shelf / name / ("dataset.json" if "card" in name else "shard-00001.arrow")
+        data = file.read_bytes()
+        half = len(data) // 2
+        file.write_bytes(data[:half] if "cut" in name else data[:half] + bytes([data[half] ^ 1]) + data[half + 1 :])
+        if name == "no-shard":
+            file.unlink()
+    return shelf
+
+
+BAD = {
+    "unknown game": ("train ALE/Pnog-v5 --out {out}", "unknown Atari game 'Pnog'; did you mean Pong"),
+    "unknown environment": ("train CartPole-v9 --out {out}", "unknown environment 'CartPole-v9'"),
+    "train no steps": ("train CartPole-v1 --steps 0 --out {out}", "--steps is at least 1, not 0"),
+    "train negative steps": ("train CartPole-v1 --steps -3 --out {out}", "--steps is at least 1, not -3"),
+    "record no steps": ("record --teacher {shelf}/good --steps 0 --out {out}", "--steps is at least 1, not 0"),
+    "distill no steps": ("distill --teacher {shelf}/good --steps 0 --out {out}", "--steps is at least 1, not 0"),
+    "distill negative updates": (
+        "distill --teacher {shelf}/good --dataset {shelf}/data --updates -1 --out {out}", "--updates is at least 1"),
+    "no episodes": ("evaluate {shelf}/good --episodes 0", "--episodes is at least 1, not 0"),
+    "unknown student": ("distill --teacher {shelf}/good --student net9 --out {out}", "unknown network 'net9'"),
+    "unknown loss": ("distill --teacher {shelf}/good --student mlp:4 --loss l3 --out {out}", "unknown loss 'l3'"),
+    "missing teacher": ("distill --teacher {shelf}/absent --out {out}", "no policy folder at"),
+    "empty teacher": ("distill --teacher {shelf}/empty --out {out}", "has no policy.json"),
+    "teacher without weights": ("distill --teacher {shelf}/no-weights --out {out}", "has no weights.safetensors"),
+    "teacher's weights cut": ("distill --teacher {shelf}/cut-weights --out {out}", "is damaged"),
+    "teacher's weights flipped": ("record --teacher {shelf}/flipped-weights --out {out}", "is damaged"),
+    "teacher's card cut": ("evaluate {shelf}/good {shelf}/cut-card", "is damaged"),
+    "teacher's card flipped": ("evaluate {shelf}/flipped-card", "damaged"),
+    "actions do not fit": (
+        "distill --teacher {shelf}/good --env Acrobot-v1 --student mlp:4 --out {out}", "Acrobot-v1 has 3 actions, the teacher 2"),
+    "actions do not fit the teacher's own": (
+        "distill --teacher {shelf}/misfit --student mlp:4 --out {out}", "has 2 actions here, the policy's task says 3"),
+    "observations do not fit": (
+        "distill --teacher {shelf}/three --env MountainCar-v0 --student mlp:4 --out {out}",
+        "observations of shape (2,), the teacher sees (6,)"),
+    "missing dataset": (
+        "distill --teacher {shelf}/good --dataset {shelf}/absent --student mlp:4 --out {out}", "absent"),
+    "dataset without card": (
+        "distill --teacher {shelf}/good --dataset {shelf}/empty --student mlp:4 --out {out}", "empty"),
+    "dataset's card cut": (
+        "distill --teacher {shelf}/good --dataset {shelf}/cut-dataset-card --student mlp:4 --out {out}", "damaged"),
+    "dataset of another task": (
+        "distill --teacher {shelf}/three --dataset {shelf}/data --student mlp:4 --out {out}", "has 2 actions"),
+    "existing out": ("distill --teacher {shelf}/good --student mlp:4 --out {shelf}/empty", "exists: continue it with --resume"),
+    "existing out of train": ("train CartPole-v1 --out {shelf}/good", "exists: continue it with --resume"),
+    "existing out of record": ("record --teacher {shelf}/good --out {shelf}/data", "exists: add to it with --append"),
+    "resume of no run": ("distill --teacher {shelf}/good --student mlp:4 --out {shelf}/good --resume", "is no run folder"),
+    "scores over something else": ("evaluate {shelf}/good --json {shelf}/good/policy.json", "holds no scores"),
+    "report of no run": ("report {shelf}/good", "is no run folder"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_wrong_input_is_one_line_and_status_2_and_touches_nothing(
+    tmp_path: Path, shelf: Path, command: Command, case: str
+) -> None:
+    line, words = BAD[case]
+    before = tree(shelf)
+    said = command(*line.format(shelf=shelf, out=tmp_path / "out").split())
+    refused(said, words)
+    assert said.out == ""
+    assert tree(shelf) == before
+    assert not list(tmp_path.iterdir()), "no folder is left behind"
+
+
+@pytest.mark.parametrize("name", ["cut-shard", "flipped-shard", "no-shard"])
+def test_damaged_shard_is_refused_by_its_name(tmp_path: Path, shelf: Path, command: Command, name: str) -> None:
+    before = tree(shelf)
+    said = command(
+        "distill",
+        "--teacher",
+        shelf / "good",
+        "--dataset",
+        shelf / name,
+        "--student",
+        "mlp:4",
+        "--out",
+        tmp_path / "out",
+    )
+    refused(said, "shard-00001.arrow")
+    assert tree(shelf) == before
+
+
+def test_resuming_with_another_configuration_names_the_field(tmp_path: Path, shelf: Path, command: Command) -> None:
+    words = ["distill", "--teacher", shelf / "good", *SMALL, "--out", tmp_path / "run"]
+    assert command(*words).status == 0
+    before = tree(tmp_path)
+    refused(command(*words, "--seed", 4, "--resume"), "was begun with seed = 0, not 4")
+    refused(command(*words, "--loss", "nll", "--resume"), 'was begun with loss = "kl", not "nll"')
+    refused(command(*words), "exists: continue it with --resume, or choose another --out")
+    assert tree(tmp_path) == before
+
+
+def test_wrong_input_to_the_real_command(tmp_path: Path, shelf: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "rldistill",
+            "distill",
+            "--teacher",
+            str(shelf / "cut-weights"),
+            "--out",
+            str(tmp_path / "out"),
+        ],
+        env=os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    refused(Said(done.returncode, done.stdout, done.stderr), "cut-weights")
+    assert not (tmp_path / "out").exists()

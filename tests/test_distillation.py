@@ -1,0 +1,640 @@
+"""`distill` on real games: a student that plays, the same one each time, through kills at random moments too."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import rldistill
+from rldistill.distillation import DistillConfig, checked, distill, make_stream
+from rldistill.envs import make_task
+from rldistill.networks import Architecture, Network, build
+from rldistill.policies import SavedPolicy, load_policy, save_policy
+from rldistill.progress import Silent
+from rldistill.recording import RecordConfig, record
+from rldistill.replay import Replay
+from rldistill.rollout import EpsilonGreedy, play
+from rldistill.runs import read_metrics
+from rldistill.streams import Driven
+from rldistill.types import ScoreKind, Task, UserError
+
+CARTPOLE = make_task("CartPole-v1")
+PONG = make_task("PongNoFrameskip-v4", max_frames=400)  # games of at most 100 control steps
+SOURCE = Path(rldistill.__file__).parents[1]
+
+TINY = DistillConfig(
+    student="mlp:8", steps=400, num_envs=4, warmup=80, batch_size=32, samples_per_step=8, evaluate_episodes=2
+)
+
+
+def balancing(score_kind: ScoreKind = "q_values") -> SavedPolicy:
+    """A CartPole teacher made by hand: it pushes to the side to which the pole leans and turns."""
+    network = build(Architecture("mlp:2", CARTPOLE.observation_shape, CARTPOLE.num_actions), 0, score_kind)
+    hidden, head = network.layers[1], network.layers[3]
+    assert isinstance(hidden, torch.nn.Linear)
+    assert isinstance(head, torch.nn.Linear)
+    side = torch.tensor([0.0, 0.0, 1.0, 0.5]) * (20 if score_kind == "logits" else 1)
+    with torch.no_grad():
+        hidden.weight.copy_(torch.stack([-side, side]))
+        hidden.bias.zero_()
+        head.weight.copy_(torch.eye(2))
+        head.bias.zero_()
+    return SavedPolicy(network.eval().requires_grad_(False), CARTPOLE)
+
+
+def save(path: Path, policy: SavedPolicy) -> Path:
+    # With a score, as `train` writes it, so that no run has to measure it.
+    score = {"mean": 10.0, "ci_low": 9.0, "ci_high": 11.0, "episodes": 30, "epsilon": 0.01}
+    save_policy(path, policy.network, policy.task, {"command": "by hand", "score": score})
+    return path
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of two teachers and a dataset of each."""
+    root = tmp_path_factory.mktemp("teachers")
+    save(root / "cartpole", balancing())
+    network = build(Architecture("cnn:4,4,4:16", PONG.observation_shape, PONG.num_actions), 0)
+    save(root / "pong", SavedPolicy(network, PONG))
+    record(root / "cartpole", root / "cartpole-data", RecordConfig(steps=600, num_envs=4))
+    record(root / "pong", root / "pong-data", RecordConfig(steps=400, num_envs=4))
+    return root
+
+
+def weights(out: Path) -> str:
+    return hashlib.sha256((out / "policy" / "weights.safetensors").read_bytes()).hexdigest()
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+# What is done to a student
+
+
+@pytest.mark.parametrize("loss", ["kl", "nll", "mse", "mse_prob", "nll:1,mse_prob:1"])
+@pytest.mark.parametrize("score_kind", ["q_values", "logits"])
+def test_student_keeps_the_teachers_play(tmp_path: Path, loss: str, score_kind: ScoreKind) -> None:
+    """CartPole's best return is 500; random play gets some 22."""
+    teacher = balancing(score_kind)
+    config = DistillConfig(student="mlp:8", steps=6000, num_envs=8, loss=loss, evaluate_every=0, evaluate_episodes=1)
+    student = distill(teacher, tmp_path / "run", config)
+    assert student.score_kind == ("q_values" if loss == "mse" else "logits")
+
+    def mean(policy: SavedPolicy) -> float:
+        return float(play(CARTPOLE, lambda generator: EpsilonGreedy(policy, 2, 0.01, generator), 10, 77).mean())
+
+    assert mean(teacher) > 200
+    assert mean(student) >= 0.9 * mean(teacher)
+
+
+@pytest.mark.parametrize("targets", ["raw", "advantage", "standardized"])
+@pytest.mark.parametrize("loss", ["kl", "kl_hinton", "mse"])
+def test_student_comes_to_agree_with_each_kind_of_target(tmp_path: Path, root: Path, targets: Any, loss: str) -> None:
+    config = replace(TINY, loss=loss, targets=targets, steps=1600, temperature="0.3", learning_rate=3e-3)
+    distill(root / "cartpole", tmp_path / "run", config)
+    agreements = [line["agreement"] for line in read_metrics(tmp_path / "run") if line["event"] == "train"]
+    assert np.mean(agreements[-5:]) > 0.85
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"explore": "epsilon", "epsilon": 0.3},
+        {"explore": "boltzmann"},
+        {"explore": "dropout", "dropout": 0.3},
+        {"average": 0.0, "schedule": "constant", "optimizer": "rmsprop"},
+        {"standardize": False, "bfloat16": False},
+        {"env": "CartPole-v0"},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_every_way_of_working_ends_in_the_same_student_twice(
+    tmp_path: Path, root: Path, changes: dict[str, Any]
+) -> None:
+    config = replace(TINY, driver="student", **changes)
+    for name in ("a", "b"):
+        distill(root / "cartpole", tmp_path / name, config)
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+    other = distill(root / "cartpole", tmp_path / "c", replace(config, seed=1))
+    assert weights(tmp_path / "c") != weights(tmp_path / "a")
+    assert other.task.env == changes.get("env", "CartPole-v1")
+
+
+def test_how_often_it_is_evaluated_or_saved_changes_nothing(tmp_path: Path, root: Path) -> None:
+    distill(root / "cartpole", tmp_path / "a", replace(TINY, evaluate_every=0, checkpoint_seconds=3600))
+    distill(root / "cartpole", tmp_path / "b", replace(TINY, evaluate_every=100, checkpoint_seconds=0))
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+
+
+def test_python_callable_can_be_the_teacher(tmp_path: Path) -> None:
+    class Rule:
+        task = CARTPOLE
+        score_kind: ScoreKind = "q_values"
+
+        def __call__(self, observations: Tensor) -> Tensor:
+            lean = observations[:, 2] + 0.5 * observations[:, 3]
+            return torch.stack([-lean, lean], dim=1)
+
+    student = distill(Rule(), tmp_path / "run", replace(TINY, steps=1600))
+    assert student.task == CARTPOLE
+    assert student.provenance["teacher"] == "a policy in memory"
+    level = next(line for line in read_metrics(tmp_path / "run") if line["event"] == "teacher")
+    assert len(level["returns"]) == 2, "its score is not known, so it was measured"
+
+
+def test_student_can_be_the_next_teacher(tmp_path: Path, root: Path) -> None:
+    first = distill(root / "cartpole", tmp_path / "first", TINY)
+    second = distill(tmp_path / "first", tmp_path / "second", replace(TINY, student="mlp:4"))
+    assert second.network.architecture.name == "mlp:4"
+    level = next(line for line in read_metrics(tmp_path / "second") if line["event"] == "teacher")
+    assert level["mean"] == first.provenance["score"]["mean"], "its folder says how well it plays"
+
+
+def test_temperature_and_standardization_are_fitted_to_what_is_played(tmp_path: Path, root: Path) -> None:
+    student = distill(root / "cartpole", tmp_path / "run", replace(TINY, standardize=True, temperature="auto"))
+    fitted = next(line for line in read_metrics(tmp_path / "run") if line["event"] == "fit")
+    assert 0 < fitted["temperature"] != 1
+    assert student.provenance["temperature"] == fitted["temperature"]
+    np.testing.assert_allclose(student.network.scale, fitted["scale"], rtol=1e-6)
+    assert len(set(fitted["scale"])) == 4, "a scale for each of CartPole's features"
+    plain = distill(root / "cartpole", tmp_path / "plain", replace(TINY, standardize=False, temperature="0.5"))
+    assert plain.network.scale.tolist() == [1, 1, 1, 1]
+    assert plain.provenance["temperature"] == 0.5
+
+
+@pytest.mark.parametrize("driver", ["teacher", "student", "mixture"])
+def test_run_folder_tells_who_drove_and_what_came_of_it(tmp_path: Path, root: Path, driver: Any) -> None:
+    config = replace(TINY, driver=driver, teacher_share=0.25, share_steps=100, evaluate_every=150)
+    student = distill(root / "cartpole", tmp_path / "run", config)
+    metrics = read_metrics(tmp_path / "run")
+    evaluations = [line for line in metrics if line["event"] == "evaluation"]
+    assert [line["event"] for line in metrics].count("teacher") == 1
+    # Every 4 control steps earn the 32 samples of an update.
+    assert [line["control_steps"] for line in evaluations] == [152, 300, 400]
+    last = evaluations[-1]
+    assert last["teacher_steps"] + last["student_steps"] == 400
+    assert last["updates"] == (400 - 80) * 8 / 32
+    if driver == "mixture":
+        # All four rows for 80 steps of warm-up; then shares 1, 0.97, 0.94 ... 0.25 of the rows, rounded; then 1 row.
+        falling = sum(round(4 * (1 - 0.75 * step / 100)) for step in range(0, 100, 4))
+        assert last["teacher_steps"] == 80 + falling + (400 - 180) // 4
+    else:
+        assert last[f"{driver}_steps"] == 400
+    assert student.provenance["score"]["mean"] == last["mean"] == np.mean(last["returns"])
+    assert student.provenance["teacher"] == str(root / "cartpole")
+    assert student.provenance["control_steps"] == 400
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert set(kept) == {field.name for field in fields(DistillConfig)} - {"checkpoint_seconds"} | {
+        "verb", "teacher", "task",
+    }  # fmt: skip
+    assert not (tmp_path / "run" / "checkpoint").exists()
+    assert load_policy(tmp_path / "run").task == CARTPOLE
+
+
+def test_dataset_is_distilled_without_playing(tmp_path: Path, root: Path) -> None:
+    config = replace(TINY, dataset=str(root / "cartpole-data"), updates=60, evaluate_every=30)
+    student = distill(root / "cartpole", tmp_path / "run", config)
+    evaluations = [line for line in read_metrics(tmp_path / "run") if line["event"] == "evaluation"]
+    assert [(line["updates"], line["control_steps"]) for line in evaluations] == [(30, 0), (60, 0)]
+    assert student.provenance["updates"] == 60
+
+
+# Sure: killed, stopped, continued
+
+
+HARNESS = """
+import json, os, signal, sys, time, traceback
+from rldistill.distillation import DistillConfig, distill
+for line in sys.stdin:
+    order = json.loads(line)
+    began = time.monotonic()
+    child = os.fork()  # imports cost seconds, and a fork of a process without threads is as good as a new one
+    if child == 0:
+        try:
+            distill(order["teacher"], order["out"], DistillConfig(**order["config"]), resume=order["resume"])
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    if order["kill_after"] is not None:
+        time.sleep(order["kill_after"])
+        os.kill(child, signal.SIGKILL)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(json.dumps([status, time.monotonic() - began]), flush=True)
+"""
+
+
+class Harness:
+    """Another process, in which runs are killed."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", HARNESS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+    def distill(
+        self, teacher: Path, out: Path, config: DistillConfig, *, resume: bool = False, kill_after: float | None = None
+    ) -> tuple[int, float]:
+        """Exit status and seconds."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        order = {"teacher": str(teacher), "out": str(out), "config": asdict(config), "resume": resume}
+        self.process.stdin.write(json.dumps(order | {"kill_after": kill_after}) + "\n")
+        self.process.stdin.flush()
+        status, seconds = json.loads(self.process.stdout.readline())
+        return status, seconds
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def harness() -> Iterator[Harness]:
+    harness = Harness()
+    yield harness
+    harness.close()
+
+
+SMALL_PONG = replace(
+    TINY, student="cnn:4,4,4:8", steps=480, samples_per_step=4, evaluate_episodes=1, checkpoint_seconds=0.05
+)
+KILLED = {
+    "teacher drives": ("cartpole", replace(TINY, driver="teacher", steps=1200)),
+    "student drives with dropout": (
+        "cartpole",
+        replace(TINY, driver="student", explore="dropout", dropout=0.2, steps=1200),
+    ),
+    "dataset": ("cartpole", replace(TINY, dataset="cartpole-data", updates=300)),
+    # The ring of 100 times goes round many times; the room of 100 more forces checkpoints.
+    "ring goes round": ("cartpole", replace(TINY, driver="mixture", explore="boltzmann", steps=2400, replay=400)),
+    "mixture in Pong": ("pong", replace(SMALL_PONG, driver="mixture", explore="epsilon")),
+    "dataset of Pong": ("pong", replace(SMALL_PONG, dataset="pong-data", updates=60)),
+}
+
+
+@pytest.mark.parametrize("case", KILLED)
+def test_run_killed_at_random_moments_ends_in_the_same_weights(
+    tmp_path: Path, root: Path, harness: Harness, case: str
+) -> None:
+    name, config = KILLED[case]
+    config = replace(config, checkpoint_seconds=0.02 if name == "cartpole" else 0.05)
+    if config.dataset is not None:
+        config = replace(config, dataset=str(root / config.dataset))
+    status, whole = harness.distill(root / name, tmp_path / "whole", config)
+    assert status == 0
+    draw = np.random.default_rng(sum(case.encode()))
+    killed = 0
+    for attempt in range(5):
+        status, _ = harness.distill(
+            root / name, tmp_path / "killed", config, resume=attempt > 0, kill_after=draw.uniform(0.05, 0.6) * whole
+        )
+        assert status in (0, -signal.SIGKILL)
+        killed += status == -signal.SIGKILL
+    assert killed > 0
+    assert harness.distill(root / name, tmp_path / "killed", config, resume=True)[0] == 0
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+
+    def curve(out: Path) -> list[dict[str, Any]]:
+        return [{k: v for k, v in line.items() if k != "seconds"} for line in read_metrics(out)]
+
+    assert curve(tmp_path / "killed") == curve(tmp_path / "whole"), "and in the same curve"
+    assert not (tmp_path / "killed" / "checkpoint").exists()
+
+
+@pytest.mark.parametrize(
+    ("steps", "replay", "num_envs", "samples_per_step", "batch_size"),
+    [
+        (1200, 200, 2, 8.0, 32),  # goes round, forced checkpoints
+        (1200, 200, 2, 0.05, 32),  # an item takes 320 times, more than the room
+        (301, 300, 4, 16.0, 128),  # one step too many for the ring
+        (300, 300, 4, 5.0, 128),  # all steps have room, and the last item ends beyond them
+        (300, 300, 3, 0.1, 64),
+    ],
+)
+def test_what_the_last_checkpoint_needs_is_never_overwritten(
+    tmp_path: Path, steps: int, replay: int, num_envs: int, samples_per_step: float, batch_size: int
+) -> None:
+    teacher = balancing()
+    config = checked(
+        replace(TINY, steps=steps, replay=replay, num_envs=num_envs, samples_per_step=samples_per_step,
+                batch_size=batch_size, warmup=20, driver="teacher")
+    )  # fmt: skip
+    stream = make_stream(teacher, teacher.network, CARTPOLE, config, tmp_path, Silent())
+    assert isinstance(stream, Driven)
+    # What a resumed process sees: the same files.
+    other = make_stream(teacher, teacher.network, CARTPOLE, config, tmp_path, Silent())
+    assert isinstance(other, Driven)
+    stream.examples()
+    saved, saves, items = stream.state_dict(), 1, 0
+    while stream.control_steps < steps:
+        next(stream)
+        items += 1
+        other.replay.load_state_dict(saved["replay"])  # raises if a frame that it needs is another one by now
+        if stream.checkpoint_due:
+            saved, saves = stream.state_dict(), saves + 1
+    assert saves == 1 if steps <= replay + 100 * num_envs else saves > 2
+    assert isinstance(other.replay, Replay)
+
+
+class PressesCtrlC(Silent):
+    """Ctrl-C in the middle of an evaluation, once or twice."""
+
+    def __init__(self, times: int, after: int) -> None:
+        self.times, self.after = times, after
+        self.games = 0
+
+    def start(self, what: str, total: int, unit: str, *, done: int = 0) -> None:
+        self.unit = unit
+
+    def update(self, done: int, **figures: float) -> None:
+        if self.unit == "games":
+            self.games += 1
+            if self.games == self.after:
+                for _ in range(self.times):
+                    os.kill(os.getpid(), signal.SIGINT)
+                    time.sleep(0.01)  # the handler runs between two bytecodes
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_during_an_evaluation_changes_nothing(tmp_path: Path, root: Path, times: int) -> None:
+    distill(root / "cartpole", tmp_path / "whole", TINY)
+    with pytest.raises(KeyboardInterrupt):
+        distill(root / "cartpole", tmp_path / "run", TINY, progress=PressesCtrlC(times, after=2))
+    assert not (tmp_path / "run" / "policy").exists()
+    distill(root / "cartpole", tmp_path / "run", TINY, resume=True)
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_ctrl_c_at_the_command_says_how_to_resume_and_resuming_ends_in_the_same_weights(
+    tmp_path: Path, root: Path
+) -> None:
+    """The command, its flags as typed, against the function."""
+    config = replace(TINY, steps=40_000, batch_size=8, driver="student", evaluate_every=0, checkpoint_seconds=3600)
+    command = [
+        sys.executable, "-m", "rldistill", "distill", "--teacher", str(root / "cartpole"), "--student", "mlp:8",
+        "--steps", "40000", "--num-envs", "4", "--warmup", "80", "--batch-size", "8", "--samples-per-step", "8",
+        "--evaluate-episodes", "2", "--evaluate-every", "0", "--driver", "student", "--checkpoint-seconds", "3600",
+        "--out", str(tmp_path / "run"),
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (metrics.is_file() and metrics.read_bytes().count(b"train") > 3):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert re.search(r"interrupted; continue with the same command and --resume$", said.strip())
+    assert "Traceback" not in said
+    assert not (tmp_path / "run" / "policy").exists()
+    stopped = torch.load(tmp_path / "run" / "checkpoint" / "state", weights_only=True)["update"]["updates"]
+    assert stopped > 0
+
+    distill(str(root / "cartpole"), tmp_path / "run", config, resume=True)
+    distill(str(root / "cartpole"), tmp_path / "whole", config)
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_finished_run_is_not_done_again(tmp_path: Path, root: Path) -> None:
+    distill(root / "cartpole", tmp_path / "run", TINY)
+    before = files_of(tmp_path / "run")
+    student = distill(root / "cartpole", tmp_path / "run", TINY, resume=True)
+    assert student.path == tmp_path / "run" / "policy"
+    assert files_of(tmp_path / "run") == before
+
+
+# Wrong input
+
+
+WRONG = [
+    ({"steps": 0}, "--steps is at least 1, not 0"),
+    ({"steps": -5}, "--steps is at least 1, not -5"),
+    ({"seed": -1}, "--seed is at least 0, not -1"),
+    ({"updates": 0, "dataset": "d"}, "--updates is at least 1, not 0"),
+    ({"updates": 5}, "--updates is for --dataset"),
+    ({"num_envs": 0}, "--num-envs is at least 1"),
+    ({"batch_size": 0}, "--batch-size is at least 1"),
+    ({"replay": 0}, "--replay is at least 1"),
+    ({"warmup": -1}, "--warmup is at least 0"),
+    ({"evaluate_every": -1}, "--evaluate-every is at least 0"),
+    ({"evaluate_episodes": 0}, "--evaluate-episodes is at least 1"),
+    ({"checkpoint_seconds": -1.0}, "--checkpoint-seconds is at least 0"),
+    ({"checkpoint_seconds": float("nan")}, "--checkpoint-seconds is at least 0"),
+    ({"teacher_share": 1.5}, "--teacher-share lies between 0 and 1, not 1.5"),
+    ({"teacher_epsilon": -0.1}, "--teacher-epsilon lies between 0 and 1"),
+    ({"epsilon": float("nan")}, "--epsilon lies between 0 and 1, not nan"),
+    ({"evaluate_epsilon": 2.0}, "--evaluate-epsilon lies between 0 and 1"),
+    ({"samples_per_step": 0.0}, "--samples-per-step is a positive number"),
+    ({"learning_rate": float("inf")}, "--learning-rate is a positive number"),
+    ({"average": 1.0}, "--average is a decay from 0 to below 1, not 1.0"),
+    ({"explore": "dropout", "dropout": 0.0}, "--explore dropout needs units to drop"),
+    ({"dropout": 1.0}, "dropout is a probability below 1, not 1.0"),
+    ({"temperature": "0"}, "--temperature is a positive number or auto, not '0'"),
+    ({"temperature": "hot"}, "--temperature is a positive number or auto, not 'hot'"),
+    ({"temperature": "nan"}, "--temperature is a positive number or auto, not 'nan'"),
+    ({"loss": "huber"}, "unknown loss 'huber'"),
+    ({"student": "net9"}, "unknown network 'net9'"),
+    ({"student": "net2"}, "reads images, but the observations have shape"),
+    ({"driver": "nobody"}, "--driver is one of mixture, teacher, student, not 'nobody'"),
+    ({"explore": "thoroughly"}, "--explore is one of greedy"),
+    ({"targets": "z"}, "--targets is one of raw"),
+    ({"optimizer": "sgd"}, "--optimizer is one of adam, rmsprop"),
+    ({"schedule": "step"}, "--schedule is one of"),
+    ({"preset": "rusu2016"}, "unknown preset|--preset is one of"),
+    ({"env": "CartPole-v9"}, "unknown environment 'CartPole-v9'"),
+    ({"env": "Acrobot-v1"}, "Acrobot-v1 has 3 actions, the teacher 2"),
+    ({"dataset": "no/such/folder"}, "no/such/folder"),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), WRONG, ids=[words for _, words in WRONG])
+def test_wrong_configuration_is_refused_before_anything_is_made(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError, match=words) as refused:
+        distill(balancing(), tmp_path / "run", replace(TINY, **changes))
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "run").exists()
+
+
+def sick(value: float) -> SavedPolicy:
+    teacher = balancing()
+    with torch.no_grad():
+        next(teacher.network.parameters()).fill_(value)
+    return teacher
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_teacher_with_sick_weights_is_refused(tmp_path: Path, value: float) -> None:
+    with pytest.raises(UserError, match="NaN or infinity"):
+        distill(sick(value), tmp_path / "run", TINY)
+    # save_policy would refuse such weights, so the folder is written by hand.
+    save(tmp_path / "teacher", balancing())
+    import safetensors.torch
+
+    file, card = tmp_path / "teacher" / "weights.safetensors", tmp_path / "teacher" / "policy.json"
+    file.write_bytes(safetensors.torch.save(dict(sick(value).network.state_dict())))
+    said = json.loads(card.read_text())
+    said["weights_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    del said["card_sha256"]
+    card.write_text(json.dumps(said))
+    with pytest.raises(UserError, match="NaN or infinity"):
+        distill(tmp_path / "teacher", tmp_path / "run", TINY)
+    assert not (tmp_path / "run").exists()
+
+
+def teacher_of(task: Task) -> SavedPolicy:
+    network: Network = build(Architecture("mlp:4", task.observation_shape, task.num_actions), 0)
+    return SavedPolicy(network.eval().requires_grad_(False), task)
+
+
+def test_teacher_that_does_not_fit_its_environment_is_refused_with_both_numbers(tmp_path: Path) -> None:
+    three_actions = teacher_of(replace(CARTPOLE, num_actions=3))
+    five_features = teacher_of(replace(CARTPOLE, observation_shape=(5,)))
+    acrobot = teacher_of(make_task("Acrobot-v1"))
+    for teacher, env, words in (
+        (three_actions, None, "CartPole-v1 has 2 actions here, the policy's task says 3"),
+        (five_features, None, r"shape \(4,\) here, the policy's task says \(5,\)"),
+        (three_actions, "CartPole-v1", "CartPole-v1 has 2 actions, the teacher 3"),
+        (acrobot, "MountainCar-v0", r"MountainCar-v0 has observations of shape \(2,\), the teacher sees \(6,\)"),
+    ):
+        with pytest.raises(UserError, match=words):
+            distill(teacher, tmp_path / "run", replace(TINY, env=env))
+        assert not (tmp_path / "run").exists()
+
+
+def test_callable_that_says_another_number_of_values_is_refused(tmp_path: Path) -> None:
+    class Generous:
+        task = CARTPOLE
+        score_kind: ScoreKind = "q_values"
+
+        def __call__(self, observations: Tensor) -> Tensor:
+            return torch.arange(3.0).repeat(len(observations), 1)
+
+    with pytest.raises(UserError, match=r"values of shape \(1, 3\); the task has 2 actions"):
+        distill(Generous(), tmp_path / "run", TINY)
+    assert not (tmp_path / "run").exists()
+
+
+def test_dataset_of_another_task_or_kind_of_scores_is_refused(tmp_path: Path, root: Path) -> None:
+    config = replace(TINY, dataset=str(root / "cartpole-data"), updates=5)
+    with pytest.raises(UserError, match=r"has 2 actions .*, the teacher 3 and \(6,\)"):
+        distill(teacher_of(make_task("Acrobot-v1")), tmp_path / "run", config)
+    with pytest.raises(UserError, match="holds q_values, the teacher gives logits"):
+        distill(balancing("logits"), tmp_path / "run", config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_existing_folder_is_left_alone_without_resume(tmp_path: Path, root: Path) -> None:
+    distill(root / "cartpole", tmp_path / "run", TINY)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    for name, resume, words in (
+        ("run", False, "exists: continue it with --resume, or choose another --out"),
+        ("mine", False, "exists: continue it with --resume"),
+        ("mine", True, "is no run folder"),
+    ):
+        before = files_of(tmp_path / name)
+        with pytest.raises(UserError, match=words):
+            distill(root / "cartpole", tmp_path / name, replace(TINY, seed=5), resume=resume)
+        assert files_of(tmp_path / name) == before
+
+
+@pytest.fixture
+def stopped(tmp_path: Path, root: Path) -> Path:
+    """A run that was interrupted after its first evaluation began."""
+    with pytest.raises(KeyboardInterrupt):
+        distill(root / "cartpole", tmp_path / "run", TINY, progress=PressesCtrlC(1, after=3))
+    return tmp_path / "run"
+
+
+def test_resuming_with_another_configuration_names_the_field(stopped: Path, root: Path) -> None:
+    before = files_of(stopped)
+    for changes, words in (
+        ({"seed": 3}, r"was begun with seed = 0, not 3"),
+        ({"steps": 800}, r"was begun with steps = 400, not 800"),
+        ({"loss": "nll"}, r'was begun with loss = "kl", not "nll"'),
+        ({"student": "mlp:9"}, r'was begun with student = "mlp:8", not "mlp:9"'),
+        ({"learning_rate": 0.5}, r"was begun with learning_rate = .*, not 0.5"),
+    ):
+        with pytest.raises(UserError, match=words):
+            distill(root / "cartpole", stopped, replace(TINY, **changes), resume=True)
+    with pytest.raises(UserError, match=r"was begun with teacher = "):
+        distill(root / "cartpole" / ".." / "cartpole", stopped, TINY, resume=True)
+    assert files_of(stopped) == before
+    distill(root / "cartpole", stopped, replace(TINY, checkpoint_seconds=1.0), resume=True)  # this one may change
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "bit"])
+@pytest.mark.parametrize("file", ["state", "replay-frames", "replay-values"])
+def test_damaged_checkpoint_is_refused_and_left_as_it_is(stopped: Path, root: Path, file: str, damage: str) -> None:
+    path = stopped / "checkpoint" / file
+    data = path.read_bytes()
+    middle = 500 if file.startswith("replay") else len(data) // 2
+    flipped = data[:middle] + bytes([data[middle] ^ 4]) + data[middle + 1 :]
+    path.write_bytes({"empty": b"", "cut": data[:middle], "bit": flipped}[damage])
+    state = (stopped / "checkpoint" / "state").read_bytes()
+    with pytest.raises(UserError, match="damaged"):
+        distill(root / "cartpole", stopped, TINY, resume=True)
+    assert (stopped / "checkpoint" / "state").read_bytes() == state
+    assert not (stopped / "policy").exists()
+
+
+# Settings
+
+
+def test_preset_has_the_papers_settings() -> None:
+    """Rusu et al. 2015, arXiv 1511.06295, appendix A: 10,000 minibatches for each hour, 54,000 control steps."""
+    paper = checked(DistillConfig(preset="rusu2015", steps=1_000_000, learning_rate=1.0, driver="student"))
+    assert (paper.loss, paper.temperature, paper.targets) == ("kl", "0.01", "raw")
+    assert (paper.driver, paper.teacher_epsilon, paper.replay) == ("teacher", 0.05, 540_000)
+    assert paper.samples_per_step / paper.batch_size * 54_000 == pytest.approx(10_000)
+    assert (paper.optimizer, paper.schedule, paper.learning_rate) == ("rmsprop", "constant", 5e-4)
+    assert (paper.average, paper.standardize) == (0.0, False)
+    assert paper.steps == 1_000_000
+
+
+def test_preset_of_the_paper_runs(tmp_path: Path, root: Path) -> None:
+    config = DistillConfig(
+        preset="rusu2015", student="mlp:8", steps=300, num_envs=4, warmup=50, evaluate_episodes=1, evaluate_every=0
+    )
+    student = distill(root / "cartpole", tmp_path / "run", config)
+    assert student.provenance["temperature"] == 0.01
+    assert student.provenance["student_steps"] == 0
+
+
+@pytest.mark.parametrize("steps", [1, 7, 100, 3_000, 50_000])
+def test_resolved_configuration_leaves_time_to_learn(steps: int) -> None:
+    config = checked(DistillConfig(steps=steps))
+    assert config.share_steps is not None
+    assert config.share_steps <= steps
+    assert config.warmup <= steps / 2
+    assert 1 <= config.replay <= steps
+    assert checked(config) == config, "what is resolved stays as it is"
+
+
+def test_shortest_run_ends(tmp_path: Path, root: Path) -> None:
+    config = DistillConfig(student="mlp:4", steps=1, num_envs=2, evaluate_episodes=1)
+    assert distill(root / "cartpole", tmp_path / "run", config).task == CARTPOLE

@@ -1,0 +1,189 @@
+"""Tests of `evaluate` on real games: CartPole for most, one MinAtar game for the measured random score."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rldistill.envs import make_task
+from rldistill.evaluation import EvaluateConfig, Score, decision_microseconds, evaluate, read_scores, score_table
+from rldistill.networks import Architecture, Network, build
+from rldistill.policies import SavedPolicy, load_policy, save_policy
+from rldistill.rollout import EpsilonGreedy, play, uniform
+from rldistill.types import UserError
+
+CARTPOLE = make_task("CartPole-v1")
+QUICK = EvaluateConfig(episodes=6, num_envs=3, epsilon=0.1, seed=4)
+
+
+def cartpole_network(name: str = "mlp:8", seed: int = 0) -> Network:
+    return build(Architecture(name, CARTPOLE.observation_shape, CARTPOLE.num_actions), seed)
+
+
+def leaning(*, inverted: bool = False) -> Network:
+    """Pushes to the side to which the pole leans and turns, which balances it for long; inverted, it never does."""
+    network = cartpole_network("mlp:2")
+    hidden, head = network.layers[1], network.layers[3]
+    assert isinstance(hidden, torch.nn.Linear)
+    assert isinstance(head, torch.nn.Linear)
+    side = torch.tensor([0.0, 0.0, 1.0, 0.5])
+    with torch.no_grad():
+        hidden.weight.copy_(torch.stack([-side, side]))
+        hidden.bias.zero_()
+        head.weight.copy_(torch.eye(2).flip(0) if inverted else torch.eye(2))
+        head.bias.zero_()
+    return network
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("policies")
+    save_policy(root / "teacher", leaning(), CARTPOLE, {})
+    save_policy(root / "worse", leaning(inverted=True), CARTPOLE, {})
+    return root / "teacher", root / "worse"
+
+
+def test_scores_are_those_of_the_same_games_played_one_by_one(folders: tuple[Path, Path]) -> None:
+    scores = evaluate(folders, QUICK)
+    for score, folder in zip(scores, folders, strict=True):
+        policy = load_policy(folder)
+
+        def explorer(generator: np.random.Generator, policy: SavedPolicy = policy) -> EpsilonGreedy:
+            return EpsilonGreedy(policy, 2, 0.1, generator)
+
+        assert score.returns == play(CARTPOLE, explorer, 6, 4, num_envs=3).tolist()
+        assert score.mean == pytest.approx(np.mean(score.returns))
+        assert score.ci_low <= score.mean <= score.ci_high
+
+
+def test_first_policy_is_the_measure_of_the_others(folders: tuple[Path, Path]) -> None:
+    first, other = evaluate(folders, QUICK)
+    assert (first.ratio, first.normalized, first.agreement, first.parameter_share) == (1, 1, 1, 1)
+    assert other.ratio == pytest.approx(other.mean / first.mean)
+    assert other.normalized == pytest.approx((other.mean - other.random_score) / (first.mean - other.random_score))
+    assert other.ratio_low <= other.ratio <= other.ratio_high < 1
+    assert other.normalized < 0.2
+
+
+def test_random_score_is_measured_where_the_task_does_not_know_it(folders: tuple[Path, Path]) -> None:
+    score = evaluate(folders[:1], QUICK)[0]
+    games = play(CARTPOLE, lambda generator: uniform(2, generator), 6, 4, num_envs=3)
+    assert score.random_measured
+    assert score.random_score == games.mean()
+
+
+def test_agreement_of_opposites_is_0_and_of_equals_1(folders: tuple[Path, Path]) -> None:
+    first, opposite, again = evaluate([folders[0], folders[1], str(folders[0])], QUICK)
+    # At rest both scores are equal and both networks choose the first; that is never met exactly.
+    assert opposite.agreement == 0
+    assert again.agreement == 1
+    assert again.returns == first.returns
+
+
+def test_agreement_counts_the_states_of_the_policys_own_games() -> None:
+    # A student that always pushes left: it agrees exactly where the teacher would push left too.
+    student = cartpole_network("mlp:2")
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.zero_()
+    teacher = SavedPolicy(leaning(), CARTPOLE)
+    seen: list[np.ndarray] = []
+    play(
+        CARTPOLE,
+        lambda generator: EpsilonGreedy(SavedPolicy(student, CARTPOLE), 2, 0.1, generator),
+        6,
+        4,
+        num_envs=3,
+        seen=lambda transition: seen.append(transition.observations),
+    )
+    left = teacher(torch.from_numpy(np.concatenate(seen))).argmax(dim=1) == 0
+    assert evaluate([teacher, SavedPolicy(student, CARTPOLE)], QUICK)[1].agreement == pytest.approx(
+        float(left.float().mean())
+    )
+
+
+def test_json_file_holds_the_scores_and_can_be_read_back(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    path = tmp_path / "scores.json"
+    scores = evaluate(folders, QUICK, json=path)
+    data = json.loads(path.read_text())
+    needed = "policy parameters bytes episodes returns mean iqm ci_low ci_high ratio normalized agreement microseconds"
+    assert all(set(needed.split()) <= set(item) for item in data)
+    weights = folders[1] / "weights.safetensors"
+    assert data[1]["bytes"] == weights.stat().st_size
+    assert data[1]["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert data[1]["parameters"] == 4 * 2 + 2 + 2 * 2 + 2
+    assert read_scores(path) == scores
+    evaluate(folders[:1], QUICK, json=path)  # an earlier evaluation may be replaced
+    assert len(json.loads(path.read_text())) == 1
+
+
+def test_undefined_figures_are_null_in_json(folders: tuple[Path, Path]) -> None:
+    score = evaluate(folders[:1], QUICK)[0]
+    data = score.as_dict() | {"normalized": None}
+    assert math.isnan(Score.from_dict(json.loads(json.dumps(data, allow_nan=False))).normalized)
+
+
+def test_a_file_that_holds_no_scores_is_left_alone(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    path = tmp_path / "precious.json"
+    path.write_text('{"mine": 1}')
+    with pytest.raises(UserError, match=r"precious\.json exists and holds no scores"):
+        evaluate(folders, QUICK, json=path)
+    assert path.read_text() == '{"mine": 1}'
+
+
+def test_a_json_path_without_a_folder_is_refused_before_playing(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no folder"):
+        evaluate(folders, EvaluateConfig(episodes=10**9), json=tmp_path / "absent" / "scores.json")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (EvaluateConfig(episodes=0), "--episodes is at least 1, not 0"),
+        (EvaluateConfig(epsilon=1.5), "--epsilon is a probability from 0 to 1, not 1.5"),
+        (EvaluateConfig(epsilon=math.nan), "--epsilon is a probability"),
+        (EvaluateConfig(num_envs=0), "--num-envs is at least 1, not 0"),
+        (EvaluateConfig(seed=-1), "--seed is not negative"),
+    ],
+)
+def test_wrong_settings_are_named(folders: tuple[Path, Path], config: EvaluateConfig, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        evaluate(folders, config)
+
+
+def test_no_policy_is_refused() -> None:
+    with pytest.raises(UserError, match="at least one policy"):
+        evaluate([])
+
+
+def test_policy_of_another_number_of_actions_is_refused_with_both_numbers(folders: tuple[Path, Path]) -> None:
+    with pytest.raises(UserError, match="chooses among 2 actions, but Acrobot-v1 has 3"):
+        evaluate(folders, EvaluateConfig(episodes=1, env="Acrobot-v1"))
+
+
+def test_policy_of_other_observations_is_refused_with_both_shapes(folders: tuple[Path, Path]) -> None:
+    three = build(Architecture("mlp:4", (3,), 2), 0)
+    task = CARTPOLE.from_dict(CARTPOLE.as_dict() | {"observation_shape": [3]})
+    with pytest.raises(UserError, match=r"shape \(3,\) \(float32\), but CartPole-v1 gives \(4,\)"):
+        evaluate([folders[0], SavedPolicy(three, task)], QUICK)
+
+
+def test_timing_leaves_the_threads_as_they_were(folders: tuple[Path, Path]) -> None:
+    before = torch.get_num_threads()
+    times = decision_microseconds([load_policy(folders[0])], np.zeros(4, dtype=np.float32), rounds=2)
+    assert torch.get_num_threads() == before
+    assert 1 < times[0] < 1e6
+
+
+def test_table_shows_no_ratio_to_a_negative_score(folders: tuple[Path, Path]) -> None:
+    first, other = evaluate(folders, QUICK)
+    rows = score_table([first, other])
+    assert rows[1]["ratio"] == f"{other.mean / first.mean:.3f}"
+    losing = Score.from_dict(first.as_dict() | {"mean": -20.0})
+    assert [row["ratio"] for row in score_table([losing, other])] == ["-", "-"]

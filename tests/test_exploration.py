@@ -1,0 +1,146 @@
+"""How a driving student explores, on a real network; frequencies against the probabilities they should have."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binomtest, chisquare
+from torch import Tensor, nn
+
+from rldistill.exploration import Explore, boltzmann, explorer
+from rldistill.networks import Architecture, Network, build
+
+ALL: tuple[Explore, ...] = ("greedy", "epsilon", "boltzmann", "dropout")
+
+
+def network_of(seed: int = 0, *, dropout: float = 0.0, actions: int = 4) -> Network:
+    return build(Architecture("mlp:32", (5,), actions, dropout=dropout), seed)
+
+
+def observations(rows: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(rows, 5)).astype(np.float32)
+
+
+def scores_of(network: Network, x: np.ndarray) -> Tensor:
+    network.eval()
+    with torch.no_grad():
+        scores = network(torch.from_numpy(x))
+    network.train()
+    assert isinstance(scores, Tensor)
+    return scores
+
+
+class Listening:
+    """Keeps what a network's head is given."""
+
+    def __init__(self, network: Network) -> None:
+        self.heard: list[Tensor] = []
+        head = network.layers[-1]
+        assert isinstance(head, nn.Linear)
+        head.register_forward_hook(lambda module, inputs, output: self.heard.append(inputs[0].clone()))
+
+
+def test_greedy_takes_the_best_action() -> None:
+    network, x = network_of(), observations(64)
+    actions = explorer(network, "greedy", 0.9, np.random.default_rng(0))(x)
+    np.testing.assert_array_equal(actions, scores_of(network, x).argmax(dim=1).numpy())
+    assert actions.dtype == np.int64
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.3, 1.0])
+def test_epsilon_is_the_share_of_uniformly_random_actions(epsilon: float) -> None:
+    network, x = network_of(), observations(20_000)
+    best = scores_of(network, x).argmax(dim=1).numpy()
+    actions = explorer(network, "epsilon", epsilon, np.random.default_rng(1))(x)
+    # A random one of four actions is the best one in a quarter of the cases.
+    other = int((actions != best).sum())
+    expected = epsilon * 3 / 4
+    assert (other == 0) if epsilon == 0 else binomtest(other, len(x), expected).pvalue > 1e-3
+
+
+def test_boltzmann_draws_from_the_softmax() -> None:
+    network = network_of()
+    x = np.repeat(observations(1) * 3, 20_000, axis=0)
+    probabilities = scores_of(network, x[:1]).softmax(dim=1).numpy()[0].astype(np.float64)
+    assert probabilities.max() < 0.9, "the test must see different actions"
+    actions = explorer(network, "boltzmann", 0.5, np.random.default_rng(2))(x)
+    drawn = np.bincount(actions, minlength=4)
+    assert chisquare(drawn, probabilities / probabilities.sum() * len(x)).pvalue > 1e-3
+
+
+def test_boltzmann_is_not_troubled_by_large_scores() -> None:
+    scores = np.array([[0.0, 1e30], [1e30, -1e30]], dtype=np.float32)
+    np.testing.assert_array_equal(boltzmann(scores, np.random.default_rng(0)), [1, 0])
+
+
+def test_dropout_drops_other_units_each_control_step() -> None:
+    network, x = network_of(dropout=0.5), observations(32)
+    listening = Listening(network)
+    act = explorer(network, "dropout", 0.0, np.random.default_rng(0))
+    actions = [act(x) for _ in range(3)]
+    first, second, third = listening.heard
+    assert not torch.equal(first, second)
+    assert not torch.equal(second, third)
+    assert any((one != other).any() for one, other in itertools.pairwise(actions))
+    # Half of the units that were not 0 anyway are dropped, a mask a row; those that stay are doubled.
+    clean = network.layers[:-1].eval()(torch.from_numpy(x)).detach()
+    alive = clean > 0
+    kept = first[alive] > 0
+    assert binomtest(int(kept.sum()), kept.numel(), 0.5).pvalue > 1e-3
+    torch.testing.assert_close(first[alive][kept], 2 * clean[alive][kept])
+    assert not torch.equal(first[0] > 0, first[1] > 0)
+
+
+def test_dropout_comes_again_from_the_same_generator_state() -> None:
+    network, x = network_of(dropout=0.5), observations(32)
+    assert network.dropout is not None
+    act = explorer(network, "dropout", 0.0, np.random.default_rng(0))
+    state = network.dropout.generator.get_state()
+    before = [act(x) for _ in range(4)]
+    network.dropout.generator.set_state(state)
+    np.testing.assert_array_equal(before, [act(x) for _ in range(4)])
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("explore", ALL)
+def test_network_is_left_as_it_was(explore: Explore, training: bool) -> None:
+    network, x = network_of(dropout=0.5), observations(16)
+    network.train(training)
+    explorer(network, explore, 0.1, np.random.default_rng(0))(x)
+    assert network.training == training
+    assert not network.exploring
+    network.eval()
+    with torch.no_grad():
+        assert torch.equal(network(torch.from_numpy(x)), network(torch.from_numpy(x))), "no dropout at evaluation"
+
+
+@pytest.mark.parametrize("explore", ["greedy", "epsilon", "boltzmann"])
+def test_only_dropout_drops(explore: Explore) -> None:
+    network, x = network_of(dropout=0.5), observations(16)
+    listening = Listening(network)
+    act = explorer(network, explore, 0.1, np.random.default_rng(0))
+    act(x)
+    act(x)
+    assert torch.equal(*listening.heard)
+
+
+@pytest.mark.parametrize("explore", ALL)
+def test_nothing_reads_a_global_generator(explore: Explore) -> None:
+    network, x = network_of(dropout=0.5), observations(16)
+    torch.manual_seed(0)
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    explorer(network, explore, 0.5, np.random.default_rng(0))(x)
+    assert torch.equal(torch.get_rng_state(), before)
+    np.testing.assert_array_equal(np.random.get_state()[1], numpy_before)
+
+
+def test_student_is_followed_as_it_learns() -> None:
+    network, x = network_of(), observations(256)
+    act = explorer(network, "greedy", 0.0, np.random.default_rng(0))
+    before = act(x)
+    network.load_state_dict(network_of(seed=9).state_dict())
+    assert (act(x) != before).any()
+    np.testing.assert_array_equal(act(x), scores_of(network, x).argmax(dim=1).numpy())

@@ -1,0 +1,133 @@
+import os
+import resource
+import signal
+import stat
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rldistill.files import generator_state, load_generator_state, load_state, read_json, replace_file, save_state
+from rldistill.types import UserError
+
+STATE = {
+    "weights": {"a": torch.arange(6, dtype=torch.float32).reshape(2, 3)},
+    "list": [1, 2.5, "three", None, True],
+    "pair": (1, 2),
+    "array": np.arange(4, dtype=np.int64)[::2],
+    "scalar": np.float64(0.25),
+}
+
+
+def test_a_replaced_file_holds_the_new_bytes_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    replace_file(path, b"old")
+    replace_file(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["file"]
+    assert stat.S_IMODE(path.stat().st_mode) & 0o400
+
+
+def test_a_write_that_fails_halfway_leaves_the_old_file_and_says_why(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    # A limit on the size of files stands for a full disk: both fail in the middle of the write.
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*file: File too large; what was there before is untouched"):
+            replace_file(path, bytes(1_000_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_file_in_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_bytes(b"")
+    with pytest.raises(UserError, match="cannot write .*No such file or directory"):
+        replace_file(tmp_path / "missing" / "file", b"data")
+    with pytest.raises(UserError, match="cannot write .*Not a directory"):
+        replace_file(tmp_path / "plain" / "file", b"data")
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_process_killed_while_writing_leaves_the_old_file(
+    tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(os, call, lambda *arguments: os.kill(os.getpid(), signal.SIGKILL))
+        try:
+            replace_file(path, b"new" * 1000)
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[1, 2]", b'{"a": 1', b"\xff\xfe", b"null"])
+def test_what_is_no_json_object_is_refused_by_name(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "card.json"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"card\.json is damaged"):
+        read_json(path)
+
+
+def test_a_missing_json_file_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot read .*card\.json: No such file"):
+        read_json(tmp_path / "card.json")
+
+
+def test_a_state_comes_back_with_arrays_as_tensors(tmp_path: Path) -> None:
+    save_state(tmp_path / "state", STATE)
+    back = load_state(tmp_path / "state")
+    assert torch.equal(back["weights"]["a"], STATE["weights"]["a"])  # type: ignore[index]  # a dict of many kinds
+    assert back["list"] == [1, 2.5, "three", None, True]
+    assert back["pair"] == [1, 2]
+    assert torch.equal(back["array"], torch.tensor([0, 2]))
+    assert back["scalar"] == 0.25
+    assert type(back["scalar"]) is float
+
+
+@pytest.fixture(scope="module")
+def saved() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        save_state(Path(folder) / "state", STATE)
+        return (Path(folder) / "state").read_bytes()
+
+
+@given(data=st.data())
+def test_a_truncated_or_altered_state_is_refused(saved: bytes, data: st.DataObject) -> None:
+    at = data.draw(st.integers(0, len(saved) - 1))
+    bits = data.draw(st.integers(1, 255))
+    altered = saved[:at] + bytes([saved[at] ^ bits]) + saved[at + 1 :]
+    for wrong in (altered, saved[:at], saved + b"\0"):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "state"
+            path.write_bytes(wrong)
+            with pytest.raises(UserError, match=r"the checkpoint .*state is damaged"):
+                load_state(path)
+
+
+def test_a_missing_state_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot read the checkpoint"):
+        load_state(tmp_path / "state")
+
+
+@given(seed=st.integers(0, 2**32), drawn=st.integers(0, 7))
+def test_a_generator_put_back_draws_the_same_numbers(seed: int, drawn: int) -> None:
+    generator = np.random.default_rng(seed)
+    generator.integers(5, size=drawn, dtype=np.uint32)  # an odd number of 32-bit draws leaves half a word over
+    other = np.random.default_rng(0)
+    load_generator_state(other, generator_state(generator))
+    assert np.array_equal(
+        generator.integers(1000, size=9, dtype=np.uint32), other.integers(1000, size=9, dtype=np.uint32)
+    )
+    assert np.array_equal(generator.normal(size=9), other.normal(size=9))

@@ -1,0 +1,209 @@
+"""Losses: properties over random scores, numbers worked out by hand, and scipy as the second opinion."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.stats import entropy
+from torch import Tensor
+
+from rldistill.distillation import DistillConfig, Update, checked
+from rldistill.envs import make_task
+from rldistill.losses import LOSSES, WeightedLoss, kl, kl_hinton, mse, mse_prob, nll, parse_loss
+from rldistill.networks import Architecture, build
+from rldistill.types import Batch, UserError
+
+TEMPERATURES = (0.001, 0.01, 0.1, 1.0, 3.0)
+A_LOSS = st.sampled_from(sorted(LOSSES))
+A_TEMPERATURE = st.sampled_from(TEMPERATURES)
+
+
+def scores(rows: int = 3, actions: int = 4, bound: float = 20.0) -> st.SearchStrategy[Tensor]:
+    """Multiples of 1/64, so that float64 adds a constant to them without rounding."""
+    whole = int(bound * 64)
+    return arrays(np.int64, (rows, actions), elements=st.integers(-whole, whole)).map(
+        lambda numbers: torch.from_numpy(numbers).double() / 64
+    )
+
+
+@given(scores(), A_TEMPERATURE)
+def test_divergence_of_equals_is_0(teacher: Tensor, temperature: float) -> None:
+    softened = teacher / temperature
+    assert kl(softened, teacher, temperature).abs().max() < 1e-9
+    assert mse_prob(softened, teacher, temperature).abs().max() < 1e-9
+    assert torch.equal(mse(teacher, teacher), torch.zeros(3).double())
+    assert kl_hinton(teacher, teacher, temperature).abs().max() < 1e-9
+
+
+@given(scores(), scores(), A_TEMPERATURE)
+def test_no_loss_is_negative(student: Tensor, teacher: Tensor, temperature: float) -> None:
+    for loss in LOSSES.values():
+        assert loss(student, teacher, temperature).min() > -1e-9
+
+
+@given(scores(), scores(), A_TEMPERATURE)
+def test_divergence_of_different_policies_is_positive(student: Tensor, teacher: Tensor, temperature: float) -> None:
+    apart = ((teacher / temperature).softmax(dim=1) - student.softmax(dim=1)).abs().max(dim=1).values
+    assume(float(apart.min()) > 1e-3)
+    assert kl(student, teacher, temperature).min() > 1e-7  # Pinsker: at least twice the square of a distance of 1e-3
+    assert mse_prob(student, teacher, temperature).min() > 1e-7
+
+
+@given(scores(), scores(), A_TEMPERATURE, st.integers(-1000, 1000))
+def test_a_constant_added_to_the_values_of_a_state_moves_no_loss_on_policies(
+    student: Tensor, teacher: Tensor, temperature: float, constant: int
+) -> None:
+    for name in ("kl", "kl_hinton", "nll", "mse_prob"):
+        before, after = (LOSSES[name](student, values, temperature) for values in (teacher, teacher + constant))
+        torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-6)
+
+
+@given(scores(), scores(), A_TEMPERATURE)
+def test_a_constant_added_to_the_students_scores_moves_kl_and_nll_not(
+    student: Tensor, teacher: Tensor, temperature: float
+) -> None:
+    for name in ("kl", "nll", "mse_prob"):
+        before, after = (LOSSES[name](shifted, teacher, temperature) for shifted in (student, student + 7))
+        torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-9)
+
+
+@given(A_LOSS, scores(rows=5), scores(rows=5), A_TEMPERATURE, st.integers(0, 4))
+def test_loss_of_a_sample_does_not_depend_on_its_batch(
+    name: str, student: Tensor, teacher: Tensor, temperature: float, row: int
+) -> None:
+    whole = LOSSES[name](student, teacher, temperature)
+    assert whole.shape == (5,), "one number a sample, no sum over the batch"
+    alone = LOSSES[name](student[row : row + 1], teacher[row : row + 1], temperature)
+    torch.testing.assert_close(alone[0], whole[row], rtol=1e-12, atol=1e-12)
+    twice = LOSSES[name](student.repeat(2, 1), teacher.repeat(2, 1), temperature)
+    torch.testing.assert_close(twice, whole.repeat(2), rtol=1e-12, atol=1e-12)
+
+
+@given(scores(bound=5), scores(bound=5), st.sampled_from((0.1, 1.0, 3.0)))
+def test_kl_is_scipys_relative_entropy(student: Tensor, teacher: Tensor, temperature: float) -> None:
+    def softmax(x: Tensor) -> np.ndarray:
+        raised = np.exp(x.numpy() - x.numpy().max(axis=1, keepdims=True))
+        return raised / raised.sum(axis=1, keepdims=True)
+
+    expected = entropy(softmax(teacher / temperature), softmax(student), axis=1)
+    np.testing.assert_allclose(kl(student, teacher, temperature).numpy(), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_values_worked_out_by_hand() -> None:
+    # softmax(0, ln 3) = (1/4, 3/4); softmax(0, 0) = (1/2, 1/2); softmax(2 ln 3 - 0) = (1/10, 9/10).
+    log3 = math.log(3)
+    student, teacher = torch.zeros(1, 2), torch.tensor([[0.0, log3]])
+    # 1/4 ln(1/4 / 1/2) + 3/4 ln(3/4 / 1/2) = -ln(2)/4 + 3/4 ln(3/2) = -0.173287 + 0.304099
+    assert kl(student, teacher, 1.0).item() == pytest.approx(0.130812, abs=1e-6)
+    # Temperature 1/2 doubles the teacher's values: 1/10 ln(1/5) + 9/10 ln(9/5) = -0.160944 + 0.529008
+    assert kl(student, teacher, 0.5).item() == pytest.approx(0.368064, abs=1e-6)
+    # The student is not softened: KL((1/2, 1/2) || (1/4, 3/4)) = 1/2 ln 2 + 1/2 ln(2/3) = 0.346574 - 0.202733
+    assert kl(teacher, student, 0.5).item() == pytest.approx(0.143841, abs=1e-6)
+    # Hinton's form softens both and multiplies by 1/4: KL((1/2, 1/2) || (1/10, 9/10)) / 4
+    # = (1/2 ln 5 + 1/2 ln(5/9)) / 4 = (0.804719 - 0.293893) / 4
+    assert kl_hinton(teacher, student, 0.5).item() == pytest.approx(0.127706, abs=1e-6)
+    # -ln softmax(student) at the teacher's best action, the second: -ln(1/2); the other way round the first: -ln(1/4)
+    assert nll(student, teacher).item() == pytest.approx(0.693147, abs=1e-6)
+    assert nll(teacher, torch.tensor([[1.0, 0.0]])).item() == pytest.approx(1.386294, abs=1e-6)
+    # (0 - 1)^2 + (2 - 4)^2 = 5
+    assert mse(torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0, 4.0]])).item() == 5.0
+    # (1/2 - 1/4)^2 + (1/2 - 3/4)^2 = 1/8, and at temperature 1/2 (1/2 - 1/10)^2 + (1/2 - 9/10)^2 = 0.32
+    assert mse_prob(student, teacher, 1.0).item() == pytest.approx(0.125, abs=1e-6)
+    assert mse_prob(student, teacher, 0.5).item() == pytest.approx(0.32, abs=1e-6)
+
+
+def test_nll_takes_the_first_of_equally_good_actions() -> None:
+    student = torch.tensor([[0.0, 1.0, 2.0]])
+    tied = torch.tensor([[5.0, 5.0, 1.0]])
+    assert nll(student, tied).item() == pytest.approx(nll(student, torch.tensor([[5.0, 4.0, 1.0]])).item())
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e6])
+def test_loss_and_gradient_are_finite_for_a_sharp_teacher_with_large_values(name: str, size: float) -> None:
+    student = torch.tensor([[0.3, -1.0, 2.0], [50.0, 0.0, -50.0]], requires_grad=True)
+    teacher = torch.tensor([[-1.0, 1.0, 0.999], [0.0, 0.0, 1.0]]) * size
+    loss = LOSSES[name](student, teacher, 0.001)
+    loss.sum().backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
+    assert loss.isfinite().all()
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+
+
+def test_gradient_of_kl_is_the_difference_of_the_probabilities() -> None:
+    """Of each sample's loss: softmax(student) - softmax(teacher / temperature), from no more than calculus."""
+    student = torch.tensor([[0.3, -1.0, 2.0]], requires_grad=True)
+    teacher = torch.tensor([[0.02, 0.01, 0.03]])
+    kl(student, teacher, 0.01).sum().backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
+    expected = student.detach().softmax(dim=1) - (teacher / 0.01).softmax(dim=1)
+    assert student.grad is not None
+    torch.testing.assert_close(student.grad, expected)
+
+
+@given(scores(), scores(), A_TEMPERATURE, st.floats(0.1, 10), st.floats(0.1, 10))
+def test_weighted_sum_adds_its_parts(
+    student: Tensor, teacher: Tensor, temperature: float, first: float, second: float
+) -> None:
+    loss = parse_loss(f"nll:{first!r}, mse_prob:{second!r}")
+    expected = first * nll(student, teacher) + second * mse_prob(student, teacher, temperature)
+    torch.testing.assert_close(loss(student, teacher, temperature), expected)
+
+
+def test_parse_loss_reads_names_and_weights() -> None:
+    assert parse_loss("kl") == WeightedLoss((("kl", 1.0),))
+    assert parse_loss("nll:1,mse_prob:0.5") == WeightedLoss((("nll", 1.0), ("mse_prob", 0.5)))
+    assert parse_loss("mse").score_kind == "q_values", "a student matched with values has values"
+    assert parse_loss("mse:1,kl:1").score_kind == parse_loss("kl").score_kind == "logits"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "unknown loss ''"),
+        ("huber", "unknown loss 'huber': take kl,"),
+        ("kl,", "unknown loss ''"),
+        ("kl:0", "weight of the loss kl is a positive number, not '0'"),
+        ("kl:-1", "not '-1'"),
+        ("kl:nan", "not 'nan'"),
+        ("kl:inf", "not 'inf'"),
+        ("kl:much", "not 'much'"),
+        ("kl:1:2", "not '1:2'"),
+        ("kl,kl:2", "a loss is named twice"),
+    ],
+)
+def test_wrong_loss_is_refused(text: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        parse_loss(text)
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+@pytest.mark.parametrize("shapes", [((3, 2), (3, 4)), ((1, 4), (3, 4)), ((4,), (4,)), ((2, 3, 4), (2, 3, 4))])
+def test_scores_of_other_shapes_are_not_broadcast(name: str, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    with pytest.raises(ValueError, match=r"both \(B, A\)"):
+        LOSSES[name](torch.zeros(shapes[0]), torch.zeros(shapes[1]), 1.0)
+
+
+@pytest.mark.parametrize("loss", ["kl", "mse"])
+def test_step_size_does_not_depend_on_the_batch_size(loss: str) -> None:
+    """The update takes the mean once: a batch said four times over moves the weights as far as it does said once."""
+    task = make_task("CartPole-v1")
+    # An optimizer that normalizes would hide a factor, so the gradients themselves are compared.
+    config = checked(DistillConfig(student="mlp:8", loss=loss, targets="raw"))
+    generator = torch.Generator().manual_seed(1)
+    observations, values = torch.randn(32, 4, generator=generator), torch.randn(32, 2, generator=generator)
+    gradients, told = [], []
+    for times in (1, 4):
+        network = build(Architecture("mlp:8", (4,), 2), 0)
+        update = Update(network, parse_loss(loss), config, 10)
+        told.append(update({task: Batch(observations.repeat(times, 1), values.repeat(times, 1))})["loss"])
+        gradients.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(told[1], told[0])
+    network = build(Architecture("mlp:8", (4,), 2), 0)
+    assert told[0].item() == pytest.approx(parse_loss(loss)(network(observations), values, 1.0).mean().item(), rel=1e-5)

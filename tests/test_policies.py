@@ -1,0 +1,231 @@
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rldistill.networks import Architecture, Network, build
+from rldistill.policies import SavedPolicy, load_policy, save_policy
+from rldistill.types import Task, UserError
+
+TASK = Task("ALE/Pong-v5", 6, (4, 84, 84), frame_skip=4, frame_stack=4, sticky_actions=0.25, random_score=-20.7)
+CARTPOLE = Task("CartPole-v1", 2, (4,), "float32")
+PROVENANCE = {
+    "command": "rldistill train",
+    "seed": 7,
+    "score": {"mean": 19.5, "returns": [20.0, 19.0]},
+    "by_rank": {2: 1},
+}
+
+
+def small(seed: int = 0) -> Network:
+    network = build(Architecture("mlp:16", (4,), 2, dropout=0.1), seed, "logits")
+    network.standardize(torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.full((4,), 1 / 3))
+    return network
+
+
+def refused(folder: Path, says: str = "") -> None:
+    with pytest.raises(UserError, match=says) as refusal:
+        load_policy(folder)
+    assert len(str(refusal.value).splitlines()) == 1
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_policy(tmp_path / "saved", small(), CARTPOLE, PROVENANCE)
+    return tmp_path / "saved"
+
+
+@pytest.fixture(scope="module")
+def files() -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as path:
+        save_policy(Path(path), small(), CARTPOLE, PROVENANCE)
+        return {file.name: file.read_bytes() for file in Path(path).iterdir()}
+
+
+def test_a_policy_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    network = build(Architecture("net3", (4, 84, 84), 6, "layer"), 1)
+    network.standardize(torch.tensor([90.0]), torch.tensor([3 / 255]))
+    save_policy(tmp_path / "p", network, TASK, {"steps": 5})
+    policy = load_policy(tmp_path / "p")
+    assert policy.task == TASK
+    assert policy.score_kind == "q_values"
+    assert policy.provenance == {"steps": 5}
+    assert policy.path == tmp_path / "p"
+    assert policy.network.architecture == network.architecture
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(policy.network.state_dict()[name], tensor), name
+    observations = torch.arange(2 * 4 * 84 * 84).remainder(251).to(torch.uint8).reshape(2, 4, 84, 84)
+    assert torch.equal(policy(observations), network(observations))
+    assert not policy(observations).requires_grad
+
+
+def test_a_loaded_policy_is_sure_of_itself(folder: Path) -> None:
+    policy = load_policy(folder)
+    observations = torch.ones((3, 4))
+    assert policy.score_kind == "logits"
+    assert policy.network.architecture.dropout == 0.1
+    assert torch.equal(policy(observations), policy(observations))
+    assert not any(parameter.requires_grad for parameter in policy.network.parameters())
+
+
+def test_half_precision_halves_the_file_and_moves_the_scores_little(tmp_path: Path) -> None:
+    network = build(Architecture("net3", (4, 84, 84), 6), 1).eval()
+    save_policy(tmp_path / "full", network, TASK, {})
+    save_policy(tmp_path / "half", network, TASK, {}, dtype="float16")
+    full, half = ((tmp_path / name / "weights.safetensors").stat().st_size for name in ("full", "half"))
+    assert half < 0.51 * full + 2_000
+    policy = load_policy(tmp_path / "half")
+    assert torch.equal(policy.network.scale, network.scale), "1 / 255 needs its digits"
+    observations = torch.full((1, 4, 84, 84), 100, dtype=torch.uint8)
+    torch.testing.assert_close(policy(observations), network(observations), rtol=1e-2, atol=1e-3)
+    assert not torch.equal(policy(observations), network(observations))
+
+
+def test_a_run_folder_stands_for_its_policy(tmp_path: Path) -> None:
+    save_policy(tmp_path / "run" / "policy", small(), CARTPOLE, {})
+    assert load_policy(tmp_path / "run").path == tmp_path / "run" / "policy"
+
+
+def test_what_is_no_policy_folder_is_refused(tmp_path: Path, folder: Path) -> None:
+    refused(tmp_path / "nowhere", "no policy folder at .*nowhere")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "it has no policy.json")
+    refused(folder / "policy.json", "no policy folder")
+
+
+@pytest.mark.parametrize("name", ["policy.json", "weights.safetensors"])
+def test_a_missing_or_empty_file_is_refused_by_name(folder: Path, name: str) -> None:
+    (folder / name).write_bytes(b"")
+    refused(folder, name)
+    (folder / name).unlink()
+    refused(folder, name)
+    (folder / name).mkdir()
+    refused(folder, name)
+
+
+def test_weights_of_another_policy_are_refused(tmp_path: Path, folder: Path) -> None:
+    save_policy(tmp_path / "other", small(seed=1), CARTPOLE, PROVENANCE)
+    shutil.copy(tmp_path / "other" / "weights.safetensors", folder)
+    refused(folder, "checksum")
+
+
+def altered(data: bytes, at: int, bits: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ bits]) + data[at + 1 :]
+
+
+def with_files(files: dict[str, bytes], **changed: bytes) -> SavedPolicy:
+    """The policy of a folder with these files, `policy` and `weights` changed."""
+    names = {"policy": "policy.json", "weights": "weights.safetensors"}
+    with tempfile.TemporaryDirectory() as path:
+        for name, data in (files | {names[key]: data for key, data in changed.items()}).items():
+            (Path(path) / name).write_bytes(data)
+        return load_policy(path)
+
+
+@given(data=st.data())
+def test_truncated_or_altered_weights_are_refused(files: dict[str, bytes], data: st.DataObject) -> None:
+    weights = files["weights.safetensors"]
+    at = data.draw(st.integers(0, len(weights) - 1))
+    for wrong in (altered(weights, at, data.draw(st.integers(1, 255))), weights[:at], weights + b"\0"):
+        with pytest.raises(UserError, match="weights.safetensors is damaged"):
+            with_files(files, weights=wrong)
+
+
+@given(data=st.data())
+def test_a_truncated_card_is_refused(files: dict[str, bytes], data: st.DataObject) -> None:
+    card = files["policy.json"].rstrip()
+    at = data.draw(st.integers(0, len(card) - 1))
+    with pytest.raises(UserError, match="policy.json is damaged") as refusal:
+        with_files(files, policy=card[:at])
+    assert len(str(refusal.value).splitlines()) == 1
+
+
+@given(data=st.data())
+def test_an_altered_card_is_refused_or_says_the_same(files: dict[str, bytes], data: st.DataObject) -> None:
+    card = files["policy.json"]
+    wrong = altered(card, data.draw(st.integers(0, len(card) - 1)), data.draw(st.integers(1, 255)))
+    try:
+        policy = with_files(files, policy=wrong)
+    except UserError as error:
+        assert "policy.json" in str(error)
+        assert len(str(error).splitlines()) == 1
+    else:  # a blank for another blank
+        assert json.loads(wrong) == json.loads(card)
+        assert policy.task == CARTPOLE
+
+
+def test_a_card_from_before_its_checksum_is_read_and_other_fields_are_not(folder: Path) -> None:
+    card = json.loads((folder / "policy.json").read_bytes())
+    checksum = card.pop("card_sha256")
+    (folder / "policy.json").write_text(json.dumps(card))
+    assert load_policy(folder).task == CARTPOLE
+    (folder / "policy.json").write_text(json.dumps(card | {"card_sha257": checksum}))
+    refused(folder, "has no field 'card_sha257'")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"format": "other"}, "not of the format rldistill-policy"),
+        ({"format_version": 99}, "not of the format rldistill-policy version 1"),
+        ({"score_kind": "votes"}, "score_kind is 'votes'"),
+        ({"task": Task("CartPole-v1", 3, (4,), "float32").as_dict()}, "does not fit its task"),
+        ({"task": {}}, "a task lacks a field"),
+        ({"architecture": {"name": "mlp:16"}}, "damaged"),
+        ({"architecture": {"name": "mlp:17", "observation_shape": [4], "num_actions": 2}}, "damaged"),
+        ({"architecture": {"name": "what", "observation_shape": [4], "num_actions": 2}}, "unknown network"),
+    ],
+)
+def test_a_card_that_does_not_fit_is_refused(folder: Path, change: dict[str, object], says: str) -> None:
+    card = json.loads((folder / "policy.json").read_bytes())
+    del card["card_sha256"]
+    (folder / "policy.json").write_text(json.dumps(card | change))
+    refused(folder, says)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_no_numbers_are_refused_when_saved_and_when_loaded(
+    folder: Path, number: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = small()
+    head = network.layers[-1]
+    assert isinstance(head, torch.nn.Linear)
+    with torch.no_grad():
+        head.bias[1] = number
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UserError, match=r"NaN or infinity \(in layers"):
+        save_policy(folder, network, CARTPOLE, {})
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    with monkeypatch.context() as patch:  # as another program may write it
+        patch.setattr("rldistill.policies._check_finite", lambda tensors, path: None)
+        save_policy(folder, network, CARTPOLE, {})
+    refused(folder, "NaN or infinity")
+
+
+def test_weights_too_large_for_half_precision_are_refused(tmp_path: Path) -> None:
+    network = small()
+    with torch.no_grad():
+        next(network.parameters()).mul_(1e6)
+    with pytest.raises(UserError, match="NaN or infinity"):
+        save_policy(tmp_path / "p", network, CARTPOLE, {}, dtype="float16")
+    assert not (tmp_path / "p").exists()
+
+
+def test_a_policy_is_not_saved_where_a_file_stands(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="cannot make the policy folder"):
+        save_policy(tmp_path / "file", small(), CARTPOLE, {})
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_the_weights_can_be_read_without_this_library(folder: Path) -> None:
+    tensors = safetensors.torch.load_file(folder / "weights.safetensors")
+    assert {name: tensor.shape for name, tensor in tensors.items()} == {
+        name: tensor.shape for name, tensor in small().state_dict().items()
+    }

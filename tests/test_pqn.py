@@ -1,0 +1,88 @@
+"""PQN: its targets by hand and by their definition, and that a saved learner goes on as if nothing had been."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rldistill.envs import Environments, make_task
+from rldistill.files import load_state, save_state
+from rldistill.networks import Architecture, build
+from rldistill.pqn import PQN, PQNSettings, q_lambda_targets
+
+
+@contextmanager
+def learner() -> Iterator[PQN]:
+    task = make_task("CartPole-v1")
+    network = build(Architecture("mlp:16", task.observation_shape, task.num_actions, "layer"), 0)
+    environments = Environments(task, 4, 0)
+    try:
+        yield PQN(
+            network, environments, steps=2_000, learning_rate=1e-2, discount=0.9, epsilon_end=0.1, epsilon_steps=400,
+            clip_rewards=False, seed=0, settings=PQNSettings(rollout_length=16, minibatch=16),
+        )  # fmt: skip
+    finally:
+        environments.close()
+
+
+def column(*numbers: float) -> torch.Tensor:
+    return torch.tensor(numbers)[:, None]
+
+
+def test_q_lambda_targets_are_those_worked_out_by_hand() -> None:
+    targets = q_lambda_targets(
+        column(1.0, 2.0, 4.0), column(0.5, 0.5, 0.5), column(10.0, 20.0, 40.0), column(0, 0, 0).bool(), 0.5
+    )
+    # Backwards: 4 + 0.5 * 40 = 24; 2 + 0.5 * (20 + 24) / 2 = 13; 1 + 0.5 * (10 + 13) / 2 = 6.75.
+    assert targets.flatten().tolist() == [6.75, 13.0, 24.0]
+
+
+def test_an_end_has_no_future_and_a_cut_bootstraps_and_ends_the_trace() -> None:
+    rewards, values = column(1.0, 2.0, 4.0), column(10.0, 20.0, 40.0)
+    ended = q_lambda_targets(rewards, column(0.5, 0.0, 0.5), values, column(0, 0, 0).bool(), 0.5)
+    assert ended.flatten().tolist() == [4.0, 2.0, 24.0]  # 1 + 0.5 * (10 + 2) / 2
+    cut = q_lambda_targets(rewards, column(0.5, 0.5, 0.5), values, column(0, 1, 0).bool(), 0.5)
+    assert cut.flatten().tolist() == [6.5, 12.0, 24.0]  # 2 + 0.5 * 20, then 1 + 0.5 * (10 + 12) / 2
+
+
+def test_without_a_trace_the_targets_are_one_step() -> None:
+    rewards, discounts, values = torch.rand(3, 5, 2, generator=torch.Generator().manual_seed(0))
+    targets = q_lambda_targets(rewards, discounts, values, torch.zeros(5, 2, dtype=torch.bool), 0.0)
+    torch.testing.assert_close(targets, rewards + discounts * values)
+
+
+@given(st.integers(1, 6), st.floats(0, 1), st.floats(0, 1), st.integers(0, 2**31))
+def test_targets_are_the_weighted_mean_of_all_n_step_returns(length: int, trace: float, discount: float, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    rewards, values = generator.normal(size=(2, length))
+    following = q_lambda_targets(
+        column(*rewards), torch.full((length, 1), discount), column(*values), torch.zeros(length, 1, dtype=torch.bool), trace
+    )
+    for t in range(length):
+        n_step = [
+            sum(discount**k * rewards[t + k] for k in range(n)) + discount**n * values[t + n - 1]
+            for n in range(1, length - t + 1)
+        ]
+        shares = [(1 - trace) * trace**k for k in range(len(n_step) - 1)]
+        shares.append(1 - sum(shares))
+        assert float(following[t, 0]) == pytest.approx(float(np.dot(shares, n_step)), abs=1e-4)
+
+
+def test_a_learner_put_back_learns_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
+    with learner() as pqn:
+        items = pqn.learn()
+        for _ in range(4):
+            next(items)
+        save_state(tmp_path / "state", pqn.state_dict())
+        expected = [next(items) for _ in range(3)]
+        assert pqn.control_steps == 7 * 64
+        assert pqn.updates == 7 * 2 * 4
+    with learner() as pqn:
+        pqn.load_state_dict(load_state(tmp_path / "state"))
+        items = pqn.learn()
+        assert [next(items) for _ in range(3)] == expected

@@ -1,0 +1,273 @@
+"""Tests of `report` on folders in the real format: MinAtar (drawn without a display), Pong's frames, and what is missing."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rldistill.envs import make_task
+from rldistill.evaluation import read_scores
+from rldistill.networks import Architecture, build
+from rldistill.policies import SavedPolicy, save_policy
+from rldistill.report import ReportConfig, report
+from rldistill.report.animation import SHEET_COLUMNS, SHEET_FRAMES, action_names, preferences, sprite_sheets, watch
+from rldistill.types import Task, UserError
+
+pytest.importorskip("minatar")
+BREAKOUT = make_task("MinAtar/Breakout-v1")
+QUICK = ReportConfig(episodes=3, num_envs=3, seconds=2.0, epsilon=0.1)
+
+
+def save(path: Path, network: str, seed: int, task: Task = BREAKOUT, **provenance: Any) -> None:
+    save_policy(path, build(Architecture(network, task.observation_shape, task.num_actions), seed), task, provenance)
+
+
+def write_run(folder: Path, config: dict[str, Any], metrics: list[dict[str, Any]]) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in metrics))
+    return folder
+
+
+def distilled(root: Path, **config: Any) -> Path:
+    """A run folder as `distill` leaves it, with two small policies."""
+    save(root / "teacher", "cnn:4:16", 0, command="rldistill train <MinAtar> & more")
+    metrics: list[dict[str, Any]] = [{"event": "teacher", "mean": 6.0, "ci_low": 5.0, "ci_high": 7.0, "episodes": 3}]
+    for steps in range(100, 1001, 100):
+        position = {"control_steps": steps, "updates": steps // 8, "seconds": steps / 100}
+        metrics.append({"event": "train", **position, "loss": 1 / steps, "agreement": 1 - 10 / steps})
+        if steps % 500 == 0:
+            score = {"mean": steps / 200, "ci_low": 1.0, "ci_high": 6.0, "episodes": 2, "returns": [1.0, 6.0]}
+            metrics.append({"event": "evaluation", **position, **score})
+    settings = {"verb": "distill", "teacher": str(root / "teacher"), "student": "cnn:2:8", "loss": "kl", "steps": 1000}
+    run = write_run(root / "run", settings | {"task": BREAKOUT.as_dict()} | config, metrics)
+    save(run / "policy", "cnn:2:8", 1, control_steps=1000, updates=125, seconds=12.5, temperature=0.03)
+    return run
+
+
+class Reader(HTMLParser):
+    """Collects every address that a page would load, and its ids; counts that elements are closed."""
+
+    VOID = frozenset({"meta", "input", "br", "link", "img"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.ids: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "srcset", "poster", "data"):
+                self.addresses.append(value or "")
+            if name == "id":
+                self.ids.append(value or "")
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def plays(page: str) -> Any:
+    match = re.search(r'<script type="application/json" id="plays">(.*?)</script>', page, flags=re.DOTALL)
+    assert match
+    return json.loads(match[1])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = distilled(tmp_path_factory.mktemp("distilled"))
+    report(folder, config=QUICK)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> str:
+    return (run / "report.html").read_text()
+
+
+def test_page_loads_nothing_from_elsewhere_and_closes_what_it_opens(page: str) -> None:
+    reader = Reader()
+    reader.feed(page)
+    reader.close()
+    assert reader.open == []
+    assert all(address.startswith("#") for address in reader.addresses)
+    assert len(set(reader.ids)) == len(reader.ids)
+    assert "default-src 'none'" in page
+    assert "{{" not in page
+
+
+def test_page_shows_table_curve_and_configuration(run: Path, page: str) -> None:
+    scores = read_scores(run / "scores.json")
+    assert [score.episodes for score in scores] == [3, 3]
+    assert f"{scores[1].parameters:,}" in page
+    assert "control steps" in page
+    assert page.count("<svg") == 2
+    assert "of its parameters" in page or "of the teacher&#x27;s parameters" in page
+    assert "1,000" in page
+    # What strangers wrote is shown as text.
+    assert "rldistill train &lt;MinAtar&gt; &amp; more" in page
+    assert "<MinAtar>" not in page
+
+
+def test_animation_has_both_players_and_what_the_teacher_thinks_of_the_students_game(page: str) -> None:
+    shown = plays(page)
+    assert shown["length"] == 30
+    assert shown["actions"] == ["NOOP", "LEFT", "RIGHT"]
+    teacher, student = shown["players"]
+    assert (teacher["role"], student["role"]) == ("teacher", "student")
+    assert teacher["other"] is None
+    for rows in (teacher["preferences"], student["preferences"], student["other"]):
+        assert len(rows) == 30
+        assert all(abs(sum(row) - 100) < 0.2 for row in rows)
+    # The same seed: the same first picture.
+    assert first_frame(teacher) == first_frame(student)
+    assert max(teacher["actions"] + student["actions"]) < 3
+
+
+def first_frame(player: Any) -> bytes:
+    sheet = Image.open(io.BytesIO(base64.b64decode(player["sheets"][0].split(",")[1]))).convert("RGB")
+    return sheet.crop((0, 0, player["width"], player["height"])).tobytes()
+
+
+def test_scores_of_this_policy_are_shown_as_they_are_and_others_measured_anew(tmp_path: Path) -> None:
+    run = distilled(tmp_path)
+    quick = ReportConfig(episodes=2, num_envs=2, seconds=0)
+    report(run, config=quick)
+    before = (run / "scores.json").read_bytes()
+    report(run, config=quick)
+    assert (run / "scores.json").read_bytes() == before
+    save(run / "policy", "cnn:2:8", 2)
+    report(run, config=quick)
+    assert (run / "scores.json").read_bytes() != before
+
+
+def test_run_without_its_teacher_gets_a_page_that_says_so(tmp_path: Path) -> None:
+    run = distilled(tmp_path, teacher="elsewhere/teacher")
+    page = report(run, tmp_path / "page.html", config=ReportConfig(episodes=2, num_envs=2, seconds=1)).read_text()
+    assert "The teacher is not at elsewhere/teacher" in page
+    assert [player["role"] for player in plays(page)["players"]] == ["student"]
+
+
+def test_run_that_is_not_finished_gets_what_there_is(tmp_path: Path) -> None:
+    record = {"control_steps": 2048, "seconds": 1.0, "loss": 0.1, "epsilon": 1.0, "mean_value": 0.0, "returns": [-21.0]}
+    later = record | {"control_steps": 4096, "returns": [-19.0], "loss": 0.05}
+    task = make_task("PongNoFrameskip-v4").as_dict()
+    run = write_run(tmp_path / "run", {"verb": "train", "network": "dqn", "task": task}, [record, later])
+    page = report(run).read_text()
+    assert "The run is not finished" in page
+    assert "dqn being trained on PongNoFrameskip-v4 after 4,096 control steps" in page
+    assert "(1 = 4 frames)" in page
+    assert plays(page) is None
+
+
+def test_finished_training_shows_its_score(tmp_path: Path) -> None:
+    records = [{"control_steps": n, "seconds": n / 10, "loss": 1 / n, "returns": [float(n)]} for n in range(1, 400)]
+    final: dict[str, Any] = {"event": "final_score", "mean": 390.0, "ci_low": 380.0, "ci_high": 395.0, "episodes": 3}
+    config = {"verb": "train", "network": "cnn:4:16", "task": BREAKOUT.as_dict()}
+    run = write_run(tmp_path / "run", config, [*records, final])
+    save(run / "policy", "cnn:4:16", 0, training_seconds=40.0, control_steps=399)
+    page = report(run, config=ReportConfig(episodes=2, num_envs=2, seconds=1)).read_text()
+    assert "final score" in page
+    assert "points on MinAtar/Breakout-v1" in page
+    assert "0:40" in page
+
+
+def test_environment_that_cannot_be_drawn_gives_a_page_without_animation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pygame", None)  # as on a machine without it
+    task = make_task("CartPole-v1")
+    run = write_run(tmp_path / "run", {"verb": "train", "network": "mlp:4", "task": task.as_dict()}, [])
+    save(run / "policy", "mlp:4", 0, task)
+    page = report(run, config=ReportConfig(episodes=2, num_envs=2)).read_text()
+    assert "There is no animation: CartPole-v1 cannot be drawn here" in page
+    assert plays(page) is None
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (ReportConfig(episodes=-1), "--episodes"),
+        (ReportConfig(epsilon=2), "--epsilon"),
+        (ReportConfig(seed=-1), "--seed"),
+        (ReportConfig(num_envs=0), "--num-envs"),
+        (ReportConfig(seconds=-1), "--seconds"),
+        (ReportConfig(teacher="nowhere"), "no policy folder at nowhere"),
+    ],
+)
+def test_wrong_settings_are_named(run: Path, config: ReportConfig, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        report(run, config=config)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no run folder: it has no config\.json"):
+        report(tmp_path)
+
+
+def test_only_a_page_of_its_own_is_overwritten(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.html").write_text("mine")
+    with pytest.raises(UserError, match="no page that report made"):
+        report(run, tmp_path / "notes.html", config=QUICK)
+    with pytest.raises(UserError, match="it is a folder"):
+        report(run, tmp_path, config=QUICK)
+    with pytest.raises(UserError, match="there is no folder"):
+        report(run, tmp_path / "absent" / "page.html", config=QUICK)
+    assert (tmp_path / "notes.html").read_text() == "mine"
+
+
+def test_sprite_sheets_lose_nothing_of_pongs_frames() -> None:
+    task = make_task("PongNoFrameskip-v4")
+    policy = SavedPolicy(build(Architecture("cnn:2:4", task.observation_shape, 6), 0).eval(), task)
+    played = watch(policy, task, SHEET_FRAMES + 3, epsilon=1.0, seed=0)
+    sheets = sprite_sheets(played.frames)
+    assert len(sheets) == 2
+    for number in (0, 9, SHEET_FRAMES - 1, SHEET_FRAMES + 2):
+        sheet = np.asarray(
+            Image.open(io.BytesIO(base64.b64decode(sheets[number // SHEET_FRAMES].split(",")[1]))).convert("RGB")
+        )
+        y, x = divmod(number % SHEET_FRAMES, SHEET_COLUMNS)
+        height, width, _ = played.frames[number].shape
+        assert (sheet[y * height : (y + 1) * height, x * width : (x + 1) * width] == played.frames[number]).all()
+    assert len({frame.tobytes() for frame in played.frames}) > SHEET_FRAMES // 2
+    assert sum(map(len, sheets)) < 100_000
+    assert action_names(task) == ["NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE"]
+
+
+def test_sprite_sheets_of_many_colours_stop_at_the_limit() -> None:
+    noise = np.random.default_rng(0).integers(256, size=(130, 16, 16, 3), dtype=np.uint8)
+    assert len(sprite_sheets(list(noise), limit=10**9)) == 3
+    assert len(sprite_sheets(list(noise), limit=1)) == 1
+
+
+def test_preferences_are_a_softmax_at_the_temperature() -> None:
+    values = np.array([[0.0, 0.03 * np.log(3)]], dtype=np.float32)
+    assert preferences(values, temperature=0.03)[0] == pytest.approx([0.25, 0.75], abs=1e-6)
+
+
+def test_running_score_and_game_follow_the_rewards() -> None:
+    policy = SavedPolicy(build(Architecture("cnn:2:4", BREAKOUT.observation_shape, 3), 0).eval(), BREAKOUT)
+    played = watch(policy, BREAKOUT, 120, epsilon=1.0, seed=0, other=policy)
+    assert played.games[0] == 1
+    assert played.games[-1] > 1  # random play soon loses the ball
+    for before, after, old, new in zip(played.games, played.games[1:], played.scores, played.scores[1:], strict=False):
+        assert new == 0 if after > before else new >= old
+    assert played.other is not None
+    assert torch.equal(torch.from_numpy(played.other), torch.from_numpy(played.values))

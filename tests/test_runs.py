@@ -1,0 +1,203 @@
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rldistill.runs import Run, read_metrics
+from rldistill.types import UserError
+
+CONFIG: dict[str, Any] = {"verb": "distill", "steps": 100, "loss": "kl", "shares": (0.5, 1.0), "task": {"env": "a"}}
+
+
+def listing(path: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def finish(run: Run) -> None:
+    run.policy_path.mkdir()
+    (run.policy_path / "policy.json").write_text("{}")
+
+
+def test_a_run_leaves_its_complete_configuration(tmp_path: Path) -> None:
+    Run(tmp_path / "a" / "run", CONFIG, resume=False).close()
+    assert json.loads((tmp_path / "a" / "run" / "config.json").read_text()) == CONFIG | {"shares": [0.5, 1.0]}
+
+
+@pytest.mark.parametrize("kind", ["run", "empty folder", "file"])
+def test_what_exists_is_not_touched_without_resume(tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "run"
+    if kind == "run":
+        Run(out, CONFIG, resume=False).close()
+    elif kind == "empty folder":
+        out.mkdir()
+    else:
+        out.write_text("mine")
+    before = listing(tmp_path)
+    with pytest.raises(UserError, match=r"run exists: continue it with --resume, or choose another --out"):
+        Run(out, CONFIG, resume=False)
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", ["folder of somebody", "file", "checkpoint without config"])
+def test_what_is_no_run_folder_is_not_resumed(tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "run"
+    if kind == "file":
+        out.write_text("mine")
+    elif kind == "folder of somebody":
+        out.mkdir()
+        (out / "thesis.tex").write_text("mine")
+    else:
+        (out / "checkpoint").mkdir(parents=True)
+        (out / "checkpoint" / "state").write_text("mine")
+    before = listing(tmp_path)
+    with pytest.raises(UserError, match="is no run folder"):
+        Run(out, CONFIG, resume=True)
+    assert listing(tmp_path) == before
+
+
+def test_resume_begins_a_run_that_is_not_there_yet(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", CONFIG, resume=True)
+    assert run.state is None
+    run.close()
+
+
+def test_a_run_killed_before_it_wrote_its_configuration_can_be_resumed(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    (out / "checkpoint").mkdir(parents=True)
+    (out / "checkpoint" / "lock").touch()
+    (out / ".config.json.123.tmp").write_text("{")
+    Run(out, CONFIG, resume=True).close()
+    assert sorted(os.listdir(out)) == ["checkpoint", "config.json", "metrics.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"steps": 200}, "begun with steps = 100, not 200"),
+        ({"task": {"env": "b"}}, r"begun with task = {\"env\": \"a\"}, not {\"env\": \"b\"}"),
+        ({"extra": 1}, "begun with extra = null, not 1"),
+    ],
+)
+def test_a_changed_configuration_is_refused_and_the_field_named(
+    tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
+    Run(tmp_path / "run", CONFIG, resume=False).close()
+    before = listing(tmp_path)
+    with pytest.raises(UserError, match=says):
+        Run(tmp_path / "run", CONFIG | change, resume=True)
+    assert listing(tmp_path) == before
+
+
+def test_a_field_that_is_gone_is_named_too(tmp_path: Path) -> None:
+    Run(tmp_path / "run", CONFIG, resume=False).close()
+    with pytest.raises(UserError, match='begun with loss = "kl", not null'):
+        Run(tmp_path / "run", {name: value for name, value in CONFIG.items() if name != "loss"}, resume=True)
+
+
+def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    Run(out, CONFIG, resume=False).close()
+    ready, done = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        with open(out / "checkpoint" / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            os.write(ready[1], b"x")
+            os.read(done[0], 1)
+            os._exit(0)  # as a kill: nothing is tidied up
+    os.read(ready[0], 1)
+    try:
+        with pytest.raises(UserError, match="another process works on"):
+            Run(out, CONFIG, resume=True)
+    finally:
+        os.write(done[1], b"x")
+        os.waitpid(child, 0)
+    Run(out, CONFIG, resume=True).close()
+
+
+def test_a_run_holds_its_folder_until_it_is_closed(tmp_path: Path) -> None:
+    first = Run(tmp_path / "run", CONFIG, resume=False)
+    with pytest.raises(UserError, match="another process works on"):
+        Run(tmp_path / "run", CONFIG, resume=True)
+    first.close()
+    Run(tmp_path / "run", CONFIG, resume=True).close()
+
+
+def test_metrics_go_back_to_the_checkpoint_on_resume(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", CONFIG, resume=False)
+    run.log(step=1, loss=0.5)
+    run.checkpoint({"step": 1})
+    run.log(step=2, loss=0.4)
+    run.close()
+    with open(tmp_path / "run" / "metrics.jsonl", "ab") as file:
+        file.write(b'{"step": 3, "lo')  # the line of a kill
+    assert [record["step"] for record in read_metrics(tmp_path / "run")] == [1, 2]
+    again = Run(tmp_path / "run", CONFIG, resume=True)
+    assert again.state is not None
+    assert again.state["step"] == 1
+    assert read_metrics(tmp_path / "run") == [{"step": 1, "loss": 0.5}]
+    again.log(step=2, loss=0.3)
+    assert [record["step"] for record in read_metrics(tmp_path / "run")] == [1, 2]
+    again.close()
+
+
+def test_metrics_of_a_run_without_a_checkpoint_begin_anew(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", CONFIG, resume=False)
+    run.log(step=1)
+    run.close()
+    Run(tmp_path / "run", CONFIG, resume=True).close()
+    assert read_metrics(tmp_path / "run") == []
+
+
+def test_a_finished_run_keeps_its_metrics_and_not_what_only_a_resumed_one_needs(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", CONFIG, resume=False)
+    run.log(step=1)
+    run.checkpoint({"step": 1})
+    (run.scratch / "replay-frames").write_bytes(bytes(100))
+    assert not run.finished
+    finish(run)
+    assert run.finished
+    run.clean()
+    run.close()
+    assert sorted(listing(tmp_path / "run")) == ["config.json", "metrics.jsonl", "policy/policy.json"]
+    again = Run(tmp_path / "run", CONFIG, resume=True)
+    assert again.finished
+    again.close()
+    assert read_metrics(tmp_path / "run") == [{"step": 1}]
+
+
+def test_a_damaged_checkpoint_is_refused_and_nothing_is_overwritten(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", CONFIG, resume=False)
+    run.log(step=1)
+    run.checkpoint({"step": 1})
+    run.close()
+    state = tmp_path / "run" / "checkpoint" / "state"
+    state.write_bytes(state.read_bytes()[:-1])
+    before = listing(tmp_path)
+    with pytest.raises(UserError, match="the checkpoint .* is damaged"):
+        Run(tmp_path / "run", CONFIG, resume=True)
+    assert listing(tmp_path) == before
+
+
+def test_half_files_of_a_killed_process_are_swept_up(tmp_path: Path) -> None:
+    Run(tmp_path / "run", CONFIG, resume=False).close()
+    aside = tmp_path / "run" / "checkpoint" / ".state.4711.tmp"
+    aside.write_bytes(bytes(10))
+    Run(tmp_path / "run", CONFIG, resume=True).close()
+    assert not aside.exists()
+
+
+def test_a_damaged_configuration_is_refused(tmp_path: Path) -> None:
+    Run(tmp_path / "run", CONFIG, resume=False).close()
+    (tmp_path / "run" / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
+        Run(tmp_path / "run", CONFIG, resume=True)
+
+
+def test_a_run_where_no_folder_can_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write to"):
+        Run(tmp_path / "file" / "run", CONFIG, resume=False)

@@ -1,0 +1,135 @@
+"""Targets: what is done to the teacher's values, and what is fitted to them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rldistill.networks import Architecture, build
+from rldistill.targets import (
+    AUTO_ENTROPY,
+    advantage_spread,
+    auto_temperature,
+    fit_standardization,
+    mean_entropy,
+    transform,
+)
+
+BY_HAND = torch.tensor([[1.0, 2.0, 6.0], [0.0, 0.0, 3.0]])
+
+
+def values_of_a_game(seed: int, actions: int = 6, spread: float = 1.0) -> torch.Tensor:
+    """States in which more or less is at stake, as games have them."""
+    generator = np.random.default_rng(seed)
+    stakes = generator.lognormal(0.0, 1.0, size=(400, 1))
+    return torch.from_numpy((10 + spread * stakes * generator.normal(size=(400, actions))).astype(np.float32))
+
+
+def test_transforms_worked_out_by_hand() -> None:
+    # Means 3 and 1; advantages (-2, -1, 3) and (-1, -1, 2); their squares sum to 14 + 6 = 20 over six numbers.
+    advantages = torch.tensor([[-2.0, -1.0, 3.0], [-1.0, -1.0, 2.0]])
+    spread = advantage_spread(BY_HAND)
+    assert spread == pytest.approx(math.sqrt(20 / 6))
+    assert torch.equal(transform(BY_HAND, "raw", spread), BY_HAND)
+    torch.testing.assert_close(transform(BY_HAND, "advantage", spread), advantages)
+    torch.testing.assert_close(transform(BY_HAND, "standardized", 2.0), advantages / 2)
+
+
+@pytest.mark.parametrize("targets", ["raw", "advantage", "standardized"])
+def test_no_transform_changes_the_best_action(targets: str) -> None:
+    values = values_of_a_game(0)
+    changed = transform(values, targets, advantage_spread(values))  # type: ignore[arg-type]  # one of the literals
+    assert torch.equal(changed.argmax(dim=1), values.argmax(dim=1))
+    assert changed.shape == values.shape
+
+
+def test_standardized_values_have_a_spread_of_1() -> None:
+    values = values_of_a_game(1, spread=0.01)
+    assert advantage_spread(transform(values, "standardized", advantage_spread(values))) == pytest.approx(1, rel=1e-3)
+
+
+def test_entropy_worked_out_by_hand() -> None:
+    # softmax(0, ln 3) = (1/4, 3/4): 1/4 ln 4 + 3/4 ln(4/3) = 0.346574 + 0.215762; the uniform choice of two: ln 2.
+    values = torch.tensor([[0.0, math.log(3)], [7.0, 7.0]])
+    assert mean_entropy(values, 1.0) == pytest.approx((0.562335 + 0.693147) / 2, abs=1e-5)
+    assert mean_entropy(values, 1e6) == pytest.approx(math.log(2), abs=1e-5)
+
+
+@given(st.integers(0, 1000), st.integers(2, 18), st.floats(0.001, 100))
+def test_auto_temperature_aims_at_its_entropy(seed: int, actions: int, spread: float) -> None:
+    values = values_of_a_game(seed, actions, spread)
+    reached = mean_entropy(values, auto_temperature(values, "q_values"))
+    assert reached == pytest.approx(AUTO_ENTROPY * math.log(actions), rel=0.02)  # it is rounded to three digits
+
+
+@given(st.integers(0, 1000), st.sampled_from([1 / 1024, 1 / 8, 4.0, 256.0]))
+def test_auto_temperature_scales_with_the_rewards(seed: int, factor: float) -> None:
+    values = values_of_a_game(seed)
+    scaled = auto_temperature(values * factor, "q_values")
+    assert scaled == pytest.approx(factor * auto_temperature(values, "q_values"), rel=0.011)
+
+
+def test_auto_temperature_does_not_depend_on_the_level_of_the_values() -> None:
+    values = values_of_a_game(3)
+    assert auto_temperature(values + 5, "q_values") == pytest.approx(auto_temperature(values, "q_values"), rel=0.011)
+
+
+def test_logits_are_a_policy_already() -> None:
+    assert auto_temperature(values_of_a_game(0, spread=100), "logits") == 1.0
+
+
+@pytest.mark.parametrize(
+    "values",
+    [torch.zeros(5, 3), torch.full((5, 3), -7.5), torch.zeros(5, 1), torch.tensor([[0.0, 1.0]] + 9 * [[0.0, 0.0]])],
+    ids=["zeros", "constant", "one action", "one state that matters"],
+)
+def test_values_that_tell_nothing_give_a_usable_temperature(values: torch.Tensor) -> None:
+    temperature = auto_temperature(values, "q_values")
+    assert 0 < temperature < math.inf
+    spread = advantage_spread(values)
+    assert 0 < spread < math.inf
+    assert transform(values, "standardized", spread).isfinite().all()
+
+
+def test_standardization_gives_images_mean_0_and_variance_1_over_all_pixels() -> None:
+    images = torch.from_numpy(np.random.default_rng(0).integers(60, 180, size=(50, 4, 40, 40), dtype=np.uint8))
+    shift, scale = fit_standardization(images)
+    assert shift.shape == scale.shape == (1,)
+    assert shift.item() == pytest.approx(images.double().mean().item(), rel=1e-6)
+    x = scale * (images.float() - shift)
+    assert x.mean().item() == pytest.approx(0, abs=1e-4)
+    assert x.var(correction=0).item() == pytest.approx(1, abs=1e-4)
+
+
+def test_standardization_is_by_feature_for_vectors_and_leaves_what_never_changes_finite() -> None:
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(1000, 3, generator=generator) * torch.tensor([10.0, 0.01, 0.0]) + torch.tensor(
+        [5.0, -2.0, 3.0]
+    )
+    shift, scale = fit_standardization(vectors)
+    assert shift.shape == scale.shape == (3,)
+    x = scale * (vectors - shift)
+    torch.testing.assert_close(x.mean(dim=0), torch.zeros(3), atol=1e-3, rtol=0)
+    torch.testing.assert_close(x.var(dim=0, correction=0), torch.tensor([1.0, 1.0, 0.0]), atol=1e-3, rtol=0)
+    assert scale[2] == 1
+
+
+def test_standardization_of_a_black_screen_is_finite() -> None:
+    shift, scale = fit_standardization(torch.zeros(8, 4, 40, 40, dtype=torch.uint8))
+    assert (shift.item(), scale.item()) == (0, 1)
+
+
+@pytest.mark.parametrize("shape", [(4, 84, 84), (5,)])
+def test_a_network_takes_the_standardization_that_is_fitted(shape: tuple[int, ...]) -> None:
+    x = torch.rand(16, *shape, generator=torch.Generator().manual_seed(0)) * 9 + 3
+    network = build(Architecture("net3" if len(shape) == 3 else "mlp:4", shape, 2), 0)
+    plain = build(Architecture("net3" if len(shape) == 3 else "mlp:4", shape, 2), 0)
+    shift, scale = fit_standardization(x)
+    network.standardize(shift, scale)
+    plain.standardize(torch.zeros_like(shift), torch.ones_like(scale))
+    torch.testing.assert_close(network(x), plain(scale * (x - shift)), rtol=1e-4, atol=1e-5)

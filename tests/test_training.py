@@ -1,0 +1,221 @@
+"""The verb `train`: teachers learn, a killed run ends as one that was not, and wrong input is told in one line."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rldistill.progress import Silent
+from rldistill.runs import read_metrics
+from rldistill.training import TrainConfig, train
+from rldistill.types import UserError
+
+# A server that has everything imported, and forks a fresh process for each run.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["rldistill.training"])
+
+CARTPOLE_DQN = TrainConfig(
+    steps=5_000, algo="dqn", seed=3, network="mlp:32", warmup=600, replay=2_000, checkpoint_seconds=0, final_episodes=2
+)
+CARTPOLE_PQN = TrainConfig(steps=8_000, algo="pqn", seed=3, network="mlp:32", checkpoint_seconds=0, final_episodes=2)
+# The replay has gone round at the end, and checkpoints come when the room in its files is used up, not by the clock.
+PONG_DQN = TrainConfig(
+    steps=3_000, algo="dqn", seed=3, network="cnn:4,4,4:16", num_envs=4, warmup=600, replay=1_024, minibatch=32,
+    replay_ratio=2, target_every=10, checkpoint_seconds=1e9, final_episodes=1,
+)  # fmt: skip
+
+
+def weights(out: Path) -> bytes:
+    return (out / "policy" / "weights.safetensors").read_bytes()
+
+
+def cpu_seconds(pid: int | None) -> float:
+    """Of a process: a clock that does not run while others have the cores."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return float("inf")  # it is over
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def changed(config: TrainConfig, **fields: Any) -> TrainConfig:
+    return TrainConfig(**{**config.__dict__, **fields})
+
+
+@pytest.mark.parametrize(
+    ("env", "config"),
+    [("CartPole-v1", CARTPOLE_DQN), ("CartPole-v1", CARTPOLE_PQN), ("PongNoFrameskip-v4", PONG_DQN)],
+    ids=["cartpole-dqn", "cartpole-pqn", "pong-dqn"],
+)
+def test_a_run_killed_at_any_moment_ends_in_the_weights_of_one_never_killed(
+    tmp_path: Path, env: str, config: TrainConfig
+) -> None:
+    began = time.process_time()
+    train(env, tmp_path / "whole", config)
+    lasted = time.process_time() - began
+    out = tmp_path / "killed"
+    generator = np.random.default_rng(config.seed)
+    kills = 0
+    for _ in range(4):
+        process = PROCESSES.Process(target=train, args=(env, out, config), kwargs={"resume": True})
+        process.start()
+        moment = generator.uniform(0, lasted / 2)
+        while process.is_alive() and cpu_seconds(process.pid) < moment:
+            time.sleep(0.002)
+        process.kill()
+        process.join()
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        kills += 1
+    assert kills >= 1
+    train(env, out, config, resume=True)
+    assert weights(out) == weights(tmp_path / "whole")
+    steps = [[record.get("control_steps") for record in read_metrics(path)] for path in (tmp_path / "whole", out)]
+    assert steps[0] == steps[1]  # no line is missing or there twice
+    assert not (out / "checkpoint").exists()
+
+
+class CtrlC(Silent):
+    """Presses Ctrl-C when so many control steps are done."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def update(self, done: int, **figures: float) -> None:
+        if self.at <= done:
+            os.kill(os.getpid(), signal.SIGINT)
+            self.at = 10**9
+
+
+@pytest.mark.parametrize("config", [CARTPOLE_DQN, CARTPOLE_PQN], ids=["dqn", "pqn"])
+def test_ctrl_c_keeps_what_was_done_and_the_same_seed_gives_the_same_weights(tmp_path: Path, config: TrainConfig) -> None:
+    config = changed(config, checkpoint_seconds=1e9)
+    train("CartPole-v1", tmp_path / "whole", config)
+    with pytest.raises(KeyboardInterrupt):
+        train("CartPole-v1", tmp_path / "stopped", config, progress=CtrlC(config.steps // 2))
+    assert read_metrics(tmp_path / "stopped")[-1]["control_steps"] >= config.steps // 2
+    assert not (tmp_path / "stopped" / "policy").exists()
+    train("CartPole-v1", tmp_path / "stopped", config, resume=True)
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
+    train("CartPole-v1", tmp_path / "again", config)
+    assert weights(tmp_path / "again") == weights(tmp_path / "whole")
+    train("CartPole-v1", tmp_path / "other", changed(config, seed=4))
+    assert weights(tmp_path / "other") != weights(tmp_path / "whole")
+
+
+def test_a_finished_run_resumed_gives_its_policy_and_stays_as_it_is(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    config = changed(CARTPOLE_DQN, steps=1_000, snapshots=(0.5,))
+    made = train("CartPole-v1", out, config)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    again = train("CartPole-v1", out, config, resume=True)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert again.provenance == made.provenance
+    assert made.provenance["control_steps"] >= 1_000
+    assert made.provenance["score"]["episodes"] == 2
+    assert json.loads((out / "config.json").read_text())["warmup"] == 600
+    assert (out / "snapshots" / "0.5" / "policy.json") in before
+
+
+def test_settings_reach_the_configuration_resolved(tmp_path: Path) -> None:
+    train("CartPole-v1", tmp_path / "run", TrainConfig(steps=600, final_episodes=1))
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["num_envs"] == 8
+    assert config["warmup"] == 60
+    assert config["clip_rewards"] is False
+    assert config["dqn"]["minibatch"] == config["minibatch"] == 128
+    assert "checkpoint_seconds" not in config
+
+
+@pytest.mark.parametrize(
+    ("env", "fields", "message"),
+    [
+        ("ALE/Pomg-v5", {}, "unknown Atari game 'Pomg'; did you mean Pong"),
+        ("CartPoel-v1", {}, "unknown environment 'CartPoel-v1'; did you mean CartPole-v1"),
+        ("Pendulum-v1", {}, "Discrete"),
+        ("CartPole-v1", {"steps": 0}, "--steps is at least 1, not 0"),
+        ("CartPole-v1", {"steps": -5}, "--steps is at least 1, not -5"),
+        ("CartPole-v1", {"seed": -1}, "--seed is at least 0"),
+        ("CartPole-v1", {"num_envs": 0}, "--num-envs is at least 1"),
+        ("CartPole-v1", {"n_step": 0}, "--n-step is at least 1"),
+        ("CartPole-v1", {"replay": 20}, "--replay is at least 32 for 8 environments and 3-step returns, not 20"),
+        ("CartPole-v1", {"learning_rate": 0.0}, "--learning-rate is positive"),
+        ("CartPole-v1", {"learning_rate": float("nan")}, "--learning-rate is positive"),
+        ("CartPole-v1", {"discount": 1.5}, "--discount lies between 0 and 1"),
+        ("CartPole-v1", {"snapshots": (2.0,)}, "--snapshots are shares"),
+        ("CartPole-v1", {"final_episodes": 0}, "--final-episodes is at least 1"),
+        ("CartPole-v1", {"network": "net9"}, "unknown network 'net9'"),
+        ("CartPole-v1", {"network": "net2"}, "'net2' reads images"),
+        ("CartPole-v1", {"algo": "ppo"}, "--algo is dqn or pqn"),
+        ("CartPole-v1", {"sticky_actions": 0.25}, "does not take the option"),
+    ],
+)
+def test_a_wrong_input_is_told_in_one_line_and_leaves_nothing(
+    tmp_path: Path, env: str, fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as told:
+        train(env, tmp_path / "run", TrainConfig(**fields))
+    assert "\n" not in str(told.value)
+    assert not (tmp_path / "run").exists()
+
+
+def stopped_run(out: Path) -> dict[Path, bytes]:
+    """A run interrupted half-way, and all its files."""
+    with pytest.raises(KeyboardInterrupt):
+        train("CartPole-v1", out, CARTPOLE_DQN, progress=CtrlC(2_000))
+    return {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_an_existing_run_is_neither_overwritten_nor_resumed_as_another(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    before = stopped_run(out)
+    with pytest.raises(UserError, match="exists: continue it with --resume"):
+        train("CartPole-v1", out, CARTPOLE_DQN)
+    for fields, message in (
+        ({"n_step": 1}, "begun with n_step = 3, not 1"),
+        ({"steps": 9_000}, "begun with steps = 5000, not 9000"),
+        ({"seed": 0}, "begun with seed = 3, not 0"),
+        ({"network": "mlp:64"}, 'begun with network = "mlp:32", not "mlp:64"'),
+        ({"algo": "pqn"}, 'begun with algo = "dqn", not "pqn"'),
+    ):
+        with pytest.raises(UserError, match=message):
+            train("CartPole-v1", out, changed(CARTPOLE_DQN, **fields), resume=True)
+    with pytest.raises(UserError, match="begun with task"):
+        train("Acrobot-v1", out, CARTPOLE_DQN, resume=True)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "flipped", "replay flipped"])
+def test_a_damaged_checkpoint_is_refused_and_left_as_it_is(tmp_path: Path, damage: str) -> None:
+    out = tmp_path / "run"
+    before = stopped_run(out)
+    path = out / "checkpoint" / ("replay-frames" if damage.startswith("replay") else "state")
+    data = bytearray(before[path])
+    data[len(data) // 3] ^= 4
+    before[path] = {"empty": b"", "truncated": before[path][:-100]}.get(damage, bytes(data))
+    path.write_bytes(before[path])
+    with pytest.raises(UserError, match="is damaged") as told:
+        train("CartPole-v1", out, CARTPOLE_DQN, resume=True)
+    assert "\n" not in str(told.value)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TrainConfig(steps=12_000, algo="dqn", network="mlp:64,64", final_episodes=10),
+        TrainConfig(steps=40_000, algo="pqn", network="mlp:64,64", final_episodes=10),
+    ],
+    ids=["dqn", "pqn"],
+)
+def test_teachers_learn_to_balance_a_pole(tmp_path: Path, config: TrainConfig) -> None:
+    """Random play falls after some 22 steps. Seeds 0 to 2 gave the returns that `docs/train.md` lists."""
+    policy = train("CartPole-v1", tmp_path / "run", config)
+    assert policy.provenance["score"]["mean"] >= 120
