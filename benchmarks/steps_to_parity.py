@@ -44,7 +44,9 @@ def main(options: Options) -> None:
     teacher = load_policy(options.teacher)
     with Talking() as progress:
         reference = evaluate(
-            [options.teacher], EvaluateConfig(episodes=options.episodes, epsilon=0.01, seed=1_000_000), progress=progress
+            [options.teacher],
+            EvaluateConfig(episodes=options.episodes, epsilon=0.01, seed=1_000_000),
+            progress=progress,
         )[0]
         for seed in options.seeds:
             config = replace(

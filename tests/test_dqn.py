@@ -17,7 +17,9 @@ from rldistill.files import load_state, save_state
 from rldistill.networks import Architecture, build
 from rldistill.types import UserError
 
-SMALL = dict(capacity=400, n_step=3, warmup=64, replay_ratio=2.0, minibatch=16, target_every=7, item_steps=64, slack=256)
+SMALL = dict(
+    capacity=400, n_step=3, warmup=64, replay_ratio=2.0, minibatch=16, target_every=7, item_steps=64, slack=256
+)
 
 
 @contextmanager
@@ -56,7 +58,14 @@ def test_rewards_are_summed_up_to_the_window_the_end_or_the_cut() -> None:
     terminated = np.array([[no, no, no], [yes, no, no], [no, no, yes], [no, no, no], [no, no, no], [no, yes, no]])
     truncated = np.array([[no, no, no], [no, yes, no], [no, no, no], [no, no, yes], [yes, no, no], [no, no, yes]])
     following = n_step_returns(rewards, terminated, truncated, 0.5)
-    assert following.returns.tolist() == [3.0, 1.0, 3.0, 2.0, 0.0, 2.0]  # 1 + 2/2 + 4/4; 1; the same; 1 + 2/2; none; 1 + 2/2
+    assert following.returns.tolist() == [
+        3.0,
+        1.0,
+        3.0,
+        2.0,
+        0.0,
+        2.0,
+    ]  # 1 + 2/2 + 4/4; 1; the same; 1 + 2/2; none; 1 + 2/2
     assert following.discounts[[0, 1, 2, 3, 5]].tolist() == [0.125, 0.0, 0.0, 0.25, 0.0]
     assert following.steps.tolist() == [3, 1, 3, 2, 0, 2]
     assert following.valid.tolist() == [True, True, True, True, False, True]
@@ -70,7 +79,9 @@ def test_one_step_is_the_reward_and_the_discount() -> None:
     assert following.discounts.tolist() == pytest.approx([0.99, 0.0])
 
 
-outcomes = st.lists(st.tuples(st.floats(-2, 2, width=16), st.sampled_from(["on", "on", "end", "cut"])), min_size=1, max_size=6)
+outcomes = st.lists(
+    st.tuples(st.floats(-2, 2, width=16), st.sampled_from(["on", "on", "end", "cut"])), min_size=1, max_size=6
+)
 
 
 @given(outcomes, st.floats(0.1, 1.0))
@@ -205,7 +216,10 @@ def test_a_learner_put_back_learns_on_as_if_it_had_never_stopped(tmp_path: Path)
 
 
 def test_a_replay_too_small_to_sample_from_is_refused() -> None:
-    with pytest.raises(UserError, match="too small for 4 environments and 30-step returns"), learner(capacity=40, n_step=30):
+    with (
+        pytest.raises(UserError, match="too small for 4 environments and 30-step returns"),
+        learner(capacity=40, n_step=30),
+    ):
         pass
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from rldistill.networks import Architecture, Network, build, parameter_count
+from rldistill.networks import Architecture, Network, build, fit_initialization, parameter_count
 from rldistill.types import UserError
 
 ATARI = (4, 84, 84)
@@ -217,3 +217,22 @@ def test_any_network_of_numbers_gives_one_score_an_action(
     scores = network(torch.zeros((2, depth, side, side), dtype=torch.uint8))
     assert scores.shape == (2, actions)
     assert scores.dtype == torch.float32
+
+
+def test_fitted_initialization_gives_every_unit_mean_0_and_variance_1_before_its_relu() -> None:
+    generator = np.random.default_rng(5)
+    # Frames of a fixed background with a little noise, of which the usual initialization would see nothing.
+    background = generator.integers(0, 255, (1, 4, 84, 84))
+    frames = np.clip(background + generator.integers(-9, 10, (64, 4, 84, 84)), 0, 255).astype(np.uint8)
+    network = build(Architecture("net3", (4, 84, 84), 6), 0)
+    observations = torch.from_numpy(frames)
+    fit_initialization(network, observations, 1)
+    x = (observations.float() - network.shift) * network.scale
+    with torch.no_grad():
+        for layer in network.layers:
+            x = layer(x)
+            if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+                units = x.transpose(0, 1).flatten(1)
+                scale = 0.1 if layer is network.layers[-1] else 1.0  # the scores begin small
+                assert units.mean(dim=1).abs().max() < 1e-2 * scale
+                assert (units.std(dim=1) / scale - 1).abs().max() < 2e-2

@@ -57,11 +57,17 @@ def test_without_a_trace_the_targets_are_one_step() -> None:
 
 
 @given(st.integers(1, 6), st.floats(0, 1), st.floats(0, 1), st.integers(0, 2**31))
-def test_targets_are_the_weighted_mean_of_all_n_step_returns(length: int, trace: float, discount: float, seed: int) -> None:
+def test_targets_are_the_weighted_mean_of_all_n_step_returns(
+    length: int, trace: float, discount: float, seed: int
+) -> None:
     generator = np.random.default_rng(seed)
     rewards, values = generator.normal(size=(2, length))
     following = q_lambda_targets(
-        column(*rewards), torch.full((length, 1), discount), column(*values), torch.zeros(length, 1, dtype=torch.bool), trace
+        column(*rewards),
+        torch.full((length, 1), discount),
+        column(*values),
+        torch.zeros(length, 1, dtype=torch.bool),
+        trace,
     )
     for t in range(length):
         n_step = [

@@ -37,7 +37,9 @@ def test_stacks_are_those_that_pong_showed_across_ends_and_around_the_ring() -> 
     environments.close()
     assert starts >= 9  # several episodes began
     assert len(replay) == 3 * 40
-    times, rows = (a.flatten() for a in np.meshgrid(np.arange(64, 101), np.arange(3)))  # 61 is the oldest, its stack is not
+    times, rows = (
+        a.flatten() for a in np.meshgrid(np.arange(64, 101), np.arange(3))
+    )  # 61 is the oldest, its stack is not
     seen = replay.observations(times, rows)
     assert len({frame.tobytes() for frame in seen}) > 60  # the pictures do differ
     for number, (time, row) in enumerate(zip(times, rows, strict=True)):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rldistill.envs import Environments, make_task
 from rldistill.rollout import EpsilonGreedy, MakePolicy, Transition, mix_in_random, play, rollout, uniform
-from rldistill.types import Policy
+from rldistill.types import Policy, ScoreKind
 
 CARTPOLE = make_task("CartPole-v1")
 BREAKOUT = make_task("MinAtar/Breakout-v1", max_frames=60)
@@ -65,7 +65,7 @@ def test_short_games_are_not_counted_more_often_than_long_ones() -> None:
     # One row in two falls at once, the other plays on; counted as they end, short games would crowd out the long ones.
     class Uneven:
         def __call__(self, observations: Any) -> npt.NDArray[np.int64]:
-            lean = (observations[:, 2] + observations[:, 3] > 0).astype(np.int64)
+            lean: npt.NDArray[np.int64] = (observations[:, 2] + observations[:, 3] > 0).astype(np.int64)
             return np.where(np.arange(len(observations)) % 2 == 0, lean, 1 - lean)
 
     returns = play(CARTPOLE, lambda generator: Uneven(), 8, 0, num_envs=4)
@@ -101,7 +101,7 @@ def test_environments_are_closed_when_the_policy_fails(monkeypatch: pytest.Monke
 class Prefers:
     """The same action always has the highest score."""
 
-    score_kind = "q_values"
+    score_kind: ScoreKind = "q_values"
 
     def __init__(self, action: int, num_actions: int) -> None:
         self.scores = torch.eye(num_actions)[action]

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -95,7 +95,9 @@ class CtrlC(Silent):
 
 
 @pytest.mark.parametrize("config", [CARTPOLE_DQN, CARTPOLE_PQN], ids=["dqn", "pqn"])
-def test_ctrl_c_keeps_what_was_done_and_the_same_seed_gives_the_same_weights(tmp_path: Path, config: TrainConfig) -> None:
+def test_ctrl_c_keeps_what_was_done_and_the_same_seed_gives_the_same_weights(
+    tmp_path: Path, config: TrainConfig
+) -> None:
     config = changed(config, checkpoint_seconds=1e9)
     train("CartPole-v1", tmp_path / "whole", config)
     with pytest.raises(KeyboardInterrupt):
@@ -130,6 +132,7 @@ def test_settings_reach_the_configuration_resolved(tmp_path: Path) -> None:
     assert config["num_envs"] == 8
     assert config["warmup"] == 60
     assert config["clip_rewards"] is False
+    assert config["bfloat16"] is False
     assert config["dqn"]["minibatch"] == config["minibatch"] == 128
     assert "checkpoint_seconds" not in config
 
@@ -143,6 +146,7 @@ def test_settings_reach_the_configuration_resolved(tmp_path: Path) -> None:
         ("CartPole-v1", {"steps": 0}, "--steps is at least 1, not 0"),
         ("CartPole-v1", {"steps": -5}, "--steps is at least 1, not -5"),
         ("CartPole-v1", {"seed": -1}, "--seed is at least 0"),
+        ("CartPole-v1", {"checkpoint_seconds": -1.0}, "--checkpoint-seconds is at least 0"),
         ("CartPole-v1", {"num_envs": 0}, "--num-envs is at least 1"),
         ("CartPole-v1", {"n_step": 0}, "--n-step is at least 1"),
         ("CartPole-v1", {"replay": 20}, "--replay is at least 32 for 8 environments and 3-step returns, not 20"),
@@ -207,15 +211,8 @@ def test_a_damaged_checkpoint_is_refused_and_left_as_it_is(tmp_path: Path, damag
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        TrainConfig(steps=12_000, algo="dqn", network="mlp:64,64", final_episodes=10),
-        TrainConfig(steps=40_000, algo="pqn", network="mlp:64,64", final_episodes=10),
-    ],
-    ids=["dqn", "pqn"],
-)
-def test_teachers_learn_to_balance_a_pole(tmp_path: Path, config: TrainConfig) -> None:
-    """Random play falls after some 22 steps. Seeds 0 to 2 gave the returns that `docs/train.md` lists."""
-    policy = train("CartPole-v1", tmp_path / "run", config)
-    assert policy.provenance["score"]["mean"] >= 120
+@pytest.mark.parametrize(("algo", "steps", "least"), [("dqn", 20_000, 150), ("pqn", 40_000, 200)])
+def test_teachers_learn_to_balance_a_pole(tmp_path: Path, algo: Literal["dqn", "pqn"], steps: int, least: float) -> None:
+    """Random play falls after some 22 steps. The bounds are loose: `docs/train.md` has the returns of seeds 0 to 2."""
+    policy = train("CartPole-v1", tmp_path / "run", TrainConfig(algo=algo, steps=steps, final_episodes=10))
+    assert policy.provenance["score"]["mean"] >= least

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rldistill.types import Task, UserError, as_tensor, greedy
+from rldistill.types import ScoreKind, Task, UserError, as_tensor, greedy
 
 tasks = st.builds(
     Task,
@@ -58,7 +58,7 @@ def test_a_tensor_of_observations_shares_their_memory() -> None:
 class Table:
     """Scores that are the observations themselves."""
 
-    score_kind = "q_values"
+    score_kind: ScoreKind = "q_values"
 
     def __call__(self, observations: Tensor) -> Tensor:
         return observations

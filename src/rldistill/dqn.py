@@ -151,7 +151,12 @@ class DQN:
             environments.task,
             rows,
             settings.capacity,
-            {"actions": ((), np.int64), "rewards": ((), np.float32), "terminated": ((), np.bool_), "truncated": ((), np.bool_)},
+            {
+                "actions": ((), np.int64),
+                "rewards": ((), np.float32),
+                "terminated": ((), np.bool_),
+                "truncated": ((), np.bool_),
+            },
             scratch=scratch,
             slack=self._slack_times * rows,
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
@@ -88,10 +89,9 @@ def make_task(env: str, **options: Any) -> Task:
             fire_when_idle=200,
             random_score=ATARI_RANDOM_SCORES.get(game),
         )
-        probe = _ale(game, 1, defaults, pixels=False)  # not with the options given, which are checked below
         chosen = defaults | _understood(env, given, defaults)
         shape = (int(chosen["frame_stack"]), 84, 84)
-        task = Task(env, int(probe.single_action_space.n), shape, "uint8", **chosen)
+        task = Task(env, _atari_actions(game), shape, "uint8", **chosen)
     elif env.startswith("MinAtar/"):
         probe_minatar = _minatar(_minatar_game(env), 0.1, True)
         height, width, channels = probe_minatar.state_shape()
@@ -158,6 +158,12 @@ def _atari_game(env: str) -> str | None:
     if pascal not in known:
         raise UserError(f"unknown Atari game {pascal!r}{_nearest(pascal, list(known))}")
     return known[pascal]
+
+
+@cache
+def _atari_actions(game: str) -> int:
+    options = dict(frame_skip=4, frame_stack=4, sticky_actions=0.0, noop_max=0, max_frames=0)
+    return int(_ale(game, 1, options, pixels=False).single_action_space.n)
 
 
 def _minatar_game(env: str) -> str:

@@ -154,9 +154,9 @@ def fit_initialization(network: Network, observations: Tensor, seed: int) -> Non
     with torch.no_grad():
         x = (observations.to(torch.float32) - network.shift) * network.scale
         for layer in network.layers:
-            if isinstance(layer, nn.Conv2d | nn.Linear):
+            if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
                 nn.init.orthogonal_(layer.weight, generator=generator)
-                nn.init.zeros_(layer.bias)
+                layer.bias.zero_()
                 out = layer(x)
                 over = (0, 2, 3) if out.ndim == 4 else (0,)
                 deviation = out.std(dim=over).clamp(min=1e-3) * (10 if layer is head else 1)

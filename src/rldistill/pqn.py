@@ -33,9 +33,7 @@ class PQNSettings:
     max_grad_norm: float = 10.0
 
 
-def q_lambda_targets(
-    r_t: Tensor, discount_t: Tensor, v_t: Tensor, cut_t: Tensor, trace: float
-) -> Tensor:
+def q_lambda_targets(r_t: Tensor, discount_t: Tensor, v_t: Tensor, cut_t: Tensor, trace: float) -> Tensor:
     """Peng's Q(lambda) returns, backwards in time; arXiv 2407.04811, equation 8 and algorithm 1.
 
     Args:
@@ -144,9 +142,18 @@ class PQN:
                 cut = torch.from_numpy(cuts[t])
                 following[t, cut] = self.network(as_tensor(final))[cut].amax(dim=1)
         targets = q_lambda_targets(
-            torch.from_numpy(rewards), torch.from_numpy(discounts), following, torch.from_numpy(cuts), self.settings.trace
+            torch.from_numpy(rewards),
+            torch.from_numpy(discounts),
+            following,
+            torch.from_numpy(cuts),
+            self.settings.trace,
         )
-        return as_tensor(np.concatenate(observations)), torch.from_numpy(actions).flatten(), targets.flatten(), returns
+        return (
+            torch.from_numpy(np.concatenate(observations)),
+            torch.from_numpy(actions).flatten(),
+            targets.flatten(),
+            returns,
+        )
 
     def _fit(self, observations: Tensor, actions: Tensor, targets: Tensor) -> float:
         for group in self.optimizer.param_groups:
@@ -155,11 +162,11 @@ class PQN:
         self.network.train()
         for _ in range(self.settings.epochs):
             order = torch.from_numpy(self.generator.permutation(len(actions)))
-            for chosen in order.split(self.settings.minibatch):
+            for chosen in torch.split(order, self.settings.minibatch):
                 values = self.network(observations[chosen]).gather(1, actions[chosen, None]).squeeze(1)
                 loss = 0.5 * (values - targets[chosen]).square().mean()
                 self.optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
+                loss.backward()
                 torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.max_grad_norm)
                 self.optimizer.step()
                 losses.append(loss.detach())

@@ -62,7 +62,9 @@ class Replay:
             "starts": ((), np.bool_),
             **columns,
         }
-        self._arrays = {name: self._allocate(name, (self._length, num_envs, *item), dtype) for name, (item, dtype) in kinds.items()}
+        self._arrays = {
+            name: self._allocate(name, (self._length, num_envs, *item), dtype) for name, (item, dtype) in kinds.items()
+        }
         self._checksums = self._allocate("checksums", (self._length,), np.uint32) if scratch else None
 
     def _allocate(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:

@@ -50,7 +50,8 @@ class TrainConfig:
     epsilon_end: float = 0.01
     """Probability of a random action after `epsilon_steps`; it falls linearly from 1."""
     epsilon_steps: int | None = None
-    """By default a sixth of `steps`, at most 400,000 (pqn) or 250,000 (dqn); dqn counts from the end of the warm-up."""
+    """By default a sixth of `steps`, at most 400,000 (pqn) or 250,000 (dqn; for vectors half of `steps`); dqn counts from the
+    end of the warm-up."""
     clip_rewards: bool | None = None
     """Learn from the sign of the rewards alone, as Mnih et al. 2015; by default on Atari only. Scores stay raw."""
     n_step: int = 3
@@ -67,8 +68,9 @@ class TrainConfig:
     """dqn: updates between two copies to the target network (Atari 500)."""
     sticky_actions: float | None = None
     """Probability of a repeated action; None leaves it to the environment id."""
-    bfloat16: bool = True
-    """Compute convolutions and products in bfloat16 (weights, targets and the optimizer stay float32)."""
+    bfloat16: bool | None = None
+    """Compute convolutions and products in bfloat16 (weights, targets and the optimizer stay float32); by default for images
+    alone: elsewhere it gains nothing, and values of some size, rounded to 8 bits, no longer tell actions apart."""
     snapshots: tuple[float, ...] = ()
     """Shares of the training after which the weights are kept as a policy folder in `snapshots/`, such as 0.25 0.5 0.75."""
     checkpoint_seconds: float = 60.0
@@ -167,7 +169,9 @@ def train(
                     record = next(items)
                     loss = record["loss"]  # None while dqn warms up
                     if loss is not None and not math.isfinite(loss):
-                        raise UserError(f"the loss became {loss} after {learner.control_steps} steps: lower --learning-rate")
+                        raise UserError(
+                            f"the loss became {loss} after {learner.control_steps} steps: lower --learning-rate"
+                        )
                     recent.extend(record["returns"])
                     run.log(control_steps=learner.control_steps, seconds=round(seconds(), 2), **record)
                     figures = {"loss": loss} if loss is not None else {}
@@ -197,12 +201,12 @@ def train(
             heard=progress.update,
         )
         summary = summarize(returns, seed=config.seed)
-        score = {
+        final = {
             "episodes": len(returns), "epsilon": 0.01, "mean": summary.mean, "iqm": summary.iqm,
             "ci_low": summary.ci_low, "ci_high": summary.ci_high, "returns": returns.tolist(),
         }  # fmt: skip
-        run.log(event="final_score", **score)
-        save_policy(run.policy_path, network, task, provenance() | {"score": score})
+        run.log(event="final_score", **final)
+        save_policy(run.policy_path, network, task, provenance() | {"score": final})
         progress.say(
             f"{parameter_count(network):,} parameters, mean return {summary.mean:.1f} "
             f"[{summary.ci_low:.1f}, {summary.ci_high:.1f}] over {len(returns)} games: {run.policy_path}"
@@ -250,6 +254,7 @@ def _resolve(config: TrainConfig, task: Task) -> dict[str, Any]:
     defaults: dict[str, Any] = {
         "network": {"vector": "mlp:128,128", "grid": "cnn:16:128", "image": "dqn"}[kind],
         "clip_rewards": task.frame_skip > 1,
+        "bfloat16": kind == "image",
     }
     if config.algo == "pqn":
         defaults |= {
@@ -261,11 +266,11 @@ def _resolve(config: TrainConfig, task: Task) -> dict[str, Any]:
         defaults |= {
             "num_envs": 8 if kind == "vector" else 16,
             "learning_rate": {"vector": 1e-3, "grid": 2.5e-4, "image": 1e-4}[kind],
-            "epsilon_steps": min(config.steps // 6, 250_000),
+            "epsilon_steps": config.steps // 2 if kind == "vector" else min(config.steps // 6, 250_000),
             "warmup": min({"vector": 1_000, "grid": 5_000, "image": 20_000}[kind], config.steps // 10),
             "replay_ratio": {"vector": 16.0, "grid": 16.0, "image": 8.0}[kind],
             "minibatch": 128,
-            "target_every": {"vector": 50, "grid": 125, "image": 500}[kind],
+            "target_every": {"vector": 100, "grid": 125, "image": 500}[kind],
         }
     settings = asdict(config)
     del settings["checkpoint_seconds"]

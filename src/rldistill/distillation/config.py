@@ -67,6 +67,8 @@ class DistillConfig:
     """Its peak."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Of the learning rate: a short warm-up and half a cosine down to nothing, or constant."""
+    max_grad_norm: float = 1.0
+    """Gradients longer than this are shortened to it; 0 leaves them. One large step can kill a small student's ReLUs."""
     average: float = 0.99
     """Decay of the running average of the weights, which is what is evaluated and kept; 0 keeps the last weights."""
     standardize: bool = True
@@ -103,6 +105,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         optimizer="rmsprop",
         learning_rate=5e-4,
         schedule="constant",
+        max_grad_norm=0.0,
         average=0.0,
         standardize=False,
         initialize="torch",
@@ -137,6 +140,7 @@ def checked(config: DistillConfig) -> DistillConfig:
         ("--warmup", config.warmup, 0),
         ("--evaluate-every", config.evaluate_every or 0, 0),
         ("--evaluate-episodes", config.evaluate_episodes, 1),
+        ("--max-grad-norm", config.max_grad_norm, 0),
         ("--checkpoint-seconds", config.checkpoint_seconds, 0),
     ):
         if not value >= least:

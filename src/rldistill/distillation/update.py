@@ -67,6 +67,8 @@ class Update:
         loss = torch.cat(losses).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
+        if self.config.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.max_grad_norm)
         self.optimizer.step()
         self.updates += 1
         self._follow()
