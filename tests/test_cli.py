@@ -123,7 +123,7 @@ def test_verbs_follow_each_other_from_a_teacher_to_a_page(tmp_path: Path, comman
         "evaluate", teacher, played, offline, "--episodes", 4, "--epsilon", 0.01, "--seed", 1, "--json", scores
     )
     assert said.status == 0
-    assert str(played.name) in said.out
+    assert said.out.count("mlp:4") == 2
     table = json.loads(scores.read_text())
     assert [Path(row["policy"]).name for row in table] == ["teacher", "student", "offline"]
     for row in table:
@@ -168,7 +168,9 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, command: Comm
 def test_demo_makes_student_scores_and_page_and_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
-    policy(tmp_path / "policies" / "pong", make_task("PongNoFrameskip-v4", max_frames=120), "cnn:4,4,4:8")
+    pytest.importorskip("minatar")
+    # A game that costs nothing to play, in the place where the demo looks for Pong.
+    policy(tmp_path / "policies" / "pong", make_task("MinAtar/Breakout-v1"), "cnn:4:16")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "STEPS", 320)
     assert command("demo").status == 0

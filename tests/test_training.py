@@ -212,7 +212,9 @@ def test_a_damaged_checkpoint_is_refused_and_left_as_it_is(tmp_path: Path, damag
 
 
 @pytest.mark.parametrize(("algo", "steps", "least"), [("dqn", 20_000, 150), ("pqn", 40_000, 200)])
-def test_teachers_learn_to_balance_a_pole(tmp_path: Path, algo: Literal["dqn", "pqn"], steps: int, least: float) -> None:
+def test_teachers_learn_to_balance_a_pole(
+    tmp_path: Path, algo: Literal["dqn", "pqn"], steps: int, least: float
+) -> None:
     """Random play falls after some 22 steps. The bounds are loose: `docs/train.md` has the returns of seeds 0 to 2."""
     policy = train("CartPole-v1", tmp_path / "run", TrainConfig(algo=algo, steps=steps, final_episodes=10))
     assert policy.provenance["score"]["mean"] >= least

@@ -117,11 +117,11 @@ def fitting_task(own: Task, env: str | None) -> Task:
     task = make_task(env)
     if task.num_actions != own.num_actions:
         raise UserError(f"{env} has {task.num_actions} actions, the teacher {own.num_actions}")
-    if (task.observation_shape, task.observation_dtype) != (own.observation_shape, own.observation_dtype):
-        raise UserError(
-            f"{env} has observations of shape {task.observation_shape} ({task.observation_dtype}), "
-            f"the teacher sees {own.observation_shape} ({own.observation_dtype})"
-        )
+    if task.observation_shape != own.observation_shape:
+        seen = f"the teacher sees {own.observation_shape}"
+        raise UserError(f"{env} has observations of shape {task.observation_shape}, {seen}")
+    if task.observation_dtype != own.observation_dtype:
+        raise UserError(f"{env} has {task.observation_dtype} observations, the teacher sees {own.observation_dtype}")
     return task
 
 
@@ -425,10 +425,10 @@ class Environments:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Plays the open episodes back; takes as long as playing the longest of them did."""
-        self._episodes = np.array(state["episodes"], dtype=np.int64)
-        self._ages = np.array(state["ages"], dtype=np.int64)
-        self._returns = np.array(state["returns"], dtype=np.float64)
-        log = np.array(state["log"], dtype=self._log.dtype)
+        self._episodes = np.array(np.asarray(state["episodes"]), dtype=np.int64)
+        self._ages = np.array(np.asarray(state["ages"]), dtype=np.int64)
+        self._returns = np.array(np.asarray(state["returns"]), dtype=np.float64)
+        log = np.array(np.asarray(state["log"]), dtype=self._log.dtype)
         longest = int(self._ages.max())
         self._log = np.zeros((self.num_envs, max(1024, 2 * longest)), dtype=log.dtype)
         self._log[:, :longest] = log

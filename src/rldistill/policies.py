@@ -25,10 +25,6 @@ from rldistill.types import ScoreKind, Task, UserError
 
 FORMAT = "rldistill-policy"
 VERSION = 1
-CARD_FIELDS = {
-    "format", "format_version", "architecture", "score_kind", "task", "weights_dtype", "weights_sha256", "provenance",
-    "versions", "card_sha256",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,7 @@ def save_policy(
     tensors = {name: tensor.detach().to(kind).contiguous() for name, tensor in network.state_dict().items()}
     for name in ("shift", "scale"):  # 1 / 255 needs its digits
         tensors[name] = network.state_dict()[name].clone()
-    _check_finite(tensors, path)
+    check_finite(tensors, path)
     weights = safetensors.torch.save(tensors)
     card = {
         "format": FORMAT,
@@ -82,7 +78,7 @@ def save_policy(
         "provenance": dict(provenance),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
-    card["card_sha256"] = _card_checksum(card)
+    card["card_sha256"] = card_checksum(card)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -107,11 +103,7 @@ def load_policy(path: str | os.PathLike[str]) -> SavedPolicy:
     card = read_json(folder / "policy.json")
     if card.get("format") != FORMAT or card.get("format_version") != VERSION:
         raise UserError(f"{folder / 'policy.json'} is not of the format {FORMAT} version {VERSION}")
-    # Folders from before there was a checksum of the card have none; an unknown field may be its name, altered.
-    unknown = sorted(set(card) - CARD_FIELDS)
-    if unknown:
-        raise UserError(f"{folder / 'policy.json'} is damaged: it has no field {unknown[0]!r}")
-    if "card_sha256" in card and card["card_sha256"] != _card_checksum(card):
+    if card.get("card_sha256") != card_checksum(card):
         raise UserError(f"{folder / 'policy.json'} is damaged: its checksum does not fit; get the folder anew")
     weights = folder / "weights.safetensors"
     if not weights.is_file():
@@ -137,22 +129,25 @@ def load_policy(path: str | os.PathLike[str]) -> SavedPolicy:
         raise UserError(f"{folder / 'policy.json'} is damaged: score_kind is {card['score_kind']!r}")
     if network.architecture.num_actions != task.num_actions or shape != task.observation_shape:
         raise UserError(f"{folder / 'policy.json'} is damaged: its network does not fit its task")
-    _check_finite(tensors, folder)
+    check_finite(tensors, folder)
     network.eval().requires_grad_(False)
     return SavedPolicy(network, task, card.get("provenance", {}), folder)
 
 
-def _card_checksum(card: Mapping[str, Any]) -> str:
+def card_checksum(card: Mapping[str, Any]) -> str:
     """Of what the card says, however it is laid out."""
     said = {name: value for name, value in card.items() if name != "card_sha256"}
     plain = json.loads(json.dumps(said))  # names that are numbers sort otherwise than their text
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
-def _check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+def check_finite(tensors: Mapping[str, Tensor], path: Path | None) -> None:
+    """Raises UserError where a policy's tensors hold NaN or infinity."""
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
-            raise UserError(f"{path}: the weights hold NaN or infinity (in {name}); the policy is of no use")
+            raise UserError(
+                f"{path or 'this policy'}: the weights hold NaN or infinity (in {name}); the policy is of no use"
+            )
 
 
 def _first_line(error: Exception) -> str:

@@ -23,7 +23,7 @@ from rldistill.interrupts import deferred_interrupt
 from rldistill.losses import WeightedLoss, parse_loss
 from rldistill.machine import keep_freed_memory
 from rldistill.networks import Architecture, Network, build, parameter_count
-from rldistill.policies import SavedPolicy, load_policy, save_policy
+from rldistill.policies import SavedPolicy, check_finite, load_policy, save_policy
 from rldistill.progress import Progress, Silent
 from rldistill.replay import Replay
 from rldistill.rollout import EpsilonGreedy, play
@@ -257,6 +257,8 @@ class _Distillation:
 
 def _check_inputs(teacher: Teacher, task: Task, config: DistillConfig) -> None:
     """Refuses a dataset or a teacher that is of no use before there is a run folder."""
+    if isinstance(teacher, SavedPolicy):
+        check_finite(teacher.network.state_dict(), teacher.path)
     if config.dataset is not None:
         _fitting_dataset(config.dataset, teacher, task)
         return

@@ -19,7 +19,7 @@ class DistillConfig:
 
     student: str = "net2"
     """`dqn`, `net1`, `net2`, `net3`, or any `cnn:8,8,8:16` (channels : hidden units) or `mlp:64,64`."""
-    steps: int = 50_000
+    steps: int = 40_000
     """Control steps played (by teacher and student together); on Atari one is four frames. Not for --dataset."""
     updates: int | None = None
     """Gradient updates, with --dataset (default 10,000)."""
