@@ -89,7 +89,7 @@ def test_loss_of_a_sample_does_not_depend_on_its_batch(
 def test_kl_is_scipys_relative_entropy(student: Tensor, teacher: Tensor, temperature: float) -> None:
     def softmax(x: Tensor) -> np.ndarray:
         raised = np.exp(x.numpy() - x.numpy().max(axis=1, keepdims=True))
-        return raised / raised.sum(axis=1, keepdims=True)
+        return np.asarray(raised / raised.sum(axis=1, keepdims=True))
 
     expected = entropy(softmax(teacher / temperature), softmax(student), axis=1)
     np.testing.assert_allclose(kl(student, teacher, temperature).numpy(), expected, rtol=1e-6, atol=1e-9)
@@ -116,6 +116,8 @@ def test_values_worked_out_by_hand() -> None:
     # (1/2 - 1/4)^2 + (1/2 - 3/4)^2 = 1/8, and at temperature 1/2 (1/2 - 1/10)^2 + (1/2 - 9/10)^2 = 0.32
     assert mse_prob(student, teacher, 1.0).item() == pytest.approx(0.125, abs=1e-6)
     assert mse_prob(student, teacher, 0.5).item() == pytest.approx(0.32, abs=1e-6)
+    # The student is not softened: (1/4 - 1/2)^2 + (3/4 - 1/2)^2
+    assert mse_prob(teacher, student, 0.5).item() == pytest.approx(0.125, abs=1e-6)
 
 
 def test_nll_takes_the_first_of_equally_good_actions() -> None:

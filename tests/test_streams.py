@@ -21,7 +21,7 @@ from rldistill.replay import Replay
 from rldistill.rollout import EpsilonGreedy, mix_in_random
 from rldistill.schedules import Schedule, constant, linear
 from rldistill.streams import Driven, Offline, times_an_item
-from rldistill.types import Actions, ActionValues, Observations, Policy, ScoreKind, Task, UserError
+from rldistill.types import Actions, ActionValues, Batch, Observations, Policy, ScoreKind, Task, UserError
 
 PONG = make_task("PongNoFrameskip-v4", max_frames=240)  # games of at most 60 control steps
 CARTPOLE = make_task("CartPole-v1")
@@ -210,15 +210,15 @@ def test_saved_stream_goes_on_with_identical_batches(tmp_path: Path, capacity: i
 
         return driven(
             PONG, student=explore, share=linear(1.0, 0.25, 300), teacher_epsilon=0.1, scratch=tmp_path,
-            capacity=capacity, room=200, generator=generator,
+            capacity=capacity, room=200, samples_per_step=1.5, generator=generator,
         )  # fmt: skip
 
-    def items(stream: Driven, number: int) -> list[tuple[Tensor, Tensor]]:
-        return [tuple(next(stream)[PONG]) for _ in range(number)]
+    def items(stream: Driven, number: int) -> list[Batch]:
+        return [next(stream)[PONG] for _ in range(number)]
 
     stream = stream_of()
     stream.examples()
-    items(stream, 30)
+    items(stream, 40)
     save_state(tmp_path / "state", stream.state_dict())
     expected = items(stream, 20)
     counts = (stream.teacher_steps, stream.student_steps, stream.returns)

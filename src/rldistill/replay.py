@@ -104,13 +104,13 @@ class Replay:
         for name, values in columns.items():
             self._arrays[name][at] = values
         if self._checksums is not None:
-            self._checksums[at] = self._checksum(at)
+            self._checksums[at] = self._checksum(self.added)
         self.added += 1
 
-    def _checksum(self, at: int) -> int:
-        checksum = 0
+    def _checksum(self, time: int) -> int:
+        checksum = zlib.crc32(time.to_bytes(8, "little"))  # so that a later time in this place is told from this one
         for array in self._arrays.values():
-            checksum = zlib.crc32(array[at], checksum)
+            checksum = zlib.crc32(array[time % self._length], checksum)
         return checksum
 
     def add_frames(self, frames: npt.NDArray[Any], starts: Bools, **columns: npt.NDArray[Any]) -> None:
@@ -176,7 +176,7 @@ class Replay:
             raise ValueError("a replay without scratch files cannot be loaded")
         self.added = int(state["added"])
         for time in range(max(self.added - self.capacity, 0), self.added):
-            if self._checksums[time % self._length] != self._checksum(time % self._length):
+            if self._checksums[time % self._length] != self._checksum(time):
                 raise UserError(
                     f"the replay in {self._scratch} is damaged (a checksum does not fit); start anew with another --out"
                 )
