@@ -5,7 +5,7 @@ labels, student acting, student training, each alone) and the pipeline's rate; p
 
     1 / (1/env + 1/label + 1/act + updates_per_step/train + composites_per_step/label_composites)
 
-(the last term is the teacher's labels of what `--augment` makes up, in batches as they come in an update), with all
+(the last term is the teacher's labels of what `--augment` makes up, in batches as the pipeline makes them), with all
 environments driven by the student, so that every term is there. Run it on an idle machine:
 
     python benchmarks/throughput.py [--teacher policies/pong] [--student net2] [--rounds 5]
@@ -32,6 +32,7 @@ from rldistill.machine import keep_freed_memory
 from rldistill.networks import Architecture, build
 from rldistill.policies import load_policy
 from rldistill.progress import Silent, table
+from rldistill.streams import minibatches
 from rldistill.types import as_tensor
 
 
@@ -75,7 +76,8 @@ def main(options: Options) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         stream = make_stream(teacher, network, task, config, Path(scratch), Silent())
         update.fit(stream.examples())
-        batch = next(stream)
+        item = next(stream)
+        batch = minibatches(item, config.batch_size)[0]
 
         def step() -> int:
             environments.step(uniform_actions(task, config.num_envs, generator))
@@ -85,10 +87,10 @@ def main(options: Options) -> None:
             teacher(as_tensor(environments.observations))
             return config.num_envs
 
-        made = round((config.augment or 0.0) * config.batch_size)
+        made = round((config.augment or 0.0) * len(item[task].values))
 
         def label_composites() -> int:
-            teacher(batch[task].observations[:made])
+            teacher(item[task].observations[:made])
             return made
 
         def act() -> int:
@@ -103,15 +105,17 @@ def main(options: Options) -> None:
 
         def pipeline() -> int:
             before = stream.teacher_steps + stream.student_steps
-            for _ in range(16):
-                update(next(stream))
+            for _ in range(4):
+                for batches in minibatches(next(stream), config.batch_size):
+                    update(batches)
             return stream.teacher_steps + stream.student_steps - before
 
         works = {"env": step, "label": label, "act": act, "train": train}
         updates_per_step = config.samples_per_step / config.batch_size
         a_step = {"env": 1.0, "label": 1.0, "act": 1.0, "train": updates_per_step}
         if made:
-            works["label composites"], a_step["label composites"] = label_composites, updates_per_step * made
+            works["label composites"] = label_composites
+            a_step["label composites"] = config.samples_per_step * (config.augment or 0.0)
         works["pipeline"] = pipeline
         rates: dict[str, list[float]] = {name: [] for name in works}
         shares = []

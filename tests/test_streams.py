@@ -21,7 +21,7 @@ from rldistill.recording import RecordConfig, record
 from rldistill.replay import Replay
 from rldistill.rollout import EpsilonGreedy
 from rldistill.schedules import Schedule, constant, linear
-from rldistill.streams import Composed, Driven, Offline, times_an_item
+from rldistill.streams import Composed, Driven, Offline, minibatches, times_an_item
 from rldistill.types import Actions, ActionValues, Batch, Observations, Policy, ScoreKind, Task, UserError
 
 PONG = make_task("PongNoFrameskip-v4", max_frames=240)  # games of at most 60 control steps
@@ -155,7 +155,17 @@ def test_teachers_epsilon_is_the_share_of_its_random_actions() -> None:
 
 @pytest.mark.parametrize(
     ("num_envs", "samples_per_step", "batch_size"),
-    [(4, 16.0, 128), (4, 16.0, 8), (3, 0.5, 7), (2, 32 / 5.4, 32), (1, 0.1, 1), (2, 0.05, 4), (5, 1.0, 1)],
+    [
+        (4, 16.0, 128),
+        (4, 16.0, 8),
+        (4, 200.0, 8),
+        (4, 200.0, 300),
+        (3, 0.5, 7),
+        (2, 32 / 5.4, 32),
+        (1, 0.1, 1),
+        (2, 0.05, 4),
+        (5, 1.0, 1),
+    ],
 )
 def test_samples_drawn_keep_their_ratio_to_control_steps(
     num_envs: int, samples_per_step: float, batch_size: int
@@ -164,13 +174,30 @@ def test_samples_drawn_keep_their_ratio_to_control_steps(
     stream.examples()
     warm = before = stream.control_steps
     each = num_envs * samples_per_step
-    for item in range(1, 101):
-        assert len(next(stream)[CARTPOLE].values) == batch_size
+    drawn = 0
+    for _ in range(100):
+        number = len(next(stream)[CARTPOLE].values)
+        assert number % batch_size == 0
+        assert batch_size <= number <= max(256, batch_size), "all that is due at once, within bounds"
+        drawn += number
         earned = (stream.control_steps - warm) * samples_per_step
-        assert item * batch_size - 1e-6 <= earned < item * batch_size + each + 1e-6
+        assert drawn - 1e-6 <= earned < drawn + each + 1e-6
         played = (stream.control_steps - before) // num_envs
         assert played <= times_an_item(num_envs, samples_per_step, batch_size)
         before = stream.control_steps
+
+
+def test_minibatches_hold_each_sample_once_and_their_share_of_its_beginning() -> None:
+    """Twelve samples, the first half of them composites: three batches of four, two composites in each."""
+    item = {CARTPOLE: Batch(torch.arange(24.0).reshape(12, 2), torch.arange(12.0)[:, None])}
+    parts = [part[CARTPOLE] for part in minibatches(item, 4)]
+    assert [len(part.values) for part in parts] == [4, 4, 4]
+    assert sorted(torch.cat([part.values for part in parts]).flatten().tolist()) == list(range(12))
+    for observations, values in parts:
+        assert torch.equal(observations[:, :1], 2 * values), "observations and labels stay together"
+        assert int((values < 6).sum()) == 2
+    (whole,) = minibatches(item, 12)
+    assert torch.equal(whole[CARTPOLE].values, item[CARTPOLE].values)
 
 
 @pytest.mark.parametrize(("warmup", "played"), [(0, 4), (1, 4), (20, 20), (21, 24)])

@@ -30,17 +30,26 @@ def compose_(observations: Tensor, partners: Tensor, generator: np.random.Genera
         return
     side = np.sqrt(generator.random(number))
     edges = []
-    for axis in (2, 3):
-        length = observations.shape[axis]
+    for length in observations.shape[2:]:
         centre = generator.integers(length, size=number)
         half = np.maximum(side * length / 2, 0.5)
         first = np.maximum(np.ceil(centre - half), 0).astype(np.int64)
         last = np.minimum(np.floor(centre + half), length - 1).astype(np.int64)
-        edges.append([slice(low, high + 1) for low, high in zip(first.tolist(), last.tolist(), strict=True)])
-    offsets = generator.integers(observations.shape[2:], size=(number, 2)).tolist()
-    # One by one, and the rectangles alone: a mask over whole batches moves far more memory.
-    for index, (rows, columns) in enumerate(zip(*edges, strict=True)):
-        partner = partners[index]
-        if index % 2 == 0:
-            partner = partner.roll(offsets[index], dims=(1, 2))
-        observations[index, :, rows, columns] = partner[:, rows, columns]
+        offsets = generator.integers(length, size=number)
+        offsets[1::2] = 0
+        runs = zip(first.tolist(), (last + 1).tolist(), offsets.tolist(), strict=True)
+        edges.append([_wrapped(low, high, offset, length) for low, high, offset in runs])
+    # One by one, and the rectangles alone: a mask over whole batches moves far more memory. NumPy starts a small copy sooner.
+    for image, partner, rows, columns in zip(observations.numpy(), partners.numpy(), *edges, strict=True):
+        for here, there in rows:
+            for across, from_ in columns:
+                image[:, here, across] = partner[:, there, from_]
+
+
+def _wrapped(first: int, end: int, offset: int, length: int) -> list[tuple[slice, slice]]:
+    """The places `first` to `end`, and where what stands there comes from, shifted by `offset` and wrapped around: one run
+    or two."""
+    if first < offset < end:
+        return _wrapped(first, offset, offset, length) + _wrapped(offset, end, offset, length)
+    back = offset - length if first < offset else offset
+    return [(slice(first, end), slice(first - back, end - back))]

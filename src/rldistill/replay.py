@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from rldistill.types import Bools, Observations, Task, UserError
 
@@ -135,20 +136,24 @@ class Replay:
     def observations(self, times: Rows, rows: Rows) -> Observations:
         """(B, *obs): stacks rebuilt, zeros where they would reach into the episode before."""
         frames, starts = self._arrays["frames"], self._arrays["starts"]
+        places = (times % self._length) * self.num_envs + rows
         if self.stack == 1:
-            return np.asarray(frames[times % self._length, rows])
-        depth = frames.shape[2]
-        out = np.empty((len(times), self.stack * depth, *frames.shape[3:]), dtype=frames.dtype)
-        alive = np.ones(len(times), dtype=np.bool_)
-        for back in range(self.stack):
-            at = np.maximum(times - back, 0) % self._length
-            part = frames[at, rows]
-            if not alive.all():
-                part[~alive] = 0
-            place = (self.stack - 1 - back) * depth
-            out[:, place : place + depth] = part
-            alive &= ~starts[at, rows]
+            return self._gathered(places)
+        back = np.arange(self.stack - 1, -1, -1)
+        at = np.maximum(times[:, None] - back, 0) % self._length  # (B, stack), the newest last
+        out = self._gathered((at * self.num_envs + rows[:, None]).ravel())
+        out = out.reshape(len(times), self.stack * frames.shape[2], *frames.shape[3:])
+        # A frame belongs to the episode if none of the later ones up to the newest begins it.
+        begun = starts[at[:, 1:], rows[:, None]]
+        if begun.any():
+            gone = np.logical_or.accumulate(begun[:, ::-1], axis=1)[:, ::-1]
+            out.reshape(len(times), self.stack, -1)[:, :-1][gone] = 0
         return out
+
+    def _gathered(self, places: Rows) -> Observations:
+        """Frames by their place in the whole ring: torch copies them in several threads."""
+        frames = torch.from_numpy(self._arrays["frames"])
+        return np.asarray(torch.index_select(frames.flatten(0, 1), 0, torch.from_numpy(places)))
 
     def column(self, name: str, times: Rows, rows: Rows) -> npt.NDArray[Any]:
         """(B, ...) of a column, or of `starts`."""

@@ -38,7 +38,8 @@ class Stream(Protocol):
 
     def __iter__(self) -> Stream: ...
 
-    def __next__(self) -> Mapping[Task, Batch]: ...
+    def __next__(self) -> Mapping[Task, Batch]:
+        """One batch of each task, or several of them in one; `minibatches` parts them."""
 
     def examples(self) -> Batch:
         """Some labelled observations, to fit temperature and standardization to before the first item."""
@@ -55,6 +56,17 @@ class Stream(Protocol):
 
     def close(self) -> None:
         """Frees what it holds."""
+
+
+_TOGETHER = 256
+"""Samples that are drawn, composed and labelled at once where more than a batch is due: four passes over 32 states, each after
+an update that has emptied the caches, take a sixth more than one over 128."""
+
+
+def minibatches(item: Mapping[Task, Batch], size: int) -> list[Mapping[Task, Batch]]:
+    """The batches of `size` samples in a stream's item. Each has its share of what stands first and last in the item."""
+    parts = max(max(len(batch.values) for batch in item.values()) // size, 1)
+    return [{task: Batch(*(x[part::parts] for x in batch)) for task, batch in item.items()} for part in range(parts)]
 
 
 def checked_labels(values: Tensor, kind: ScoreKind, task: Task) -> Tensor:
@@ -94,7 +106,7 @@ class Driven:
         replay: frames with a column `values`.
         slack: control steps that may be played between two `state_dict`; 0 where the replay overwrites nothing.
         warmup: control steps before the first batch; `examples` are taken from them.
-        batch_size: samples an item.
+        batch_size: samples an update; an item has them once, or as often as they are due, up to 256 in all.
         samples_per_step: samples drawn for each control step.
         generator: of everything random here.
     """
@@ -132,8 +144,9 @@ class Driven:
         while self._credit < self.batch_size:
             self._step()
             self._credit += self.environments.num_envs * self.samples_per_step
-        self._credit -= self.batch_size
-        times, rows = self.replay.sample(self.generator, self.batch_size)
+        due = min(int(self._credit / self.batch_size), max(_TOGETHER // self.batch_size, 1)) * self.batch_size
+        self._credit -= due
+        times, rows = self.replay.sample(self.generator, due)
         return {self.environments.task: _batch(self.replay, times, rows)}
 
     @property
@@ -286,9 +299,10 @@ class Composed:
     def _composed(self, task: Task, batch: Batch) -> Batch:
         observations, values = batch
         number = round(self.share * len(observations))
-        partners = torch.from_numpy(self.generator.integers(len(observations), size=number))
-        made = observations[:number]  # the batch is this stream's own: each is drawn into fresh memory
-        compose_(made, observations[partners], self.generator)
+        made, half = observations[:number], len(observations) // 2
+        # Each was drawn apart from the others, so any other one is as good a partner as one drawn again.
+        partners = observations[half : half + number] if number <= half else observations.roll(-half, 0)[:number]
+        compose_(made, partners, self.generator)  # the batch is this stream's own: it is drawn into fresh memory
         with torch.no_grad():
             values[:number] = checked_labels(self.teacher(made), self.teacher.score_kind, task)
         return batch

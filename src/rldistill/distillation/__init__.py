@@ -31,7 +31,7 @@ from rldistill.rollout import play, play_scored, uniform
 from rldistill.runs import Run, command_line
 from rldistill.schedules import constant, linear
 from rldistill.stats import bootstrap_interval
-from rldistill.streams import Composed, Driven, Offline, Stream, checked_labels, times_an_item
+from rldistill.streams import Composed, Driven, Offline, Stream, checked_labels, minibatches, times_an_item
 from rldistill.teachers import ForeignTeacher, TeacherOptions, load_fitting
 from rldistill.types import Task, Teacher, UserError, as_tensor
 
@@ -191,7 +191,8 @@ class _Distillation:
                     saved = time.monotonic()
                 check()
                 began = time.monotonic()
-                figures = update(next(stream))
+                for batches in minibatches(next(stream), config.batch_size):
+                    figures = update(batches)
                 now = time.monotonic()
                 self.seconds["training"] += now - began
                 if self.done >= next_log:
