@@ -35,6 +35,8 @@ class Options:
     """In those games: vector tasks are listed without exploration, Atari's with 0.01."""
     seed: int = 0
     """Of the distillation."""
+    steps: int = DistillConfig.steps
+    """Control steps of the distillation."""
 
 
 def main(options: Options) -> None:
@@ -51,7 +53,9 @@ def main(options: Options) -> None:
                 student = "net2" if image else "mlp:32,32"
                 run = options.out / Path(ref).stem / "run"
                 began = time.perf_counter()
-                config = DistillConfig(student=student, seed=options.seed, env=env or None, evaluate_every=0)
+                config = DistillConfig(
+                    student=student, seed=options.seed, env=env or None, steps=options.steps, evaluate_every=0
+                )
                 policy = distill(ref, run, config, options=TeacherOptions(), resume=True, progress=progress)
                 seconds = time.perf_counter() - began
                 conditions = EvaluateConfig(episodes=options.episodes, epsilon=options.epsilon, seed=1, env=env or None)

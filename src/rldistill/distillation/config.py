@@ -45,10 +45,11 @@ class DistillConfig:
     """Mixture: control steps over which the share falls (default: 5,000, at most half of `steps`)."""
     teacher_epsilon: float = 0.05
     """Probability of a random action where the teacher drives (the paper's 0.05)."""
-    explore: Explore = "greedy"
-    """How the student explores where it drives: greedy, epsilon, boltzmann, or dropout."""
+    explore: Explore = "epsilon"
+    """How the student explores where it drives: greedy, epsilon, boltzmann, or dropout. A greedy one goes round in the first
+    way to win that it finds, and shows nothing new."""
     epsilon: float = 0.05
-    """Of `--explore epsilon`."""
+    """Of `--explore epsilon`: probability of a random action, as for the teacher."""
     dropout: float = 0.0
     """Probability of a dropped unit in the student's last hidden layer; `--explore dropout` needs one (such as 0.1)."""
     dataset: str | None = None

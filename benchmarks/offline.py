@@ -1,0 +1,113 @@
+"""Whether reading a recorded dataset slows the student's training.
+
+Measures in one run, in turns: bare student training (updates on one batch, again and again), the teacher's labels of composites,
+and training from the dataset, with composites and without. Prints the dataset's size on disk, how long it took to load, and the
+shares of the bare rates. Run it on an idle machine, with a dataset made for instance by
+
+    rldistill record --teacher policies/pong --steps 540000 --out data/pong
+    python benchmarks/offline.py data/pong
+"""
+
+from __future__ import annotations
+
+import resource
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from throughput import rate
+
+from rldistill.actions import score_width
+from rldistill.datasets import open_dataset
+from rldistill.distillation import DistillConfig, Update, checked, make_stream
+from rldistill.losses import parse_loss
+from rldistill.machine import keep_freed_memory
+from rldistill.networks import Architecture, build
+from rldistill.policies import load_policy
+from rldistill.progress import Talking, table
+from rldistill.streams import Composed
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured."""
+
+    dataset: Annotated[Path, tyro.conf.Positional]
+    teacher: Path = Path("policies/pong")
+    student: str = "net2"
+    rounds: int = 5
+    """Of all rates, in turns."""
+    seconds: float = 3.0
+    """Of each measurement."""
+
+
+def main(options: Options) -> None:
+    """Measures and prints."""
+    keep_freed_memory()
+    teacher, dataset = load_policy(options.teacher), open_dataset(options.dataset)
+    task = teacher.task
+    config = checked(replace(DistillConfig(), student=options.student, dataset=str(options.dataset), augment=0.5))
+    loss = parse_loss(config.loss, teacher.score_kind, task.action_sizes)
+    width = score_width(task, loss.score_kind)
+    network = build(Architecture(config.student, task.observation_shape, width), 0, loss.score_kind)
+    network.bfloat16 = config.bfloat16
+    update = Update(network, loss, config, 100_000, task, teacher.score_kind)
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as scratch, Talking() as progress:
+        composed = make_stream(teacher, network, task, config, Path(scratch), progress, dataset)
+        assert isinstance(composed, Composed)
+        loading = time.perf_counter() - began
+        visited = composed.stream
+        update.fit(visited.examples())
+        batch = next(visited)
+        made = config.batch_size // 2
+
+        def train() -> int:
+            update(batch)
+            return 1
+
+        def label() -> int:
+            teacher(batch[task].observations[:made])
+            return 1
+
+        def from_dataset() -> int:
+            update(next(visited))
+            return 1
+
+        def with_composites() -> int:
+            update(next(composed))
+            return 1
+
+        works = {"bare training": train, "labels of its composites": label,
+                 "from the dataset, --augment 0": from_dataset, "from the dataset, composites": with_composites}  # fmt: skip
+        rates: dict[str, list[float]] = {name: [] for name in works}
+        for turn in range(options.rounds + 1):
+            for name, work in works.items():
+                measured = rate(work, options.seconds if turn else 0.5)
+                if turn:  # the first is a warm-up
+                    rates[name].append(measured)
+    table(
+        [
+            {
+                "what": name,
+                "updates/s (median)": f"{np.median(values):.0f}",
+                "range": f"{min(values):.0f} to {max(values):.0f}",
+            }
+            for name, values in rates.items()
+        ]
+    )
+    bare, label_rate, plain, whole = (np.array(values) for values in rates.values())
+    size = sum(path.stat().st_size for path in options.dataset.iterdir())
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"{dataset.control_steps:,} control steps: {size / 1e6:.1f} MB on disk, loaded in {loading:.1f} s; "
+          f"this process had at most {resident:.2f} GiB resident")  # fmt: skip
+    for name, share in (("--augment 0", plain / bare), ("composites", whole * (1 / bare + 1 / label_rate))):
+        print(f"{name}: {np.median(share):.2f} of the bare rate, {share.min():.2f} to {share.max():.2f}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
