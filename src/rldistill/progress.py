@@ -88,7 +88,7 @@ class Talking:
         self._figures |= figures
         now = time.monotonic()
         rate = (done - self._first) / max(now - self._began, 1e-9)
-        text = f"{rate:,.0f} {self._unit}/s  " + "  ".join(
+        text = f"{rate:,.{0 if rate >= 10 else 2}f} {self._unit}/s  " + "  ".join(
             f"{name} {value:.4g}" for name, value in self._figures.items()
         )
         if self._bar is not None:
