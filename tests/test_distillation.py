@@ -91,6 +91,23 @@ def files_of(folder: Path) -> dict[str, bytes]:
 # What is done to a student
 
 
+def test_students_exploration_falls_to_nothing_at_the_end_of_the_run(tmp_path: Path) -> None:
+    """All of it random at first: of two actions every other one is the student's own by chance."""
+    teacher = balancing()
+    config = checked(replace(TINY, driver="student", explore="epsilon", epsilon=1.0, steps=4000, augment=0.0))
+    stream = make_stream(teacher, teacher.network, CARTPOLE, config, tmp_path, Silent())
+    assert isinstance(stream, Driven)
+    other = []
+    while stream.control_steps < config.steps:
+        best = teacher(torch.from_numpy(stream.environments.observations)).argmax(dim=1).numpy()
+        other.append(float((stream.student(stream.environments.observations) != best).mean()))
+        next(stream)
+    tenth = len(other) // 10
+    assert np.mean(other[:tenth]) == pytest.approx(0.5, abs=0.1)
+    assert np.mean(other[-tenth:]) == pytest.approx(0.025, abs=0.025)
+    stream.close()
+
+
 @pytest.mark.parametrize(
     ("loss", "score_kind"),
     [(loss, "q_values") for loss in ("kl", "nll", "mse", "mse_prob", "nll:1,mse_prob:1")] + [("kl", "logits")],

@@ -51,7 +51,7 @@ class Listening:
 
 def test_greedy_takes_the_best_action() -> None:
     network, x = network_of(), observations(64)
-    actions = explorer(network, FOUR, "greedy", 0.9, np.random.default_rng(0))(x)
+    actions = explorer(network, FOUR, "greedy", lambda: 0.9, np.random.default_rng(0))(x)
     np.testing.assert_array_equal(actions, scores_of(network, x).argmax(dim=1).numpy())
     assert actions.dtype == np.int64
 
@@ -60,7 +60,7 @@ def test_greedy_takes_the_best_action() -> None:
 def test_epsilon_is_the_share_of_uniformly_random_actions(epsilon: float) -> None:
     network, x = network_of(), observations(20_000)
     best = scores_of(network, x).argmax(dim=1).numpy()
-    actions = explorer(network, FOUR, "epsilon", epsilon, np.random.default_rng(1))(x)
+    actions = explorer(network, FOUR, "epsilon", lambda: epsilon, np.random.default_rng(1))(x)
     # A random one of four actions is the best one in a quarter of the cases.
     other = int((actions != best).sum())
     expected = epsilon * 3 / 4
@@ -72,7 +72,7 @@ def test_boltzmann_draws_from_the_softmax() -> None:
     x = np.repeat(observations(1) * 3, 20_000, axis=0)
     probabilities = scores_of(network, x[:1]).softmax(dim=1).numpy()[0].astype(np.float64)
     assert probabilities.max() < 0.9, "the test must see different actions"
-    actions = explorer(network, FOUR, "boltzmann", 0.5, np.random.default_rng(2))(x)
+    actions = explorer(network, FOUR, "boltzmann", lambda: 0.5, np.random.default_rng(2))(x)
     counts = np.bincount(actions, minlength=4)
     assert chisquare(counts, probabilities / probabilities.sum() * len(x)).pvalue > 1e-3
 
@@ -85,7 +85,7 @@ def test_boltzmann_is_not_troubled_by_large_scores() -> None:
 def test_dropout_drops_other_units_each_control_step() -> None:
     network, x = network_of(dropout=0.5), observations(32)
     listening = Listening(network)
-    act = explorer(network, FOUR, "dropout", 0.0, np.random.default_rng(0))
+    act = explorer(network, FOUR, "dropout", lambda: 0.0, np.random.default_rng(0))
     actions = [act(x) for _ in range(3)]
     first, second, third = listening.heard
     assert not torch.equal(first, second)
@@ -103,7 +103,7 @@ def test_dropout_drops_other_units_each_control_step() -> None:
 def test_dropout_comes_again_from_the_same_generator_state() -> None:
     network, x = network_of(dropout=0.5), observations(32)
     assert network.dropout is not None
-    act = explorer(network, FOUR, "dropout", 0.0, np.random.default_rng(0))
+    act = explorer(network, FOUR, "dropout", lambda: 0.0, np.random.default_rng(0))
     state = network.dropout.generator.get_state()
     before = [act(x) for _ in range(4)]
     network.dropout.generator.set_state(state)
@@ -115,7 +115,7 @@ def test_dropout_comes_again_from_the_same_generator_state() -> None:
 def test_network_is_left_as_it_was(explore: Explore, training: bool) -> None:
     network, x = network_of(dropout=0.5), observations(16)
     network.train(training)
-    explorer(network, FOUR, explore, 0.1, np.random.default_rng(0))(x)
+    explorer(network, FOUR, explore, lambda: 0.1, np.random.default_rng(0))(x)
     assert network.training == training
     assert not network.exploring
     network.eval()
@@ -127,7 +127,7 @@ def test_network_is_left_as_it_was(explore: Explore, training: bool) -> None:
 def test_only_dropout_drops(explore: Explore) -> None:
     network, x = network_of(dropout=0.5), observations(16)
     listening = Listening(network)
-    act = explorer(network, FOUR, explore, 0.1, np.random.default_rng(0))
+    act = explorer(network, FOUR, explore, lambda: 0.1, np.random.default_rng(0))
     act(x)
     act(x)
     assert torch.equal(*listening.heard)
@@ -138,14 +138,14 @@ def test_nothing_reads_a_global_generator(explore: Explore) -> None:
     network, x = network_of(dropout=0.5), observations(16)
     torch.manual_seed(0)
     before, numpy_before = torch.get_rng_state(), str(np.random.get_state())
-    explorer(network, FOUR, explore, 0.5, np.random.default_rng(0))(x)
+    explorer(network, FOUR, explore, lambda: 0.5, np.random.default_rng(0))(x)
     assert torch.equal(torch.get_rng_state(), before)
     assert str(np.random.get_state()) == numpy_before
 
 
 def test_student_is_followed_as_it_learns() -> None:
     network, x = network_of(), observations(256)
-    act = explorer(network, FOUR, "greedy", 0.0, np.random.default_rng(0))
+    act = explorer(network, FOUR, "greedy", lambda: 0.0, np.random.default_rng(0))
     before = act(x)
     network.load_state_dict(network_of(seed=9).state_dict())
     assert (act(x) != before).any()
@@ -164,7 +164,7 @@ def gaussian_network(kind: ScoreKind = "gaussian", *, dropout: float = 0.0) -> N
 
 def test_greedy_takes_the_mean_of_a_gaussian() -> None:
     network, x = gaussian_network(), observations(64)
-    actions = explorer(network, ARM, "greedy", 0.9, np.random.default_rng(0))(x)
+    actions = explorer(network, ARM, "greedy", lambda: 0.9, np.random.default_rng(0))(x)
     np.testing.assert_array_equal(actions, scores_of(network, x)[:, :2].numpy())
     assert actions.dtype == np.float32
 
@@ -172,8 +172,8 @@ def test_greedy_takes_the_mean_of_a_gaussian() -> None:
 @pytest.mark.parametrize("kind", ["gaussian", "squashed_gaussian", "actions"])
 def test_epsilon_replaces_whole_rows_by_actions_in_range(kind: ScoreKind) -> None:
     network, x = gaussian_network(kind), observations(20_000)
-    best = explorer(network, SHORT, "greedy", 0.0, np.random.default_rng(1))(x)
-    actions = explorer(network, SHORT, "epsilon", 0.3, np.random.default_rng(1))(x)
+    best = explorer(network, SHORT, "greedy", lambda: 0.0, np.random.default_rng(1))(x)
+    actions = explorer(network, SHORT, "epsilon", lambda: 0.3, np.random.default_rng(1))(x)
     replaced = (actions != best).any(axis=1)
     assert binomtest(int(replaced.sum()), len(x), 0.3).pvalue > 1e-3
     check_actions(actions, len(x), SHORT)
@@ -183,7 +183,7 @@ def test_epsilon_replaces_whole_rows_by_actions_in_range(kind: ScoreKind) -> Non
 def test_boltzmann_draws_from_the_gaussian() -> None:
     network, x = gaussian_network(), np.repeat(observations(1), 20_000, axis=0)
     mean, log_std = scores_of(network, x[:1])[0].double().chunk(2)
-    actions = explorer(network, ARM, "boltzmann", 0.5, np.random.default_rng(2))(x)
+    actions = explorer(network, ARM, "boltzmann", lambda: 0.5, np.random.default_rng(2))(x)
     for column in range(2):
         assert kstest(actions[:, column], "norm", (mean[column].item(), log_std[column].exp().item())).pvalue > 1e-3
     check_actions(actions, len(x), ARM)
@@ -191,15 +191,15 @@ def test_boltzmann_draws_from_the_gaussian() -> None:
 
 def test_boltzmann_has_nothing_to_draw_from_deterministic_scores() -> None:
     network, x = gaussian_network("actions"), observations(64)
-    actions = explorer(network, SHORT, "boltzmann", 0.5, np.random.default_rng(2))(x)
-    np.testing.assert_array_equal(actions, explorer(network, SHORT, "greedy", 0.5, np.random.default_rng(2))(x))
+    actions = explorer(network, SHORT, "boltzmann", lambda: 0.5, np.random.default_rng(2))(x)
+    np.testing.assert_array_equal(actions, explorer(network, SHORT, "greedy", lambda: 0.5, np.random.default_rng(2))(x))
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "squashed_gaussian", "actions"])
 @pytest.mark.parametrize("explore", ALL)
 def test_every_way_to_explore_stays_in_range(explore: Explore, kind: ScoreKind) -> None:
     network, x = gaussian_network(kind, dropout=0.5), observations(256)
-    act = explorer(network, SHORT, explore, 0.5, np.random.default_rng(0))
+    act = explorer(network, SHORT, explore, lambda: 0.5, np.random.default_rng(0))
     check_actions(act(x), 256, SHORT)
     assert (act(x) != act(x)).any() == (
         explore in ("epsilon", "dropout") or (explore == "boltzmann" and kind != "actions")

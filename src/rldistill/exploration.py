@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, TypeAlias, cast
 
 import numpy as np
@@ -14,7 +15,9 @@ from rldistill.types import Actions, Observations, Policy, Task, as_tensor
 Explore: TypeAlias = Literal["greedy", "epsilon", "boltzmann", "dropout"]
 
 
-def explorer(network: Network, task: Task, explore: Explore, epsilon: float, generator: np.random.Generator) -> Policy:
+def explorer(
+    network: Network, task: Task, explore: Explore, epsilon: Callable[[], float], generator: np.random.Generator
+) -> Policy:
     """A driving policy on the network as it stands at each call.
 
     Args:
@@ -23,7 +26,7 @@ def explorer(network: Network, task: Task, explore: Explore, epsilon: float, gen
         explore: `greedy`; `epsilon`: uniformly random with probability epsilon; `boltzmann`: drawn from the softmax of
             the scores, or from the Gaussian; `dropout`: greedy on a network with units dropped,
             drawn anew each control step (Bronstein & Zheng).
-        epsilon: for `epsilon` alone.
+        epsilon: for `epsilon` alone: asked at each call.
         generator: of the draws; dropout draws from the network's own.
     """
 
@@ -38,6 +41,6 @@ def explorer(network: Network, task: Task, explore: Explore, epsilon: float, gen
         if explore == "boltzmann":
             return drawn(scores, network.score_kind, task, generator)
         actions = cast(Actions, chosen(scores, network.score_kind, task).numpy())
-        return mix_in_random(actions, task, epsilon, generator) if explore == "epsilon" else actions
+        return mix_in_random(actions, task, epsilon(), generator) if explore == "epsilon" else actions
 
     return act

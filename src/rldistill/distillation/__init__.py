@@ -364,10 +364,11 @@ def _visited(
     slack = room if beyond > room else 0
     # The item after a checkpoint is played whatever is due, and the last item of a run ends beyond its steps.
     item = config.num_envs * times_an_item(config.num_envs, config.samples_per_step, config.batch_size)
-    return Driven(
+    exploring = linear(config.epsilon, 0.0, config.steps)
+    driven = Driven(
         Environments(task, config.num_envs, config.seed),
         teacher,
-        explorer(network, task, config.explore, config.epsilon, generator),
+        explorer(network, task, config.explore, lambda: exploring(driven.control_steps), generator),
         share=share,
         teacher_epsilon=config.teacher_epsilon,
         slack=slack,
@@ -384,6 +385,7 @@ def _visited(
         samples_per_step=config.samples_per_step,
         generator=generator,
     )
+    return driven
 
 
 def _falling_share(config: DistillConfig) -> Callable[[int], float]:

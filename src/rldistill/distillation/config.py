@@ -49,7 +49,8 @@ class DistillConfig:
     """How the student explores where it drives: greedy, epsilon, boltzmann, or dropout. A greedy one goes round in the first
     way to win that it finds, and shows nothing new."""
     epsilon: float = 0.05
-    """Of `--explore epsilon`: probability of a random action, as for the teacher."""
+    """Of `--explore epsilon`: probability of a random action at first; it falls to nothing at the end of the run, when the student
+    shall have seen what it meets where it does not explore."""
     dropout: float = 0.0
     """Probability of a dropped unit in the student's last hidden layer; `--explore dropout` needs one (such as 0.1)."""
     dataset: str | None = None
