@@ -23,7 +23,7 @@ from rldistill.inspection import InspectConfig
 from rldistill.networks import Architecture, build
 from rldistill.policies import load_policy, save_policy
 from rldistill.recording import RecordConfig, record
-from rldistill.report import ReportConfig
+from rldistill.reporting import ReportConfig
 from rldistill.teachers import TeacherOptions
 from rldistill.training import TrainConfig
 from rldistill.types import Task, UserError

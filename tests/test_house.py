@@ -3,6 +3,7 @@
 import ast
 from graphlib import TopologicalSorter
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -12,7 +13,7 @@ FLOORS = (
     "types actions schedules stats files machine progress interrupts",
     "losses targets augmentation exploration bandits networks envs rollout replay",
     "policies teachers datasets dqn pqn runs plots",
-    "streams distillation evaluation report recording training inspection export studies scale demo",
+    "streams distillation evaluation reporting recording training inspection export studies scale demo",
     "cli __main__ __init__",
 )
 FLOOR_OF = {module: number for number, floor in enumerate(FLOORS) for module in floor.split()}
@@ -59,3 +60,11 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 def test_no_module_is_a_drawer_for_odds_and_ends() -> None:
     assert not {"utils", "util", "helpers", "common", "misc"} & set(IMPORTS)
+
+
+@pytest.mark.parametrize("name", sorted(rldistill.__all__))
+def test_a_public_name_is_no_module_however_often_it_is_asked_for(name: str) -> None:
+    """A module of the name of its function hides it from the second use on."""
+    first, again = getattr(rldistill, name), getattr(rldistill, name)
+    assert first is again
+    assert not isinstance(again, ModuleType)

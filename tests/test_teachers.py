@@ -30,7 +30,7 @@ from rldistill.networks import Architecture, build
 from rldistill.policies import SavedPolicy, save_policy
 from rldistill.progress import Silent
 from rldistill.recording import RecordConfig, record
-from rldistill.report import ReportConfig, report
+from rldistill.reporting import ReportConfig, report
 from rldistill.runs import read_metrics
 from rldistill.teachers import ForeignTeacher, TeacherOptions, load_fitting, load_teacher
 from rldistill.types import ScoreKind, UserError

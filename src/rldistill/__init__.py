@@ -13,7 +13,7 @@ _PLACES = {
     "ForeignTeacher": "teachers",
     "InspectConfig": "inspection",
     "RecordConfig": "recording",
-    "ReportConfig": "report",
+    "ReportConfig": "reporting",
     "SavedPolicy": "policies",
     "Task": "types",
     "TeacherOptions": "teachers",
@@ -27,7 +27,7 @@ _PLACES = {
     "make_task": "envs",
     "open_dataset": "datasets",
     "record": "recording",
-    "report": "report",
+    "report": "reporting",
     "save_policy": "policies",
     "train": "training",
 }

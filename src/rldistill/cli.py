@@ -16,7 +16,7 @@ from rldistill.evaluation import EvaluateConfig, evaluate, score_table
 from rldistill.inspection import InspectConfig, inspect
 from rldistill.progress import Talking, table
 from rldistill.recording import RecordConfig, record
-from rldistill.report import ReportConfig, report
+from rldistill.reporting import ReportConfig, report
 from rldistill.teachers import TeacherOptions
 from rldistill.training import TrainConfig, train
 from rldistill.types import UserError

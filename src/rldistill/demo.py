@@ -8,7 +8,7 @@ from pathlib import Path
 from rldistill.distillation import DistillConfig, distill
 from rldistill.evaluation import EvaluateConfig, Score, evaluate
 from rldistill.progress import Progress, Silent
-from rldistill.report import report
+from rldistill.reporting import report
 from rldistill.types import UserError
 
 STEPS = 15_000

@@ -13,7 +13,7 @@ from rldistill.evaluation import EvaluateConfig, Score, evaluate, read_scores, w
 from rldistill.files import read_json, replace_file
 from rldistill.policies import KeptPolicy, load_policy
 from rldistill.progress import Progress, Silent
-from rldistill.report.animation import animation, undrawable
+from rldistill.reporting.animation import animation, undrawable
 from rldistill.runs import read_metrics
 from rldistill.teachers import TeacherOptions, load_teacher
 from rldistill.types import Task, UserError
@@ -87,7 +87,7 @@ def report(
             plays = _plays(players, policy, settings, config, notes)
             progress.update(1)
     # Matplotlib is slow to import, and the command imports this module for every verb.
-    from rldistill.report.page import write_page
+    from rldistill.reporting.page import write_page
 
     page = write_page(folder, settings, metrics, policy, teacher, scores, plays, notes, generator=GENERATOR).encode()
     replace_file(target, page)
