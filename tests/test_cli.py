@@ -19,6 +19,7 @@ from rldistill import cli, demo
 from rldistill.distillation import DistillConfig
 from rldistill.envs import make_task
 from rldistill.evaluation import EvaluateConfig
+from rldistill.exporting import ExportConfig
 from rldistill.inspection import InspectConfig
 from rldistill.networks import Architecture, build
 from rldistill.policies import load_policy, save_policy
@@ -76,6 +77,7 @@ SMALL += ["--evaluate-episodes", "1", "--evaluate-every", "0"]
 # Verbs
 
 
+EXPORT_FLAGS = ["out", "format", "force", "json"]
 CONFIGS = {
     "demo": None,
     "train": TrainConfig,
@@ -84,6 +86,7 @@ CONFIGS = {
     "evaluate": EvaluateConfig,
     "inspect": InspectConfig,
     "report": ReportConfig,
+    "export": ExportConfig,
 }
 
 
@@ -93,7 +96,7 @@ def test_help_names_every_flag(command: Command, verb: str) -> None:
     assert said.status == 0
     config = CONFIGS[verb]
     flags = [field.name for field in fields(config)] if config else ["seed"]
-    flags += {"evaluate": ["json"], "report": ["out"], "record": ["append"]}.get(verb, [])
+    flags += {"evaluate": ["json"], "report": ["out"], "record": ["append"], "export": EXPORT_FLAGS}.get(verb, [])
     flags += ["resume"] if verb in ("train", "distill") else []
     takes_files = verb in ("record", "distill", "evaluate", "inspect")
     flags += [field.name for field in fields(TeacherOptions)] if takes_files else []
@@ -388,3 +391,22 @@ def test_wrong_input_to_the_real_command(tmp_path: Path, shelf: Path) -> None:
     )
     refused(Said(done.returncode, done.stdout, done.stderr), "cut-weights")
     assert not (tmp_path / "out").exists()
+
+
+def test_export_ends_with_a_table_and_its_file_is_evaluated(command: Command, tmp_path: Path) -> None:
+    folder, out = policy(tmp_path / "policy"), tmp_path / "p.pt"
+    few = ["--states", "50", "--calibration", "10", "--episodes", "2"]
+    said = command("export", folder, "--format", "torchscript", "--out", out, *few)
+    assert said.status == 0, said.err
+    assert "eager torch" in said.out
+    assert "torchscript" in said.out
+    assert str(out) in said.out
+    refused = command("export", folder, "--format", "torchscript", "--out", out, *few)
+    assert (refused.status, refused.out) == (2, "")
+    assert refused.err.count("\n") == 1
+    assert "--force" in refused.err
+    assert command("export", folder, "--format", "torchscript", "--out", out, "--force", *few).status == 0
+    assert command("export", folder, "--format", "tar", "--out", tmp_path / "q", *few).status == 2
+    scored = command("evaluate", folder, out, "--episodes", "2")
+    assert scored.status == 0, scored.err
+    assert "p.pt" in scored.out

@@ -1,6 +1,6 @@
 """Policy distillation for reinforcement learning.
 
-Each verb of the command is a function here: `train`, `record`, `inspect`, `distill`, `evaluate`, `report`.
+Each verb of the command is a function here: `train`, `record`, `inspect`, `distill`, `evaluate`, `report`, `export`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 _PLACES = {
     "DistillConfig": "distillation",
     "EvaluateConfig": "evaluation",
+    "ExportConfig": "exporting",
     "ForeignTeacher": "teachers",
     "InspectConfig": "inspection",
     "RecordConfig": "recording",
@@ -21,8 +22,9 @@ _PLACES = {
     "UserError": "types",
     "distill": "distillation",
     "evaluate": "evaluation",
+    "export": "exporting",
     "inspect": "inspection",
-    "load_policy": "policies",
+    "load_policy": "teachers",
     "load_teacher": "teachers",
     "make_task": "envs",
     "open_dataset": "datasets",

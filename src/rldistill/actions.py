@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 import numpy as np
@@ -174,3 +175,46 @@ def check_actions(actions: Actions, num_envs: int, task: Task) -> None:
         raise ValueError(
             f"an action is none of the task's: {task.env} takes {describe(task)} in {num_envs} rows, got {actions}"
         )
+
+
+def predicted(
+    values: ActionValues,
+    task: Task,
+    observation: npt.ArrayLike,
+    *,
+    deterministic: bool,
+    generator: np.random.Generator,
+) -> Actions:
+    """The action of one observation, or of each of several, as Stable-Baselines3's `predict` gives it.
+
+    Args:
+        values: the policy.
+        task: that it plays.
+        observation: (*obs) or (B, *obs), of the task's type; numbers of any type where the task has floats.
+        deterministic: take the chosen action; else draw from what the scores stand for.
+        generator: of the draw.
+
+    Returns:
+        () or (dimensions,) for one, (B,) or (B, dimensions) for several.
+
+    Raises:
+        UserError: observations of another shape or type.
+    """
+    if isinstance(observation, Mapping):
+        raise UserError(
+            f"observations with named parts are given flat to {task.env}'s policies: gymnasium.spaces.flatten"
+        )
+    given = np.asarray(observation)
+    one = given.shape == task.observation_shape
+    batch = given[None] if one else given
+    if batch.shape[1:] != task.observation_shape:
+        raise UserError(f"the policy of {task.env} reads observations of {task.observation_shape}, not {given.shape}")
+    if task.observation_dtype == "uint8" and batch.dtype != np.uint8:
+        raise UserError(f"the policy of {task.env} reads bytes (uint8), not {batch.dtype}: leave the scaling to it")
+    rows = np.array(batch, dtype=task.observation_dtype)  # a copy: torch wants memory that it may write to
+    if deterministic:
+        actions = greedy(values, rows, task)
+    else:
+        with torch.no_grad():
+            actions = drawn(values(as_tensor(rows)), values.score_kind, task, generator)
+    return cast(Actions, np.asarray(actions[0])) if one else actions

@@ -13,6 +13,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from rldistill.demo import demo
 from rldistill.distillation import DistillConfig, distill
 from rldistill.evaluation import EvaluateConfig, evaluate, score_table
+from rldistill.exporting import ExportConfig, Format, export, export_table
 from rldistill.inspection import InspectConfig, inspect
 from rldistill.progress import Talking, table
 from rldistill.recording import RecordConfig, record
@@ -27,7 +28,8 @@ Resume: TypeAlias = Annotated[
     bool, arg(help="Go on with the run in --out; it ends as if it had never been interrupted.")
 ]
 REF = (
-    "a policy or run folder, a Stable-Baselines3 zip, a CleanRL, ONNX, TorchScript or state dict file, hf://owner/name"
+    "a policy or run folder, a file of export, a Stable-Baselines3 zip, a CleanRL, ONNX, TorchScript or state dict file, "
+    "hf://owner/name"
 )
 TeacherRef: TypeAlias = Annotated[str, arg(metavar="REF", help=f"The teacher: {REF}.")]
 Refs: TypeAlias = Annotated[
@@ -139,6 +141,26 @@ def _report(
     print(page)
 
 
+def _export(
+    policy: Annotated[Positional[str], arg(metavar="REF", help="The policy: a policy folder or a run folder.")],
+    out: Annotated[Path, arg(help="File to write: of c and c-int8 FILE.c (FILE.h comes beside it), of sb3 FILE.zip.")],
+    format: Annotated[Format, arg(help="What is written.")],
+    config: OmitArgPrefixes[ExportConfig],
+    force: Annotated[bool, arg(help="Replace files that exist.")] = False,
+    json: Annotated[Path | None, arg(help="Also write the table and the comparison to this file.")] = None,
+) -> None:
+    """Write a policy for where there is no rldistill; the file is read back, compared and played before it is there.
+
+    Example: rldistill export runs/pong-net2 --format onnx-int8 --out pong.onnx --dataset data/pong
+    """
+    with Talking() as progress:
+        done = export(policy, out, format, config, force=force, json=json, progress=progress)
+    table(export_table(done))
+    for note in done.notes:
+        print(f"note: {note}")
+    print(f"{done.format}: {', '.join(map(str, done.files))}")
+
+
 VERBS: dict[str, Callable[..., Any]] = {
     "demo": _demo,
     "train": _train,
@@ -147,6 +169,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "inspect": _inspect,
     "evaluate": _evaluate,
     "report": _report,
+    "export": _export,
 }
 
 

@@ -11,19 +11,21 @@ import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, get_args
 
 import numpy as np
+import numpy.typing as npt
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from rldistill.actions import score_width
+from rldistill.actions import predicted, score_width
 from rldistill.files import read_json, replace_file
 from rldistill.networks import Architecture, Network, build
-from rldistill.types import ScoreKind, Task, Teacher, UserError
+from rldistill.types import Actions, ScoreKind, Task, Teacher, UserError
 
 FORMAT = "rldistill-policy"
 VERSION = 1
@@ -97,6 +99,24 @@ class SavedPolicy:
         """Scores (B, K) float32, without gradients."""
         with torch.no_grad():
             return cast(Tensor, self.network(observations))
+
+    @cached_property
+    def _generator(self) -> np.random.Generator:
+        return np.random.default_rng(0)
+
+    def predict(
+        self, observation: npt.ArrayLike, state: Any = None, episode_start: Any = None, deterministic: bool = True
+    ) -> tuple[Actions, None]:
+        """The action of one observation (*obs) or of several (B, *obs), called as Stable-Baselines3's policies are.
+
+        Draws, where not `deterministic`, come from a generator of the policy's own. `state` and `episode_start` are of
+        policies with a memory; this has none.
+
+        Raises:
+            UserError: observations of another shape or type.
+        """
+        generator = self._generator
+        return predicted(self, self.task, observation, deterministic=deterministic, generator=generator), None
 
 
 def save_policy(

@@ -7,20 +7,24 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from rldistill.actions import describe, score_width
+from rldistill.actions import describe, predicted, score_width
 from rldistill.envs import make_task
 from rldistill.networks import parameter_count
-from rldistill.policies import KeptPolicy, SavedPolicy, load_policy
+from rldistill.policies import KeptPolicy, SavedPolicy
+from rldistill.policies import load_policy as load_folder
 from rldistill.progress import Progress
 from rldistill.teachers.cleanrl import read_cleanrl
 from rldistill.teachers.detect import kind_of
+from rldistill.teachers.exported import Exported, exported_in, read_exported
 from rldistill.teachers.foreign import BoxSpace, DiscreteSpace, ForeignPolicy, ForeignScores, Statistics
 from rldistill.teachers.hub import PREFIX, fetch, find_policy_file, find_statistics, read_card
 from rldistill.teachers.onnx import read_onnx
@@ -28,9 +32,9 @@ from rldistill.teachers.sb3 import read_sb3
 from rldistill.teachers.state_dict import read_state_dict
 from rldistill.teachers.statistics import read_normalization, read_statistics
 from rldistill.teachers.torchscript import read_torchscript
-from rldistill.types import ScoreKind, Task, UserError
+from rldistill.types import Actions, ScoreKind, Task, UserError
 
-__all__ = ["ForeignTeacher", "TeacherOptions", "load_fitting", "load_teacher", "parameters_of"]
+__all__ = ["ForeignTeacher", "TeacherOptions", "load_fitting", "load_policy", "load_teacher", "parameters_of"]
 
 Ref: TypeAlias = str | os.PathLike[str]
 
@@ -77,6 +81,21 @@ class ForeignTeacher:
     notes: tuple[str, ...] = ()
     """What was supposed, since the file does not say."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def _generator(self) -> np.random.Generator:
+        return np.random.default_rng(0)
+
+    def predict(
+        self, observation: npt.ArrayLike, state: Any = None, episode_start: Any = None, deterministic: bool = True
+    ) -> tuple[Actions, None]:
+        """As `SavedPolicy.predict`.
+
+        Raises:
+            UserError: observations of another shape or type.
+        """
+        generator = self._generator
+        return predicted(self, self.task, observation, deterministic=deterministic, generator=generator), None
 
     @property
     def sha256(self) -> str:
@@ -142,7 +161,10 @@ def load_teacher(
     if not path.exists() and path.suffix:
         raise UserError(f"no file at {path}")
     if kind in ("policy folder", "run folder") or (path.is_dir() and kind == "unknown") or not path.exists():
-        return load_policy(path)
+        return load_folder(path)
+    exported = exported_in(kind, path)
+    if exported is not None:
+        return _exported(kind, path, exported, env, options)
     named = env
     if kind == "hub folder":
         named = env or read_card(path).env
@@ -169,6 +191,25 @@ def load_teacher(
     )
 
 
+def load_policy(path: Ref) -> SavedPolicy | ForeignTeacher:
+    """A policy of rldistill: a policy folder, the student of a run folder, or any file that `export` wrote.
+
+    Nothing in a file is executed, but TorchScript and ONNX in their own runtimes; a C file is compiled if it is, character
+    by character, what `export` writes.
+
+    Raises:
+        UserError: nothing there, a file that is damaged, or one that another tool made (`load_teacher` reads those).
+    """
+    place = Path(path)
+    kind = kind_of(place)
+    if place.is_dir() or not place.exists():
+        return load_folder(place)
+    exported = exported_in(kind, place)
+    if exported is None:
+        raise UserError(f"{place} was not exported by rldistill; load_teacher reads the files of other tools")
+    return _exported(kind, place, exported, None, TeacherOptions())
+
+
 def load_fitting(
     ref: Ref, *, env: str | None = None, options: TeacherOptions | None = None, progress: Progress
 ) -> SavedPolicy | ForeignTeacher:
@@ -187,6 +228,20 @@ def load_fitting(
     for mismatch in teacher.mismatches:
         progress.say(f"warning: {teacher.path.name}: {mismatch}")
     return teacher
+
+
+def _exported(kind: str, path: Path, exported: Exported, env: str | None, options: TeacherOptions) -> ForeignTeacher:
+    """A file of `export`, which says all that there is to know."""
+    foreign = read_exported(kind, path, exported)
+    task = exported.task if env is None else _task(env)
+    # Stable-Baselines3 keeps deterministic actions as the means of a Gaussian.
+    score_kind = _score_kind(foreign) if kind == "sb3" else exported.score_kind
+    own = {"format": foreign.format, "algorithm": foreign.algorithm, "sha256": _sha256(path)}
+    provenance: dict[str, Any] = {**foreign.provenance, **exported.known, **own, "supposed": [], "notes": []}
+    mismatches = () if env is None else tuple(_mismatches(foreign, task, score_kind))
+    if options.normalization is not None:
+        raise UserError(f"{path} was exported with its normalization inside: leave --normalization out")
+    return ForeignTeacher(foreign, task, score_kind, path, mismatches, (), provenance)
 
 
 def parameters_of(policy: KeptPolicy) -> int:
@@ -215,7 +270,7 @@ def _read(kind: str, path: Path, task: Task | None, options: TeacherOptions) -> 
     else:
         raise UserError(
             f"{path} is no policy that rldistill knows: it reads policy folders, Stable-Baselines3 zips, CleanRL "
-            "checkpoints, ONNX, TorchScript and plain state dicts"
+            "checkpoints, ONNX, TorchScript, plain state dicts and what its own export wrote"
         )
     if options.normalization is not None:
         statistics = read_statistics(options.normalization, trust_pickle=options.trust_pickle)

@@ -7,6 +7,7 @@ import pickletools
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from rldistill.ccode import FIRST_LINE
 from rldistill.teachers.archives import read_members
 from rldistill.teachers.cleanrl import is_msgpack
 from rldistill.teachers.hub import find_policy_file, read_card
@@ -14,7 +15,7 @@ from rldistill.teachers.weights import is_safetensors
 from rldistill.types import UserError
 
 Kind: TypeAlias = Literal[
-    "policy folder", "run folder", "sb3", "cleanrl", "onnx", "torchscript", "state dict", "hub folder", "unknown"
+    "policy folder", "run folder", "sb3", "cleanrl", "onnx", "torchscript", "c", "state dict", "hub folder", "unknown"
 ]
 
 _SB3_MEMBERS = {"policy.pth", "pytorch_variables.pth", "_stable_baselines3_version"}
@@ -25,6 +26,7 @@ _CLEANRL_NAMES = (
     {"action_scale", "action_bias", "fc_mean.weight", "fc_logstd.weight"},
     {"model_weights", "args", "atoms"},
 )
+C_START = FIRST_LINE[:22].encode()
 _MAX_PICKLE = 1 << 20
 _MAX_FIELDS = 10_000
 # Fields of ONNX's ModelProto.
@@ -62,6 +64,8 @@ def _kind_of_file(path: Path) -> Kind:
     with open(path, "rb") as file:
         start = file.read(32)
     cleanrl = path.name.endswith(".cleanrl_model")
+    if start[: len(C_START)] == C_START:
+        return "c"
     if start[:2] == b"PK":
         return _kind_of_zip(path, cleanrl=cleanrl)
     if is_safetensors(start, size):

@@ -39,6 +39,7 @@ _MESSAGES: dict[str, dict[int, str]] = {
     "tensor": {13: "entry"},
     "entry": {},
 }
+_METADATA = 14
 _NODE_OPERATOR = 4
 _ATTRIBUTE_FLOAT = 2
 _REFUSED_OPERATORS = {"Loop"}  # nobody can foresee its end
@@ -235,6 +236,24 @@ def contents_of(data: bytes, path: Path) -> Contents:
         return _walk(memoryview(data), "model", contents, 0, budget)
     except (ValueError, IndexError, struct.error) as error:
         raise UserError(f"{path} is damaged or no ONNX model ({error}); get the file anew") from None
+
+
+def metadata_of(data: bytes, path: Path) -> dict[str, str]:
+    """A model's own properties, names and texts.
+
+    Raises:
+        UserError: it is no ONNX model.
+    """
+    found = {}
+    budget = iter(range(_MAX_FIELDS))
+    try:
+        for number, value in _fields(memoryview(data), budget):
+            if number == _METADATA and isinstance(value, memoryview):
+                entry = {key: bytes(part) for key, part in _fields(value, budget) if isinstance(part, memoryview)}
+                found[entry.get(1, b"").decode("utf-8", "replace")] = entry.get(2, b"").decode("utf-8", "replace")
+    except (ValueError, IndexError, struct.error) as error:
+        raise UserError(f"{path} is damaged or no ONNX model ({error}); get the file anew") from None
+    return found
 
 
 def _walk(data: memoryview, message: str, contents: Contents, depth: int, budget: Iterator[int]) -> Contents:

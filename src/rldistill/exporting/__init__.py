@@ -1,0 +1,376 @@
+"""The verb `export`: a policy as a file for where there is no rldistill, checked before it is there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from json import dumps
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, cast, get_args
+
+import numpy as np
+
+import rldistill
+from rldistill.ccode import c_policy, compiler, render
+from rldistill.evaluation import EvaluateConfig, Score, decision_microseconds, evaluate
+from rldistill.exporting.checks import (
+    BATCH,
+    EXACT,
+    Bound,
+    Compared,
+    compare,
+    dataset_states,
+    played_states,
+    refuse_beyond,
+)
+from rldistill.exporting.onnx import check_packages, to_onnx
+from rldistill.exporting.onnx_int8 import to_onnx_int8
+from rldistill.exporting.sb3 import sb3_actions, to_sb3
+from rldistill.exporting.torchscript import to_torchscript
+from rldistill.files import replace_file
+from rldistill.networks import parameter_count
+from rldistill.policies import KeptPolicy, SavedPolicy
+from rldistill.progress import Progress, Silent
+from rldistill.teachers import ForeignTeacher, load_policy, load_teacher
+from rldistill.teachers.exported import description
+from rldistill.types import Observations, UserError
+
+Format: TypeAlias = Literal["onnx", "onnx-int8", "c", "c-int8", "torchscript", "sb3"]
+BOUNDS: dict[Format, Bound] = {
+    "onnx": EXACT,
+    "onnx-int8": Bound(agreement=0.95),
+    "c": EXACT,
+    "c-int8": Bound(agreement=0.99),
+    "torchscript": EXACT,
+    "sb3": EXACT,
+}
+_ENDINGS: dict[Format, str] = {"c": ".c", "c-int8": ".c", "sb3": ".zip"}
+_PACKAGES: dict[Format, tuple[str, ...]] = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "onnx-int8": ("onnx", "onnxruntime"),
+    "sb3": ("stable_baselines3",),
+}
+_CALIBRATION_EVERY = 8  # control steps: states in a row are nearly the same
+_SB3_STATES = 256
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """How an export is made and checked."""
+
+    dataset: Path | None = None
+    """Recorded observations to compare (and calibrate) on; by default the policy plays for them, with epsilon 0.05."""
+    states: int = 10_000
+    """Observations on which the export's scores and actions are compared with the policy's."""
+    calibration: int = 512
+    """Observations, others than those, that give int8 its ranges."""
+    episodes: int = 10
+    """Full games of the policy and of the export, for their scores; 0 plays none."""
+    epsilon: float = 0.01
+    """Probability of a random action in these games."""
+    num_envs: int = 10
+    """Games played side by side."""
+    seed: int = 0
+    """Of games and draws."""
+    teacher: str | None = None
+    """A policy for a row of its own in the table; by default the teacher, if it is still where it was; `none` for none."""
+    prefix: str = "rldistill"
+    """Of C: what the names of functions begin with."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written, and what it is worth."""
+
+    files: tuple[Path, ...]
+    format: Format
+    bytes: int
+    """Of the file; of C those of its numbers when compiled."""
+    compared: Compared
+    notes: tuple[str, ...]
+    """What the format does not hold, or holds otherwise."""
+    rows: tuple[dict[str, Any], ...]
+    """The policy, the export, and the teacher where it is known: `policy`, `format`, `bytes`, `microseconds` (of a decision,
+    NumPy observation to action, batch 1, one thread), `agreement` (with the policy, on the compared states; None of the
+    teacher), `mean`, `ci_low`, `ci_high` (None where no games were played), plain JSON data."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return {
+            "files": [str(file) for file in self.files],
+            "format": self.format,
+            "bytes": self.bytes,
+            "states": self.compared.states,
+            "largest_difference": self.compared.difference,
+            "range_of_scores": self.compared.range,
+            "agreement": self.compared.agreement,
+            "notes": list(self.notes),
+            "policies": list(self.rows),
+        }
+
+
+def export(
+    policy: str | os.PathLike[str] | SavedPolicy,
+    out: str | os.PathLike[str],
+    format: Format,
+    config: ExportConfig | None = None,
+    *,
+    force: bool = False,
+    json: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Export:
+    """Writes a policy in another format, reads it back, compares it and plays with it; only then is the file there.
+
+    Args:
+        policy: a policy or run folder, or a loaded one.
+        out: the file; of C it ends in `.c`, and the header stands beside it; of Stable-Baselines3 it ends in `.zip`.
+        format: `onnx`, `onnx-int8`, `c`, `c-int8`, `torchscript` or `sb3`.
+        config: see `ExportConfig`.
+        force: replace files that exist.
+        json: file for `Export.as_dict`.
+        progress: told how it goes.
+
+    Raises:
+        UserError: a wrong configuration, an unknown format, a file that exists, a policy that the format cannot hold, a
+            missing package (the message names the extra), a dataset of another task, an export that differs from the policy
+            by more than the bound of its format, or a disk that is full. Nothing is written then.
+    """
+    config, progress = config or ExportConfig(), progress or Silent()
+    target = Path(out)
+    files = _files(target, format, config, force=force)
+    report = None if json is None else _report_file(Path(json), files, force=force)
+    source = _source(policy)
+    teacher = _teacher(source, config, progress)
+    known = {
+        "made_by": f"rldistill {rldistill.__version__}",
+        "network": source.name,
+        "parameters": parameter_count(source.network),
+        "policy_sha256": source.sha256,
+    }
+    calibration, states = _states(source, config, progress)
+    progress.say(f"writing {format}")
+    written, notes = _written(source, target, format, config, known, calibration)
+    aside = target.with_name(f".{target.name}.{os.getpid()}.aside")
+    try:
+        aside.mkdir()
+        for file in files:
+            replace_file(aside / file.name, written[file.name])  # synced to disk: renaming it needs no more room
+        made = load_policy(aside / target.name)
+        assert isinstance(made, ForeignTeacher)
+        found = compare(source, made, states, config.states, progress)
+        refuse_beyond(BOUNDS[format], found, format)
+        if format == "sb3":
+            _check_in_sb3(aside / target.name, source, made, calibration)
+        rows = _rows(source, made, teacher, found, format, config, progress)
+        done = Export(tuple(files), format, _size(made), found, tuple(notes), tuple(rows))
+        if report is not None:
+            replace_file(report, dumps(done.as_dict(), indent=2, allow_nan=False).encode() + b"\n")
+        for file in files:
+            os.replace(aside / file.name, file)
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror}; nothing was written") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return done
+
+
+def export_table(done: Export) -> list[dict[str, str]]:
+    """Rows for `progress.table`, all figures as short text."""
+    rows = []
+    for row in done.rows:
+        score = "-" if row["mean"] is None else f"{row['mean']:.1f} [{row['ci_low']:.1f}, {row['ci_high']:.1f}]"
+        rows.append(
+            {
+                "policy": row["policy"],
+                "format": row["format"],
+                "bytes": f"{row['bytes']:,}",
+                "µs": f"{row['microseconds']:,.0f}",
+                "agreement": "-" if row["agreement"] is None else f"{row['agreement']:.4f}",
+                "score [95 % CI]": score,
+            }
+        )
+    return rows
+
+
+def _files(target: Path, format: str, config: ExportConfig, *, force: bool) -> list[Path]:
+    """What will be written, if it may be: told before anything is played, not after."""
+    if format not in get_args(Format):
+        raise UserError(f"unknown format {format!r}: take one of {', '.join(get_args(Format))}")
+    for flag, value, least in (("--states", config.states, 1), ("--calibration", config.calibration, 1),
+                               ("--episodes", config.episodes, 0), ("--num-envs", config.num_envs, 1),
+                               ("--seed", config.seed, 0)):  # fmt: skip
+        if value < least:
+            raise UserError(f"{flag} is at least {least}, not {value}")
+    if not 0 <= config.epsilon <= 1:
+        raise UserError(f"--epsilon is a probability from 0 to 1, not {config.epsilon}")
+    ending = _ENDINGS.get(format)  # type: ignore[call-overload]  # checked above
+    if ending is not None and target.suffix != ending:
+        raise UserError(f"a file of the format {format} ends in {ending}, and {target} does not")
+    if ending == ".c" and compiler() is None:
+        raise UserError(
+            "C is compiled and compared before it is written, and there is no compiler here: name one in $CC"
+        )
+    check_packages(*_PACKAGES.get(format, ()), extra="sb3" if format == "sb3" else "onnx")  # type: ignore[call-overload]
+    files = [target, target.with_suffix(".h")] if ending == ".c" else [target]
+    if not target.parent.is_dir():
+        raise UserError(f"cannot write {target}: there is no folder {target.parent}")
+    for file in files:
+        if file.is_dir():
+            raise UserError(f"{file} is a folder: name a file with --out")
+        if file.exists() and not force:
+            raise UserError(f"{file} exists: replace it with --force, or choose another --out")
+    return files
+
+
+def _report_file(path: Path, files: list[Path], *, force: bool) -> Path:
+    if not path.parent.is_dir():
+        raise UserError(f"cannot write {path}: there is no folder {path.parent}")
+    if path in files:
+        raise UserError(f"--json and --out are both {path}")
+    if path.is_dir() or (path.exists() and not force):
+        raise UserError(f"{path} exists: replace it with --force, or choose another --json")
+    return path
+
+
+def _source(policy: str | os.PathLike[str] | SavedPolicy) -> SavedPolicy:
+    if isinstance(policy, SavedPolicy):
+        return policy
+    place = Path(policy)
+    loaded = load_teacher(policy) if place.is_file() or "://" in os.fspath(policy) else load_policy(place)
+    if not isinstance(loaded, SavedPolicy):
+        raise UserError(
+            f"{os.fspath(policy)} is no policy folder: export writes policies of rldistill; distil this one into a student first"
+        )
+    return loaded
+
+
+def _teacher(policy: SavedPolicy, config: ExportConfig, progress: Progress) -> KeptPolicy | None:
+    """The policy of the table's last row."""
+    if config.teacher == "none":
+        return None
+    if config.teacher is not None:
+        return load_teacher(config.teacher, env=policy.task.env)
+    named = policy.provenance.get("teacher")
+    if not isinstance(named, str):
+        return None
+    try:
+        return load_teacher(named, env=None if Path(named).is_dir() else policy.task.env)
+    except UserError:
+        progress.say(f"the teacher {named} is not here: the table goes without it (--teacher names one)")
+        return None
+
+
+def _states(
+    policy: SavedPolicy, config: ExportConfig, progress: Progress
+) -> tuple[Observations, Iterator[Observations]]:
+    """Observations to calibrate on, (B, *obs), and batches to compare on."""
+    if config.dataset is None:
+        progress.start("calibrate", config.calibration, "states")
+        parts, done = [], 0
+        for part in played_states(policy, config.calibration, config.seed + 1, every=_CALIBRATION_EVERY):
+            parts.append(part)
+            done += len(part)
+            progress.update(done)
+        return cast(Observations, np.concatenate(parts)), played_states(policy, config.states, config.seed)
+    every = list(dataset_states(config.dataset, policy.task, config.calibration + config.states, config.seed, progress))
+    drawn = cast(Observations, np.concatenate(every))
+    # A small dataset serves for both.
+    rest: Observations = drawn[config.calibration :] if len(drawn) > config.calibration else drawn
+    batches = (rest[at : at + BATCH] for at in range(0, len(rest), BATCH))
+    return drawn[: config.calibration], batches
+
+
+def _written(
+    policy: SavedPolicy, target: Path, format: Format, config: ExportConfig, known: dict[str, Any], seen: Observations
+) -> tuple[dict[str, bytes], list[str]]:
+    """The files by name, and what the format does not hold."""
+    told = description(policy.task, policy.score_kind, known)
+    single: dict[Format, Callable[[], bytes]] = {
+        "onnx": lambda: to_onnx(policy, told),
+        "onnx-int8": lambda: to_onnx_int8(policy, told, seen),
+        "torchscript": lambda: to_torchscript(policy, told),
+    }
+    if format in single:
+        return {target.name: single[format]()}, []
+    if format == "sb3":
+        zipped, notes = to_sb3(policy, told, seen)
+        return {target.name: zipped}, notes
+    header = target.with_suffix(".h").name
+    rendered = c_policy(
+        policy.network,
+        policy.task,
+        prefix=config.prefix,
+        header=header,
+        int8=format == "c-int8",
+        known=known,
+    )
+    source, declared = render(rendered)
+    return {target.name: source.encode(), header: declared.encode()}, []
+
+
+def _check_in_sb3(path: Path, policy: SavedPolicy, made: ForeignTeacher, observations: Observations) -> None:
+    """Raises UserError where Stable-Baselines3 itself plays otherwise than its file read by rldistill."""
+    few = observations[:_SB3_STATES]
+    theirs, ours = sb3_actions(path, policy, few), made.predict(few)[0]
+    if policy.task.continuous:
+        same = bool(np.allclose(theirs, ours, atol=1e-4))
+    else:
+        same = float(np.mean(theirs == ours)) >= EXACT.agreement
+    if not same:
+        raise UserError("Stable-Baselines3 plays the exported zip otherwise than the policy: nothing was written")
+
+
+def _rows(
+    policy: SavedPolicy,
+    made: ForeignTeacher,
+    teacher: KeptPolicy | None,
+    found: Compared,
+    format: Format,
+    config: ExportConfig,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """One a policy; raises UserError where the export plays worse."""
+    players: list[KeptPolicy] = [policy, made, *([teacher] if teacher is not None else [])]
+    scores: list[Score] = []
+    if config.episodes:
+        games = EvaluateConfig(
+            episodes=config.episodes, epsilon=config.epsilon, seed=config.seed, num_envs=config.num_envs
+        )
+        scores = evaluate(players, games, progress=progress)
+        if scores[1].ci_high < scores[0].ci_low:
+            raise UserError(
+                f"the {format} export scores {scores[1].mean:.1f} [{scores[1].ci_low:.1f}, {scores[1].ci_high:.1f}] in "
+                f"{config.episodes} games, the policy {scores[0].mean:.1f} [{scores[0].ci_low:.1f}, {scores[0].ci_high:.1f}]: "
+                "nothing was written"
+            )
+    times = [score.microseconds for score in scores] or decision_microseconds(players, found.last)
+    called = [
+        (policy.name, "eager torch", len(policy.weights()), 1.0),
+        (policy.name, format, _size(made), found.agreement),
+    ]
+    rows: list[dict[str, Any]] = []
+    for number, microseconds in enumerate(times):
+        name, kind, size, agreed = (
+            called[number] if number < 2 else ("teacher", players[2].name, len(players[2].weights()), None)
+        )
+        score = scores[number] if scores else None
+        rows.append(
+            {
+                "policy": name,
+                "format": kind,
+                "bytes": size,
+                "microseconds": microseconds,
+                "agreement": agreed,
+                "mean": score.mean if score else None,
+                "ci_low": score.ci_low if score else None,
+                "ci_high": score.ci_high if score else None,
+            }
+        )
+    return rows
+
+
+def _size(made: ForeignTeacher) -> int:
+    bytes_ = getattr(made.network, "weight_bytes", None)
+    return int(bytes_) if bytes_ is not None else len(made.weights())

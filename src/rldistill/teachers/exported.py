@@ -1,0 +1,138 @@
+"""What `export` wrote says of itself: the task and the kind of its scores stand in the file, so nothing must be told again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+
+from rldistill.actions import score_width
+from rldistill.ccode import CPolicy, compiled, read_c
+from rldistill.teachers.archives import MIB, PATH_LENGTH, read_file, read_members, shown
+from rldistill.teachers.foreign import BoxSpace, ForeignPolicy, ForeignScores
+from rldistill.teachers.onnx import metadata_of, read_onnx
+from rldistill.teachers.sb3 import read_sb3
+from rldistill.teachers.torchscript import read_torchscript
+from rldistill.teachers.weights import read_bytes
+from rldistill.types import ScoreKind, Task, UserError
+
+MEMBER = "rldistill.json"
+"""Of zips and TorchScript archives; of ONNX the name of a property, without the ending."""
+FORMAT = "rldistill-export"
+VERSION = 1
+_KNOWN: dict[str, type] = {"network": str, "parameters": int, "policy_sha256": str, "made_by": str}
+_MOST_TEXT = 256 * 1024
+_MOST_SOURCE = 256 * MIB
+_SCORES: dict[ScoreKind, ForeignScores] = {
+    "q_values": "q_values", "logits": "logits", "gaussian": "gaussian", "squashed_gaussian": "gaussian",
+    "actions": "deterministic",
+}  # fmt: skip
+
+
+class Exported(NamedTuple):
+    """What an exported file says of itself."""
+
+    task: Task
+    score_kind: ScoreKind
+    known: Mapping[str, Any]
+    """Network, parameters, checksum of the policy, version; plain JSON data."""
+    c: CPolicy | None = None
+
+
+def description(task: Task, score_kind: ScoreKind, known: Mapping[str, Any]) -> dict[str, Any]:
+    """What an exporter puts into its file, plain JSON data."""
+    told = {"format": FORMAT, "format_version": VERSION, "task": task.as_dict(), "score_kind": score_kind}
+    return {**told, **known}
+
+
+def exported_in(kind: str, path: Path) -> Exported | None:
+    """What a file says of itself, None where `export` did not write it.
+
+    Args:
+        kind: as `detect.kind_of` has it.
+        path: the file.
+
+    Raises:
+        UserError: the file, or what it says, is damaged.
+    """
+    if kind == "c":
+        name = shown(path, PATH_LENGTH)
+        try:
+            policy = read_c(read_file(path, _MOST_SOURCE, what="C file").decode("ascii"), name)
+        except UnicodeDecodeError:
+            raise UserError(f"{name} was changed since rldistill wrote it: export it anew") from None
+        return _checked(policy.description, path)._replace(c=policy)
+    text: str | bytes | None = None
+    if kind == "onnx":
+        text = metadata_of(read_bytes(path), path).get(Path(MEMBER).stem)
+    elif kind in ("sb3", "torchscript"):
+
+        def wanted(name: str) -> int | None:
+            return _MOST_TEXT if name == MEMBER or name.endswith(f"/extra/{MEMBER}") else None
+
+        text = next(iter(read_members(path, wanted).values()), None)
+    if text is None:
+        return None
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError):
+        said = None
+    if not isinstance(said, dict) or said.get("format") != FORMAT or said.get("format_version") != VERSION:
+        raise UserError(
+            f"{shown(path, PATH_LENGTH)}: what it says of itself is damaged or of another version; export it anew"
+        )
+    return _checked(said, path)
+
+
+def _checked(said: Mapping[str, Any], path: Path) -> Exported:
+    try:
+        task = Task.from_dict(said["task"])
+        kind: ScoreKind = said["score_kind"]
+        if kind not in get_args(ScoreKind):
+            raise ValueError(f"score_kind is {kind!r}")
+        score_width(task, kind)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{shown(path, PATH_LENGTH)}: what it says of itself is damaged ({shown(error)}); export it anew"
+        ) from None
+    return Exported(task, kind, {name: said[name] for name, type_ in _KNOWN.items() if type(said.get(name)) is type_})
+
+
+def read_exported(kind: str, path: Path, exported: Exported) -> ForeignPolicy:
+    """The policy in the file, ready to be called.
+
+    Raises:
+        UserError: the file is damaged, or what runs it is missing (the message names the extra, or the compiler).
+    """
+    task, score_kind = exported.task, exported.score_kind
+    shape, scores = task.observation_shape, _SCORES[score_kind]
+    if exported.c is not None:
+        foreign = ForeignPolicy(compiled(exported.c, str(path)), scores, "unknown", "C99", None, None)
+    elif kind == "onnx":
+        foreign = read_onnx(
+            path,
+            observation_shape=shape,
+            num_actions=task.num_actions,
+            scores=scores,
+            output="scores",
+            pixels="bytes",
+        )
+    elif kind == "torchscript":
+        foreign = read_torchscript(
+            path, observation_shape=shape, num_actions=task.num_actions, scores=scores, pixels="bytes"
+        )
+    else:
+        # What lies beside it may be another policy's: this one has its normalization inside.
+        return replace(read_sb3(path), normalization=None, normalization_expected=False)
+    top = np.full(shape, 255.0 if task.observation_dtype == "uint8" else np.inf)
+    low = np.zeros(shape) if task.observation_dtype == "uint8" else -top
+    return replace(
+        foreign,
+        observation_space=BoxSpace(shape, low, top, task.observation_dtype),
+        action_space=None,
+        squashed=score_kind == "squashed_gaussian",
+    )
