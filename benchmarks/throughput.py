@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -56,6 +56,48 @@ def rate(work: Callable[[], int], seconds: float) -> float:
     while time.perf_counter() - began < seconds:
         done += work()
     return done / (time.perf_counter() - began)
+
+
+def in_turns(works: Mapping[str, Callable[[], int]], rounds: int, seconds: float) -> dict[str, list[float]]:
+    """The rates of several works, one measurement a round of each, so that a drift of the machine meets all of them."""
+    rates: dict[str, list[float]] = {name: [] for name in works}
+    for turn in range(rounds + 1):
+        for name, work in works.items():
+            measured = rate(work, seconds if turn else 0.5)
+            if turn:  # the first is a warm-up
+                rates[name].append(measured)
+    return rates
+
+
+def shares_of_bound(rates: Mapping[str, list[float]], a_step: Mapping[str, float]) -> list[float]:
+    """Each round's rate of the pipeline by its serial bound.
+
+    Args:
+        rates: of `in_turns`, one of them named `pipeline`, in control steps a second.
+        a_step: units of each other work that one control step needs.
+    """
+    return [
+        pipeline * sum(times / rates[name][turn] for name, times in a_step.items())
+        for turn, pipeline in enumerate(rates["pipeline"])
+    ]
+
+
+def rows_of(
+    rates: Mapping[str, list[float]], a_step: Mapping[str, float], units: Mapping[str, str]
+) -> list[dict[str, str]]:
+    """Rows for `progress.table`: each rate with its range, and what it costs a control step."""
+    rows = []
+    for name, values in rates.items():
+        median = float(np.median(values))
+        rows.append(
+            {
+                "alone": name,
+                "median": f"{median:,.0f} {units[name]}",
+                "range": f"{min(values):,.0f} to {max(values):,.0f}",
+                "µs a control step": f"{1e6 * a_step.get(name, 1.0) / median:.0f}",
+            }
+        )
+    return rows
 
 
 def main(options: Options) -> None:
@@ -117,33 +159,13 @@ def main(options: Options) -> None:
             works["label composites"] = label_composites
             a_step["label composites"] = config.samples_per_step * (config.augment or 0.0)
         works["pipeline"] = pipeline
-        rates: dict[str, list[float]] = {name: [] for name in works}
-        shares = []
-        for turn in range(options.rounds + 1):
-            for name, work in works.items():
-                measured = rate(work, options.seconds if turn else 0.5)
-                if turn:  # the first is a warm-up
-                    rates[name].append(measured)
-            if turn:
-                shares.append(rates["pipeline"][-1] * sum(times / rates[name][-1] for name, times in a_step.items()))
+        rates = in_turns(works, options.rounds, options.seconds)
         stream.close()
-    median = {name: float(np.median(values)) for name, values in rates.items()}
-    cost = {name: times / median[name] for name, times in a_step.items()}
+    shares = shares_of_bound(rates, a_step)
     units = {"env": "steps/s", "label": "states/s", "act": "states/s", "train": "updates/s", "pipeline": "steps/s",
              "label composites": "states/s"}  # fmt: skip
-    rows = []
-    for name, values in rates.items():
-        microseconds = 1e6 * cost[name] if name in cost else 1e6 / median[name]
-        rows.append(
-            {
-                "alone": name,
-                "median": f"{median[name]:,.0f} {units[name]}",
-                "range": f"{min(values):,.0f} to {max(values):,.0f}",
-                "µs a control step": f"{microseconds:.0f}",
-            }
-        )
-    table(rows)
-    bound = 1 / sum(cost.values())
+    table(rows_of(rates, a_step, units))
+    bound = 1 / sum(times / float(np.median(rates[name])) for name, times in a_step.items())
     print(
         f"{config.student} of {options.teacher}: {config.batch_size} samples an update, {updates_per_step:g} updates a control step"
     )

@@ -1,13 +1,14 @@
 import fcntl
 import json
 import os
+import resource
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rldistill.runs import Run, read_metrics
+from rldistill.runs import Run, curve_csv, read_metrics
 from rldistill.types import UserError
 
 CONFIG: dict[str, Any] = {"verb": "distill", "steps": 100, "loss": "kl", "shares": (0.5, 1.0), "task": {"env": "a"}}
@@ -235,3 +236,33 @@ def test_missing_tensorboard_names_its_extra_before_there_is_a_folder(
     with pytest.raises(UserError, match=r"rldistill\[tensorboard\]"):
         Run(tmp_path / "run", CONFIG, resume=False, tensorboard=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_disk_full_of_metrics_is_told_in_one_line_and_the_checkpoint_survives(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", CONFIG, resume=False)
+    run.log(step=1)
+    run.checkpoint({"step": 1})
+    # A limit on the size of files stands for a full disk: a part of the line fits, the rest does not.
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "run" / "metrics.jsonl").stat().st_size + 4, limit[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*metrics.jsonl: File too large; .* go on with --resume"):
+            run.log(step=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        run.close()
+    again = Run(tmp_path / "run", CONFIG, resume=True)
+    assert again.state is not None
+    assert again.state["step"] == 1
+    assert read_metrics(tmp_path / "run") == [{"step": 1}]
+    again.close()
+
+
+def test_a_learning_curve_has_the_mean_of_recent_games_at_even_distances_and_at_the_end() -> None:
+    records: list[dict[str, Any]] = [{"control_steps": 10, "returns": []}]  # no game has ended yet
+    records += [{"control_steps": 10 * (k + 2), "returns": [float(k)]} for k in range(7)]
+    records += [{"event": "final_score", "returns": [99.0]}]
+    assert curve_csv(records, points=4, games=2).decode().splitlines() == [
+        "control_steps,mean_return", "20,0.000", "40,1.500", "60,3.500", "80,5.500"
+    ]  # fmt: skip
+    assert curve_csv([]) == b"control_steps,mean_return\n"

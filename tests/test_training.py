@@ -1,8 +1,10 @@
 """The verb `train`: teachers learn, a killed run ends as one that was not, and wrong input is told in one line."""
 
+import errno
 import json
 import multiprocessing
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -10,8 +12,10 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+import torch
 
 from rldistill.progress import Silent
+from rldistill.rollout import play_scored
 from rldistill.runs import read_metrics
 from rldistill.training import TrainConfig, train
 from rldistill.types import UserError
@@ -122,8 +126,34 @@ def test_a_finished_run_resumed_gives_its_policy_and_stays_as_it_is(tmp_path: Pa
     assert again.provenance == made.provenance
     assert made.provenance["control_steps"] >= 1_000
     assert made.provenance["score"]["episodes"] == 2
+    assert made.provenance["training_seconds"] > 0
+    assert made.provenance["cpu_seconds"] > 0
+    assert re.fullmatch(r"\d+ cores?, 1 thread, \S+, no GPU", made.provenance["machine"])
     assert json.loads((out / "config.json").read_text())["warmup"] == 600
     assert (out / "snapshots" / "0.5" / "policy.json") in before
+
+
+def test_the_policy_folder_has_the_learning_curve(tmp_path: Path) -> None:
+    train("CartPole-v1", tmp_path / "run", CARTPOLE_PQN)
+    lines = (tmp_path / "run" / "policy" / "curve.csv").read_text().splitlines()
+    assert lines[0] == "control_steps,mean_return"
+    records = [record for record in read_metrics(tmp_path / "run") if "returns" in record and "control_steps" in record]
+    games = [score for record in records for score in record["returns"]]
+    steps, mean = lines[-1].split(",")
+    assert int(steps) == records[-1]["control_steps"]
+    assert float(mean) == pytest.approx(np.mean(games[-100:]), abs=1e-3)
+
+
+def test_half_the_bytes_are_kept_on_request_and_the_score_is_theirs(tmp_path: Path) -> None:
+    config = changed(CARTPOLE_PQN, final_episodes=5)
+    whole = train("CartPole-v1", tmp_path / "whole", config)
+    half = train("CartPole-v1", tmp_path / "half", changed(config, weights_dtype="float16"))
+    for ours, theirs in zip(half.network.parameters(), whole.network.parameters(), strict=True):
+        assert torch.equal(ours, theirs.half().float())
+    sizes = [len(weights(tmp_path / name)) for name in ("half", "whole")]
+    assert sizes[0] < 0.7 * sizes[1]
+    again = play_scored(half.task, half, 5, 0.01, config.seed)
+    assert again["returns"] == half.provenance["score"]["returns"]
 
 
 def test_settings_reach_the_configuration_resolved(tmp_path: Path) -> None:
@@ -158,6 +188,7 @@ def test_settings_reach_the_configuration_resolved(tmp_path: Path) -> None:
         ("CartPole-v1", {"network": "net9"}, "unknown network 'net9'"),
         ("CartPole-v1", {"network": "net2"}, "'net2' reads images"),
         ("CartPole-v1", {"algo": "ppo"}, "--algo is dqn or pqn"),
+        ("CartPole-v1", {"weights_dtype": "int8"}, "--weights-dtype is float32 or float16, not 'int8'"),
         ("CartPole-v1", {"sticky_actions": 0.25}, "does not take the option"),
     ],
 )
@@ -209,6 +240,37 @@ def test_a_damaged_checkpoint_is_refused_and_left_as_it_is(tmp_path: Path, damag
         train("CartPole-v1", out, CARTPOLE_DQN, resume=True)
     assert "\n" not in str(told.value)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("config", [CARTPOLE_DQN, CARTPOLE_PQN], ids=["dqn", "pqn"])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_disk_that_fills_up_is_told_in_one_line_and_the_last_checkpoint_survives(
+    tmp_path: Path, config: TrainConfig, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train("CartPole-v1", tmp_path / "whole", config)
+    out, state = tmp_path / "run", tmp_path / "run" / "checkpoint" / "state"
+    last = b""
+
+    def full(*_: Any) -> None:
+        nonlocal last
+        last = state.read_bytes()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    class Half(Silent):
+        """From the middle of the run on there is no room."""
+
+        def update(self, done: int, **figures: float) -> None:
+            if config.steps // 2 <= done and not last:
+                monkeypatch.setattr(os, call, full)
+
+    with pytest.raises(UserError, match=r"cannot write .*(state|metrics.jsonl): No space left on device; ") as told:
+        train("CartPole-v1", out, config, progress=Half())
+    monkeypatch.undo()
+    assert "\n" not in str(told.value)
+    assert state.read_bytes() == last
+    assert not list(out.rglob("*.tmp"))
+    train("CartPole-v1", out, config, resume=True)
+    assert weights(out) == weights(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(("algo", "steps", "least"), [("dqn", 20_000, 150), ("pqn", 40_000, 200)])

@@ -58,6 +58,21 @@ class NStep(NamedTuple):
     """Whether anything is known: not where the very first step was truncated, for its last observation is not kept."""
 
 
+class Drawn(NamedTuple):
+    """A minibatch of B transitions."""
+
+    observations: Tensor
+    """(B, *obs)."""
+    actions: Tensor
+    """(B,) int64."""
+    bootstrap: Tensor
+    """(B, *obs): the observations bootstrapped from."""
+    returns: Tensor
+    discounts: Tensor
+    valid: Tensor
+    """(B,) each, as in `NStep`."""
+
+
 def n_step_returns(rewards: Floats, terminated: Bools, truncated: Bools, discount: float) -> NStep:
     """Sums rewards up to the end of the window, or of the episode.
 
@@ -219,7 +234,15 @@ class DQN:
         return max(int(since * self.settings.replay_ratio / self.settings.minibatch), 0)
 
     def _update(self) -> tuple[Tensor, Tensor]:
-        """One gradient step; the mean loss and the mean target."""
+        """One gradient step on a fresh minibatch, and what else is due with it; the mean loss and the mean target."""
+        loss, target = self.fit(self.draw())
+        self.updates += 1
+        if self.updates % self.settings.target_every == 0:
+            self.target.load_state_dict(self.network.state_dict())
+        return loss, target
+
+    def draw(self) -> Drawn:
+        """A minibatch of the replay."""
         length = self.settings.n_step
         times, rows = self.replay.sample(self.generator, self.settings.minibatch, ahead=length)
         window, beside = times[:, None] + np.arange(length), rows[:, None]
@@ -229,30 +252,32 @@ class DQN:
             self.replay.column("truncated", window, beside),
             self.discount,
         )
-        bootstrap = as_tensor(self.replay.observations(times + following.steps, rows))
+        return Drawn(
+            as_tensor(self.replay.observations(times, rows)),
+            torch.from_numpy(self.replay.column("actions", times, rows)),
+            as_tensor(self.replay.observations(times + following.steps, rows)),
+            torch.from_numpy(following.returns),
+            torch.from_numpy(following.discounts),
+            torch.from_numpy(following.valid),
+        )
+
+    def fit(self, drawn: Drawn) -> tuple[Tensor, Tensor]:
+        """One gradient step on a minibatch; the mean loss and the mean target."""
         with torch.no_grad():
             targets = double_q_targets(
-                torch.from_numpy(following.returns),
-                torch.from_numpy(following.discounts),
-                self.target(bootstrap),
-                self.network(bootstrap),
+                drawn.returns, drawn.discounts, self.target(drawn.bootstrap), self.network(drawn.bootstrap)
             )
-        actions = torch.from_numpy(self.replay.column("actions", times, rows))
-        valid = torch.from_numpy(following.valid)
         self.network.train()
-        values = self.network(as_tensor(self.replay.observations(times, rows))).gather(1, actions[:, None]).squeeze(1)
+        values = self.network(drawn.observations).gather(1, drawn.actions[:, None]).squeeze(1)
         # The paper's error clipped to [-1, 1] is the gradient of the Huber loss.
         errors = torch.nn.functional.huber_loss(values, targets, reduction="none")
-        number = valid.sum().clamp(min=1)
-        loss = errors[valid].sum() / number
+        number = drawn.valid.sum().clamp(min=1)
+        loss = errors[drawn.valid].sum() / number
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
         self.optimizer.step()
         self.network.eval()
-        self.updates += 1
-        if self.updates % self.settings.target_every == 0:
-            self.target.load_state_dict(self.network.state_dict())
-        return loss.detach(), targets[valid].sum() / number
+        return loss.detach(), targets[drawn.valid].sum() / number
 
     @property
     def checkpoint_due(self) -> bool:

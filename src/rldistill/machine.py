@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import platform
 import sys
+
+import torch
+
+
+def machine_in_words() -> str:
+    """What this process computes on, for provenance: cores that it may use, threads that it uses, kind of processor."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = torch.get_num_threads()
+    kind = platform.machine().replace("_", "-")
+    return f"{cores} core{'s' * (cores > 1)}, {threads} thread{'s' * (threads > 1)}, {kind}, no GPU"
 
 
 def keep_freed_memory() -> None:

@@ -164,16 +164,20 @@ class PQN:
         for _ in range(self.settings.epochs):
             order = torch.from_numpy(self.generator.permutation(len(actions)))
             for chosen in torch.split(order, self.settings.minibatch):
-                values = self.network(observations[chosen]).gather(1, actions[chosen, None]).squeeze(1)
-                loss = 0.5 * (values - targets[chosen]).square().mean()
-                self.optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.max_grad_norm)
-                self.optimizer.step()
-                losses.append(loss.detach())
+                losses.append(self.fit(observations.index_select(0, chosen), actions[chosen], targets[chosen]))
                 self.updates += 1
         self.network.eval()
         return float(torch.stack(losses).mean())
+
+    def fit(self, observations: Tensor, actions: Tensor, targets: Tensor) -> Tensor:
+        """One gradient step on B samples, (B, *obs), (B,) and (B,); the mean loss."""
+        values = self.network(observations).gather(1, actions[:, None]).squeeze(1)
+        loss: Tensor = 0.5 * (values - targets).square().mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.max_grad_norm)
+        self.optimizer.step()
+        return loss.detach()
 
     @property
     def checkpoint_due(self) -> bool:

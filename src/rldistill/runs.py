@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -93,14 +94,34 @@ class Run:
         return self.path / "checkpoint"
 
     def log(self, **record: Any) -> None:
-        """One line of `metrics.jsonl`."""
-        self._metrics.write(json.dumps(record).encode() + b"\n")
+        """One line of `metrics.jsonl`.
+
+        Raises:
+            UserError: the disk is full; the last checkpoint is untouched.
+        """
+        line = json.dumps(record).encode() + b"\n"
+        try:
+            while line:  # a disk that is nearly full takes a part of it
+                line = line[self._metrics.write(line) :]
+        except OSError as error:
+            raise self._cannot_go_on("metrics.jsonl", error) from None
         self._events.add(record)
 
     def checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Replaces the checkpoint. A run killed at any moment goes on from the last whole one."""
-        os.fsync(self._metrics.fileno())
+        """Replaces the checkpoint. A run killed at any moment goes on from the last whole one.
+
+        Raises:
+            UserError: the disk is full; the last checkpoint is untouched.
+        """
+        try:
+            os.fsync(self._metrics.fileno())
+        except OSError as error:
+            raise self._cannot_go_on("metrics.jsonl", error) from None
         save_state(self._state_path, {**state, "metrics_bytes": self._metrics.tell()})
+
+    def _cannot_go_on(self, name: str, error: OSError) -> UserError:
+        way = "the last checkpoint is untouched, go on with --resume"
+        return UserError(f"cannot write {self.path / name}: {error.strerror}; {way}")
 
     def clean(self) -> None:
         """Removes what only a resumed run needs."""
@@ -185,6 +206,25 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return records
+
+
+def curve_csv(records: Iterable[Mapping[str, Any]], *, points: int = 200, games: int = 100) -> bytes:
+    """A learning curve: the columns `control_steps` and `mean_return`, the mean of the last `games` games ended by then.
+
+    Args:
+        records: of `read_metrics`; those without `control_steps` and `returns` are passed over.
+        points: at most so many rows, evenly spaced; the last record is always there.
+        games: how many, with exploration as it was then.
+    """
+    recent: deque[float] = deque(maxlen=games)
+    curve = []
+    for record in records:
+        if "control_steps" in record and "returns" in record:
+            recent.extend(record["returns"])
+            if recent:
+                curve.append(f"{record['control_steps']},{sum(recent) / len(recent):.3f}")
+    every = max(-(-len(curve) // points), 1)
+    return "\n".join(["control_steps,mean_return", *curve[::-1][::every][::-1], ""]).encode()
 
 
 def command_line() -> str:

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 import rldistill
 from rldistill.actions import describe
 from rldistill.dqn import DQN, DQNSettings
 from rldistill.envs import Environments, make_task
+from rldistill.files import replace_file
 from rldistill.interrupts import deferred_interrupt
-from rldistill.machine import keep_freed_memory
-from rldistill.networks import Architecture, build, parameter_count
+from rldistill.machine import keep_freed_memory, machine_in_words
+from rldistill.networks import Architecture, Network, Normalization, build, parameter_count
 from rldistill.policies import SavedPolicy, load_policy, save_policy
 from rldistill.pqn import PQN, PQNSettings
 from rldistill.progress import Progress, Silent
 from rldistill.rollout import play_scored
-from rldistill.runs import Run, command_line
+from rldistill.runs import Run, command_line, curve_csv, read_metrics
 from rldistill.types import Task, UserError
 
 
@@ -42,7 +44,7 @@ class TrainConfig:
     """`dqn`, `net1`, `net2`, `net3`, `cnn:32,64,64:512` or `mlp:64,64`; by default `dqn` for images, cnn:16:128 for small
     grids, mlp:128,128 for vectors."""
     num_envs: int | None = None
-    """Environments stepped together (dqn 16, pqn 64; fewer for vectors)."""
+    """Environments stepped together (dqn 16, vectors 8; pqn 64, small grids 128, vectors 16)."""
     learning_rate: float | None = None
     """dqn: Adam, 1e-4; pqn: RAdam, 2.5e-4 falling linearly to a tenth (on Atari; larger for small observations)."""
     discount: float = 0.99
@@ -79,6 +81,8 @@ class TrainConfig:
     """Also write the metrics as TensorBoard events, to `tensorboard/` in the run folder."""
     final_episodes: int = 30
     """Games played at the end, with epsilon 0.01, for the score in `policy.json`."""
+    weights_dtype: Literal["float32", "float16"] = "float32"
+    """How the final policy's numbers are kept: float16 is half the size. The score is that of the numbers kept."""
 
 
 def train(
@@ -107,59 +111,47 @@ def train(
     if task.continuous or task.action_sizes:
         raise UserError(f"{env} has {describe(task)}; deep Q-learning needs one discrete action")
     settings = _resolve(config, task)
-    learning = _learning(settings, task)
+    network = _network(settings, task)
     keep_freed_memory()
-    architecture = Architecture(
-        settings["network"], task.observation_shape, task.num_actions, "layer" if config.algo == "pqn" else "none"
-    )
-    network = build(architecture, config.seed)
-    shown = {"verb": "train", "task": task.as_dict()} | settings | {config.algo: asdict(learning)}
+    resolved = settings | {config.algo: asdict(_learning(settings, task))}
+    shown = {"verb": "train", "task": task.as_dict()} | resolved
     with Run(Path(out), shown, resume=resume, tensorboard=config.tensorboard) as run:
         if run.finished:
             progress.say(f"{run.path} is finished already: its policy is {run.policy_path}")
             run.clean()
             return load_policy(run.policy_path)
-        network.bfloat16 = settings["bfloat16"]
-        environments = Environments(task, settings["num_envs"], config.seed)
-        common: dict[str, Any] = dict(
-            steps=config.steps,
-            learning_rate=settings["learning_rate"],
-            discount=config.discount,
-            epsilon_end=config.epsilon_end,
-            epsilon_steps=settings["epsilon_steps"],
-            clip_rewards=settings["clip_rewards"],
-            seed=config.seed,
-        )
-        learner: PQN | DQN
-        if isinstance(learning, PQNSettings):
-            learner = PQN(network, environments, **common, settings=learning)
-        else:
-            learner = DQN(network, environments, **common, settings=learning, scratch=run.scratch)
+        learner = _learner(settings, task, network, run.scratch)
         recent: deque[float] = deque(maxlen=100)
         spent, began = 0.0, time.monotonic()
+        computed, computing = 0.0, time.process_time()
         if run.state is not None:
             progress.say(f"resuming {run.path} at {run.state['learner']['control_steps']:,} control steps")
             learner.load_state_dict(run.state["learner"])
             recent.extend(run.state["recent"])
-            spent = float(run.state["seconds"])
+            spent, computed = float(run.state["seconds"]), float(run.state.get("cpu_seconds", 0.0))
         first = learner.control_steps
 
         def seconds() -> float:
             return spent + time.monotonic() - began
 
+        def cpu_seconds() -> float:
+            return computed + time.process_time() - computing
+
         def keep() -> None:
-            run.checkpoint({"learner": learner.state_dict(), "recent": list(recent), "seconds": seconds()})
+            state = {"learner": learner.state_dict(), "recent": list(recent)}
+            run.checkpoint(state | {"seconds": seconds(), "cpu_seconds": cpu_seconds()})
 
         def provenance() -> dict[str, Any]:
             return {
                 "made_by": f"rldistill {rldistill.__version__}",
                 "command": command_line(),
                 "algorithm": config.algo,
-                "configuration": settings,
+                "configuration": resolved,
                 "control_steps": learner.control_steps,
                 "updates": learner.updates,
                 "training_seconds": round(seconds(), 1),
-                "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+                "cpu_seconds": round(cpu_seconds(), 1),
+                "machine": machine_in_words(),
             }
 
         saved = time.monotonic()
@@ -191,20 +183,67 @@ def train(
                         keep()
                         saved = time.monotonic()
         finally:
-            environments.close()
+            learner.environments.close()
         keep()
         network.eval()
         network.bfloat16 = False  # whoever loads it computes in float32
+        made = provenance()
+        if config.weights_dtype == "float16":
+            _round_to_half(network)
         progress.start("final score", config.final_episodes, "games")
         final = play_scored(task, network, config.final_episodes, 0.01, config.seed, heard=progress.update)
         run.log(event="final_score", **final)
-        save_policy(run.policy_path, network, task, provenance() | {"score": final})
+        with suppress(OSError):  # a full disk is told by what follows
+            run.policy_path.mkdir(exist_ok=True)
+        replace_file(run.policy_path / "curve.csv", curve_csv(read_metrics(run.path)))
+        save_policy(run.policy_path, network, task, made | {"score": final}, dtype=config.weights_dtype)
         progress.say(
             f"{parameter_count(network):,} parameters, mean return {final['mean']:.1f} "
             f"[{final['ci_low']:.1f}, {final['ci_high']:.1f}] over {final['episodes']} games: {run.policy_path}"
         )
         run.clean()
         return load_policy(run.policy_path)
+
+
+def make_learner(env: str, config: TrainConfig, scratch: Path) -> DQN | PQN:
+    """What `train` would learn with, fresh, without a run; whoever takes it closes its `environments`.
+
+    Args:
+        env: environment id, as in `make_task`.
+        config: see `TrainConfig`.
+        scratch: folder for the replay's files.
+
+    Raises:
+        UserError: a wrong configuration, an unknown environment or network, no room for the replay.
+    """
+    _check(config)
+    task = make_task(env, sticky_actions=config.sticky_actions)
+    settings = _resolve(config, task)
+    return _learner(settings, task, _network(settings, task), scratch)
+
+
+def _network(settings: dict[str, Any], task: Task) -> Network:
+    normalization: Normalization = "layer" if settings["algo"] == "pqn" else "none"
+    return build(
+        Architecture(settings["network"], task.observation_shape, task.num_actions, normalization), settings["seed"]
+    )
+
+
+def _learner(settings: dict[str, Any], task: Task, network: Network, scratch: Path) -> DQN | PQN:
+    learning = _learning(settings, task)
+    network.bfloat16 = settings["bfloat16"]
+    environments = Environments(task, settings["num_envs"], settings["seed"])
+    names = "steps", "learning_rate", "discount", "epsilon_end", "epsilon_steps", "clip_rewards", "seed"
+    common = {name: settings[name] for name in names}
+    if isinstance(learning, PQNSettings):
+        return PQN(network, environments, **common, settings=learning)
+    return DQN(network, environments, **common, settings=learning, scratch=scratch)
+
+
+def _round_to_half(network: Network) -> None:
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(parameter.to(torch.float16))
 
 
 def _check(config: TrainConfig) -> None:
@@ -228,6 +267,8 @@ def _check(config: TrainConfig) -> None:
         raise UserError(f"--snapshots are shares of the training between 0 and 1, not {config.snapshots}")
     if config.algo not in ("dqn", "pqn"):
         raise UserError(f"--algo is dqn or pqn, not {config.algo!r}")
+    if config.weights_dtype not in ("float32", "float16"):
+        raise UserError(f"--weights-dtype is float32 or float16, not {config.weights_dtype!r}")
 
 
 def _kind(task: Task) -> Literal["vector", "grid", "image"]:
@@ -248,7 +289,7 @@ def _resolve(config: TrainConfig, task: Task) -> dict[str, Any]:
     }
     if config.algo == "pqn":
         defaults |= {
-            "num_envs": 16 if kind == "vector" else 64,
+            "num_envs": {"vector": 16, "grid": 128, "image": 64}[kind],
             "learning_rate": {"vector": 1e-3, "grid": 5e-4, "image": 2.5e-4}[kind],
             "epsilon_steps": min(config.steps // 6, 400_000),
         }
@@ -263,14 +304,19 @@ def _resolve(config: TrainConfig, task: Task) -> dict[str, Any]:
             "target_every": {"vector": 100, "grid": 125, "image": 500}[kind],
         }
     settings = asdict(config)
-    del settings["checkpoint_seconds"], settings["tensorboard"]
+    del settings["checkpoint_seconds"], settings["tensorboard"], settings["weights_dtype"]
     return settings | {name: default for name, default in defaults.items() if settings[name] is None}
 
 
 def _learning(settings: dict[str, Any], task: Task) -> DQNSettings | PQNSettings:
-    """The learner's own settings. The paper's for PQN on images; small observations learn from shorter rollouts."""
+    """The learner's own settings: the papers' but for what `docs/train.md` lists; small observations take smaller minibatches."""
     if settings["algo"] == "pqn":
-        return PQNSettings(minibatch=64, epochs=4) if _kind(task) == "vector" else PQNSettings()
+        kinds = {
+            "vector": PQNSettings(minibatch=64, epochs=4),
+            "grid": PQNSettings(minibatch=128),
+            "image": PQNSettings(),
+        }
+        return kinds[_kind(task)]
     least = settings["num_envs"] * (settings["n_step"] + task.frame_stack)
     if settings["replay"] < least:
         raise UserError(

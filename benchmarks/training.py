@@ -1,0 +1,205 @@
+"""How fast teachers are trained, and what holds it back.
+
+Measures in one run, in turns so that a drift of the machine meets all of them: the bare rates (environment steps, acting,
+gradient steps, each alone) and the rate of the whole learner, for DQN and PQN with the defaults of `rldistill train`; prints
+the learner's share of the serial bound
+
+    1 / (1/env + 1/act + updates_per_step/learn)
+
+Beside it, on Atari, runs Stable-Baselines3's DQN on the same game: as many environments, the same network, minibatch and replay
+ratio, its own wrappers and vector environment (pip install stable-baselines3 opencv-python). Warm-ups are not counted. Run it on
+an idle machine:
+
+    python benchmarks/training.py [--env PongNoFrameskip-v4] [--algos dqn pqn] [--rounds 5]
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from throughput import in_turns, rows_of, shares_of_bound
+
+from rldistill.actions import uniform_actions
+from rldistill.dqn import DQN
+from rldistill.envs.atari import is_atari
+from rldistill.machine import keep_freed_memory, machine_in_words
+from rldistill.networks import parameter_count
+from rldistill.pqn import PQN
+from rldistill.progress import table
+from rldistill.training import TrainConfig, make_learner
+from rldistill.types import as_tensor
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured."""
+
+    env: str = "PongNoFrameskip-v4"
+    algos: tuple[Literal["dqn", "pqn"], ...] = ("dqn", "pqn")
+    sb3: bool = True
+    """Stable-Baselines3's DQN beside ours."""
+    replay: int = 20_000
+    """Control steps in DQN's replay, ours and theirs; small, so that it is soon there."""
+    rounds: int = 5
+    """Of all rates, in turns."""
+    seconds: float = 3.0
+    """Of each measurement."""
+    json: Path | None = None
+    """Also write the figures to this file."""
+
+
+def works_of(learner: DQN | PQN) -> tuple[dict[str, Callable[[], int]], dict[str, float], str]:
+    """What is measured of a learner that is warmed up, how often a control step needs it, and a line about it."""
+    environments, network = learner.environments, learner.network
+    task, rows = environments.task, environments.num_envs
+    generator = np.random.default_rng(0)
+    items = learner.learn()
+    next(items)
+
+    def step() -> int:
+        environments.step(uniform_actions(task, rows, generator))
+        return rows
+
+    def act() -> int:
+        network.eval()
+        with torch.no_grad():
+            network(as_tensor(environments.observations)).argmax(dim=1)
+        return rows
+
+    def pipeline() -> int:
+        before = learner.control_steps
+        next(items)
+        return learner.control_steps - before
+
+    learn: Callable[[], object]
+    if isinstance(learner, DQN):
+        while not learner.updates:
+            next(items)
+        minibatch, drawn, dqn = learner.settings.minibatch, learner.draw(), learner
+        updates_per_step = learner.settings.replay_ratio / minibatch
+
+        def learn() -> object:
+            return dqn.fit(drawn)
+    else:
+        minibatch, pqn = learner.settings.minibatch, learner
+        updates_per_step = learner.settings.epochs / minibatch
+        observations = as_tensor(environments.observations)
+        observations = observations.repeat(-(-minibatch // rows), *[1] * (observations.ndim - 1))[
+            :minibatch
+        ].contiguous()
+        actions, targets = torch.zeros(minibatch, dtype=torch.int64), torch.zeros(minibatch)
+
+        def learn() -> object:
+            network.train()
+            return pqn.fit(observations, actions, targets)
+
+    def train() -> int:
+        learn()
+        return 1
+
+    said = f"{rows} environments, {parameter_count(network):,} parameters, {minibatch} samples an update, " \
+        f"{updates_per_step:g} updates a control step"  # fmt: skip
+    works: dict[str, Callable[[], int]] = {"env": step, "act": act, "learn": train, "pipeline": pipeline}
+    return works, {"env": 1.0, "act": 1.0, "learn": updates_per_step}, said
+
+
+def sb3_work(env: str, learner: DQN, replay: int) -> tuple[Callable[[], int], str]:
+    """Some control steps of Stable-Baselines3's DQN with our DQN's sizes, and a line about it."""
+    import ale_py
+    import cv2
+    import gymnasium
+    from stable_baselines3 import DQN as Theirs
+    from stable_baselines3.common.env_util import make_atari_env
+    from stable_baselines3.common.vec_env import VecFrameStack
+
+    cv2.setNumThreads(torch.get_num_threads())
+    gymnasium.register_envs(ale_py)
+    rows, settings = learner.environments.num_envs, learner.settings
+    warmup, chunk = 1_000, 512
+    model = Theirs(
+        "CnnPolicy",
+        VecFrameStack(make_atari_env(env, n_envs=rows, seed=0), 4),
+        learning_rate=1e-4,
+        buffer_size=replay,
+        learning_starts=warmup,
+        batch_size=settings.minibatch,
+        train_freq=(1, "step"),  # of all environments together
+        gradient_steps=max(round(rows * settings.replay_ratio / settings.minibatch), 1),
+        target_update_interval=int(settings.target_every * settings.minibatch / settings.replay_ratio),
+        exploration_fraction=1e-9,
+        exploration_final_eps=0.01,  # a random action would not need the network
+        optimize_memory_usage=True,
+        replay_buffer_kwargs={"handle_timeout_termination": False},
+        device="cpu",
+    )
+    model.learn(warmup + chunk)
+
+    def work() -> int:
+        before = model.num_timesteps
+        model.learn(chunk, reset_num_timesteps=False)
+        return int(model.num_timesteps - before)
+
+    parameters = parameter_count(model.q_net)
+    return work, f"{rows} environments, {parameters:,} parameters, {settings.minibatch} samples an update"
+
+
+def main(options: Options) -> None:
+    """Measures and prints."""
+    keep_freed_memory()
+    print(f"{options.env} on {machine_in_words()}")
+    figures: dict[str, Any] = {}
+    works: dict[str, Callable[[], int]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        learners = {}
+        for algo in options.algos:
+            scratch = Path(folder) / algo
+            scratch.mkdir()
+            config = TrainConfig(steps=100_000_000, algo=algo, replay=options.replay, warmup=1_000)
+            learners[algo] = make_learner(options.env, config, scratch)
+        parts = {algo: works_of(learner) for algo, learner in learners.items()}
+        for algo, (own, _, said) in parts.items():
+            print(f"{algo}: {said}")
+            works |= {f"{algo} {name}": work for name, work in own.items()}
+        beside = learners.get("dqn")
+        if options.sb3 and isinstance(beside, DQN):
+            if not is_atari(options.env):
+                print("Stable-Baselines3 is compared with on Atari alone")
+            else:
+                try:
+                    works["sb3"], said = sb3_work(options.env, beside, options.replay)
+                    print(f"Stable-Baselines3's DQN: {said}")
+                except ImportError as error:
+                    print(f"Stable-Baselines3 is left out, {error.name} is not installed: "
+                          "pip install stable-baselines3 opencv-python")  # fmt: skip
+        measured = in_turns(works, options.rounds, options.seconds)
+        for learner in learners.values():
+            learner.environments.close()
+    units = {"env": "steps/s", "act": "states/s", "learn": "updates/s", "pipeline": "steps/s"}
+    for algo, (_, a_step, _) in parts.items():
+        rates = {name: measured[f"{algo} {name}"] for name in units}
+        table([{algo: row.pop("alone"), **row} for row in rows_of(rates, a_step, units)])
+        shares = shares_of_bound(rates, a_step)
+        bound = 1 / sum(times / float(np.median(rates[name])) for name, times in a_step.items())
+        print(f"{algo}: serial bound {bound:,.0f} control steps/s; share of it: median {np.median(shares):.2f}, "
+              f"{min(shares):.2f} to {max(shares):.2f} over {options.rounds} rounds")  # fmt: skip
+        figures[algo] = {"rates": rates, "shares": shares, "a_step": a_step}
+    if "sb3" in measured:
+        theirs = measured["sb3"]
+        ratios = [ours / other for ours, other in zip(measured["dqn pipeline"], theirs, strict=True)]
+        print(f"Stable-Baselines3's DQN: {np.median(theirs):,.0f} control steps/s ({min(theirs):,.0f} to {max(theirs):,.0f}); "
+              f"ours by theirs: median {np.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")  # fmt: skip
+        figures["sb3"] = {"rates": theirs, "ratios": ratios}
+    if options.json is not None:
+        options.json.write_text(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
