@@ -56,3 +56,49 @@ def acting_zip(path: Path, observations: spaces.Box, actions: spaces.Space[Any],
         draw.array("log_std", actions.shape[0])
     path.parent.mkdir(parents=True, exist_ok=True)
     return make_zip(path, "PPO", draw.tensors, observations, actions)
+
+
+def good_cartpoles(folder: Path) -> list[Path]:
+    """A small policy for CartPole as every kind of file that is accepted, and statistics of its observations."""
+    import pickle
+
+    import safetensors.torch
+    import torch
+    from stable_baselines3.common.running_mean_std import RunningMeanStd
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    from rldistill.envs import make_task
+    from rldistill.networks import Architecture, build
+    from rldistill.policies import save_policy
+    from test_teachers import MLP, of_kind
+
+    folder.mkdir(parents=True, exist_ok=True)
+    model = folder / "hub"
+    model.mkdir()
+    card = "---\nlibrary_name: stable-baselines3\ntags:\n- CartPole-v1\n- deep-reinforcement-learning\n---\n"
+    (model / "README.md").write_text(card)
+    balancing_zip(model / "ppo-CartPole-v1.zip")
+    moments = RunningMeanStd(shape=(4,))
+    # What Stable-Baselines3 pickles of a VecNormalize, without its environments.
+    statistics = VecNormalize.__new__(VecNormalize)
+    state = {"obs_rms": moments, "norm_obs": True, "epsilon": 1e-8, "clip_obs": 10.0}
+    statistics.__dict__.update(state, venv=None, class_attributes={}, returns=None)
+    (folder / "statistics.pkl").write_bytes(pickle.dumps(statistics))
+    torch.save(MLP, folder / "net.pth")
+    torch.save(MLP, folder / "old.pth", _use_new_zipfile_serialization=False)
+    safetensors.torch.save_file(MLP, folder / "net.safetensors")
+    network = build(Architecture("mlp:8", (4,), 2), 0)
+    save_policy(folder / "policy", network, make_task("CartPole-v1"), {})
+    return [
+        balancing_zip(folder / "ppo.zip"),
+        of_kind("Stable-Baselines3 zip", folder),
+        folder / "statistics.pkl",
+        folder / "net.pth",
+        folder / "old.pth",
+        folder / "net.safetensors",
+        of_kind("CleanRL", folder),
+        of_kind("ONNX", folder),
+        of_kind("TorchScript", folder),
+        folder / "policy",
+        model,
+    ]

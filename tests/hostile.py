@@ -1,25 +1,42 @@
-"""Damaged and hostile files made from good ones: the same seed makes the same files.
+"""Damaged and hostile files of every accepted kind, made from good ones: the same seed makes the same files.
+
+    python tests/hostile.py --number 1000 --seed 0
+
+loads each in a process of its own and says how long it took, how much memory, and what is at fault.
 
 Every payload would create the file `canary` in the output folder; if it is ever there, something was executed.
 """
 
 from __future__ import annotations
 
+import argparse
 import base64
+import hashlib
 import io
 import json
+import os
 import pickle
 import pickletools
 import random
+import shutil
+import signal
 import struct
+import sys
+import tempfile
+import time
+import traceback
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+
+from hostile_programs import changed_source, hostile_onnx, hostile_script
+from rldistill.teachers import trial
 
 CANARY = "canary"
 Harm = Callable[[bytes, random.Random, Path], bytes]
@@ -30,30 +47,35 @@ def hostile_files(good: Sequence[Path], out: Path, number: int, seed: int) -> It
     """Writes `number` files, each in a folder of its own that says what was done, and yields their paths.
 
     Args:
-        good: files to start from; zips, pickles of statistics and files of PyTorch get harm made to measure, any other
-            kind is damaged byte by byte.
+        good: files and folders (of which one file is harmed) to start from; what is known gets harm made to measure, any
+            other kind is damaged byte by byte.
         out: where they go.
         number: of files.
         seed: of all choices.
     """
     rng = random.Random(seed)
     canary = out / CANARY
+    zips = [path for path in good if path.suffix == ".zip"]
     for count in range(number):
         path = good[count % len(good)]
-        data = path.read_bytes()
+        source = path
+        if path.is_dir():
+            source = rng.choice(sorted(file for file in path.rglob("*") if file.is_file()))
         harms: list[tuple[str, Harm]] = list(_DAMAGES.items())
-        if path.suffix == ".zip":
-            other = rng.choice([path for path in good if path.suffix == ".zip"]).read_bytes()
+        if source.suffix == ".zip":
+            other = rng.choice(zips).read_bytes()
             harms += [*_ZIP_HARMS.items(), ("members-swapped", partial(_members_swapped, other=other))]
-        elif path.suffix == ".pkl":
-            harms += [*_PICKLE_HARMS.items()] * 3
-        elif path.suffix in (".pth", ".pt"):
-            harms += [*_TORCH_HARMS.items()] * 2
+        else:
+            harms += [*_HARMS_OF.get(source.suffix, {}).items()] * 3
         name, harm = harms[rng.randrange(len(harms))]
-        folder = out / f"{count:04d}-{name}"
+        folder = out / f"{count:04d}-{path.suffix[1:] or path.name}-{name}"
         folder.mkdir(parents=True)
         made = folder / path.name
-        made.write_bytes(harm(data, rng, canary))
+        if path.is_dir():
+            shutil.copytree(path, made)
+        (made / source.relative_to(path) if path.is_dir() else made).write_bytes(harm(source.read_bytes(), rng, canary))
+        if (made / "policy.json").is_file() and rng.random() < 0.8:
+            _sign(made)
         yield made
 
 
@@ -431,3 +453,242 @@ _ZIP_HARMS: dict[str, Harm] = {
     "torch-damage": _zip_with_torch(_torch_damage),
     **{name: _zip_with_torch(harm) for name, harm in _TORCH_HARMS.items()},
 }
+
+
+# --- policy folders and safetensors
+
+
+def _sign(folder: Path) -> None:
+    """Puts right checksums into a harmed policy folder, as its author would."""
+    from rldistill.policies import card_checksum
+
+    try:
+        card = json.loads((folder / "policy.json").read_bytes())
+        card["weights_sha256"] = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
+        card["card_sha256"] = card_checksum(card)
+    except (ValueError, TypeError, RecursionError, OSError):
+        return
+    (folder / "policy.json").write_text(json.dumps(card))
+
+
+def _absurd_card(data: bytes, rng: random.Random, canary: Path) -> bytes:
+    card = json.loads(data)
+    absurd: list[Any] = [
+        10**15, -1, 2**70, "9" * 4000, [10**9] * 4, [], {}, None, float("nan"), float("inf"), 1e308, True, "mlp:65536,65536,65536",
+        "mlp:" + "9," * 3000 + "9", [[]], "cnn:" + "9" * 5000 + ":1", "../../etc", {"a": {"b": {}}}, [0] * 10**5, "ALE/Pong-v5",
+    ]  # fmt: skip
+    places: list[tuple[Any, Any]] = [(card, key) for key in card]
+    places += [(card[part], key) for part in ("architecture", "task") for key in card[part]]
+    for place, key in rng.sample(places, rng.choice((1, 1, 3))):
+        place[key] = rng.choice(absurd)
+    if rng.random() < 0.2:
+        return rng.choice((b"[" * 10**6, b'{"a":' * 10**5, b"9" * 10**6, b'{"format": "\xff"}', b"null", b"NaN"))
+    return json.dumps(card).encode()
+
+
+def _safetensors(data: bytes, rng: random.Random, canary: Path) -> bytes:
+    length = struct.unpack("<Q", data[:8])[0]
+    header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
+    names = [name for name in header if name != "__metadata__"]
+    one = header[rng.choice(names)]
+    match rng.randrange(8):
+        case 0:
+            return struct.pack("<Q", rng.choice((2**63, 2**40, 2**31, len(data)))) + data[8:]
+        case 1:
+            one["data_offsets"] = rng.choice(([0, 8], [0, 2**40], [-8, 0], [2**63, 2**64], [8, 0], ["a", "b"]))
+        case 2:
+            one["shape"] = rng.choice(([2**40], [2**32, 2**32], [-1, -1], [0] * 100, ["4"], [2**62, 4]))
+        case 3:
+            one["dtype"] = rng.choice(("F64", "BOOL", "C64", "I8", "nothing", 3, None))
+        case 4:  # a hundred thousand tensors in the same bytes
+            header = {f"t{n}": one for n in range(100_000)}
+        case 5:
+            return struct.pack("<Q", 10**6) + b'{"a":' * (2 * 10**5) + body
+        case 6:
+            one["shape"] = [2**63 - 1, 0]
+            one["data_offsets"] = [0, 0]
+        case _:
+            body = b"\xff" * len(body)  # NaN
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + body
+
+
+def _card_text(data: bytes, rng: random.Random, canary: Path) -> bytes:
+    """A model's card of absurd YAML."""
+    return rng.choice(
+        (
+            b"---\n" + b"a: &a [*a, *a]\n" * 1000 + b"---\n",
+            b"---\nmodel-index:\n" + b"- " * 10**5 + b"\n---",
+            b"---\n" + b" " * 10**6,
+            b"---\ntags: [" + b"CartPole-v1," * 10**5 + b"]\n---\n",
+            b"---\nlibrary_name: stable-baselines3\ntags: [../../etc-v1]\n---\n",
+            b"\xff\xfe" * 1000,
+        )
+    )
+
+
+_HARMS_OF: dict[str, dict[str, Harm]] = {
+    ".pkl": _PICKLE_HARMS,
+    ".pth": _TORCH_HARMS,
+    ".cleanrl_model": _TORCH_HARMS,
+    ".safetensors": {"header": _safetensors},
+    ".json": {"absurd-card": _absurd_card},
+    ".md": {"card": _card_text},
+    ".onnx": {"onnx-hostile": hostile_onnx, "onnx-hostile-2": hostile_onnx, "onnx-hostile-3": hostile_onnx},
+    ".pt": {"script-hostile": hostile_script, "script-source": changed_source, "torch-payload-within": _inner_payload},
+}
+
+
+# --- trying them
+
+
+def good_files(folder: Path) -> list[Path]:
+    """A policy for CartPole as every kind of file that is accepted."""
+    from foreign_files import good_cartpoles
+
+    return good_cartpoles(folder)
+
+
+def try_to_load(path: Path, good: Path) -> str:
+    """What a user would do: loads the file and asks it for the scores of one observation.
+
+    Args:
+        path: of `hostile_files`.
+        good: where the good files are; statistics are tried with one of their zips.
+
+    Returns:
+        The refusal, empty where there is none.
+    """
+    from rldistill.envs import Environments
+    from rldistill.teachers import TeacherOptions, load_teacher
+    from rldistill.types import UserError, as_tensor
+
+    statistics = path if path.suffix == ".pkl" else None
+    network = "mlp:8,5" if path.suffix in (".pth", ".safetensors") else None
+    scores: Any = "q_values" if path.suffix in (".pt", ".onnx") else None
+    options = TeacherOptions(teacher_network=network, teacher_scores=scores, normalization=statistics)
+    env = None if path.is_dir() else "CartPole-v1"
+    try:
+        teacher = load_teacher(good / "ppo.zip" if statistics else path, env=env, options=options)
+        teacher(as_tensor(Environments(teacher.task, 1, 0).observations))
+    except UserError as error:
+        return str(error) or "a refusal without a text"
+    return ""
+
+
+class Outcome(NamedTuple):
+    """Of one file."""
+
+    name: str
+    seconds: float
+    mebibytes: float
+    """The most that the process, or the one in which programs are tried, had in memory."""
+    refusal: str
+    fault: str
+    """What must not be; empty where all is well."""
+
+
+_LIMIT_SECONDS, _LIMIT_MEBIBYTES = 10, 2048
+
+
+def measured(path: Path, good: Path, canary: Path) -> Outcome:
+    """Loads one file in a process of its own, under the limits."""
+    there, here = os.pipe()
+    begin = time.perf_counter()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.close(there)
+            signal.alarm(_LIMIT_SECONDS + 2)
+            peaks = [0]
+            ask = trial.ask
+
+            def noted(question: dict[str, Any]) -> dict[str, Any]:
+                answer = ask(question)
+                peaks.append(answer["peak"])
+                return answer
+
+            trial.ask = noted
+            try:
+                text, code = try_to_load(path, good), 0
+            except BaseException:
+                text = traceback.format_exc()
+            os.write(here, json.dumps([text[-3000:], max(peaks)]).encode())
+        finally:
+            os._exit(code)
+    os.close(here)
+    with os.fdopen(there, "rb") as pipe:
+        raw = pipe.read()
+    _, status, used = os.wait4(child, 0)
+    seconds = time.perf_counter() - begin
+    text, peak = json.loads(raw) if raw else ("", 0)
+    mebibytes = max(used.ru_maxrss / 1024, peak / 2**20)
+    fault = ""
+    if status != 0:
+        fault = f"ended with {os.waitstatus_to_exitcode(status)}: {text}"
+        if not raw:
+            trial.stop()  # it may be waiting for an answer that comes to nobody
+    elif len(text.splitlines()) > 1:
+        fault = f"a refusal of several lines: {text}"
+    if seconds > _LIMIT_SECONDS:
+        fault = fault or f"took {seconds:.1f} s"
+    if mebibytes > _LIMIT_MEBIBYTES:
+        fault = fault or f"took {mebibytes:.0f} MiB"
+    if canary.exists():
+        fault = "executed something"
+        canary.unlink()
+    return Outcome(path.parent.name, seconds, mebibytes, text, fault)
+
+
+def main() -> int:
+    """Makes and measures files, says what was found, and returns 1 where anything was at fault."""
+    parser = argparse.ArgumentParser(
+        description="Damaged and hostile teachers: made, loaded as a user would, measured."
+    )
+    parser.add_argument("--number", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--teachers", type=Path, nargs="*", default=[], help="more good files to start from")
+    parser.add_argument("--first", type=int, default=0, help="skip so many files, to go on where a run was stopped")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    outcomes: list[Outcome] = []
+    refused: Counter[str] = Counter()
+    tried: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        good = good_files(place / "good")
+        for path in good:
+            refusal = "" if path.suffix == ".pkl" else try_to_load(path, place / "good")
+            if refusal:
+                raise SystemExit(f"a good file is refused: {refusal}")
+        bad = place / "bad"
+        for count, path in enumerate(
+            hostile_files([*good, *arguments.teachers], bad, arguments.number, arguments.seed)
+        ):
+            if count >= arguments.first:
+                outcome = measured(path, place / "good", bad / CANARY)
+                outcomes.append(outcome)
+                kind = path.suffix[1:] or path.name
+                tried[kind] += 1
+                refused[kind] += bool(outcome.refusal)
+                if outcome.fault:
+                    print(f"FAULT {outcome.name}: {outcome.fault}", flush=True)
+                if (count + 1) % 50 == 0:
+                    print(f"{count + 1} of {arguments.number}", flush=True)
+            shutil.rmtree(path.parent)
+    print("\n| kind | files | refused |\n|---|---|---|")
+    for kind in sorted(tried):
+        print(f"| {kind} | {tried[kind]} | {refused[kind]} |")
+    print("\n| file | seconds | MiB |\n|---|---|---|")
+    slowest = sorted(outcomes, key=lambda outcome: -outcome.seconds)[:5]
+    largest = sorted(outcomes, key=lambda outcome: -outcome.mebibytes)[:5]
+    for outcome in (*slowest, *largest):
+        print(f"| {outcome.name} | {outcome.seconds:.2f} | {outcome.mebibytes:.0f} |")
+    faults = sum(bool(outcome.fault) for outcome in outcomes)
+    print(f"\n{len(outcomes)} files: {sum(refused.values())} refused in one line, the others load; {faults} at fault")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

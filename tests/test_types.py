@@ -113,3 +113,15 @@ def test_damaged_action_data_is_refused(change: dict[str, object]) -> None:
     assert Task.from_dict(data).continuous
     with pytest.raises(UserError, match="lacks a field or holds a wrong one"):
         Task.from_dict(data | change)
+
+
+def test_a_range_without_bounds_is_valid_json_and_comes_back() -> None:
+    """As one of before, which held what only Python reads."""
+    low, high = (-math.inf, -1.0, 0.0), (math.inf, math.inf, 2.0)
+    task = Task("Some-v0", 3, (4,), "float32", action_low=low, action_high=high)
+    text = json.dumps(task.as_dict(), allow_nan=False)
+    assert json.loads(text)["action_low"] == [None, -1.0, 0.0]
+    assert Task.from_dict(json.loads(text)) == task
+    before = json.dumps({**task.as_dict(), "action_low": low, "action_high": high})
+    assert "Infinity" in before
+    assert Task.from_dict(json.loads(before)) == task

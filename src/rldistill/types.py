@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
@@ -76,6 +77,8 @@ class Task:
         """The task as plain JSON data."""
         data = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
         data["observation_keys"] = [list(pair) for pair in self.observation_keys]
+        for name in ("action_low", "action_high"):  # JSON has no infinity
+            data[name] = [n if math.isfinite(n) else None for n in data[name]]
         # What Discrete actions and plain observations have no use for is left out, as files from before it leave it out.
         return {name: value for name, value in data.items() if value != [] or name == "observation_shape"}
 
@@ -92,8 +95,10 @@ class Task:
             raise UserError(f"a task has no field {unknown[0]!r}; it was written by another version of rldistill")
         try:
             given = {**data, "observation_shape": tuple(int(n) for n in data["observation_shape"])}
-            for name, kind in (("action_sizes", int), ("action_low", float), ("action_high", float)):
-                given[name] = tuple(kind(n) for n in data.get(name, ()))
+            given["action_sizes"] = tuple(int(n) for n in data.get("action_sizes", ()))
+            for name, unbounded in (("action_low", -math.inf), ("action_high", math.inf)):
+                # Files of before have Python's `Infinity`, which is read as it is.
+                given[name] = tuple(unbounded if n is None else float(n) for n in data.get(name, ()))
             given["observation_keys"] = tuple((str(key), int(size)) for key, size in data.get("observation_keys", ()))
             task = Task(**given)
             widths = {len(task.action_low), len(task.action_high)}
