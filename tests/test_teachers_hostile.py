@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from hostile import CANARY, good_files, hostile_files, measured, try_to_load
+from hostile import good_files, measured, try_to_load
+from hostile_files import CANARY, hostile_files
 from hostile_programs import SCRIPTS, _compiled, onnx_models
 from rldistill.teachers.programs import batch_sizes, in_batches
 

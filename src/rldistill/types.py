@@ -106,9 +106,39 @@ class Task:
                 raise ValueError("not as many bounds as actions")
             if task.action_sizes and sum(task.action_sizes) != task.num_actions:
                 raise ValueError("the choices of its actions do not add up")
+            if not all(low <= high for low, high in zip(task.action_low, task.action_high, strict=True)):  # nor NaN
+                raise ValueError("a least action is above the largest")
+            _check_kinds(task)
             return task
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"a task lacks a field or holds a wrong one ({error})") from None
+
+
+_RANGES = {
+    "num_actions": (1, 65_536), "frame_skip": (1, 1_000), "frame_stack": (1, 1_000), "noop_max": (0, 10_000),
+    "max_frames": (0, 2**53), "fire_when_idle": (0, 2**53),
+}  # fmt: skip
+"""Of a task's whole numbers: a reset or a step that never ends is no task."""
+
+
+def _check_kinds(task: Task) -> None:
+    """Raises ValueError where a field read from a file is none of its kind."""
+    wrong = [
+        name
+        for name, (least, largest) in _RANGES.items()
+        if not _is_number(getattr(task, name), int) or not least <= getattr(task, name) <= largest
+    ]
+    wrong += [] if isinstance(task.env, str) else ["env"]
+    wrong += [] if task.observation_dtype in ("uint8", "float32") else ["observation_dtype"]
+    wrong += [] if isinstance(task.difficulty_ramping, bool) else ["difficulty_ramping"]
+    wrong += [] if _is_number(task.sticky_actions, int | float) else ["sticky_actions"]
+    wrong += [] if task.random_score is None or _is_number(task.random_score, int | float) else ["random_score"]
+    if wrong:
+        raise ValueError(f"{wrong[0]} is {str(getattr(task, wrong[0]))[:40]!r}")
+
+
+def _is_number(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class Batch(NamedTuple):

@@ -19,6 +19,7 @@ from rldistill.envs import make_task, observation_bounds, observed_range
 from rldistill.networks import parameter_count
 from rldistill.policies import KeptPolicy, SavedPolicy, load_policy
 from rldistill.progress import Progress
+from rldistill.teachers.archives import shown
 from rldistill.teachers.cleanrl import read_cleanrl
 from rldistill.teachers.detect import kind_of
 from rldistill.teachers.foreign import BoxSpace, DiscreteSpace, ForeignPolicy, ForeignScores, Statistics
@@ -262,6 +263,13 @@ def _mismatches(foreign: ForeignPolicy, task: Task, score_kind: ScoreKind) -> li
         found.append(str(error))
     if foreign.observation_space is not None:
         found += _unlike(foreign.observation_space, task)
+        keys = foreign.observation_space.keys
+        if keys and keys != task.observation_keys:
+            parts = ", ".join(name for name, _ in task.observation_keys) or "none"
+            found.append(
+                f"it reads the parts {', '.join(shown(name, 40) for name, _ in keys[:20])} of observations, "
+                f"{task.env} gives {parts}, in this order"
+            )
     actions = foreign.action_space
     if isinstance(actions, DiscreteSpace):
         sizes = task.action_sizes or ((task.num_actions,) if not task.continuous else ())

@@ -29,7 +29,9 @@ from rldistill.teachers.torchscript import read_torchscript
 from rldistill.types import UserError
 
 SECONDS = 5
-"""Of a trial: of the processor's and of the clock's."""
+"""Of the processor's time that a trial may take."""
+CLOCK_SECONDS = 9
+"""Of the clock's: more, for where other programs use the processor too, an honest file takes longer."""
 MEMORY = 1 << 30
 """Bytes that a trial may take beyond what PyTorch takes by itself."""
 _IDLE_SECONDS = 60
@@ -47,7 +49,7 @@ def read_program(kind: str, path: Path, **options: Any) -> ForeignPolicy:
         options: of the reader, plain JSON data.
 
     Raises:
-        UserError: the reader refuses it, the program runs for longer than `SECONDS`, takes more than `MEMORY`, or crashes.
+        UserError: the reader refuses it, the program takes more than `SECONDS`, `CLOCK_SECONDS` or `MEMORY`, or crashes.
     """
     answer = ask({"kind": kind, "path": str(path.absolute()), "shown": str(path), "options": options})
     if answer["error"] is not None:
@@ -59,29 +61,35 @@ def ask(question: dict[str, Any]) -> dict[str, Any]:
     """What the other process says of a file.
 
     Returns:
-        `error`: one line, or None; `peak`: the most memory that the trial took, bytes.
+        `error`: one line, or None; `peak`: the most memory that the trial took, bytes; `seconds`: of the processor's time.
 
     Raises:
         UserError: it cannot be started.
     """
-    global _server
     line = json.dumps(question).encode() + b"\n"
     for _ in range(2):  # it may have gone for lack of work just now
         try:
-            if _server is None:
-                _server = _started()
-            assert _server.stdin is not None
-            assert _server.stdout is not None
-            _server.stdin.write(line)
-            _server.stdin.flush()
-            ready, _, _ = select.select([_server.stdout], [], [], _START_SECONDS)
-            answer = _server.stdout.readline() if ready else b""
+            server = running()
+            assert server.stdin is not None
+            assert server.stdout is not None
+            server.stdin.write(line)
+            server.stdin.flush()
+            ready, _, _ = select.select([server.stdout], [], [], _START_SECONDS)
+            answer = server.stdout.readline() if ready else b""
             if answer:
                 return dict(json.loads(answer))
         except OSError:
             pass
         stop()
     raise UserError("cannot start the process in which ONNX and TorchScript are tried; is there memory left?")
+
+
+def running() -> subprocess.Popen[bytes]:
+    """The other process, started where there is none."""
+    global _server
+    if _server is None:
+        _server = _started()
+    return _server
 
 
 def stop() -> None:
@@ -128,7 +136,11 @@ def serve() -> None:
             text = pipe.read()
         _, status, used = os.wait4(child, 0)
         error = text.decode() if status == 0 else _cause(status, question["shown"])
-        answer = {"error": error or None, "peak": used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)}
+        answer = {
+            "error": error or None,
+            "peak": used.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+            "seconds": used.ru_utime + used.ru_stime,
+        }
         os.write(1, json.dumps(answer).encode() + b"\n")
 
 
@@ -136,7 +148,7 @@ def _child(question: dict[str, Any], pipe: int) -> None:
     """Never returns: writes what the reader refuses, or nothing, and ends; or is ended by a limit."""
     try:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(SECONDS)
+        signal.alarm(CLOCK_SECONDS)
         resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         _limit_memory()
@@ -177,8 +189,13 @@ def _tried(question: dict[str, Any]) -> str:
 
 def _cause(status: int, shown: str) -> str:
     number = os.waitstatus_to_exitcode(status)
-    if -number in (signal.SIGALRM, signal.SIGXCPU, signal.SIGKILL):
+    if -number in (signal.SIGXCPU, signal.SIGKILL):
         return (
             f"{shown} is refused: its program was tried and took more than {SECONDS} seconds; a policy takes far less"
+        )
+    if -number == signal.SIGALRM:
+        return (
+            f"{shown} is refused: its program was tried and did not end in {CLOCK_SECONDS} seconds; "
+            "try again when the machine has less to do"
         )
     return f"{shown} is damaged or refused: its program was tried and crashed or took more than {MEMORY >> 30} GiB"
