@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
+import pytest
 from gymnasium import spaces
 
-from test_teachers_sb3 import Arrays, Draw, actor_critic, make_zip
+from test_teachers_sb3 import Arrays, Draw, actor_critic, make_zip, write_statistics
 
 SIDE = np.array([0.0, 0.0, 1.0, 0.5], np.float32)
 """How far CartPole's pole leans and turns."""
@@ -56,3 +59,54 @@ def acting_zip(path: Path, observations: spaces.Box, actions: spaces.Space[Any],
         draw.array("log_std", actions.shape[0])
     path.parent.mkdir(parents=True, exist_ok=True)
     return make_zip(path, "PPO", draw.tensors, observations, actions)
+
+
+def named_parts_zip(path: Path) -> Path:
+    """A PPO policy with random weights for two actions, of observations with two parts that have four numbers together."""
+    parts = spaces.Dict(cart=spaces.Box(-9, 9, (2,), np.float32), pole=spaces.Discrete(2))
+    said = {
+        ":type:": "<class 'gymnasium.spaces.dict.Dict'>",
+        ":serialized:": base64.b64encode(pickle.dumps(parts)).decode(),
+    }
+    draw = actor_critic(4, 8, outputs=2)
+    changes = {"observation_space": said}
+    return make_zip(path, "PPO", draw.tensors, space_of("CartPole-v1"), spaces.Discrete(2), changes=changes)
+
+
+def good_cartpoles(folder: Path) -> list[Path]:
+    """A small policy for CartPole as every kind of file that is accepted, and statistics of its observations."""
+    import safetensors.torch
+    import torch
+
+    from rldistill.envs import make_task
+    from rldistill.networks import Architecture, build
+    from rldistill.policies import save_policy
+    from test_teachers import MLP, of_kind
+
+    folder.mkdir(parents=True, exist_ok=True)
+    model = folder / "hub"
+    model.mkdir()
+    card = "---\nlibrary_name: stable-baselines3\ntags:\n- CartPole-v1\n- deep-reinforcement-learning\n---\n"
+    (model / "README.md").write_text(card)
+    balancing_zip(model / "ppo-CartPole-v1.zip")
+    with pytest.MonkeyPatch.context() as patch:
+        write_statistics(folder / "statistics.pkl", 4, patch)
+    torch.save(MLP, folder / "net.pth")
+    torch.save(MLP, folder / "old.pth", _use_new_zipfile_serialization=False)
+    safetensors.torch.save_file(MLP, folder / "net.safetensors")
+    network = build(Architecture("mlp:8", (4,), 2), 0)
+    save_policy(folder / "policy", network, make_task("CartPole-v1"), {})
+    return [
+        balancing_zip(folder / "ppo.zip"),
+        of_kind("Stable-Baselines3 zip", folder),
+        folder / "statistics.pkl",
+        folder / "net.pth",
+        folder / "old.pth",
+        folder / "net.safetensors",
+        of_kind("CleanRL", folder),
+        of_kind("ONNX", folder),
+        of_kind("TorchScript", folder),
+        folder / "policy",
+        model,
+        named_parts_zip(folder / "parts.zip"),
+    ]

@@ -72,7 +72,11 @@ def test_a_process_killed_while_writing_leaves_the_old_file(
     assert path.read_bytes() == b"old"
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[1, 2]", b'{"a": 1', b"\xff\xfe", b"null"])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"{", b"[1, 2]", b'{"a": 1', b"\xff\xfe", b"null", b"[" * 10**5, b'{"a":' * 10**5],
+    ids=lambda data: str(data[:10]),
+)
 def test_what_is_no_json_object_is_refused_by_name(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "card.json"
     path.write_bytes(data)

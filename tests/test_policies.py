@@ -175,6 +175,7 @@ def test_a_card_without_its_checksum_is_refused(folder: Path) -> None:
         ({"score_kind": "votes"}, "score_kind is 'votes'"),
         ({"task": Task("CartPole-v1", 3, (4,), "float32").as_dict()}, "does not fit its task"),
         ({"task": {}}, "a task lacks a field"),
+        ({"provenance": [1]}, "its provenance is no JSON object"),
         ({"architecture": {"name": "mlp:16"}}, "damaged"),
         ({"architecture": {"name": "mlp:17", "observation_shape": [4], "num_actions": 2}}, "damaged"),
         ({"architecture": {"name": "what", "observation_shape": [4], "num_actions": 2}}, "unknown network"),

@@ -558,3 +558,23 @@ def test_deterministic_and_gaussian_files_teach_continuous_actions(
     losses = [line["loss"] for line in read_metrics(tmp_path / "run") if line["event"] == "train"]
     assert np.mean(losses[-10:]) < np.mean(losses[:3])
     assert all(math.isfinite(value) for value in losses), loss
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "fits"),
+    [
+        ((-1.2, -0.07), (0.6, 0.07), True),
+        ((-1.2, -np.inf), (0.6, np.inf), True),
+        ((-np.inf, -3.4e38), (np.inf, 3.4e38), True),
+        ((-2.0, -0.1), (1.0, 0.1), True),  # another version's; random play stays within
+        ((-0.1, -0.07), (0.6, 0.07), False),  # random play begins at -0.6 to -0.4
+        ((0, 0), (255, 255), False),
+        ((-12, -0.07), (60, 0.07), False),
+    ],
+)
+def test_another_range_of_observations_is_another_scaling(tmp_path: Path, low: Any, high: Any, fits: bool) -> None:
+    observations = spaces.Box(np.array(low, np.float32), np.array(high, np.float32))
+    path = acting_zip(tmp_path / "x.zip", observations, spaces.Discrete(3))
+    teacher = foreign(path, env="MountainCar-v0")
+    assert bool(teacher.mismatches) is not fits
+    assert fits or "another scaling" in teacher.mismatches[0]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hostile import raw_zip, zeros
+from hostile_files import raw_zip, zeros
 from rldistill.teachers.archives import DEFAULT_LIMITS, read_file, read_members, shown
 from rldistill.types import UserError
 

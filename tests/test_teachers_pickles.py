@@ -18,7 +18,7 @@ import torch
 from gymnasium import spaces
 from numpy.testing import assert_array_equal
 
-from hostile import _pickle_bomb, payload
+from hostile_pickles import payload, pickle_bomb
 from rldistill.teachers.pickles import Inert, admits_statistics, array, interpret
 from rldistill.teachers.statistics import read_normalization, read_statistics
 from rldistill.types import UserError
@@ -40,8 +40,11 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Any]:
             if prefix not in sys.modules:
                 monkeypatch.setitem(sys.modules, prefix, types.ModuleType(prefix))
         home = sys.modules[module]
-        if not hasattr(home, name):
-            monkeypatch.setattr(home, name, type(name, (), {"__module__": module}), raising=False)
+        if not hasattr(
+            getattr(home, name, None), "is_fake"
+        ):  # the real one, where it was imported, wants to be made whole
+            kind = type(name, (), {"__module__": module, "is_fake": True})
+            monkeypatch.setattr(home, name, kind, raising=False)
         made = getattr(home, name)()
         made.__dict__.update(state)
         return made
@@ -193,7 +196,7 @@ def test_payloads_of_the_generator_would_run() -> None:
 def test_bombs_are_refused_soon(tmp_path: Path) -> None:
     path = tmp_path / "s.pkl"
     for seed in range(60):
-        path.write_bytes(_pickle_bomb(b"", random.Random(seed), path))
+        path.write_bytes(pickle_bomb(b"", random.Random(seed), path))
         begin = time.perf_counter()
         with pytest.raises(UserError):
             read_statistics(path)

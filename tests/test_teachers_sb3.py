@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import pickle
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,10 +19,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from hostile import hostile_files
 from rldistill.teachers.foreign import BoxSpace, DiscreteSpace, ForeignPolicy
 from rldistill.teachers.sb3 import read_sb3
-from rldistill.teachers.statistics import read_statistics
 from rldistill.teachers.tensors import load_state_dict, load_tensors
 from rldistill.types import UserError
 
@@ -516,8 +513,8 @@ def test_a_missing_number_of_actions_is_read_from_the_pickle_as_data(tmp_path: P
 @pytest.mark.parametrize(
     ("observations", "actions", "said"),
     [
-        (spaces.Dict(a=VECTOR), spaces.Discrete(3), "MultiInputPolicy.* not supported yet"),
-        (spaces.Discrete(5), spaces.Discrete(3), "kind Discrete; only Box"),
+        (spaces.Dict(a=VECTOR), spaces.Discrete(3), "a space of its data is damaged or no pickle"),
+        (spaces.Discrete(5), spaces.Discrete(3), "kind Discrete; Box and Dict"),
         (VECTOR, spaces.MultiBinary(3), "kind MultiBinary"),
     ],
 )
@@ -870,39 +867,13 @@ def test_acrobot_plays_worse_without_its_statistics(teachers: Path, tmp_path: Pa
     assert np.mean(play(bare, 4)) < np.mean(play(read_sb3(teachers / "sb3" / path.name), 4))
 
 
-# --- hostile files
-
-
-def test_hostile_files_end_in_a_user_error_or_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    good = [ppo(tmp_path / "good" / "ppo.zip"), make_zip(tmp_path / "good" / "old.zip", "SAC", soft_actor(gsde=True).tensors,
-            VECTOR, ACTIONS, today=False), write_statistics(tmp_path / "good" / "ppo.pkl", 5, monkeypatch)]  # fmt: skip
-    bad = tmp_path / "bad"
-    refused = 0
-    for path in hostile_files(good, bad, 60, seed=4):
-        begin = time.perf_counter()
-        try:
-            if path.suffix == ".zip":
-                policy = read_sb3(path)
-                assert policy.observation_space is not None
-                policy.network(torch.zeros(1, *policy.observation_space.shape))
-            else:
-                read_statistics(path)
-        except UserError as error:
-            assert "\n" not in str(error)
-            refused += 1
-        assert time.perf_counter() - begin < 10, path
-        assert not (bad / "canary").exists(), path
-    assert refused > 30
-
-
 # --- Stable-Baselines3 itself, where it is installed
 
 
 @pytest.mark.parametrize("name", ["DQN", "PPO", "A2C", "SAC", "TD3", "DDPG", "QRDQN", "TRPO", "TQC"])
 def test_actions_are_those_of_stable_baselines3(tmp_path: Path, name: str) -> None:
     sb3 = pytest.importorskip("stable_baselines3")
-    contrib = pytest.importorskip("sb3_contrib")
-    algorithm = getattr(sb3, name, None) or getattr(contrib, name)
+    algorithm = getattr(sb3, name, None) or getattr(pytest.importorskip("sb3_contrib"), name)
     env = gymnasium.make("CartPole-v1" if "DQN" in name or name == "TRPO" else "Pendulum-v1")
     model = algorithm("MlpPolicy", env, seed=1, device="cpu", policy_kwargs={"net_arch": [16, 16]})
     with torch.no_grad():

@@ -106,10 +106,37 @@ def test_plain_data_of_a_discrete_task_is_what_it_always_was() -> None:
         {"action_low": []},
         {"action_sizes": [2, 3]},
         {"observation_keys": [["a"]]},
+        {"action_low": [2.0, -1.0]},
+        {"action_low": [math.nan, -1.0]},
+        {"env": 3},
+        {"env": ["ALE/Pong-v5"]},
+        {"frame_skip": 10**15},
+        {"frame_skip": True},
+        {"frame_stack": 0},
+        {"noop_max": -1},
+        {"noop_max": 10**15},
+        {"max_frames": "9"},
+        {"max_frames": math.nan},
+        {"sticky_actions": math.inf},
+        {"random_score": [[]]},
+        {"difficulty_ramping": None},
+        {"observation_dtype": []},
     ],
 )
-def test_damaged_action_data_is_refused(change: dict[str, object]) -> None:
+def test_absurd_task_data_is_refused(change: dict[str, object]) -> None:
     data = Task("arm", 2, (4,), "float32", action_low=(-1.0, -1.0), action_high=(1.0, 1.0)).as_dict()
     assert Task.from_dict(data).continuous
     with pytest.raises(UserError, match="lacks a field or holds a wrong one"):
         Task.from_dict(data | change)
+
+
+def test_a_range_without_bounds_is_valid_json_and_comes_back() -> None:
+    """As one of before, which held what only Python reads."""
+    low, high = (-math.inf, -1.0, 0.0), (math.inf, math.inf, 2.0)
+    task = Task("Some-v0", 3, (4,), "float32", action_low=low, action_high=high)
+    text = json.dumps(task.as_dict(), allow_nan=False)
+    assert json.loads(text)["action_low"] == [None, -1.0, 0.0]
+    assert Task.from_dict(json.loads(text)) == task
+    before = json.dumps({**task.as_dict(), "action_low": low, "action_high": high})
+    assert "Infinity" in before
+    assert Task.from_dict(json.loads(before)) == task

@@ -51,7 +51,7 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter of lists in lists in lists
         raise UserError(f"{path} is damaged: {error}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path} is damaged: it holds no JSON object")

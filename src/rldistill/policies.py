@@ -174,7 +174,7 @@ def load_policy(path: str | os.PathLike[str]) -> SavedPolicy:
     card = read_json(folder / "policy.json")
     if card.get("format") != FORMAT or card.get("format_version") != VERSION:
         raise UserError(f"{folder / 'policy.json'} is not of the format {FORMAT} version {VERSION}")
-    if card.get("card_sha256") != card_checksum(card):
+    if not _is_whole(card):
         raise UserError(f"{folder / 'policy.json'} is damaged: its checksum does not fit; get the folder anew")
     weights = folder / "weights.safetensors"
     if not weights.is_file():
@@ -204,9 +204,12 @@ def load_policy(path: str | os.PathLike[str]) -> SavedPolicy:
         raise UserError(f"{folder / 'policy.json'} is damaged: score_kind is {card['score_kind']!r}")
     if network.architecture.num_actions != _width(task, network) or shape != task.observation_shape:
         raise UserError(f"{folder / 'policy.json'} is damaged: its network does not fit its task")
+    provenance = card.get("provenance", {})
+    if not isinstance(provenance, dict):
+        raise UserError(f"{folder / 'policy.json'} is damaged: its provenance is no JSON object")
     check_finite(tensors, folder)
     network.eval().requires_grad_(False)
-    return SavedPolicy(network, task, card.get("provenance", {}), folder)
+    return SavedPolicy(network, task, provenance, folder)
 
 
 def _width(task: Task, network: Network) -> int | None:
@@ -214,6 +217,13 @@ def _width(task: Task, network: Network) -> int | None:
         return score_width(task, network.score_kind)
     except UserError:
         return None
+
+
+def _is_whole(card: Mapping[str, Any]) -> bool:
+    try:
+        return bool(card.get("card_sha256") == card_checksum(card))
+    except RecursionError:  # what could just be read may be too deep to be written
+        return False
 
 
 def card_checksum(card: Mapping[str, Any]) -> str:

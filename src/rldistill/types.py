@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
@@ -76,6 +77,8 @@ class Task:
         """The task as plain JSON data."""
         data = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
         data["observation_keys"] = [list(pair) for pair in self.observation_keys]
+        for name in ("action_low", "action_high"):  # JSON has no infinity
+            data[name] = [n if math.isfinite(n) else None for n in data[name]]
         # What Discrete actions and plain observations have no use for is left out, as files from before it leave it out.
         return {name: value for name, value in data.items() if value != [] or name == "observation_shape"}
 
@@ -92,8 +95,10 @@ class Task:
             raise UserError(f"a task has no field {unknown[0]!r}; it was written by another version of rldistill")
         try:
             given = {**data, "observation_shape": tuple(int(n) for n in data["observation_shape"])}
-            for name, kind in (("action_sizes", int), ("action_low", float), ("action_high", float)):
-                given[name] = tuple(kind(n) for n in data.get(name, ()))
+            given["action_sizes"] = tuple(int(n) for n in data.get("action_sizes", ()))
+            for name, unbounded in (("action_low", -math.inf), ("action_high", math.inf)):
+                # Files of before have Python's `Infinity`, which is read as it is.
+                given[name] = tuple(unbounded if n is None else float(n) for n in data.get(name, ()))
             given["observation_keys"] = tuple((str(key), int(size)) for key, size in data.get("observation_keys", ()))
             task = Task(**given)
             widths = {len(task.action_low), len(task.action_high)}
@@ -101,9 +106,39 @@ class Task:
                 raise ValueError("not as many bounds as actions")
             if task.action_sizes and sum(task.action_sizes) != task.num_actions:
                 raise ValueError("the choices of its actions do not add up")
+            if not all(low <= high for low, high in zip(task.action_low, task.action_high, strict=True)):  # nor NaN
+                raise ValueError("a least action is above the largest")
+            _check_kinds(task)
             return task
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"a task lacks a field or holds a wrong one ({error})") from None
+
+
+_RANGES = {
+    "num_actions": (1, 65_536), "frame_skip": (1, 1_000), "frame_stack": (1, 1_000), "noop_max": (0, 10_000),
+    "max_frames": (0, 2**53), "fire_when_idle": (0, 2**53),
+}  # fmt: skip
+"""Of a task's whole numbers: a reset or a step that never ends is no task."""
+
+
+def _check_kinds(task: Task) -> None:
+    """Raises ValueError where a field read from a file is none of its kind."""
+    wrong = [
+        name
+        for name, (least, largest) in _RANGES.items()
+        if not _is_number(getattr(task, name), int) or not least <= getattr(task, name) <= largest
+    ]
+    wrong += [] if isinstance(task.env, str) else ["env"]
+    wrong += [] if task.observation_dtype in ("uint8", "float32") else ["observation_dtype"]
+    wrong += [] if isinstance(task.difficulty_ramping, bool) else ["difficulty_ramping"]
+    wrong += [] if _is_number(task.sticky_actions, int | float) else ["sticky_actions"]
+    wrong += [] if task.random_score is None or _is_number(task.random_score, int | float) else ["random_score"]
+    if wrong:
+        raise ValueError(f"{wrong[0]} is {str(getattr(task, wrong[0]))[:40]!r}")
+
+
+def _is_number(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class Batch(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rldistill.actions import agreement, bounds, chosen
 from rldistill.distillation.config import DistillConfig
@@ -15,6 +15,47 @@ from rldistill.networks import Network, build, fit_initialization
 from rldistill.schedules import constant, warmup_cosine
 from rldistill.targets import Standardization, advantage_spread, auto_temperature, fit_standardization, transform
 from rldistill.types import Batch, ScoreKind, Task
+
+
+class _RangeUnits:
+    """The last layer of a student of continuous actions, told in halves of the action range from its middle.
+
+    An optimizer moves every weight by about its learning rate. From a range of 0 to 100 in the environment's units a
+    student would begin at the range's edge and need thousands of updates to its middle.
+    """
+
+    def __init__(self, head: nn.Linear, middle: Tensor, half: Tensor) -> None:
+        self.head, self.middle, self.half = head, middle, half
+
+    def enter(self) -> None:
+        """From the environment's units, gradients too."""
+        with torch.no_grad():
+            self.head.weight.div_(self.half[:, None])
+            self.head.bias.sub_(self.middle).div_(self.half)
+            for parameter, half in ((self.head.weight, self.half[:, None]), (self.head.bias, self.half)):
+                if parameter.grad is not None:
+                    parameter.grad.mul_(half)
+
+    def leave(self) -> None:
+        """Back to the environment's units."""
+        with torch.no_grad():
+            self.head.weight.mul_(self.half[:, None])
+            self.head.bias.mul_(self.half).add_(self.middle)
+
+
+def _range_units(network: Network, task: Task, kind: ScoreKind) -> _RangeUnits | None:
+    """None where the scores are not in the range's units, or its middle is 0: nearly all ranges are -1 to 1 or a few times
+    that, and need none of it."""
+    head = network.layers[-1]
+    if kind not in ("actions", "gaussian") or not isinstance(head, nn.Linear):
+        return None
+    low, high = bounds(task)
+    middle, half = (low + high) / 2, (high - low) / 2
+    if not middle.any():
+        return None
+    if kind == "gaussian":  # the log deviations stay as they are
+        middle, half = torch.cat([middle, torch.zeros_like(middle)]), torch.cat([half, torch.ones_like(half)])
+    return _RangeUnits(head, middle, half)
 
 
 class Update:
@@ -55,6 +96,7 @@ class Update:
         self.average = build(network.architecture, 0, network.score_kind).eval().requires_grad_(False)
         self.updates = 0
         self.temperature, self.spread = 1.0, 1.0
+        self._units = _range_units(network, task, loss.score_kind)
 
     def fit(self, examples: Batch) -> None:
         """What is fitted once, to the first labelled observations: temperature, spread, and the network's standardization."""
@@ -67,6 +109,8 @@ class Update:
             self.network.standardize(*fitted)
         if self.config.initialize == "data":
             fit_initialization(self.network, examples.observations, self.config.seed)
+        if self._units is not None:
+            self._units.leave()  # drawn around 0, so that the student begins around the range's middle
         self.average.load_state_dict(self.network.state_dict())
 
     def __call__(self, batches: Mapping[Task, Batch]) -> dict[str, Tensor]:
@@ -83,9 +127,13 @@ class Update:
         loss = torch.cat(losses).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
+        if self._units is not None:
+            self._units.enter()
         if self.config.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.max_grad_norm)
         self.optimizer.step()
+        if self._units is not None:
+            self._units.leave()
         self.updates += 1
         self._follow()
         return {"loss": loss.detach(), "agreement": torch.cat(agreements).mean()}
@@ -95,8 +143,9 @@ class Update:
         if self.loss.score_kind != "actions":
             return scores, transform(values, self.config.targets, self.spread)
         low, high = bounds(self.task)
-        half = (high - low) / 2
-        return scores / half, chosen(values, self.teacher_kind, self.task) / half
+        middle, half = (low + high) / 2, (high - low) / 2
+        # Less the middle, which changes no distance but keeps small ones from being rounded away.
+        return (scores - middle) / half, (chosen(values, self.teacher_kind, self.task) - middle) / half
 
     def _follow(self) -> None:
         """Polynomial-decay averaging (Shamir & Zhang 2013, arXiv 1212.1824, section 4): it spans a set share of the run so

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from rldistill.actions import check_actions, describe, same_actions, uniform_actions
 from rldistill.envs.atari import ATARI_RANDOM_SCORES, AtariBackend, atari_task, is_atari
-from rldistill.envs.gymnasium import GymnasiumBackend, gymnasium_task
+from rldistill.envs.gymnasium import GymnasiumBackend, gymnasium_task, vector_bounds
 from rldistill.envs.minatar import MINATAR_GAMES, MinAtarBackend, is_minatar, minatar_task
 from rldistill.envs.world import Backend, Pixels, Step
 from rldistill.types import Actions, Bools, Observations, Task, UserError
@@ -32,6 +32,8 @@ __all__ = [
     "fitting_task",
     "make_backend",
     "make_task",
+    "observation_bounds",
+    "observed_range",
 ]
 
 
@@ -92,6 +94,25 @@ def features_of(task: Task, parts: Sequence[str]) -> tuple[int, ...]:
     if len(set(parts)) < len(parts):
         raise UserError(f"a part of the observation is named twice: {', '.join(parts)}")
     return tuple(feature for name in parts for feature in places[name])
+
+
+def observation_bounds(task: Task) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None:
+    """Least and largest number of each feature, (features,) each, as the environment declares them; None of images."""
+    if is_atari(task.env) or is_minatar(task.env) or len(task.observation_shape) != 1:
+        return None
+    return vector_bounds(task.env)
+
+
+def observed_range(task: Task, steps: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Least and largest number of each feature, (*obs) each, that uniformly random play sees in so many steps."""
+    environments = Environments(task, 1, 0)
+    generator = np.random.default_rng(0)
+    low = high = environments.observations[0].astype(np.float64)
+    for _ in range(steps):
+        environments.step(uniform_actions(task, 1, generator))
+        low, high = np.minimum(low, environments.observations[0]), np.maximum(high, environments.observations[0])
+    environments.close()
+    return low, high
 
 
 def make_backend(task: Task, num_envs: int, *, pixels: bool = False) -> Backend:

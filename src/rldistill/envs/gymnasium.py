@@ -26,6 +26,23 @@ def gymnasium_task(env: str, options: Mapping[str, Any]) -> Task:
     return Task(env, observation_shape=shape, observation_dtype=dtype, observation_keys=keys, **_actions(env, actions))
 
 
+def vector_bounds(env: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None:
+    """Least and largest number of each feature, (features,) each, as the environment declares them; None of images.
+
+    Raises:
+        UserError: no such environment.
+    """
+    from gymnasium.spaces import Box, flatten_space
+
+    made = _gymnasium(env, None)
+    space = made.observation_space
+    made.close()
+    box = space if isinstance(space, Box) else flatten_space(space)
+    if not isinstance(box, Box) or len(box.shape) != 1:
+        return None
+    return box.low.astype(np.float64), box.high.astype(np.float64)
+
+
 def _observations(
     env: str, space: Any
 ) -> tuple[tuple[int, ...], Literal["uint8", "float32"], tuple[tuple[str, int], ...]]:

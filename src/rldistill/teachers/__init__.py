@@ -17,26 +17,29 @@ import torch
 from torch import Tensor, nn
 
 from rldistill.actions import describe, predicted, score_width
-from rldistill.envs import make_task
+from rldistill.envs import make_task, observation_bounds, observed_range
 from rldistill.networks import parameter_count
 from rldistill.policies import KeptPolicy, SavedPolicy
 from rldistill.policies import load_policy as load_folder
 from rldistill.progress import Progress
+from rldistill.teachers.archives import shown
 from rldistill.teachers.cleanrl import read_cleanrl
 from rldistill.teachers.detect import kind_of
 from rldistill.teachers.exported import Exported, exported_in, read_exported
 from rldistill.teachers.foreign import BoxSpace, DiscreteSpace, ForeignPolicy, ForeignScores, Statistics
 from rldistill.teachers.hub import PREFIX, fetch, find_policy_file, find_statistics, read_card
-from rldistill.teachers.onnx import read_onnx
 from rldistill.teachers.sb3 import read_sb3
 from rldistill.teachers.state_dict import read_state_dict
 from rldistill.teachers.statistics import read_normalization, read_statistics
-from rldistill.teachers.torchscript import read_torchscript
+from rldistill.teachers.trial import read_program
 from rldistill.types import Actions, ScoreKind, Task, UserError
 
 __all__ = ["ForeignTeacher", "TeacherOptions", "load_fitting", "load_policy", "load_teacher", "parameters_of"]
 
 Ref: TypeAlias = str | os.PathLike[str]
+_INFINITE = 1e30  # some environments declare the largest float32
+_ANOTHER_SCALE = 10.0
+_RANDOM_STEPS = 200
 
 
 @dataclass(frozen=True)
@@ -257,11 +260,9 @@ def _read(kind: str, path: Path, task: Task | None, options: TeacherOptions) -> 
         return read_sb3(path, normalization=options.normalization, trust_pickle=options.trust_pickle)
     if kind == "cleanrl":
         foreign = read_cleanrl(path, observation_shape=shape)
-    elif kind == "onnx":
-        foreign = read_onnx(path, observation_shape=shape, num_actions=actions, scores=scores, pixels=options.pixels)
-    elif kind == "torchscript":
-        foreign = read_torchscript(
-            path, observation_shape=shape, num_actions=actions, scores=scores, pixels=options.pixels
+    elif kind in ("onnx", "torchscript"):
+        foreign = read_program(
+            kind, path, observation_shape=shape, num_actions=actions, scores=scores, pixels=options.pixels
         )
     elif kind == "state dict":
         foreign = read_state_dict(
@@ -317,6 +318,13 @@ def _mismatches(foreign: ForeignPolicy, task: Task, score_kind: ScoreKind) -> li
         found.append(str(error))
     if foreign.observation_space is not None:
         found += _unlike(foreign.observation_space, task)
+        keys = foreign.observation_space.keys
+        if keys and keys != task.observation_keys:
+            parts = ", ".join(name for name, _ in task.observation_keys) or "none"
+            found.append(
+                f"it reads the parts {', '.join(shown(name, 40) for name, _ in keys[:20])} of observations, "
+                f"{task.env} gives {parts}, in this order"
+            )
     actions = foreign.action_space
     if isinstance(actions, DiscreteSpace):
         sizes = task.action_sizes or ((task.num_actions,) if not task.continuous else ())
@@ -350,12 +358,35 @@ def _unlike(space: BoxSpace, task: Task) -> list[str]:
         known = space.dtype == "uint8"
         if known != (task.observation_dtype == "uint8") and len(space.shape) == 3:
             return [f"it reads {space.dtype} observations, {task.env} gives {task.observation_dtype}: another scaling"]
-        return []
+        return _scaled_otherwise(space, task)
     if sorted(space.shape) == sorted(task.observation_shape):
         return [
             f"it reads observations of shape {space.shape}, {task.env} gives {task.observation_shape}: another channel order"
         ]
     return [f"it reads observations of shape {space.shape}, {task.env} gives {task.observation_shape}"]
+
+
+def _scaled_otherwise(space: BoxSpace, task: Task) -> list[str]:
+    """Whether the file's bounds of vectors are of another scale than the environment's, or are left in random play.
+
+    Versions of an environment differ a little in what they declare, and in what they call infinite, so that only what
+    both bound counts, and a small difference only where observations show it.
+    """
+    bounds = observation_bounds(task) if len(space.shape) == 1 else None
+    if bounds is None:
+        return []
+    sides = np.stack([space.low, space.high, *bounds])
+    known = (np.abs(sides) < _INFINITE).all(axis=0) & (sides[1] > sides[0]) & (sides[3] > sides[2])
+    low, high, own_low, own_high = sides[:, known]
+    if not known.any() or (np.allclose(low, own_low, rtol=1e-3) and np.allclose(high, own_high, rtol=1e-3)):
+        return []
+    text = f"it reads observations of {_range(low, high)}, {task.env} declares {_range(own_low, own_high)}: another scaling"
+    factor = (high - low) / (own_high - own_low)
+    if (factor > _ANOTHER_SCALE).any() or (factor < 1 / _ANOTHER_SCALE).any():
+        return [text]
+    least, largest = (side[known] for side in observed_range(task, _RANDOM_STEPS))
+    slack = 0.1 * (high - low)
+    return [text] if (least < low - slack).any() or (largest > high + slack).any() else []
 
 
 def _range(low: Any, high: Any) -> str:

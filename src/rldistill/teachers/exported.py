@@ -14,7 +14,8 @@ from rldistill.actions import score_width
 from rldistill.ccode import CPolicy, compiled, read_c
 from rldistill.teachers.archives import MIB, PATH_LENGTH, read_file, read_members, shown
 from rldistill.teachers.foreign import BoxSpace, ForeignPolicy, ForeignScores
-from rldistill.teachers.onnx import metadata_of, read_onnx
+from rldistill.teachers.onnx import read_onnx
+from rldistill.teachers.onnx_contents import metadata_of
 from rldistill.teachers.sb3 import read_sb3
 from rldistill.teachers.torchscript import read_torchscript
 from rldistill.teachers.weights import read_bytes

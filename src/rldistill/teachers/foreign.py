@@ -28,6 +28,8 @@ class BoxSpace(NamedTuple):
     low: npt.NDArray[np.float64]
     high: npt.NDArray[np.float64]
     dtype: str
+    keys: tuple[tuple[str, int], ...] = ()
+    """Of a Dict that was flattened to this vector: names and sizes of its parts, in their order."""
 
 
 class DiscreteSpace(NamedTuple):

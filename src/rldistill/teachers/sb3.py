@@ -7,7 +7,6 @@ A zip holds `data` (JSON; what JSON cannot say is a pickle in base64, with reada
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import re
@@ -15,14 +14,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
 from rldistill.teachers.archives import MIB, PATH_LENGTH, read_file, read_members, shown
-from rldistill.teachers.foreign import BoxSpace, DiscreteSpace, ForeignPolicy, Statistics
-from rldistill.teachers.pickles import admits_statistics, array, interpret, number
+from rldistill.teachers.foreign import BoxSpace, ForeignPolicy, Statistics
 from rldistill.teachers.sb3_networks import ACTIVATIONS, Family, Settings, build_acting, family_of
-from rldistill.teachers.statistics import attributes, read_normalization, read_statistics
+from rldistill.teachers.sb3_spaces import MOST_ACTIONS, action_space, entry_of, integer, observation_space, text_of
+from rldistill.teachers.statistics import read_normalization, read_statistics
 from rldistill.teachers.tensors import load_state_dict
 from rldistill.types import UserError
 
@@ -33,8 +29,6 @@ _MEMBERS = {
     "_stable_baselines3_version": 1024,
     "system_info.txt": 64 * 1024,
 }
-_MOST_ACTIONS = 65_536
-_MOST_NUMBERS = 2**23  # of an observation
 _FAMILIES: dict[str, Family] = {
     "stable_baselines3.dqn.policies": "dqn",
     "sb3_contrib.qrdqn.policies": "qrdqn",
@@ -88,8 +82,8 @@ def read_sb3(path: Path, *, normalization: Path | None = None, trust_pickle: boo
     said = _FAMILIES.get(module)
     if said is not None and said != family:
         raise UserError(f"{source}: its data tells of {module}, but its policy.pth holds a {family} network")
-    observations = _observation_space(data, source)
-    actions = _action_space(data, source)
+    observations = observation_space(data, source)
+    actions = action_space(data, source)
     settings = _settings(data, family, source)
     acting = build_acting(family, tensors, observations, actions, settings, source=source)
     algorithm, notes = _algorithm(family, data, module)
@@ -123,23 +117,12 @@ def _json(raw: bytes, source: str) -> dict[str, Any]:
     return data
 
 
-def _entry(data: Mapping[str, Any], key: str) -> dict[str, Any]:
-    entry = data.get(key)
-    return entry if isinstance(entry, dict) else {}
-
-
-def _text(entry: Mapping[str, Any], key: str) -> str:
-    """Text, empty where the file holds anything else. (A list nested a thousand times has no text.)"""
-    value = entry.get(key)
-    return value if isinstance(value, str) else ""
-
-
 def _policy_class(data: Mapping[str, Any]) -> tuple[str, str]:
     """Module and name of the policy's class; empty where the file does not say."""
-    entry = _entry(data, "policy_class")
+    entry = entry_of(data, "policy_class")
     module = entry.get("__module__")
     # The name stands in the texts of its methods, such as "<function SACPolicy.__init__ at 0x7f>".
-    found = re.match(r"<function (\w{1,80})\.__init__ at", _text(entry, "__init__"))
+    found = re.match(r"<function (\w{1,80})\.__init__ at", text_of(entry, "__init__"))
     return module if isinstance(module, str) else "", found[1] if found else ""
 
 
@@ -167,19 +150,19 @@ def _algorithm(family: Family, data: Mapping[str, Any], module: str) -> tuple[st
 
 
 def _settings(data: Mapping[str, Any], family: Family, source: str) -> Settings:
-    kwargs = _entry(data, "policy_kwargs")
-    extractor = _text(kwargs, "features_extractor_class")
-    if extractor and not re.search(r"[.']?(NatureCNN|FlattenExtractor)'?>?$", extractor):
+    kwargs = entry_of(data, "policy_kwargs")
+    extractor = text_of(kwargs, "features_extractor_class")
+    if extractor and not re.search(r"[.']?(NatureCNN|FlattenExtractor|CombinedExtractor)'?>?$", extractor):
         raise UserError(
             f"{source} has a features extractor of its author's own ({shown(extractor)}); export it to ONNX or TorchScript"
         )
     activation = None
     if kwargs.get("activation_fn") is not None:
-        found = re.fullmatch(r"<class 'torch\.nn\.modules\.\w+\.(\w+)'>", _text(kwargs, "activation_fn"))
+        found = re.fullmatch(r"<class 'torch\.nn\.modules\.\w+\.(\w+)'>", text_of(kwargs, "activation_fn"))
         activation = found[1] if found else None
         if activation not in ACTIVATIONS:
             raise UserError(
-                f"{source} has the activation {shown(_text(kwargs, 'activation_fn'))!r}, which is not known here; "
+                f"{source} has the activation {shown(text_of(kwargs, 'activation_fn'))!r}, which is not known here; "
                 "export it to ONNX or TorchScript"
             )
     clip_mean = _real(kwargs.get("clip_mean", 2.0))
@@ -187,7 +170,7 @@ def _settings(data: Mapping[str, Any], family: Family, source: str) -> Settings:
         raise UserError(f"{source} is damaged: its clip_mean is no limit")
     quantiles = None
     if family == "qrdqn":
-        quantiles = _integer(data.get("n_quantiles", kwargs.get("n_quantiles")))
+        quantiles = integer(data.get("n_quantiles", kwargs.get("n_quantiles")))
     return Settings(
         activation=activation,
         scale_images=not _is(kwargs.get("normalize_images"), False),
@@ -195,7 +178,7 @@ def _settings(data: Mapping[str, Any], family: Family, source: str) -> Settings:
         use_expln=_is(kwargs.get("use_expln"), True),
         squash_output=_is(kwargs.get("squash_output"), True),
         sde_net_is_empty=kwargs.get("sde_net_arch") in ([], "[]"),
-        quantiles=quantiles if quantiles is not None and 1 <= quantiles <= _MOST_ACTIONS else None,
+        quantiles=quantiles if quantiles is not None and 1 <= quantiles <= MOST_ACTIONS else None,
     )
 
 
@@ -211,118 +194,6 @@ def _real(value: Any) -> float | None:
     except (ValueError, OverflowError):
         return None
     return real if math.isfinite(real) else None
-
-
-def _integer(value: Any) -> int | None:
-    """A whole number, which may be written as text; None for anything else."""
-    if isinstance(value, str) and re.fullmatch(r"\s*-?\d{1,18}\s*", value):
-        return int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**62 else None
-
-
-# --- spaces
-
-
-def _space_kind(entry: Mapping[str, Any], what: str, source: str) -> str:
-    kind = _text(entry, ":type:")
-    found = re.fullmatch(r"<class '(?:gym|gymnasium)\.spaces\.(?:\w+\.)?(\w+)'>", kind)
-    if not found:
-        raise UserError(f"{source} does not say its {what}, or in an unknown way ({shown(kind) or 'missing'})")
-    return found[1]
-
-
-def _observation_space(data: Mapping[str, Any], source: str) -> BoxSpace:
-    entry = _entry(data, "observation_space")
-    kind = _space_kind(entry, "observation space", source)
-    if kind == "Dict":
-        raise UserError(f"{source} has observations in a dictionary (MultiInputPolicy), which is not supported yet")
-    if kind != "Box":
-        raise UserError(f"{source} has observations of the kind {shown(kind)}; only Box is supported")
-    return _box(entry, "observation space", source)
-
-
-def _action_space(data: Mapping[str, Any], source: str) -> BoxSpace | DiscreteSpace:
-    entry = _entry(data, "action_space")
-    kind = _space_kind(entry, "action space", source)
-    if kind == "Box":
-        return _box(entry, "action space", source)
-    if kind == "Discrete":
-        count = _integer(entry.get("n"))
-        sizes = [float(count)] if count is not None else _stored(entry, "n", source).flatten().tolist()
-    elif kind == "MultiDiscrete":
-        texts = _numbers(entry.get("nvec"))
-        sizes = texts if texts is not None else _stored(entry, "nvec", source).flatten().tolist()
-    else:
-        raise UserError(
-            f"{source} has actions of the kind {shown(kind)}; Discrete, MultiDiscrete and Box are supported"
-        )
-    if not sizes or not all(1 <= size <= _MOST_ACTIONS for size in sizes) or sum(sizes) > _MOST_ACTIONS:
-        raise UserError(f"{source} is damaged: its action space has an absurd number of actions")
-    return DiscreteSpace(tuple(int(size) for size in sizes))
-
-
-def _box(entry: Mapping[str, Any], what: str, source: str) -> BoxSpace:
-    shape = entry.get("_shape", entry.get("shape"))
-    if isinstance(shape, str):
-        shape = [_integer(length) for length in re.findall(r"\d{1,9}", shape)]
-    if not isinstance(shape, list) or not all(isinstance(length, int) and length >= 1 for length in shape):
-        raise UserError(f"{source} does not say the shape of its {what}")
-    if len(shape) > 8 or not 1 <= math.prod(shape) <= _MOST_NUMBERS:
-        raise UserError(f"{source} is damaged: its {what} has an absurd shape")
-    found = re.search(r"(u?int|float)(8|16|32|64)", _text(entry, "dtype"))
-    dtype = found[0] if found else "float32"
-    low, high = (_bound(entry, key, tuple(shape), dtype, what, source) for key in ("low", "high"))
-    if np.isnan(low).any() or np.isnan(high).any() or (low > high).any():
-        raise UserError(f"{source} is damaged: its {what} has a lowest value above the highest")
-    return BoxSpace(tuple(shape), low, high, dtype)
-
-
-def _bound(
-    entry: Mapping[str, Any], key: str, shape: tuple[int, ...], dtype: str, what: str, source: str
-) -> npt.NDArray[np.float64]:
-    """Lowest or highest values, from their text if it is complete, else from the pickle, else by what is left of them."""
-    for text in (entry.get(key), entry.get(f"{key}_repr")):
-        numbers = _numbers(text)
-        if numbers is not None and len(numbers) in (1, math.prod(shape)):
-            return np.broadcast_to(np.array(numbers).reshape(shape if len(numbers) > 1 else ()), shape).copy()
-    try:
-        values = _stored(entry, key, source)
-        if values.shape == shape:
-            return values
-        refusal = UserError(f"{source} does not say the {key}est values of its {what}")
-    except UserError as error:
-        refusal = error  # unless the texts will do
-    left = _numbers(_text(entry, key).replace("...", " "))
-    if left and len(set(left)) == 1:
-        return np.full(shape, left[0])
-    if dtype == "uint8":
-        return np.full(shape, 0.0 if key == "low" else 255.0)
-    raise refusal
-
-
-def _numbers(text: Any) -> list[float] | None:
-    """The numbers in the text of an array; None where it is abbreviated or holds anything else."""
-    words: list[Any] | None = text if isinstance(text, list) else [text] if isinstance(text, int | float) else None
-    if isinstance(text, str):
-        words = re.sub(r"[\[\](),]", " ", text).split()
-    try:
-        return None if words is None else [float(word) for word in words]
-    except (ValueError, TypeError, OverflowError):
-        return None
-
-
-def _stored(entry: Mapping[str, Any], key: str, source: str) -> npt.NDArray[np.float64]:
-    """An attribute of the pickled space, read as data."""
-    text = entry.get(":serialized:")
-    try:
-        raw = base64.b64decode(text, validate=True) if isinstance(text, str) else b""
-    except ValueError:
-        raw = b""
-    root, _ = interpret(raw, admits_statistics, source=f"{source}: a space of its data")
-    for name, value in attributes(root):
-        if name == key:
-            return array(value) if key != "n" else np.array(number(value))
-    raise UserError(f"{source} does not say the {shown(key)!r} of a space")
 
 
 # --- what lies beside the file
@@ -362,7 +233,7 @@ def read_training(path: Path, algorithm: str = "") -> Training:
     normalized = _yaml(config, "normalize") or ""
     without = re.search(r"norm_obs['\"]*\s*[:=]\s*false", config, re.IGNORECASE)
     yes = bool(normalized) and normalized.lower() not in ("false", "none", "null", "no", "0")
-    stack = _integer(_yaml(config, "frame_stack") or "")
+    stack = integer(_yaml(config, "frame_stack") or "")
     wrapper = _yaml(config, "env_wrapper")
     return Training(env, yes and not without, stack, shown(wrapper, 200) if wrapper else None)
 
@@ -455,10 +326,10 @@ def _provenance(
     said = {
         "stable_baselines3": version or "before 1.0",
         "policy_class": policy or None,
-        "control_steps": _integer(data.get("num_timesteps")),
-        "seed": _integer(data.get("seed")),
+        "control_steps": integer(data.get("num_timesteps")),
+        "seed": integer(data.get("seed")),
         "gamma": _real(data.get("gamma")),
-        "num_envs": _integer(data.get("n_envs")),
+        "num_envs": integer(data.get("n_envs")),
         "frame_stack": training.frame_stack,
         "env_wrapper": training.wrapper,
         "system": [shown(line, 120) for line in system[:12]] or None,

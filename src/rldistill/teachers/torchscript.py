@@ -7,30 +7,30 @@ import re
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from rldistill.teachers.archives import DEFAULT_LIMITS, read_members, shown
-from rldistill.teachers.foreign import DiscreteSpace, ForeignPolicy, ForeignScores
+from rldistill.teachers.foreign import ForeignPolicy, ForeignScores
+from rldistill.teachers.programs import Pixels, in_batches, last_line, policy_of, unknown_range
+from rldistill.teachers.script_graphs import check_graph
 from rldistill.teachers.state_dict import observations_of
 from rldistill.teachers.tensors import MOST_BYTES
 from rldistill.teachers.weights import read_bytes
 from rldistill.types import UserError
 
-Pixels: TypeAlias = Literal["bytes", "unit"]
-"""What a network of images takes: numbers from 0 to 255, or from 0 to 1."""
-
 # TorchScript has no imports and no Python, but it has these: files written and mapped (`torch.save` and `torch.from_file`
 # are operators like any other), calls to other machines, and loops, whose end nobody can foresee. A network needs none of
 # them, so they are looked for in the program's text, whatever the context, before PyTorch gets to see it. Loading alone
-# can run a program already (`__setstate__`).
+# can run a program already (`__setstate__`), before its graph can be looked at.
 _REFUSED = {
     r"\b(save|from_file|_save|load|_load)\b": "reads or writes files",
     r"\brpc\w*|\bfork\b|\b_?awaitable\b": "starts other programs",
     r"\bops\b(?!\s*\.\s*(aten|prim|quantized)\b)": "calls operators of other libraries",
     r"^\s*(for|while)\b": "has a loop",
+    r"\bdef __setstate__\b": "runs while it is loaded",
     r"\b(set_data|_?storage|set_source)\b": "reaches into raw memory",
 }
 _MAX_SOURCE = 4 << 20
@@ -49,8 +49,12 @@ class ScriptNetwork(nn.Module):
         x = observations
         if self.floats:
             x = x.to(torch.float32) / 255.0 if self.divide else x.to(torch.float32)
+        return in_batches(self._run, x)
+
+    def _run(self, x: Tensor) -> Tensor:
         with torch.no_grad():
             out = self.script(x)
+        # Of many rows only: what gives anything else is judged by its first probe.
         return cast(Tensor, out[0] if isinstance(out, tuple) else out).to(torch.float32)
 
 
@@ -66,7 +70,9 @@ def read_torchscript(
 
     Such a file is a program of PyTorch operators, so running it is running a stranger's program, in an interpreter that
     knows neither Python nor the system. Its operators for files and other machines, loops, and operators of other libraries
-    are refused before the program is loaded; what is left can compute and take memory, nothing else.
+    are refused before the program is loaded, and programs whose course depends on more than the shape of their input
+    before they are run (see `script_graphs`). What is left takes the same time and memory whenever it gets as many
+    observations, so that `trial` can measure them.
 
     Args:
         path: the file.
@@ -109,37 +115,19 @@ def read_torchscript(
     for tensor in tensors:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise UserError(f"{path}: the weights hold NaN or infinity; the policy is of no use")
+    check_graph(script, path)
     space = observations_of(observation_shape)
     network, supposed = _with_input(script, space.dtype, observation_shape, pixels, path)
-    out = _probe(network, observation_shape, space.dtype, path)
-    outputs = checked_outputs(out, num_actions, scores, path)
-    return ForeignPolicy(
-        network=network,
+    return policy_of(
+        network,
+        space,
         scores=scores,
-        algorithm="unknown",
+        num_actions=num_actions,
         format="TorchScript",
-        observation_space=space,
-        action_space=DiscreteSpace((outputs,)) if scores in ("q_values", "logits") else None,
+        path=path,
+        reason=last_line,
         provenance={"supposed": supposed, "parameters": sum(parameter.numel() for parameter in script.parameters())},
     )
-
-
-def checked_outputs(out: Any, num_actions: int | None, scores: ForeignScores, path: Path) -> int:
-    """How many numbers a probe of two observations gave for each.
-
-    Raises:
-        UserError: they are no (2, K) finite numbers, or K is not what the number of actions asks for.
-    """
-    if not isinstance(out, Tensor) or out.ndim != 2 or out.shape[0] != 2 or not 1 <= out.shape[1] <= 65_536:
-        got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise UserError(f"{path} should give one row of scores for each of 2 observations, but gives {got}")
-    if not bool(torch.isfinite(out).all()):
-        raise UserError(f"{path} gives NaN or infinity for an observation of zeros; the policy is of no use")
-    outputs = int(out.shape[1])
-    wanted = None if num_actions is None else num_actions * (2 if scores == "gaussian" else 1)
-    if wanted is not None and outputs != wanted:
-        raise UserError(f"{path} gives {outputs} numbers for an observation, but {num_actions} actions need {wanted}")
-    return outputs
 
 
 def _with_input(
@@ -165,9 +153,7 @@ def _with_input(
     tensors = [*script.parameters(), *script.buffers()]
     if _divides(script) or any(_is_scale(tensor) for tensor in tensors):
         return ScriptNetwork(script, floats=True, divide=False), ["has a 255 in it, so scales pixels itself"]
-    raise UserError(
-        f"{path} takes floating images but does not say of which range: say whether pixels are bytes (0 to 255) or unit (0 to 1)"
-    )
+    raise unknown_range(path)
 
 
 def _divides(script: Any) -> bool:
@@ -184,14 +170,6 @@ def _is_scale(tensor: Tensor) -> bool:
         return False
     value = float(tensor)
     return abs(value - 255.0) < 1e-3 or abs(value * 255.0 - 1.0) < 1e-3
-
-
-def _probe(network: ScriptNetwork, shape: tuple[int, ...], dtype: str, path: Path) -> Any:
-    try:
-        return network(torch.zeros((2, *shape), dtype=torch.uint8 if dtype == "uint8" else torch.float32))
-    except Exception as error:  # the interpreter's own, of many lines; the last one says what
-        reason = shown((str(error).strip().splitlines() or [type(error).__name__])[-1], 200)
-        raise UserError(f"{path} does not run on observations of shape {shape}: {reason}") from None
 
 
 def _repacked(path: Path) -> tuple[bytes, dict[str, bytes]]:
