@@ -19,7 +19,7 @@ from typing import Annotated
 
 import numpy as np
 import tyro
-from throughput import rate
+from throughput import in_turns
 
 from rldistill.actions import score_width
 from rldistill.datasets import open_dataset
@@ -84,12 +84,7 @@ def main(options: Options) -> None:
 
         works = {"bare training": train, "labels of its composites": label,
                  "from the dataset, --augment 0": from_dataset, "from the dataset, composites": with_composites}  # fmt: skip
-        rates: dict[str, list[float]] = {name: [] for name in works}
-        for turn in range(options.rounds + 1):
-            for name, work in works.items():
-                measured = rate(work, options.seconds if turn else 0.5)
-                if turn:  # the first is a warm-up
-                    rates[name].append(measured)
+        rates = in_turns(works, options.rounds, options.seconds)
     table(
         [
             {

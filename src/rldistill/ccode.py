@@ -102,7 +102,7 @@ def c_policy(
             rounded, scales = int8_rows(layer.weight)
             arrays[f"scales_{number}"] = scales
             bias = int8_bias(layer, rounded, scales, lowered.centre if number == 1 else 0.0)
-            weight = _laid_out(layer._replace(weight=rounded), before, first=number == 1)  # type: ignore[arg-type]
+            weight = _laid_out(layer._replace(weight=rounded), before, first=number == 1)  # type: ignore[arg-type]  # int8 now
         arrays[f"weights_{number}"] = weight
         arrays[f"biases_{number}"] = bias
         if layer.norm is not None:

@@ -194,7 +194,7 @@ def export_table(done: Export) -> list[dict[str, str]]:
     return rows
 
 
-def _files(target: Path, format: str, config: ExportConfig, *, force: bool) -> list[Path]:
+def _files(target: Path, format: Format, config: ExportConfig, *, force: bool) -> list[Path]:
     """What will be written, if it may be: told before anything is played, not after."""
     if format not in get_args(Format):
         raise UserError(f"unknown format {format!r}: take one of {', '.join(get_args(Format))}")
@@ -205,14 +205,14 @@ def _files(target: Path, format: str, config: ExportConfig, *, force: bool) -> l
             raise UserError(f"{flag} is at least {least}, not {value}")
     if not 0 <= config.epsilon <= 1:
         raise UserError(f"--epsilon is a probability from 0 to 1, not {config.epsilon}")
-    ending = _ENDINGS.get(format)  # type: ignore[call-overload]  # checked above
+    ending = _ENDINGS.get(format)
     if ending is not None and target.suffix != ending:
         raise UserError(f"a file of the format {format} ends in {ending}, and {target} does not")
     if ending == ".c" and compiler() is None:
         raise UserError(
             "C is compiled and compared before it is written, and there is no compiler here: name one in $CC"
         )
-    check_packages(*_PACKAGES.get(format, ()), extra="sb3" if format == "sb3" else "onnx")  # type: ignore[call-overload]
+    check_packages(*_PACKAGES.get(format, ()), extra="sb3" if format == "sb3" else "onnx")
     files = [target, target.with_suffix(".h")] if ending == ".c" else [target]
     if not target.parent.is_dir():
         raise UserError(f"cannot write {target}: there is no folder {target.parent}")

@@ -24,7 +24,7 @@ OPSET = 18
 class _Both(Deployed):
     """Action and scores at once."""
 
-    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]  # two outputs
         scores = super().forward(observation)
         return self.choose(scores), scores
 
