@@ -26,7 +26,7 @@ from rldistill.exporting.torchscript import to_torchscript
 from rldistill.networks import Architecture, Network, build
 from rldistill.policies import SavedPolicy, save_policy
 from rldistill.recording import RecordConfig, record
-from rldistill.teachers import ForeignTeacher, load_policy
+from rldistill.teachers import ForeignTeacher, load_policy, trial
 from rldistill.teachers.exported import description, exported_in, read_exported
 from rldistill.types import ScoreKind, Task, UserError
 from test_evaluation import CARTPOLE, leaning
@@ -102,6 +102,17 @@ def test_what_was_exported_plays_as_the_policy_does(format: Format, student: Pat
     assert [row["format"] for row in export_table(done)] == ["eager torch", format]
     left = {path.name for path in out.parent.iterdir() if path.name.startswith(".")}
     assert not left, "nothing written aside stays"
+
+
+@pytest.mark.parametrize("format", ["onnx", "torchscript"])
+def test_a_program_that_says_it_was_exported_is_tried_like_any_other(
+    format: Format, exports: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anybody can write that into a file."""
+    _, out, _ = exports["make"](format)
+    monkeypatch.setattr(trial, "ask", lambda question: {"error": f"{question['kind']} was tried", "peak": 0})
+    with pytest.raises(UserError, match=f"{format} was tried"):
+        load_policy(out)
 
 
 def test_torchscript_needs_nothing_of_rldistill(student: Path, exports: dict[str, Any]) -> None:

@@ -14,10 +14,9 @@ from rldistill.actions import score_width
 from rldistill.ccode import CPolicy, compiled, read_c
 from rldistill.teachers.archives import MIB, PATH_LENGTH, read_file, read_members, shown
 from rldistill.teachers.foreign import BoxSpace, ForeignPolicy, ForeignScores
-from rldistill.teachers.onnx import read_onnx
 from rldistill.teachers.onnx_contents import metadata_of
 from rldistill.teachers.sb3 import read_sb3
-from rldistill.teachers.torchscript import read_torchscript
+from rldistill.teachers.trial import read_program
 from rldistill.teachers.weights import read_bytes
 from rldistill.types import ScoreKind, Task, UserError
 
@@ -113,18 +112,11 @@ def read_exported(kind: str, path: Path, exported: Exported) -> ForeignPolicy:
     shape, scores = task.observation_shape, _SCORES[score_kind]
     if exported.c is not None:
         foreign = ForeignPolicy(compiled(exported.c, str(path)), scores, "unknown", "C99", None, None)
-    elif kind == "onnx":
-        foreign = read_onnx(
-            path,
-            observation_shape=shape,
-            num_actions=task.num_actions,
-            scores=scores,
-            output="scores",
-            pixels="bytes",
-        )
-    elif kind == "torchscript":
-        foreign = read_torchscript(
-            path, observation_shape=shape, num_actions=task.num_actions, scores=scores, pixels="bytes"
+    elif kind in ("onnx", "torchscript"):
+        # Anybody can write that a file is of this kind, so it is tried as any other.
+        output = {"output": "scores"} if kind == "onnx" else {}
+        foreign = read_program(
+            kind, path, observation_shape=shape, num_actions=task.num_actions, scores=scores, pixels="bytes", **output
         )
     else:
         # What lies beside it may be another policy's: this one has its normalization inside.
