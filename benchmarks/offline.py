@@ -29,7 +29,7 @@ from rldistill.machine import keep_freed_memory
 from rldistill.networks import Architecture, build
 from rldistill.policies import load_policy
 from rldistill.progress import Talking, table
-from rldistill.streams import Composed
+from rldistill.streams import Composed, Stream, minibatches
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def main(options: Options) -> None:
     keep_freed_memory()
     teacher, dataset = load_policy(options.teacher), open_dataset(options.dataset)
     task = teacher.task
-    config = checked(replace(DistillConfig(), student=options.student, dataset=str(options.dataset), augment=0.5))
+    config = checked(replace(DistillConfig(), student=options.student, dataset=str(options.dataset), updates=100_000, augment=0.5))
     loss = parse_loss(config.loss, teacher.score_kind, task.action_sizes)
     width = score_width(task, loss.score_kind)
     network = build(Architecture(config.student, task.observation_shape, width), 0, loss.score_kind)
@@ -63,27 +63,27 @@ def main(options: Options) -> None:
         loading = time.perf_counter() - began
         visited = composed.stream
         update.fit(visited.examples())
-        batch = next(visited)
-        made = config.batch_size // 2
+        drawn = next(visited)
+        batch = minibatches(drawn, config.batch_size)[0]
+        made = len(drawn[task].values) // 2
 
         def train() -> int:
             update(batch)
             return 1
 
         def label() -> int:
-            teacher(batch[task].observations[:made])
-            return 1
+            teacher(drawn[task].observations[:made])
+            return 2 * made // config.batch_size
 
-        def from_dataset() -> int:
-            update(next(visited))
-            return 1
-
-        def with_composites() -> int:
-            update(next(composed))
-            return 1
+        def train_from(stream: Stream) -> int:
+            batches = minibatches(next(stream), config.batch_size)
+            for each in batches:
+                update(each)
+            return len(batches)
 
         works = {"bare training": train, "labels of its composites": label,
-                 "from the dataset, --augment 0": from_dataset, "from the dataset, composites": with_composites}  # fmt: skip
+                 "from the dataset, --augment 0": lambda: train_from(visited),
+                 "from the dataset, composites": lambda: train_from(composed)}  # fmt: skip
         rates = in_turns(works, options.rounds, options.seconds)
     table(
         [

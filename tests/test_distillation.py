@@ -279,10 +279,10 @@ def test_run_folder_tells_who_drove_and_what_came_of_it(tmp_path: Path, root: Pa
 
 
 def test_dataset_is_distilled_without_playing(tmp_path: Path, root: Path) -> None:
-    config = replace(TINY, dataset=str(root / "cartpole-data"), updates=60, evaluate_every=30)
+    config = replace(TINY, dataset=str(root / "cartpole-data"), updates=60, evaluate_every=32)
     student = distill(root / "cartpole", tmp_path / "run", config)
     evaluations = [line for line in read_metrics(tmp_path / "run") if line["event"] == "evaluation"]
-    assert [(line["updates"], line["control_steps"]) for line in evaluations] == [(30, 0), (60, 0)]
+    assert [(line["updates"], line["control_steps"]) for line in evaluations] == [(32, 0), (60, 0)]
     assert student.provenance["updates"] == 60
 
 

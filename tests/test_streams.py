@@ -326,10 +326,12 @@ def test_offline_draws_allowed_times_alone_with_the_labels_recorded(tmp_path: Pa
     replay, times = load_replay(dataset)
     labels = replay.column("values", times, np.zeros(len(times), np.int64))
     allowed = times[3:140:2]
-    stream = Offline(PONG, replay, allowed, batch_size=64, generator=np.random.default_rng(0))
+    stream = Offline(PONG, replay, allowed, batch_size=64, updates=6, generator=np.random.default_rng(0))
     may = {label.tobytes() for label in replay.column("values", allowed, np.zeros(len(allowed), np.int64))}
     assert len(may) < len({label.tobytes() for label in labels}), "the test must be able to see a wrong one"
-    drawn = [next(stream)[PONG] for _ in range(12)]
+    items = [next(stream) for _ in range(4)]
+    assert [len(item[PONG].values) for item in items] == [256, 128, 64, 64], "four batches at once, and six in all"
+    drawn = [part[PONG] for item in items for part in minibatches(item, 64)]
     assert {label.tobytes() for batch in drawn for label in batch.values.numpy()} == may
     for batch in drawn[:2]:
         assert batch.observations.shape == (64, 4, 84, 84)
@@ -342,7 +344,7 @@ def test_saved_offline_stream_goes_on_with_identical_batches(tmp_path: Path) -> 
     replay, times = load_replay(record(policy_for(CARTPOLE), tmp_path / "d", RecordConfig(steps=300)))
 
     def stream_of(seed: int) -> Offline:
-        return Offline(CARTPOLE, replay, times, batch_size=16, generator=np.random.default_rng(seed))
+        return Offline(CARTPOLE, replay, times, batch_size=16, updates=130, generator=np.random.default_rng(seed))
 
     stream = stream_of(1)
     stream.examples()

@@ -219,7 +219,8 @@ class Offline:
         task: of the dataset.
         replay: all its frames in one row, with a column `values`.
         times: those that may be drawn.
-        batch_size: samples an item.
+        batch_size: samples an update; an item has them up to 256 in all, as `Driven` has.
+        updates: in the whole run, for which no more is drawn; beyond them an item has a batch.
         generator: of the draws.
     """
 
@@ -230,16 +231,21 @@ class Offline:
         times: npt.NDArray[np.int64],
         *,
         batch_size: int,
+        updates: int,
         generator: np.random.Generator,
     ) -> None:
-        self.task, self.replay, self.times, self.batch_size, self.generator = task, replay, times, batch_size, generator
+        self.task, self.replay, self.times, self.generator = task, replay, times, generator
+        self.batch_size, self.updates = batch_size, updates
         self.teacher_steps = self.student_steps = 0
+        self._drawn = 0
 
     def __iter__(self) -> Offline:
         return self
 
     def __next__(self) -> Mapping[Task, Batch]:
-        return {self.task: self._draw(self.batch_size)}
+        batches = max(min(_TOGETHER // self.batch_size, self.updates - self._drawn), 1)
+        self._drawn += batches
+        return {self.task: self._draw(batches * self.batch_size)}
 
     def examples(self) -> Batch:
         """A thousand states."""
@@ -255,12 +261,13 @@ class Offline:
         return False
 
     def state_dict(self) -> dict[str, Any]:
-        """The generator."""
-        return {"generator": generator_state(self.generator)}
+        """The generator, and for how many updates it has drawn."""
+        return {"generator": generator_state(self.generator), "drawn": self._drawn}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Puts back what `state_dict` gave."""
         load_generator_state(self.generator, state["generator"])
+        self._drawn = int(state["drawn"])
 
     def close(self) -> None:
         """Nothing to free."""

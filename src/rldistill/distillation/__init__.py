@@ -353,7 +353,8 @@ def _visited(
     generator = np.random.default_rng([config.seed, 3])
     if dataset is not None:
         replay, times = load_replay(dataset, progress=progress)
-        return Offline(task, replay, times, batch_size=config.batch_size, generator=generator)
+        updates = cast(int, config.updates)
+        return Offline(task, replay, times, batch_size=config.batch_size, updates=updates, generator=generator)
     share = {
         "teacher": constant(1.0),
         "student": constant(0.0),
