@@ -50,7 +50,9 @@ def main(options: Options) -> None:
     keep_freed_memory()
     teacher, dataset = load_policy(options.teacher), open_dataset(options.dataset)
     task = teacher.task
-    config = checked(replace(DistillConfig(), student=options.student, dataset=str(options.dataset), updates=100_000, augment=0.5))
+    config = checked(
+        replace(DistillConfig(), student=options.student, dataset=str(options.dataset), updates=100_000, augment=0.5)
+    )
     loss = parse_loss(config.loss, teacher.score_kind, task.action_sizes)
     width = score_width(task, loss.score_kind)
     network = build(Architecture(config.student, task.observation_shape, width), 0, loss.score_kind)
