@@ -73,8 +73,11 @@ class DistillConfig:
     """Control steps played before the first update; standardization and temperature are fitted to them."""
     optimizer: Literal["adam", "rmsprop"] = "adam"
     """Adam, or RMSProp as in the paper."""
-    learning_rate: float = 6e-3
+    learning_rate: float = 3e-3
     """Its peak."""
+    steady: bool = True
+    """Steps that no layer's mean input and number of inputs make longer: gradients are taken for inputs less their mean, and
+    layers of more than 256 inputs have a smaller rate. Without it many of a student's ReLUs die."""
     weight_decay: float = 0.1
     """Of Adam, apart from the gradient: each update shrinks the weights by this times the learning rate. A student of few
     states follows its teacher better where it has not been."""
@@ -121,6 +124,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         replay=540_000,
         optimizer="rmsprop",
         learning_rate=5e-4,
+        steady=False,
         weight_decay=0.0,
         schedule="constant",
         max_grad_norm=0.0,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rldistill.actions import agreement, bounds, chosen
+from rldistill.distillation.centring import CentredInputs
 from rldistill.distillation.config import DistillConfig
 from rldistill.losses import WeightedLoss
 from rldistill.networks import Network, build, fit_initialization
@@ -58,6 +59,25 @@ def _range_units(network: Network, task: Task, kind: ScoreKind) -> _RangeUnits |
     return _RangeUnits(head, middle, half)
 
 
+_WIDE = 256
+"""Inputs of a unit above which its learning rate is smaller: those of the paper's first convolution."""
+
+
+def _groups(network: Network, steady: bool) -> list[dict[str, Any]]:
+    """Parameters layer by layer, with their share of the learning rate.
+
+    Adam moves all weights of a unit by about the learning rate, so its output by that times the number of its inputs. A
+    layer of more than 256 gets as much less (the hidden layers' rule of Yang et al. 2022, arXiv 2203.03466, table 3).
+    """
+    groups = []
+    for layer in network.layers:
+        parameters = list(layer.parameters())
+        inputs = layer.weight[0].numel() if isinstance(layer, nn.Conv2d | nn.Linear) else 1
+        if parameters:
+            groups.append({"params": parameters, "share": min(1.0, _WIDE / inputs) if steady else 1.0})
+    return groups
+
+
 class Update:
     """The one place that updates a student: one gradient step a call, on a batch of each task.
 
@@ -81,11 +101,11 @@ class Update:
     ) -> None:
         self.network, self.loss, self.config = network, loss, config
         self.task, self.teacher_kind = task, teacher_kind
-        parameters, rate = network.parameters(), config.learning_rate
+        groups, rate = _groups(network, config.steady), config.learning_rate
         self.optimizer: torch.optim.Optimizer = (
-            torch.optim.AdamW(parameters, lr=rate, weight_decay=config.weight_decay)  # Loshchilov & Hutter, 1711.05101
+            torch.optim.AdamW(groups, lr=rate, weight_decay=config.weight_decay)  # Loshchilov & Hutter, 1711.05101
             if config.optimizer == "adam"
-            else torch.optim.RMSprop(parameters, lr=rate)
+            else torch.optim.RMSprop(groups, lr=rate)
         )
         peak = config.learning_rate
         self.rate = (
@@ -97,6 +117,7 @@ class Update:
         self.updates = 0
         self.temperature, self.spread = 1.0, 1.0
         self._units = _range_units(network, task, loss.score_kind)
+        self._centred = CentredInputs(network) if config.steady else None
 
     def fit(self, examples: Batch) -> None:
         """What is fitted once, to the first labelled observations: temperature, spread, and the network's standardization."""
@@ -116,7 +137,7 @@ class Update:
     def __call__(self, batches: Mapping[Task, Batch]) -> dict[str, Tensor]:
         """Mean loss and agreement of best actions over the samples, both as scalars that nobody has waited for yet."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate(self.updates)
+            group["lr"] = self.rate(self.updates) * group["share"]
         self.network.train()
         losses, agreements = [], []
         for observations, values in batches.values():
@@ -131,7 +152,11 @@ class Update:
             self._units.enter()
         if self.config.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.max_grad_norm)
+        if self._centred is not None:
+            self._centred.enter()
         self.optimizer.step()
+        if self._centred is not None:
+            self._centred.leave()
         if self._units is not None:
             self._units.leave()
         self.updates += 1
@@ -162,6 +187,7 @@ class Update:
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "means": self._centred.state_dict() if self._centred else [],
             "dropout": dropout.generator.get_state() if dropout else None,
             "updates": self.updates,
             "temperature": self.temperature,
@@ -173,6 +199,8 @@ class Update:
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self._centred is not None:
+            self._centred.load_state_dict(state["means"])
         if self.network.dropout is not None:
             self.network.dropout.generator.set_state(state["dropout"])
         self.updates, self.temperature, self.spread = (
