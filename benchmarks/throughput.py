@@ -25,7 +25,7 @@ import torch
 import tyro
 
 from rldistill.actions import chosen, score_width, uniform_actions
-from rldistill.distillation import DistillConfig, Update, checked, make_stream
+from rldistill.distillation import DistillConfig, Update, checked, make_stream, suited
 from rldistill.envs import Environments
 from rldistill.losses import parse_loss
 from rldistill.machine import keep_freed_memory
@@ -105,13 +105,12 @@ def main(options: Options) -> None:
     keep_freed_memory()
     teacher = load_policy(options.teacher)
     task = teacher.task
-    config = checked(
-        replace(DistillConfig(), student=options.student, driver="student", warmup=1_000, steps=200_000, augment=0.5)
-    )
+    config = checked(replace(DistillConfig(), student=options.student, driver="student", steps=200_000))
     loss = parse_loss(config.loss, teacher.score_kind, task.action_sizes)
     width = score_width(task, loss.score_kind)
     network = build(Architecture(config.student, task.observation_shape, width), 0, loss.score_kind)
     network.bfloat16 = config.bfloat16
+    config = suited(config, network)
     update = Update(network, loss, config, 100_000, task, teacher.score_kind)
     environments = Environments(task, config.num_envs, 1)
     generator = np.random.default_rng(0)
@@ -153,11 +152,12 @@ def main(options: Options) -> None:
             return stream.teacher_steps + stream.student_steps - before
 
         works = {"env": step, "label": label, "act": act, "train": train}
-        updates_per_step = config.samples_per_step / config.batch_size
+        samples = config.samples_per_step or 0.0
+        updates_per_step = samples / config.batch_size
         a_step = {"env": 1.0, "label": 1.0, "act": 1.0, "train": updates_per_step}
         if made:
             works["label composites"] = label_composites
-            a_step["label composites"] = config.samples_per_step * (config.augment or 0.0)
+            a_step["label composites"] = samples * (config.augment or 0.0)
         works["pipeline"] = pipeline
         rates = in_turns(works, options.rounds, options.seconds)
         stream.close()

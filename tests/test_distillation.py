@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 import rldistill
-from rldistill.distillation import DistillConfig, Update, checked, distill, make_stream
+from rldistill.distillation import DistillConfig, Update, checked, distill, make_stream, suited
 from rldistill.envs import make_task
 from rldistill.evaluation import EvaluateConfig, evaluate
 from rldistill.losses import parse_loss
@@ -211,6 +211,12 @@ def test_small_students_of_images_get_no_composites_unless_asked(
                            evaluate_every=0, batch_size=8, samples_per_step=1)  # fmt: skip
     distill(teacher, tmp_path / "run", config)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["augment"] == share
+
+
+def test_images_are_learnt_from_twice_as_often_as_vectors_unless_said() -> None:
+    image, vector = build(Architecture("net3", PONG.observation_shape, 6), 0), build(Architecture("mlp:8", (4,), 2), 0)
+    assert [suited(DistillConfig(), network).samples_per_step for network in (image, vector)] == [64, 32]
+    assert suited(DistillConfig(samples_per_step=5.0), image).samples_per_step == 5
 
 
 def test_python_callable_can_be_the_teacher(tmp_path: Path) -> None:

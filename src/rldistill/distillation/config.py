@@ -59,8 +59,8 @@ class DistillConfig:
     """Another environment id than the teacher's own, with the same actions and observations."""
     num_envs: int = 8
     """Environments stepped together."""
-    samples_per_step: float = 32.0
-    """Samples drawn from the replay for each control step."""
+    samples_per_step: float | None = None
+    """Samples drawn from the replay for each control step; by default 64 of images, 32 of vectors."""
     batch_size: int = 64
     """Samples a gradient update."""
     augment: float | None = None
@@ -178,8 +178,9 @@ def checked(config: DistillConfig) -> DistillConfig:
     ):
         if not 0 <= share <= 1:
             raise UserError(f"{flag} lies between 0 and 1, not {share}")
-    for flag, number in (("--samples-per-step", config.samples_per_step), ("--learning-rate", config.learning_rate)):
-        if not 0 < number < math.inf:
+    samples = config.samples_per_step
+    for flag, number in (("--samples-per-step", samples), ("--learning-rate", config.learning_rate)):
+        if number is not None and not 0 < number < math.inf:
             raise UserError(f"{flag} is a positive number, not {number}")
     if config.explore == "dropout" and config.dropout == 0:
         raise UserError("--explore dropout needs units to drop: add --dropout 0.1")
