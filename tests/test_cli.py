@@ -23,6 +23,7 @@ from rldistill.exporting import ExportConfig
 from rldistill.inspection import InspectConfig
 from rldistill.networks import Architecture, build
 from rldistill.policies import load_policy, save_policy
+from rldistill.pushing import PushConfig
 from rldistill.recording import RecordConfig, record
 from rldistill.reporting import ReportConfig
 from rldistill.teachers import TeacherOptions
@@ -78,6 +79,7 @@ SMALL += ["--evaluate-episodes", "1", "--evaluate-every", "0"]
 
 
 EXPORT_FLAGS = ["out", "format", "force", "json"]
+PUSH_FLAGS = ["repo", "out", "dry_run", "with", "force"]
 CONFIGS = {
     "demo": None,
     "train": TrainConfig,
@@ -87,6 +89,7 @@ CONFIGS = {
     "inspect": InspectConfig,
     "report": ReportConfig,
     "export": ExportConfig,
+    "push": PushConfig,
 }
 
 
@@ -96,7 +99,8 @@ def test_help_names_every_flag(command: Command, verb: str) -> None:
     assert said.status == 0
     config = CONFIGS[verb]
     flags = [field.name for field in fields(config)] if config else ["seed"]
-    flags += {"evaluate": ["json"], "report": ["out"], "record": ["append"], "export": EXPORT_FLAGS}.get(verb, [])
+    more = {"evaluate": ["json"], "report": ["out"], "record": ["append"], "export": EXPORT_FLAGS, "push": PUSH_FLAGS}
+    flags += more.get(verb, [])
     flags += ["resume"] if verb in ("train", "distill") else []
     takes_files = verb in ("record", "distill", "evaluate", "inspect")
     flags += [field.name for field in fields(TeacherOptions)] if takes_files else []
@@ -410,3 +414,20 @@ def test_export_ends_with_a_table_and_its_file_is_evaluated(command: Command, tm
     scored = command("evaluate", folder, out, "--episodes", "2")
     assert scored.status == 0, scored.err
     assert "p.pt" in scored.out
+
+
+def test_push_writes_the_folder_and_says_what_is_in_it(command: Command, tmp_path: Path) -> None:
+    pytest.importorskip("huggingface_hub")
+    folder, out = policy(tmp_path / "policy"), tmp_path / "hub"
+    words = ["push", folder, "--repo", "me/pole", "--dry-run", "--out", out, "--episodes", 2, "--seconds", 0]
+    said = command(*words)
+    assert said.status == 0, said.err
+    assert "me/pole" in said.out
+    assert said.out.splitlines()[-1] == f"{out}: README.md, policy.json, scores.json, weights.safetensors"
+    before = tree(tmp_path)
+    refused(command(*words), "exists: replace it with --force")
+    refused(command("push", folder, "--repo", "pole", "--dry-run", "--out", tmp_path / "x"), "write --repo owner/name")
+    assert tree(tmp_path) == before
+    balancing_zip(tmp_path / "ppo-CartPole-v1.zip")
+    words = ["push", tmp_path / "ppo-CartPole-v1.zip", "--repo", "me/x", "--dry-run", "--out", tmp_path / "x"]
+    refused(command(*words), "push takes policies of rldistill; distil this one into a student first")

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,6 +129,27 @@ def test_undefined_figures_are_null_in_json(folders: tuple[Path, Path]) -> None:
     score = evaluate(folders[:1], QUICK)[0]
     data = score.as_dict() | {"normalized": None}
     assert math.isnan(Score.from_dict(json.loads(json.dumps(data, allow_nan=False))).normalized)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"mean": "high"}, "a score's mean is 'high'"),
+        ({"episodes": 2.5}, "a score's episodes is '2.5'"),
+        ({"policy": None}, "a score's policy is 'nan'"),
+        ({"returns": []}, "returns are no list of numbers"),
+        ({"returns": [1.0, "2"]}, "returns are no list of numbers"),
+        ({"more": 1}, "has an unknown one"),
+    ],
+)
+def test_a_score_of_another_kind_is_refused(
+    folders: tuple[Path, Path], tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
+    path = tmp_path / "scores.json"
+    evaluate(folders[:1], QUICK, json=path)
+    path.write_text(json.dumps([json.loads(path.read_text())[0] | change]))
+    with pytest.raises(UserError, match=says):
+        read_scores(path)
 
 
 def test_a_file_that_holds_no_scores_is_left_alone(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -11,7 +11,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rldistill.files import generator_state, load_generator_state, load_state, read_json, replace_file, save_state
+from rldistill.files import (
+    generator_state,
+    load_generator_state,
+    load_state,
+    new_folder,
+    read_json,
+    replace_file,
+    save_state,
+)
 from rldistill.types import UserError
 
 STATE = {
@@ -135,3 +143,34 @@ def test_a_generator_put_back_draws_the_same_numbers(seed: int, drawn: int) -> N
         generator.integers(1000, size=9, dtype=np.uint32), other.integers(1000, size=9, dtype=np.uint32)
     )
     assert np.array_equal(generator.normal(size=9), other.normal(size=9))
+
+
+def test_a_new_folder_takes_its_place_when_it_is_full(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "a") as folder:
+        (folder / "file").write_text("1")
+        assert not (tmp_path / "a").exists()
+    with new_folder(tmp_path / "a") as folder:
+        (folder / "other").write_text("2")
+        assert (tmp_path / "a" / "file").read_text() == "1"
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["a", "a/other"]
+
+
+def test_a_folder_that_fails_halfway_leaves_what_was_there(tmp_path: Path) -> None:
+    def half(path: Path, error: BaseException) -> None:
+        with new_folder(path) as folder:
+            (folder / "file").write_text("half")
+            raise error
+
+    with new_folder(tmp_path / "a") as folder:
+        (folder / "file").write_text("whole")
+    for path in (tmp_path / "a", tmp_path / "b"):
+        with pytest.raises(KeyboardInterrupt):
+            half(path, KeyboardInterrupt())
+        with pytest.raises(
+            UserError, match="cannot write .*: No space left on device; what was there before is untouched"
+        ):
+            half(path, OSError(28, "No space left on device"))
+    assert (tmp_path / "a" / "file").read_text() == "whole"
+    assert os.listdir(tmp_path) == ["a"]
+    with pytest.raises(UserError, match="cannot write"), new_folder(tmp_path / "no" / "such"):
+        pass

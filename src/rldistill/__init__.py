@@ -1,6 +1,7 @@
 """Policy distillation for reinforcement learning.
 
-Each verb of the command is a function here: `train`, `record`, `inspect`, `distill`, `evaluate`, `report`, `export`.
+Each verb of the command is a function here: `train`, `record`, `inspect`, `distill`, `evaluate`, `report`, `export`,
+`push`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ _PLACES = {
     "ExportConfig": "exporting",
     "ForeignTeacher": "teachers",
     "InspectConfig": "inspection",
+    "PushConfig": "pushing",
     "RecordConfig": "recording",
     "ReportConfig": "reporting",
     "SavedPolicy": "policies",
@@ -28,6 +30,7 @@ _PLACES = {
     "load_teacher": "teachers",
     "make_task": "envs",
     "open_dataset": "datasets",
+    "push": "pushing",
     "record": "recording",
     "report": "reporting",
     "save_policy": "policies",

@@ -16,6 +16,7 @@ from rldistill.evaluation import EvaluateConfig, evaluate, score_table
 from rldistill.exporting import ExportConfig, Format, export, export_table
 from rldistill.inspection import InspectConfig, inspect
 from rldistill.progress import Talking, table
+from rldistill.pushing import PushConfig, push
 from rldistill.recording import RecordConfig, record
 from rldistill.reporting import ReportConfig, report
 from rldistill.teachers import TeacherOptions
@@ -161,6 +162,38 @@ def _export(
     print(f"{done.format}: {', '.join(map(str, done.files))}")
 
 
+def _push(
+    policy: Annotated[
+        Positional[str], arg(metavar="REF", help="The policy: a policy folder, a run folder, or hf://owner/name.")
+    ],
+    repo: Annotated[str, arg(metavar="OWNER/NAME", help="The repository; made if it is not there.")],
+    config: OmitArgPrefixes[PushConfig],
+    out: Annotated[Path | None, arg(help="Keep the folder here; without it, it goes when the hub has it.")] = None,
+    dry_run: Annotated[bool, arg(help="Only write the folder --out, and ask the hub nothing.")] = False,
+    files: Annotated[
+        tuple[Path, ...], arg(name="with", metavar="[FILE ...]", help="Exports of this policy that were made before.")
+    ] = (),
+    force: Annotated[
+        bool, arg(help="Replace a folder that push wrote; put the policy over a model of another tool.")
+    ] = False,
+) -> None:
+    """Publish a policy on the Hugging Face hub: model card with scores, replay, configuration and exports, as one commit.
+
+    The token is that of `hf auth login`, or HF_TOKEN.
+
+    Examples:
+      rldistill push runs/pong-net2 --repo me/pong-net2 --exports onnx c --dry-run --out pong-hub
+      rldistill push runs/pong-net2 --repo me/pong-net2 --exports onnx c --license mit
+    """
+    with Talking() as progress:
+        done = push(policy, repo, config, out=out, files=files, dry_run=dry_run, force=force, progress=progress)
+    table(score_table(done.scores))
+    if done.folder is not None:
+        print(f"{done.folder}: {', '.join(done.files)}")
+    if done.url is not None:
+        print(done.url)
+
+
 VERBS: dict[str, Callable[..., Any]] = {
     "demo": _demo,
     "train": _train,
@@ -170,6 +203,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "evaluate": _evaluate,
     "report": _report,
     "export": _export,
+    "push": _push,
 }
 
 
@@ -189,6 +223,7 @@ def main() -> None:
             "distill": "continue with the same command and --resume",
             "record": "what was recorded is kept; add the rest with --append",
             "demo": "run it again to continue",
+            "push": "the hub has the whole commit or nothing of it; run it again",
         }.get(verb, "nothing was written")
         print(f"rldistill: interrupted; {way}", file=sys.stderr)
         sys.exit(130)

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from json import dumps, loads
 from pathlib import Path
 from statistics import median
@@ -43,6 +43,12 @@ class EvaluateConfig:
     """Games played side by side; each row plays equally many, so that short games do not count more often."""
     env: str | None = None
     """Another environment than that of the first policy, with this id's own options."""
+
+
+_KINDS: dict[str, Any] = {
+    "str": str, "int": int, "float": int | float, "bool": bool, "list[float]": list, "dict[str, Any]": dict
+}  # fmt: skip
+"""Of a score's fields, as JSON has them."""
 
 
 @dataclass(frozen=True)
@@ -101,13 +107,19 @@ class Score:
         """The inverse of `as_dict`.
 
         Raises:
-            UserError: a field is missing or unknown.
+            UserError: a field is missing, unknown, or none of its kind.
         """
-        fields: dict[str, Any] = {name: math.nan if value is None else value for name, value in data.items()}
+        given: dict[str, Any] = {name: math.nan if value is None else value for name, value in data.items()}
         try:
-            return Score(**fields)
+            score = Score(**given)
         except TypeError as error:
             raise UserError(f"a score lacks a field or has an unknown one ({error}); evaluate again") from None
+        for field in fields(Score):
+            if not isinstance(given[field.name], _KINDS[str(field.type)]):
+                raise UserError(f"a score's {field.name} is {str(given[field.name])[:40]!r}; evaluate again")
+        if not score.returns or not all(isinstance(value, int | float) for value in score.returns):
+            raise UserError("a score's returns are no list of numbers; evaluate again")
+        return score
 
 
 def evaluate(

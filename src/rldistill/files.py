@@ -6,8 +6,9 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,6 +40,32 @@ def replace_file(path: Path, data: bytes) -> None:
         with suppress(OSError):
             aside.unlink()
         raise UserError(f"cannot write {path}: {error.strerror}; what was there before is untouched") from None
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill; when that is done it takes its place at once, and an earlier folder there goes.
+
+    If filling it fails, nothing is there, or what was there before.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    aside, before = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    try:
+        aside.mkdir()
+        yield aside
+        if path.exists():
+            path.rename(before)
+        aside.rename(path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write {path}: {reason}; what was there before is untouched") from None
+    finally:
+        if before.exists() and not path.exists():  # stopped between the two renames
+            before.rename(path)
+        for folder in (aside, before):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from rldistill.files import replace_file
 from rldistill.networks import parameter_count
 from rldistill.policies import KeptPolicy, SavedPolicy
 from rldistill.progress import Progress, Silent
-from rldistill.teachers import ForeignTeacher, load_policy, load_teacher
+from rldistill.teachers import ForeignTeacher, load_own, load_policy, teacher_beside
 from rldistill.teachers.exported import description
 from rldistill.types import Observations, UserError
 
@@ -141,8 +141,8 @@ def export(
     target = Path(out)
     files = _files(target, format, config, force=force)
     report = None if json is None else _report_file(Path(json), files, force=force)
-    source = _source(policy)
-    teacher = _teacher(source, config, progress)
+    source = load_own(policy, verb="export")
+    teacher = teacher_beside(source, source.provenance.get("teacher"), chosen=config.teacher, progress=progress)
     known = {
         "made_by": f"rldistill {rldistill.__version__}",
         "network": source.name,
@@ -232,34 +232,6 @@ def _report_file(path: Path, files: list[Path], *, force: bool) -> Path:
     if path.is_dir() or (path.exists() and not force):
         raise UserError(f"{path} exists: replace it with --force, or choose another --json")
     return path
-
-
-def _source(policy: str | os.PathLike[str] | SavedPolicy) -> SavedPolicy:
-    if isinstance(policy, SavedPolicy):
-        return policy
-    place = Path(policy)
-    loaded = load_teacher(policy) if place.is_file() or "://" in os.fspath(policy) else load_policy(place)
-    if not isinstance(loaded, SavedPolicy):
-        raise UserError(
-            f"{os.fspath(policy)} is no policy folder: export writes policies of rldistill; distil this one into a student first"
-        )
-    return loaded
-
-
-def _teacher(policy: SavedPolicy, config: ExportConfig, progress: Progress) -> KeptPolicy | None:
-    """The policy of the table's last row."""
-    if config.teacher == "none":
-        return None
-    if config.teacher is not None:
-        return load_teacher(config.teacher, env=policy.task.env)
-    named = policy.provenance.get("teacher")
-    if not isinstance(named, str):
-        return None
-    try:
-        return load_teacher(named, env=None if Path(named).is_dir() else policy.task.env)
-    except UserError:
-        progress.say(f"the teacher {named} is not here: the table goes without it (--teacher names one)")
-        return None
 
 
 def _states(

@@ -177,7 +177,7 @@ def _png(image: Pixels) -> bytes:
     return out.getvalue()
 
 
-def _shrunk(frames: list[Pixels], most: int = 320) -> list[Pixels]:
+def shrunk(frames: list[Pixels], most: int = 320) -> list[Pixels]:
     """Frames no wider than `most`."""
     width = frames[0].shape[1]
     if width <= most:
@@ -207,7 +207,7 @@ def animation(
     for player in players:
         student = teacher is not None and player is not teacher
         played = watch(player, task, steps, epsilon=epsilon, seed=seed, other=teacher if student else None)
-        frames = _shrunk(played.frames)
+        frames = shrunk(played.frames)
         spread = _temperature(player, played.values, temperature)
         drawn: dict[str, Any] = {
             "role": "teacher" if player is teacher else "student",

@@ -34,7 +34,16 @@ from rldistill.teachers.statistics import read_normalization, read_statistics
 from rldistill.teachers.trial import read_program
 from rldistill.types import Actions, ScoreKind, Task, UserError
 
-__all__ = ["ForeignTeacher", "TeacherOptions", "load_fitting", "load_policy", "load_teacher", "parameters_of"]
+__all__ = [
+    "ForeignTeacher",
+    "TeacherOptions",
+    "load_fitting",
+    "load_own",
+    "load_policy",
+    "load_teacher",
+    "parameters_of",
+    "teacher_beside",
+]
 
 Ref: TypeAlias = str | os.PathLike[str]
 _INFINITE = 1e30  # some environments declare the largest float32
@@ -211,6 +220,56 @@ def load_policy(path: Ref) -> SavedPolicy | ForeignTeacher:
     if exported is None:
         raise UserError(f"{place} was not exported by rldistill; load_teacher reads the files of other tools")
     return _exported(kind, place, exported, None, TeacherOptions())
+
+
+def load_own(policy: Ref | SavedPolicy, *, verb: str) -> SavedPolicy:
+    """A policy of rldistill's own for a verb that takes no other: a policy folder, a run folder, `hf://owner/name`.
+
+    Raises:
+        UserError: nothing there, a damaged folder, or a policy of another tool.
+    """
+    if isinstance(policy, SavedPolicy):
+        return policy
+    place = os.fspath(policy)
+    path = fetch(place) if place.startswith(PREFIX) else Path(place)
+    if path.is_file() or kind_of(path) == "hub folder":
+        raise UserError(
+            f"{place} is no policy folder: {verb} takes policies of rldistill; distil this one into a student first"
+        )
+    return load_folder(path)
+
+
+def teacher_beside(
+    policy: SavedPolicy,
+    named: object,
+    *,
+    chosen: str | None,
+    options: TeacherOptions | None = None,
+    progress: Progress,
+) -> SavedPolicy | ForeignTeacher | None:
+    """The teacher that a policy is shown beside, None where there is none; one that is no longer there is told.
+
+    Args:
+        policy: the student.
+        named: the teacher's place, as the student's run or provenance has it.
+        chosen: another place, or `none`, as a user has it.
+        options: what the file of a named teacher does not say.
+        progress: told of a teacher that is not to be found.
+
+    Raises:
+        UserError: the chosen one cannot be loaded.
+    """
+    if chosen == "none":
+        return None
+    if chosen is not None:
+        return load_teacher(chosen, env=policy.task.env, options=options)
+    if not isinstance(named, str):
+        return None
+    try:
+        return load_teacher(named, env=None if Path(named).is_dir() else policy.task.env, options=options)
+    except UserError:
+        progress.say(f"the teacher {named} is not here: the table goes without it (--teacher names one)")
+        return None
 
 
 def load_fitting(

@@ -57,9 +57,8 @@ def fetch(ref: str) -> Path:
         raise UserError(f"{ref} needs huggingface_hub: pip install 'rldistill[hub]'") from None
     try:
         patterns = _PATTERNS if file is None else [file, f"{file}.data", "README.md", "*.pkl"]
-        folder = huggingface_hub.snapshot_download(
-            f"{owner}/{name}", allow_patterns=patterns, ignore_patterns=_UNWANTED
-        )
+        unwanted = [*_UNWANTED, "exports/*"] if file is None else _UNWANTED  # what `push` puts beside a policy
+        folder = huggingface_hub.snapshot_download(f"{owner}/{name}", allow_patterns=patterns, ignore_patterns=unwanted)
     except (errors.RepositoryNotFoundError, errors.GatedRepoError):
         raise UserError(
             f"no model {owner}/{name} on the hub, or it is not public; see https://huggingface.co"

@@ -1,0 +1,304 @@
+"""The verb `push`: a policy with its model card, scores, replay and exports as a repository of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from json import dumps
+from pathlib import Path
+from typing import Any
+
+import rldistill
+from rldistill.actions import same_actions
+from rldistill.evaluation import EvaluateConfig, Score, evaluate, read_scores, write_scores
+from rldistill.exporting import Format
+from rldistill.files import new_folder, read_json, replace_file
+from rldistill.policies import SavedPolicy
+from rldistill.progress import Progress, Silent
+from rldistill.pushing.card import Told, card
+from rldistill.pushing.exports import Shipped, check_exports, copy_exports, make_exports
+from rldistill.pushing.replay import write_replay
+from rldistill.pushing.upload import check_hub, check_repo, upload
+from rldistill.reporting.animation import DECISIONS_PER_SECOND, shrunk, undrawable, watch
+from rldistill.runs import curve_csv, read_metrics
+from rldistill.teachers import TeacherOptions, load_own, teacher_beside
+from rldistill.teachers.hub import PREFIX, read_card
+from rldistill.types import Task, UserError
+
+_POLICY = ("policy.json", "weights.safetensors")
+_FOLDER = {"README.md", *_POLICY, "config.json", "scores.json", "curve.csv", "replay.gif", "replay.mp4", "exports"}
+"""All that push writes. A folder with anything else in it is not replaced."""
+
+
+@dataclass(frozen=True)
+class PushConfig:
+    """What goes along with the policy, and how the repository is made."""
+
+    scores: Path | None = None
+    """Scores that `evaluate --json` wrote, this policy's among them; by default it plays now, beside its teacher."""
+    teacher: str | None = None
+    """The teacher, if it is no longer where the run or the policy says; `none` leaves it out."""
+    episodes: int = 30
+    """Full games of policy and teacher."""
+    epsilon: float = 0.05
+    """Probability of a random action, in the games and in the replay."""
+    seed: int = 0
+    """Of games, replay and exports."""
+    num_envs: int = 15
+    """Games played side by side."""
+    seconds: float = 30.0
+    """Length of the replay at 15 decisions a second; 0 leaves it out."""
+    exports: tuple[Format, ...] = ()
+    """Formats to export to now, each checked as `export` does."""
+    private: bool = False
+    """A repository made here is private. One that is there already and public is refused."""
+    message: str | None = None
+    """Of the commit."""
+    license: str | None = None
+    """Of the policy, as the hub writes it: mit, apache-2.0, cc-by-4.0 ..."""
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What was written, and where it is."""
+
+    folder: Path | None
+    """None where no folder was asked for and the hub has it all."""
+    url: str | None
+    """Of the repository; None of a dry run."""
+    files: tuple[str, ...]
+    """Paths in the folder, and in the repository."""
+    scores: tuple[Score, ...]
+
+
+def push(
+    policy: str | os.PathLike[str] | SavedPolicy,
+    repo: str,
+    config: PushConfig | None = None,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    files: Sequence[str | os.PathLike[str]] = (),
+    dry_run: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Pushed:
+    """Writes a policy as a folder of the hub's layout, with a model card, and uploads it as one commit.
+
+    The token is the one of `hf auth login` or of `HF_TOKEN`, the place that of `HF_ENDPOINT` or the hub itself.
+
+    Args:
+        policy: a policy or run folder, `hf://owner/name`, or a loaded policy.
+        repo: `owner/name`; made if it is not there.
+        config: see `PushConfig`.
+        out: folder to write; without it one is made aside, which goes when the hub has it.
+        files: exports of this policy that were made before.
+        dry_run: only write `out`.
+        force: replace a folder that push wrote before, and put the policy over a model of another tool.
+        progress: told how it goes.
+
+    Raises:
+        UserError: a wrong configuration, a policy of another tool, files that are no exports of this policy, a missing
+            package (the message names the extra), no token, no network, or a hub that refuses. Once the folder is written
+            it stays, and the message names it.
+    """
+    config, progress = config or PushConfig(), progress or Silent()
+    _check(config)
+    check_repo(repo)
+    if dry_run and out is None:
+        raise UserError("--dry-run needs --out: the folder to write")
+    target = _target(Path(out), force=force) if out is not None else None
+    source = load_own(policy, verb="push")
+    checked = check_exports(source, [Path(file) for file in files])
+    known = _scored(config.scores, source) if config.scores is not None else None
+    settings, curve = _of_run(policy, source)
+    if not dry_run:
+        check_hub(repo, private=config.private, force=force)
+    recorded = settings.get("teacher") or source.provenance.get("teacher")
+    taught = isinstance(recorded, str)  # else `--teacher` names a policy to compare with, and no origin
+    named = config.teacher if config.teacher not in (None, "none") else recorded if taught else None
+
+    kept = target if target is not None else _temporary() / repo.split("/")[1]
+    try:
+        with new_folder(kept) as folder:
+            for name in _POLICY:
+                replace_file(folder / name, _bytes_of(source, name))
+            for name, data in (
+                ("config.json", dumps(settings, indent=2).encode() + b"\n" if settings else b""),
+                ("curve.csv", curve),
+            ):
+                if data:
+                    replace_file(folder / name, data)
+            shipped = _exports(source, checked, folder / "exports", config, progress)
+            scores, own = known or _played(source, named, settings, config, progress)
+            scores[own] = replace(scores[own], policy=repo)  # a folder of this machine is nobody else's
+            write_scores(folder / "scores.json", scores)
+            replay = _replay(source, folder, config, progress)
+            names = sorted(path.name for path in folder.iterdir() if path.is_file())
+            told = Told(repo, source, scores, own, named if taught else None, shipped, names, replay, config.license)
+            replace_file(folder / "README.md", card(told).encode())
+            _warn_of_paths(folder, progress)
+        written = tuple(sorted(str(path.relative_to(kept)) for path in kept.rglob("*") if path.is_file()))
+    except BaseException:
+        if target is None:
+            shutil.rmtree(kept.parent, ignore_errors=True)
+        raise
+    if dry_run:
+        return Pushed(kept, None, written, tuple(scores))
+    message = config.message or f"{source.name} for {source.task.env}, by rldistill {rldistill.__version__}"
+    try:
+        url = upload(kept, repo, private=config.private, message=message, progress=progress)
+    except KeyboardInterrupt:
+        if target is None:
+            shutil.rmtree(kept.parent, ignore_errors=True)
+        raise
+    if target is None:
+        shutil.rmtree(kept.parent, ignore_errors=True)
+    return Pushed(target, url, written, tuple(scores))
+
+
+def _check(config: PushConfig) -> None:
+    for flag, value, least in (("--episodes", config.episodes, 1), ("--num-envs", config.num_envs, 1),
+                               ("--seed", config.seed, 0)):  # fmt: skip
+        if value < least:
+            raise UserError(f"{flag} is at least {least}, not {value}")
+    if not 0 <= config.epsilon <= 1:
+        raise UserError(f"--epsilon is a probability from 0 to 1, not {config.epsilon}")
+    if not 0 <= config.seconds <= 600:
+        raise UserError(f"--seconds are from 0 (no replay) to 600, not {config.seconds}")
+    if config.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,40}", config.license):
+        raise UserError(f"--license is a name of the hub's list, such as mit or apache-2.0, not {config.license!r}")
+
+
+def _target(path: Path, *, force: bool) -> Path:
+    """The folder, if it may be written: told before anything is played, not after."""
+    if path.name in ("", ".."):  # has no name to write beside
+        path = path.resolve()
+    if not path.parent.is_dir():
+        raise UserError(f"cannot write {path}: there is no folder {path.parent}")
+    if not path.exists():
+        return path
+    if not path.is_dir():
+        raise UserError(f"{path} is a file: name a folder with --out")
+    if not force:
+        raise UserError(f"{path} exists: replace it with --force, or choose another --out")
+    alien = sorted({entry.name for entry in path.iterdir()} - _FOLDER)
+    if alien or read_card(path).tool != "rldistill":
+        raise UserError(
+            f"{path} is no folder that push wrote ({f'it holds {alien[0]}' if alien else 'it has no card of rldistill'}): "
+            "choose another --out"
+        )
+    return path
+
+
+def _temporary() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix="rldistill-push-"))
+    except OSError as error:
+        raise UserError(f"no place for a temporary folder ({error.strerror}): name one with --out") from None
+
+
+def _of_run(policy: str | os.PathLike[str] | SavedPolicy, source: SavedPolicy) -> tuple[dict[str, Any], bytes]:
+    """The configuration of the run that a policy lies in, and its learning curve; empty where there is none."""
+    if source.path is None:
+        return {}, b""
+    beside = source.path / "curve.csv"
+    curve = beside.read_bytes() if beside.is_file() else b""
+    if isinstance(policy, SavedPolicy):
+        return {}, curve
+    named = os.fspath(policy)
+    folder = source.path if named.startswith(PREFIX) else Path(named)
+    settings = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    if not curve and (folder / "metrics.jsonl").is_file():
+        played = [
+            record for record in read_metrics(folder) if record.get("event") == "evaluation" and record.get("returns")
+        ]
+        if len({record.get("control_steps") for record in played}) > 1:  # a dataset is read without a step
+            curve = curve_csv(played, games=len(played[0]["returns"]))
+    return settings, curve
+
+
+def _bytes_of(source: SavedPolicy, name: str) -> bytes:
+    if source.path is None:
+        raise UserError("this policy was never saved: write it with save_policy, and push its folder")
+    return (source.path / name).read_bytes()
+
+
+def _scored(path: Path, source: SavedPolicy) -> tuple[list[Score], int]:
+    """The scores in a file, and which of them is the policy's."""
+    scores = read_scores(path)
+    weights = sha256(source.weights()).hexdigest()
+    own = [number for number, score in enumerate(scores) if score.weights_sha256 == weights]
+    if not own:
+        raise UserError(f"{path} has no scores of this policy (told by the checksum of its weights): evaluate it anew")
+    for score in scores:
+        Task.from_dict(score.task)
+    return scores, own[-1]
+
+
+def _played(
+    source: SavedPolicy, named: str | None, settings: Mapping[str, Any], config: PushConfig, progress: Progress
+) -> tuple[list[Score], int]:
+    """Scores of now: the teacher's first, if it is there, and the policy's last."""
+    # The run may have come from anywhere: what only a user may say, its configuration may not.
+    options = replace(TeacherOptions.from_dict(settings.get("teacher_options", {})), trust_pickle=False)
+    teacher = teacher_beside(source, named, chosen=config.teacher, options=options, progress=progress)
+    if teacher is not None:
+        theirs, ours = teacher.task, source.task
+        seen = (ours.observation_shape, ours.observation_dtype)
+        if same_actions(theirs, ours) and (theirs.observation_shape, theirs.observation_dtype) == seen:
+            teacher = replace(teacher, task=ours)  # the student's environment is played by both
+        else:
+            progress.say("the teacher plays another environment than the policy: the table goes without it")
+            teacher = None
+    games = EvaluateConfig(config.episodes, config.epsilon, config.seed, config.num_envs)
+    scores = evaluate([teacher, source] if teacher is not None else [source], games, progress=progress)
+    if teacher is not None and named is not None:
+        scores[0] = replace(scores[0], policy=named)
+    return scores, len(scores) - 1
+
+
+def _exports(
+    source: SavedPolicy, checked: Sequence[Any], folder: Path, config: PushConfig, progress: Progress
+) -> list[Shipped]:
+    if not (config.exports or checked):
+        return []
+    folder.mkdir()
+    made = make_exports(source, config.exports, folder, config.seed, progress)
+    return made + copy_exports(source, checked, folder, config.seed, progress)
+
+
+def _replay(source: SavedPolicy, folder: Path, config: PushConfig, progress: Progress) -> str | None:
+    if not config.seconds:
+        return None
+    reason = undrawable(source.task)
+    if reason is not None:
+        progress.say(f"there is no replay: {source.task.env} cannot be drawn here ({reason})")
+        return None
+    progress.start("play for the replay", 1, "replay")
+    steps = math.ceil(config.seconds * DECISIONS_PER_SECOND)
+    played = watch(source, source.task, steps, epsilon=config.epsilon, seed=config.seed)
+    name = write_replay(folder, shrunk(played.frames), DECISIONS_PER_SECOND)
+    progress.update(1)
+    return name
+
+
+def _warn_of_paths(folder: Path, progress: Progress) -> None:
+    """Commands and configurations name folders, and a home folder names a person."""
+    found: set[str] = set()
+    where = []
+    for name in ("policy.json", "config.json", "scores.json"):
+        text = (folder / name).read_text() if (folder / name).is_file() else ""
+        paths = set(re.findall(r"(?<![\w.:/~-])(?:~/|/)(?:[\w.+-]+/)+[\w.+-]*", text))
+        where += [name] if paths else []
+        found |= paths
+    if found:
+        shown = ", ".join(sorted(found)[:3]) + (" ..." if len(found) > 3 else "")
+        progress.say(
+            f"note: folders of this machine stand in {' and '.join(where)}, for all who see the model: {shown}"
+        )
