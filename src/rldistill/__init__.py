@@ -1,6 +1,7 @@
 """Policy distillation for reinforcement learning.
 
-Each verb of the command is a function here: `train`, `record`, `inspect`, `distill`, `evaluate`, `report`, `export`.
+Each verb of the command is a function here: `train`, `record`, `inspect`, `distill`, `evaluate`, `report`, `export`;
+those of `rldistill dataset` are in `rldistill.datasets`.
 """
 
 from __future__ import annotations

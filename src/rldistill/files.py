@@ -6,8 +6,9 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,15 +31,60 @@ def replace_file(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync(path.parent)
     except OSError as error:
         with suppress(OSError):
             aside.unlink()
         raise UserError(f"cannot write {path}: {error.strerror}; what was there before is untouched") from None
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder that is there as a whole or not at all.
+
+    The block fills the folder that it is given, `.NAME.PID.tmp` beside `path`. When it ends, that is synced to disk and takes
+    the name `path`; when it fails, Ctrl-C included, nothing is left. (A process that is killed leaves the one with the dot.)
+
+    Raises:
+        UserError: `path` exists, cannot be made, or the disk is full.
+    """
+    free_path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    parents = [parent for parent in path.parents if not parent.exists()]
+    done = False
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        for file in aside.rglob("*"):
+            _sync(file)
+        _sync(aside)
+        free_path(path)
+        os.rename(aside, path)
+        done = True
+        _sync(path.parent)
+    except OSError as error:
+        reason = error.strerror or str(error).splitlines()[0]
+        raise UserError(f"cannot write {path}: {reason}; nothing is left of it") from None
+    finally:
+        if not done:
+            shutil.rmtree(aside, ignore_errors=True)
+            for parent in parents:
+                with suppress(OSError):
+                    parent.rmdir()
+
+
+def free_path(path: Path, flag: str = "--out") -> None:
+    """Raises UserError where there is something already."""
+    if path.exists() or path.is_symlink():
+        raise UserError(f"{path} exists: choose another {flag}")
+
+
+def _sync(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def read_json(path: Path) -> dict[str, Any]:
