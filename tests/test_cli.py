@@ -84,6 +84,7 @@ CONFIGS = {
     "demo": None,
     "train": TrainConfig,
     "record": RecordConfig,
+    "dataset": None,
     "distill": DistillConfig,
     "evaluate": EvaluateConfig,
     "inspect": InspectConfig,
@@ -98,7 +99,7 @@ def test_help_names_every_flag(command: Command, verb: str) -> None:
     said = command(verb, "--help")
     assert said.status == 0
     config = CONFIGS[verb]
-    flags = [field.name for field in fields(config)] if config else ["seed"]
+    flags = [field.name for field in fields(config)] if config else ["seed"] if verb == "demo" else []
     more = {"evaluate": ["json"], "report": ["out"], "record": ["append"], "export": EXPORT_FLAGS, "push": PUSH_FLAGS}
     flags += more.get(verb, [])
     flags += ["resume"] if verb in ("train", "distill") else []
@@ -108,6 +109,53 @@ def test_help_names_every_flag(command: Command, verb: str) -> None:
     assert not missing
     if verb != "demo":
         assert f"rldistill {verb} " in said.out, "it teaches by an example"
+
+
+DATASET_FLAGS = {
+    "info": ["verify", "no-verify", "json"],
+    "head": ["rows", "episode", "picture"],
+    "merge": ["out", "mixed-teachers"],
+    "convert": ["to", "out", "teacher", "env", *[field.name.replace("_", "-") for field in fields(TeacherOptions)]],
+}
+
+
+@pytest.mark.parametrize("verb", DATASET_FLAGS)
+def test_help_of_dataset_names_every_flag(command: Command, verb: str) -> None:
+    assert set(DATASET_FLAGS) == set(cli.DATASET_VERBS)
+    assert verb in command("dataset", "--help").out
+    said = command("dataset", verb, "--help")
+    assert said.status == 0
+    assert not [flag for flag in DATASET_FLAGS[verb] if f"--{flag} " not in said.out.replace(",", " ")]
+    assert f"Example: rldistill dataset {verb} " in said.out
+
+
+def test_dataset_is_looked_into_merged_and_converted(tmp_path: Path, command: Command) -> None:
+    teacher = policy(tmp_path / "teacher")
+    for name, seed in (("a", 0), ("b", 1)):
+        words = ["--steps", 200, "--shard-steps", 100, "--seed", seed]
+        assert command("record", "--teacher", teacher, *words, "--out", tmp_path / name).status == 0
+    assert command("dataset", "merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c").status == 0
+    said = command("dataset", "info", tmp_path / "c", "--json", tmp_path / "info.json")
+    assert said.status == 0
+    assert dict(line.split(maxsplit=1) for line in said.out.splitlines())["environment"] == "CartPole-v1"
+    assert json.loads((tmp_path / "info.json").read_text())["control_steps"] == 400
+    said = command("dataset", "head", tmp_path / "c", "-n", 3)
+    assert said.status == 0
+    assert said.out.count("│") == 3 * 7, "three rows of six columns"
+    said = command("dataset", "convert", tmp_path / "c", "--to", "parquet", "--out", tmp_path / "p")
+    assert said.status == 0
+    assert "note: " in said.out
+    assert command("dataset", "convert", tmp_path / "p", "--to", "rldistill", "--out", tmp_path / "back").status == 0
+    assert {file.name: file.read_bytes() for file in (tmp_path / "back").iterdir()} == {
+        file.name: file.read_bytes() for file in (tmp_path / "c").iterdir()
+    }
+
+
+def test_info_of_a_damaged_dataset_says_what_there_is_and_ends_with_2(shelf: Path, command: Command) -> None:
+    said = command("dataset", "info", shelf / "flipped-shard")
+    assert "CartPole-v1" in said.out
+    refused(said, "1 of 2 shards of")
+    assert "shard-00001.arrow" in said.err
 
 
 def test_help_names_every_verb(command: Command) -> None:
@@ -331,6 +379,18 @@ BAD = {
     "existing out of record": ("record --teacher {shelf}/good --out {shelf}/data", "exists: add to it with --append"),
     "resume of no run": ("distill --teacher {shelf}/good --student mlp:4 --out {shelf}/good --resume", "is no run folder"),
     "scores over something else": ("evaluate {shelf}/good --json {shelf}/good/policy.json", "holds no scores"),
+    "info of no dataset": ("dataset info {shelf}/good", "is no dataset folder: it has no dataset.json"),
+    "head of no such episode": ("dataset head {shelf}/data --episode 999", "there is no episode 999 in"),
+    "head of a cut shard": ("dataset head {shelf}/cut-shard", "shard-00001.arrow"),
+    "picture of vectors": ("dataset head {shelf}/data --picture {out}", "there is nothing to draw"),
+    "merge one": ("dataset merge {shelf}/data --out {out}", "merge takes two datasets or more"),
+    "merge twice the same": ("dataset merge {shelf}/data {shelf}/data --out {out}", "are the same play"),
+    "convert nothing": ("dataset convert {shelf}/absent --to parquet --out {out}", "there is nothing at"),
+    "convert no dataset": ("dataset convert {shelf}/good --to parquet --out {out}", "good is no dataset"),
+    "convert a flipped shard": (
+        "dataset convert {shelf}/flipped-shard --to parquet --out {out}", "shard-00001.arrow is damaged"),
+    "convert to what it is": ("dataset convert {shelf}/data --to rldistill --out {out}", "in the format rldistill already"),
+    "existing out of convert": ("dataset convert {shelf}/data --to parquet --out {shelf}/empty", "choose another --out"),
     "report of no run": ("report {shelf}/good", "is no run folder"),
 }  # fmt: skip
 

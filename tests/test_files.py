@@ -145,19 +145,19 @@ def test_a_generator_put_back_draws_the_same_numbers(seed: int, drawn: int) -> N
     assert np.array_equal(generator.normal(size=9), other.normal(size=9))
 
 
-def test_a_new_folder_takes_its_place_when_it_is_full(tmp_path: Path) -> None:
+def test_a_new_folder_takes_the_place_of_another_when_it_is_whole(tmp_path: Path) -> None:
     with new_folder(tmp_path / "a") as folder:
         (folder / "file").write_text("1")
         assert not (tmp_path / "a").exists()
-    with new_folder(tmp_path / "a") as folder:
+    with new_folder(tmp_path / "a", replace=True) as folder:
         (folder / "other").write_text("2")
         assert (tmp_path / "a" / "file").read_text() == "1"
     assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["a", "a/other"]
 
 
-def test_a_folder_that_fails_halfway_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_folder_that_fails_halfway_leaves_what_it_should_have_replaced(tmp_path: Path) -> None:
     def half(path: Path, error: BaseException) -> None:
-        with new_folder(path) as folder:
+        with new_folder(path, replace=True) as folder:
             (folder / "file").write_text("half")
             raise error
 
@@ -172,5 +172,49 @@ def test_a_folder_that_fails_halfway_leaves_what_was_there(tmp_path: Path) -> No
             half(path, OSError(28, "No space left on device"))
     assert (tmp_path / "a" / "file").read_text() == "whole"
     assert os.listdir(tmp_path) == ["a"]
-    with pytest.raises(UserError, match="cannot write"), new_folder(tmp_path / "no" / "such"):
-        pass
+
+
+def test_a_new_folder_is_there_as_a_whole(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "deep" / "new") as aside:
+        (aside / "part").mkdir()
+        (aside / "part" / "file").write_bytes(b"data")
+        assert not (tmp_path / "deep" / "new").exists(), "not before it is whole"
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["new"]
+    assert (tmp_path / "deep" / "new" / "part" / "file").read_bytes() == b"data"
+
+
+def fill(path: Path, error: BaseException | None = None, taken: Path | None = None) -> None:
+    with new_folder(path) as aside:
+        (aside / "file").write_bytes(b"data")
+        if error is not None:
+            raise error
+        if taken is not None:
+            taken.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (UserError("no"), UserError),
+        (OSError(28, "No space left on device"), UserError),
+    ],
+)
+def test_a_new_folder_that_fails_leaves_nothing_nor_the_folders_above_it(
+    tmp_path: Path, error: BaseException, told: type[BaseException]
+) -> None:
+    with pytest.raises(told, match="No space left" if isinstance(error, OSError) else None):
+        fill(tmp_path / "deep" / "er" / "new", error)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_new_folder_takes_no_place_that_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("there", "link"):
+        with pytest.raises(UserError, match="exists: choose another --out"):
+            fill(tmp_path / name)
+    with pytest.raises(UserError, match="exists"):
+        fill(tmp_path / "late", taken=tmp_path / "late")
+    assert sorted(os.listdir(tmp_path)) == ["late", "link", "there"]
+    assert os.listdir(tmp_path / "late") == []

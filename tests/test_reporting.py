@@ -19,12 +19,12 @@ import torch
 from PIL import Image
 
 from rldistill.actions import score_width
-from rldistill.envs import make_task
+from rldistill.envs import action_names, make_task
 from rldistill.evaluation import read_scores
 from rldistill.networks import Architecture, build
 from rldistill.policies import SavedPolicy, save_policy
 from rldistill.reporting import ReportConfig, report
-from rldistill.reporting.animation import SHEET_COLUMNS, SHEET_FRAMES, action_names, preferences, sprite_sheets, watch
+from rldistill.reporting.animation import SHEET_COLUMNS, SHEET_FRAMES, preferences, sprite_sheets, watch
 from rldistill.types import ScoreKind, Task, UserError
 
 pytest.importorskip("minatar")

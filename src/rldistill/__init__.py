@@ -1,7 +1,7 @@
 """Policy distillation for reinforcement learning.
 
 Each verb of the command is a function here: `train`, `record`, `inspect`, `distill`, `evaluate`, `report`, `export`,
-`push`.
+`push`; those of `rldistill dataset` are in `rldistill.datasets`.
 """
 
 from __future__ import annotations

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar, Union
 
 import tyro
-from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
 
+from rldistill import datasets
 from rldistill.demo import demo
 from rldistill.distillation import DistillConfig, distill
 from rldistill.evaluation import EvaluateConfig, evaluate, score_table
@@ -32,6 +33,7 @@ REF = (
     "a policy or run folder, a file of export, a Stable-Baselines3 zip, a CleanRL, ONNX, TorchScript or state dict file, "
     "hf://owner/name"
 )
+Data: TypeAlias = Annotated[Positional[Path], arg(metavar="DATA", help="Dataset folder.")]
 TeacherRef: TypeAlias = Annotated[str, arg(metavar="REF", help=f"The teacher: {REF}.")]
 Refs: TypeAlias = Annotated[
     tuple[str, ...],
@@ -123,9 +125,14 @@ def _inspect(
     """
     with Talking() as progress:
         known = inspect(policy, config, options=options, progress=progress)
-    for name, value in known.items():
-        for line in [value] if isinstance(value, str) else value:
-            print(f"{name:>14}  {line}")
+    _print_known(
+        [(name, line) for name, value in known.items() for line in ([value] if isinstance(value, str) else value)]
+    )
+
+
+def _print_known(lines: Sequence[tuple[str, str]]) -> None:
+    for name, line in lines:
+        print(f"{name:>14}  {line}")
 
 
 def _report(
@@ -194,10 +201,97 @@ def _push(
         print(done.url)
 
 
+def _dataset_info(
+    data: Data,
+    verify: Annotated[bool, arg(help="Look at the checksum of every shard.")] = True,
+    json: Annotated[Path | None, arg(help="Also write all of it to this file.")] = None,
+) -> None:
+    """Say what a dataset holds: task, episodes and returns, teacher, how it was recorded, damaged shards.
+
+    Example: rldistill dataset info data/pong --json pong.json
+    """
+    with Talking() as progress:
+        found = datasets.info(data, verify=verify, json=json, progress=progress)
+    _print_known(datasets.info_lines(found))
+    if found.damaged:
+        raise UserError(
+            f"{len(found.damaged)} of {found.shards} shards of {data} are damaged: {', '.join(found.damaged)}"
+        )
+
+
+def _dataset_head(
+    data: Data,
+    rows: Annotated[int, arg(aliases=("-n",), help="How many control steps.")] = 10,
+    episode: Annotated[int | None, arg(help="Of this episode alone, from 0.")] = None,
+    picture: Annotated[Path | None, arg(help="Also draw the observation stacks of a few of them, a PNG file.")] = None,
+) -> None:
+    """Print the first control steps: episode, step, action, reward, end, the teacher's values.
+
+    Example: rldistill dataset head data/pong -n 20 --episode 3 --picture stacks.png
+    """
+    table(datasets.head_table(datasets.head(data, rows=rows, episode=episode, picture=picture)))
+
+
+def _dataset_merge(
+    data: Annotated[Positional[tuple[Path, ...]], arg(metavar="DATA DATA [...]", help="Dataset folders, two or more.")],
+    out: Out,
+    mixed_teachers: Annotated[bool, arg(help="Several teachers may have labelled them; the card lists them.")] = False,
+) -> None:
+    """Make one dataset of several of the same task and kind of values. Shards are hard links where that can be.
+
+    Example: rldistill dataset merge data/pong-a data/pong-b --out data/pong
+    """
+    with Talking() as progress:
+        merged = datasets.merge(data, out, mixed_teachers=mixed_teachers, progress=progress)
+    print(f"{merged.control_steps:,} control steps, {len(merged.shards):,} shards: {out}")
+
+
+def _dataset_convert(
+    source: Annotated[
+        Positional[Path], arg(metavar="SOURCE", help="Dataset of rldistill, of Parquet files, or Minari's.")
+    ],
+    to: Annotated[datasets.Target, arg(help="The format.")],
+    out: Annotated[Path, arg(help="Folder to make; of Minari its name ends in a version, pong-v0.")],
+    options: OmitArgPrefixes[TeacherOptions],
+    teacher: Annotated[
+        str | None, arg(metavar="REF", help=f"Who labels a Minari dataset without a teacher's values: {REF}.")
+    ] = None,
+    env: Annotated[str | None, arg(help="What that teacher plays, where its file does not say.")] = None,
+) -> None:
+    """Write a dataset in another format, with the teacher's values; there and back nothing changes.
+
+    Example: rldistill dataset convert data/pong --to minari --out data/pong-v0
+    """
+    with Talking() as progress:
+        done = datasets.convert(source, out, to, teacher=teacher, env=env, options=options, progress=progress)
+    for note in done.notes:
+        print(f"note: {note}")
+    print(f"{done.format}: {done.path}")
+
+
+DATASET_VERBS: dict[str, Callable[..., Any]] = {
+    "info": _dataset_info,
+    "head": _dataset_head,
+    "merge": _dataset_merge,
+    "convert": _dataset_convert,
+}
+_DatasetVerb: TypeAlias = Union[  # type: ignore[valid-type]  # noqa: UP007  # tyro reads it, no value has it
+    tuple(Annotated[Any, subcommand(name=name, constructor=verb)] for name, verb in DATASET_VERBS.items())
+]
+
+
+def _dataset(verb: OmitSubcommandPrefixes[OmitArgPrefixes[Annotated[_DatasetVerb, arg(name="")]]]) -> None:
+    """Look into a recorded dataset, merge several, convert to and from Parquet and Minari.
+
+    Example: rldistill dataset info data/pong
+    """
+
+
 VERBS: dict[str, Callable[..., Any]] = {
     "demo": _demo,
     "train": _train,
     "record": _record,
+    "dataset": _dataset,
     "distill": _distill,
     "inspect": _inspect,
     "evaluate": _evaluate,

@@ -31,11 +31,7 @@ def replace_file(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync(path.parent)
     except OSError as error:
         with suppress(OSError):
             aside.unlink()
@@ -43,29 +39,64 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill; when that is done it takes its place at once, and an earlier folder there goes.
+def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A folder that is there as a whole or not at all.
 
-    If filling it fails, nothing is there, or what was there before.
+    The block fills the folder that it is given, `.NAME.PID.tmp` beside `path`. When it ends, that is synced to disk and takes
+    the name `path`; when it fails, Ctrl-C included, nothing is left, or what was there before. (A process that is killed
+    leaves the one with the dot.)
+
+    Args:
+        path: of the folder; folders above it are made.
+        replace: an earlier folder there goes once the new one is whole; without it, one that exists is an error.
 
     Raises:
-        UserError: the place cannot be written.
+        UserError: `path` exists, cannot be made, or the disk is full.
     """
+    if not replace:
+        free_path(path)
     aside, before = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    parents = [parent for parent in path.parents if not parent.exists()]
+    done = False
     try:
-        aside.mkdir()
+        aside.mkdir(parents=True)
         yield aside
-        if path.exists():
+        for file in aside.rglob("*"):
+            _sync(file)
+        _sync(aside)
+        if not replace:
+            free_path(path)
+        elif path.exists():
             path.rename(before)
         aside.rename(path)
+        done = True
+        _sync(path.parent)
     except OSError as error:
-        reason = error.strerror or error
+        reason = error.strerror or str(error).splitlines()[0]
         raise UserError(f"cannot write {path}: {reason}; what was there before is untouched") from None
     finally:
         if before.exists() and not path.exists():  # stopped between the two renames
             before.rename(path)
         for folder in (aside, before):
             shutil.rmtree(folder, ignore_errors=True)
+        if not done:
+            for parent in parents:
+                with suppress(OSError):
+                    parent.rmdir()
+
+
+def free_path(path: Path, flag: str = "--out") -> None:
+    """Raises UserError where there is something already."""
+    if path.exists() or path.is_symlink():
+        raise UserError(f"{path} exists: choose another {flag}")
+
+
+def _sync(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
@@ -115,6 +116,30 @@ def loss_curve(
     last.set_xlim(left=0)
     _finish(figure, axes, legend=False)
     return _bytes(figure, kind)
+
+
+def observation_panels(observations: Sequence[npt.NDArray[Any]], labels: Sequence[str]) -> bytes:
+    """Image observations (channels, height, width) as a PNG, a row of grey panels each, oldest frame left.
+
+    Args:
+        observations: of one shape.
+        labels: one a row.
+    """
+    channels = observations[0].shape[0]
+    figure = Figure(figsize=(1.7 * channels + 0.3, 1.95 * len(observations)), layout="constrained")
+    rows = figure.subfigures(len(observations), 1, squeeze=False)[:, 0]
+    for row, observation, label in zip(rows, observations, labels, strict=True):
+        row.suptitle(label, fontsize=9, color=INK)
+        # Planes of zeros and ones are grey images too.
+        top = (
+            255
+            if observation.dtype == np.uint8 and observation.max(initial=0) > 1
+            else max(float(observation.max()), 1)
+        )
+        for axes, panel in zip(row.subplots(1, channels, squeeze=False)[0], observation, strict=True):
+            axes.imshow(panel, cmap="gray", vmin=min(float(observation.min()), 0), vmax=top, interpolation="nearest")
+            axes.set_axis_off()
+    return _bytes(figure, "png")
 
 
 def control_steps(frame_skip: int) -> str:

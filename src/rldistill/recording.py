@@ -18,12 +18,11 @@ from rldistill.datasets import Dataset, DatasetWriter, create_dataset, open_data
 from rldistill.envs import Environments, fitting_task
 from rldistill.interrupts import deferred_interrupt
 from rldistill.machine import keep_freed_memory
-from rldistill.policies import SavedPolicy
 from rldistill.progress import Progress, Silent
 from rldistill.rollout import EpsilonGreedy, rollout
 from rldistill.runs import command_line
 from rldistill.streams import checked_labels
-from rldistill.teachers import ForeignTeacher, TeacherOptions, load_fitting
+from rldistill.teachers import TeacherOptions, known_of, load_fitting
 from rldistill.types import ScoreKind, Task, Teacher, UserError, as_tensor
 
 
@@ -82,7 +81,7 @@ def record(
     if isinstance(teacher, str | os.PathLike):
         name, teacher = os.fspath(teacher), load_fitting(teacher, env=config.env, options=options, progress=progress)
     task = fitting_task(teacher.task, config.env)
-    known = _known_of(teacher, name)
+    known = known_of(teacher, name)
     dataset = open_dataset(path) if path.exists() and not _is_empty(path) else None
     if dataset is not None:
         _check_same(dataset, task, teacher.score_kind, known)
@@ -181,20 +180,6 @@ def _check(config: RecordConfig) -> None:
         raise UserError(f"--seed is not negative, but {config.seed} is")
     if not 0 <= config.epsilon <= 1:
         raise UserError(f"--epsilon lies between 0 and 1, not {config.epsilon}")
-
-
-def _known_of(teacher: Teacher, path: str | None) -> dict[str, Any]:
-    """For the card: which teacher it was, and where it came from."""
-    if not isinstance(teacher, SavedPolicy | ForeignTeacher):
-        return {"path": path, "sha256": None, "kind": type(teacher).__name__}
-    known = {
-        "path": path if path is not None or teacher.path is None else str(teacher.path),
-        "sha256": teacher.sha256,
-        "provenance": dict(teacher.provenance),
-    }
-    return known | (
-        {"architecture": teacher.network.architecture._asdict()} if isinstance(teacher, SavedPolicy) else {}
-    )
 
 
 def _check_same(dataset: Dataset, task: Task, score_kind: ScoreKind, teacher: dict[str, Any]) -> None:

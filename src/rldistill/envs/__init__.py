@@ -8,6 +8,7 @@ goes on exactly where it was, without boundaries that cut episodes short.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ __all__ = [
     "Environments",
     "Pixels",
     "Step",
+    "action_names",
     "features_of",
     "fitting_task",
     "make_backend",
@@ -35,6 +37,8 @@ __all__ = [
     "observation_bounds",
     "observed_range",
 ]
+
+MINATAR_ACTIONS = ("NOOP", "LEFT", "UP", "RIGHT", "DOWN", "FIRE")
 
 
 def make_task(env: str, **options: Any) -> Task:
@@ -75,6 +79,31 @@ def fitting_task(own: Task, env: str | None) -> Task:
     if task.observation_dtype != own.observation_dtype:
         raise UserError(f"{env} has {task.observation_dtype} observations, the teacher sees {own.observation_dtype}")
     return task
+
+
+def action_names(task: Task) -> list[str]:
+    """The names of a task's actions: NOOP, FIRE, RIGHT, ... on Atari and MinAtar, numbers elsewhere."""
+    names: list[str] = []
+    if task.env.startswith("MinAtar/"):
+        minimal = range(6)
+        if task.num_actions != 6:
+            from minatar import Environment
+
+            game = re.sub(r"(?<!^)(?=[A-Z])", "_", task.env.split("/")[1].split("-")[0]).lower()
+            minimal = Environment(game).minimal_action_set()
+        names = [MINATAR_ACTIONS[int(action)] for action in minimal]
+    elif task.env.startswith("ALE/") or "NoFrameskip-v" in task.env:
+        import ale_py
+        import gymnasium
+
+        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+        gymnasium.register_envs(ale_py)
+        made: Any = gymnasium.make(task.env)
+        names = list(made.unwrapped.get_action_meanings())
+        made.close()
+    if task.action_sizes:
+        return [f"{number}: {choice}" for number, size in enumerate(task.action_sizes) for choice in range(size)]
+    return names if len(names) == task.num_actions else [str(action) for action in range(task.num_actions)]
 
 
 def features_of(task: Task, parts: Sequence[str]) -> tuple[int, ...]:

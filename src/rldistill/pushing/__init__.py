@@ -125,7 +125,7 @@ def push(
 
     kept = target if target is not None else _temporary() / repo.split("/")[1]
     try:
-        with new_folder(kept) as folder:
+        with new_folder(kept, replace=force) as folder:
             for name in _POLICY:
                 replace_file(folder / name, _bytes_of(source, name))
             for name, data in (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -15,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from rldistill.actions import bounds, chosen, mix_in_random
-from rldistill.envs import Environments, Pixels
+from rldistill.envs import Environments, Pixels, action_names
 from rldistill.policies import KeptPolicy
 from rldistill.rollout import rollout
 from rldistill.types import Actions, Floats, Observations, ScoreKind, Task, as_tensor
@@ -25,7 +24,6 @@ DECISIONS_PER_SECOND = 15
 SHEET_COLUMNS, SHEET_FRAMES = 8, 64
 # Base64 in the page; with two players the page stays below 5 MB.
 SHEETS_LIMIT = 2_000_000
-MINATAR_ACTIONS = ("NOOP", "LEFT", "UP", "RIGHT", "DOWN", "FIRE")
 
 
 @dataclass(frozen=True)
@@ -46,31 +44,6 @@ class Played:
     """Return so far of the game going on."""
     games: list[int]
     """Its number, from 1."""
-
-
-def action_names(task: Task) -> list[str]:
-    """The names of a task's actions: NOOP, FIRE, RIGHT, ... on Atari and MinAtar, numbers elsewhere."""
-    names: list[str] = []
-    if task.env.startswith("MinAtar/"):
-        minimal = range(6)
-        if task.num_actions != 6:
-            from minatar import Environment
-
-            game = re.sub(r"(?<!^)(?=[A-Z])", "_", task.env.split("/")[1].split("-")[0]).lower()
-            minimal = Environment(game).minimal_action_set()
-        names = [MINATAR_ACTIONS[int(action)] for action in minimal]
-    elif task.env.startswith("ALE/") or "NoFrameskip-v" in task.env:
-        import ale_py
-        import gymnasium
-
-        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
-        gymnasium.register_envs(ale_py)
-        made: Any = gymnasium.make(task.env)
-        names = list(made.unwrapped.get_action_meanings())
-        made.close()
-    if task.action_sizes:
-        return [f"{number}: {choice}" for number, size in enumerate(task.action_sizes) for choice in range(size)]
-    return names if len(names) == task.num_actions else [str(action) for action in range(task.num_actions)]
 
 
 def watch(

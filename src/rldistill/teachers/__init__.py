@@ -32,11 +32,12 @@ from rldistill.teachers.sb3 import read_sb3
 from rldistill.teachers.state_dict import read_state_dict
 from rldistill.teachers.statistics import read_normalization, read_statistics
 from rldistill.teachers.trial import read_program
-from rldistill.types import Actions, ScoreKind, Task, UserError
+from rldistill.types import Actions, ScoreKind, Task, Teacher, UserError
 
 __all__ = [
     "ForeignTeacher",
     "TeacherOptions",
+    "known_of",
     "load_fitting",
     "load_own",
     "load_policy",
@@ -290,6 +291,25 @@ def load_fitting(
     for mismatch in teacher.mismatches:
         progress.say(f"warning: {teacher.path.name}: {mismatch}")
     return teacher
+
+
+def known_of(teacher: Teacher, path: str | None) -> dict[str, Any]:
+    """For the card of a dataset: which teacher it was, and where it came from.
+
+    Args:
+        teacher: any.
+        path: as the user named it, None where it was handed over in Python.
+    """
+    if not isinstance(teacher, SavedPolicy | ForeignTeacher):
+        return {"path": path, "sha256": None, "kind": type(teacher).__name__}
+    known = {
+        "path": path if path is not None or teacher.path is None else str(teacher.path),
+        "sha256": teacher.sha256,
+        "provenance": dict(teacher.provenance),
+    }
+    return known | (
+        {"architecture": teacher.network.architecture._asdict()} if isinstance(teacher, SavedPolicy) else {}
+    )
 
 
 def _exported(kind: str, path: Path, exported: Exported, env: str | None, options: TeacherOptions) -> ForeignTeacher:

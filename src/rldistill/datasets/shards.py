@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple, Self, get_args
 
@@ -26,7 +27,7 @@ from rldistill.actions import action_layout, check_actions, score_width
 from rldistill.files import read_json, replace_file
 from rldistill.progress import Progress, Silent
 from rldistill.replay import Replay
-from rldistill.types import Actions, Bools, Floats, Observations, ScoreKind, Task, UserError
+from rldistill.types import Actions, Bools, Floats, ScoreKind, Task, UserError
 
 FORMAT = "rldistill-dataset"
 VERSION = 1
@@ -36,6 +37,7 @@ CARD = "dataset.json"
 # rate of the emulator on the same core; 9 takes 27 at 110,000/s. XOR with the frame before takes 34 at level 6: zstd's
 # window spans hundreds of frames and finds the same paddle there, which a difference hides.
 LEVEL = 6
+_ADVICE = "; get it anew, or go on without it (Dataset.intact)"
 
 
 class Shard(NamedTuple):
@@ -95,14 +97,14 @@ class Dataset:
         Raises:
             UserError: the shard is missing, truncated or altered, or holds NaN or infinity. The others can be read.
         """
-        return _joined(list(self._parts(self.shards[index])))
+        return joined(list(self.parts(self.shards[index])))
 
     def problems(self) -> dict[str, str]:
         """File name to what is wrong with it, for each shard that cannot be read. Reads every shard."""
         found = {}
         for shard in self.shards:
             try:
-                for _ in self._parts(shard):
+                for _ in self.parts(shard):
                     pass
             except UserError as error:
                 found[shard.file] = str(error)
@@ -117,32 +119,96 @@ class Dataset:
         """Notes in the card how the shards that follow are recorded; written to disk with the first of them."""
         return replace(self, card={**self.card, "recordings": [*self.card["recordings"], dict(settings)]})
 
-    def _parts(self, shard: ShardEntry) -> Iterator[Shard]:
+    def parts(self, shard: ShardEntry) -> Iterator[Shard]:
+        """Its rows, a record batch at a time.
+
+        Raises:
+            UserError: as `read`.
+        """
         path = self.path / shard.file
-        advice = "; get it anew, or go on without it (Dataset.intact)"
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            raise UserError(f"the shard {path} is missing{advice}") from None
-        except OSError as error:
-            raise UserError(f"cannot read the shard {path}: {error.strerror}{advice}") from None
-        if len(data) != shard.bytes:
-            raise UserError(f"the shard {path} is damaged: it has {len(data)} bytes of {shard.bytes}{advice}")
-        if hashlib.sha256(data).hexdigest() != shard.sha256:
-            raise UserError(f"the shard {path} is damaged: its checksum is not the one in {CARD}{advice}")
-        try:
+        data = self.checked_bytes(shard)
+        with _readable(path):
             rows = labelled = 0
-            for part in _decoded(data, self):
-                _check(part, self)
+            for batch in _batches(data, self):
+                part = part_of(batch, self)
                 rows += len(part.frames)
                 labelled += int((~part.context).sum())
                 yield part
-            if (rows, labelled) != (shard.rows, shard.control_steps):
-                wanted = f"{CARD} says {shard.rows} and {shard.control_steps}"
-                raise ValueError(f"it has {rows} rows and {labelled} labels, {wanted}")
-        except (pa.ArrowException, KeyError, ValueError) as error:  # UserError is a ValueError
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"the shard {path} is of no use: {reason}{advice}") from None
+            _check_counts(shard, rows, labelled)
+
+    def part(self, shard: ShardEntry, batch: int) -> Shard:
+        """The rows of one record batch of a shard.
+
+        Raises:
+            UserError: as `read`.
+        """
+        data = self.checked_bytes(shard)
+        with _readable(self.path / shard.file):
+            return part_of(next(_batches(data, self, first=batch)), self)
+
+    def columns(
+        self, shard: ShardEntry, names: Sequence[str], *, verify: bool
+    ) -> Iterator[dict[str, npt.NDArray[Any]]]:
+        """Some plain columns, a record batch at a time, without unpacking the others.
+
+        Args:
+            shard: one of `shards`.
+            names: columns that hold one value a row; `context` must be among them.
+            verify: whether the checksum is looked at, for which the whole shard is read.
+
+        Raises:
+            UserError: the shard is missing, truncated or, with `verify`, altered.
+        """
+        path = self.path / shard.file
+        data = self.checked_bytes(shard) if verify else None
+        with _readable(path):
+            if data is None and (size := path.stat().st_size) != shard.bytes:
+                raise ValueError(f"it has {size} bytes of {shard.bytes}")
+            rows = labelled = 0
+            for batch in _batches(pa.memory_map(str(path)) if data is None else data, self, names=names):
+                found = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in names}
+                rows += batch.num_rows
+                labelled += int((~found["context"]).sum())
+                yield found
+            _check_counts(shard, rows, labelled)
+
+    def checked_bytes(self, shard: ShardEntry) -> bytes:
+        """The file of a shard.
+
+        Raises:
+            UserError: it is missing, truncated or altered.
+        """
+        path = self.path / shard.file
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise UserError(f"the shard {path} is missing{_ADVICE}") from None
+        except OSError as error:
+            raise UserError(f"cannot read the shard {path}: {error.strerror}{_ADVICE}") from None
+        if len(data) != shard.bytes:
+            raise UserError(f"the shard {path} is damaged: it has {len(data)} bytes of {shard.bytes}{_ADVICE}")
+        if hashlib.sha256(data).hexdigest() != shard.sha256:
+            raise UserError(f"the shard {path} is damaged: its checksum is not the one in {CARD}{_ADVICE}")
+        return data
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """What goes wrong while a shard is unpacked, as one line."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"the shard {path} is missing{_ADVICE}") from None
+    except (pa.ArrowException, KeyError, OSError, ValueError) as error:  # UserError is a ValueError
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"the shard {path} is of no use: {reason}{_ADVICE}") from None
+
+
+def _check_counts(shard: ShardEntry, rows: int, labelled: int) -> None:
+    """Raises ValueError where a shard has not the rows that the card says."""
+    if (rows, labelled) != (shard.rows, shard.control_steps):
+        wanted = f"{CARD} says {shard.rows} and {shard.control_steps}"
+        raise ValueError(f"it has {rows} rows and {labelled} labels, {wanted}")
 
 
 def create_dataset(path: Path, task: Task, score_kind: ScoreKind, teacher: Mapping[str, Any]) -> Dataset:
@@ -163,6 +229,11 @@ def create_dataset(path: Path, task: Task, score_kind: ScoreKind, teacher: Mappi
         raise UserError(f"{path} exists: add to it with --append, or choose another --out") from None
     except OSError as error:
         raise UserError(f"cannot make {path}: {error.strerror}") from None
+    return write_card(empty_dataset(path, task, score_kind, teacher))
+
+
+def empty_dataset(path: Path, task: Task, score_kind: ScoreKind, teacher: Mapping[str, Any]) -> Dataset:
+    """As `create_dataset`, but nothing is made or written: the card is with the first shard."""
     card = {
         "format": FORMAT,
         "format_version": VERSION,
@@ -176,10 +247,10 @@ def create_dataset(path: Path, task: Task, score_kind: ScoreKind, teacher: Mappi
         "control_steps": 0,
         "shards": [],
     }
-    return _write_card(Dataset(path, task, score_kind, card, ()))
+    return Dataset(path, task, score_kind, card, ())
 
 
-def open_dataset(path: str | Path) -> Dataset:
+def open_dataset(path: str | os.PathLike[str]) -> Dataset:
     """Reads the card of a dataset folder; the shards are read later.
 
     Raises:
@@ -194,9 +265,23 @@ def open_dataset(path: str | Path) -> Dataset:
     card = read_json(card_path)
     if card.get("format") != FORMAT:
         raise UserError(f"{card_path} is not of the format {FORMAT}")
+    task, score_kind, shards = parse_card(card, str(card_path))
+    return Dataset(folder, task, score_kind, card, shards)
+
+
+def parse_card(card: Mapping[str, Any], place: str) -> tuple[Task, ScoreKind, tuple[ShardEntry, ...]]:
+    """Task, kind of scores and shards of a card.
+
+    Args:
+        card: as it was read.
+        place: where, for the message.
+
+    Raises:
+        UserError: it is of another version, or damaged.
+    """
     if card.get("format_version") != VERSION:
         raise UserError(
-            f"{card_path} is of format version {card.get('format_version')}, this rldistill reads version {VERSION}: "
+            f"{place} is of format version {card.get('format_version')}, this rldistill reads version {VERSION}: "
             "use the rldistill that wrote it, or record it anew"
         )
     try:
@@ -207,14 +292,21 @@ def open_dataset(path: str | Path) -> Dataset:
             raise ValueError(f"score_kind is {score_kind!r}")
         if not isinstance(card["teacher"], dict) or not isinstance(card["recordings"], list):
             raise TypeError("teacher or recordings of a wrong kind")
+        teachers = card["teacher"].get("teachers", [])
+        if not isinstance(teachers, list) or not all(
+            isinstance(item, dict) for item in [*teachers, *card["recordings"]]
+        ):
+            raise TypeError("a teacher or a recording of a wrong kind")
+        if not all(isinstance(item.get("first_shard", 0), int) for item in card["recordings"]):
+            raise TypeError("a recording whose first shard is no number")
         for shard in shards:
             if not re.fullmatch(r"shard-\d{5,}\.arrow", shard.file):
                 raise ValueError(f"{shard.file!r} is no name of a shard")
             if not all(isinstance(number, int) for number in (shard.rows, shard.control_steps, shard.bytes)):
                 raise TypeError(f"{shard.file} has a count that is no number")
     except (KeyError, TypeError, ValueError) as error:  # UserError is a ValueError
-        raise UserError(f"{card_path} is damaged: it lacks something or holds something wrong ({error})") from None
-    return Dataset(folder, task, score_kind, card, shards)
+        raise UserError(f"{place} is damaged: it lacks something or holds something wrong ({error})") from None
+    return task, score_kind, shards
 
 
 def frame_shape(task: Task) -> tuple[int, ...]:
@@ -223,12 +315,13 @@ def frame_shape(task: Task) -> tuple[int, ...]:
     return (shape[0] // task.frame_stack, *shape[1:]) if task.frame_stack > 1 else shape
 
 
-def append_shard(dataset: Dataset, parts: Sequence[Shard]) -> Dataset:
+def append_shard(dataset: Dataset, parts: Sequence[Shard], *, number: int | None = None) -> Dataset:
     """Writes a shard, then the card that names it, each in one step; returns the dataset that has it.
 
     Args:
         dataset: with all its shards, as opened.
         parts: one for each environment, in the order of time, with the context rows that its first stack needs.
+        number: in its name, by default the next one. Over a number that is left out time does not go on.
 
     Raises:
         UserError: a frame, an action or a label does not suit the task, a label is NaN or infinite, or the disk is
@@ -242,11 +335,11 @@ def append_shard(dataset: Dataset, parts: Sequence[Shard]) -> Dataset:
     data = _encoded(parts, dataset)
     rows = sum(len(part.frames) for part in parts)
     labelled = sum(int((~part.context).sum()) for part in parts)
-    file = f"shard-{_next_number(dataset):05d}.arrow"
+    file = shard_file(_next_number(dataset) if number is None else number)
     # A file of this name that the card does not know was left by a process killed before it wrote the card.
     replace_file(dataset.path / file, data)
     entry = ShardEntry(file, rows, labelled, hashlib.sha256(data).hexdigest(), len(data))
-    return _write_card(replace(dataset, shards=(*dataset.shards, entry)))
+    return write_card(replace(dataset, shards=(*dataset.shards, entry)))
 
 
 def load_replay(dataset: Dataset, *, progress: Progress | None = None) -> tuple[Replay, npt.NDArray[np.int64]]:
@@ -267,12 +360,12 @@ def load_replay(dataset: Dataset, *, progress: Progress | None = None) -> tuple[
     if not dataset.control_steps:
         raise UserError(f"the dataset {dataset.path} holds no control steps: record some with --append")
     kinds: dict[str, tuple[tuple[int, ...], npt.DTypeLike]] = {
-        "values": ((_width(dataset),), np.float32),
+        "values": ((label_width(dataset),), np.float32),
         "actions": action_layout(dataset.task),
     }
     replay = Replay(dataset.task, 1, sum(shard.rows for shard in dataset.shards), kinds)
     sampleable, done = [], 0
-    parts = (part for shard in dataset.shards for part in dataset._parts(shard))
+    parts = (part for shard in dataset.shards for part in dataset.parts(shard))
     progress.start(f"read {dataset.path}", dataset.control_steps, "steps")
     # A thread decompresses the next part while this one is copied; both leave the interpreter free.
     with ThreadPoolExecutor(max_workers=1) as ahead:
@@ -286,123 +379,24 @@ def load_replay(dataset: Dataset, *, progress: Progress | None = None) -> tuple[
     return replay, np.flatnonzero(np.concatenate(sampleable)).astype(np.int64)
 
 
-class DatasetWriter:
-    """Collects the control steps of vectorized environments and appends a shard whenever enough are there.
+def shard_file(number: int) -> str:
+    """The name of a shard."""
+    return f"shard-{number:05d}.arrow"
 
-    Args:
-        dataset: to append to; `dataset` is always what lies on the disk.
-        num_envs: rows added together.
-        shard_steps: control steps a shard, of all rows together, at most (but one of each row at least).
 
-    Raises:
-        UserError: no memory for a shard.
-    """
-
-    def __init__(self, dataset: Dataset, num_envs: int, shard_steps: int) -> None:
-        self.dataset = dataset
-        self.num_envs = num_envs
-        self._task = dataset.task
-        self._length = max(shard_steps // num_envs, 1)
-        self._stack = dataset.task.frame_stack
-        self._depth = frame_shape(dataset.task)[0]
-        self._heads: list[Shard] = []
-        """The context rows of each row's part."""
-        # Time runs along the second axis, so that each row's part lies in one piece.
-        shape = (num_envs, self._length)
-        kinds: dict[str, tuple[tuple[int, ...], npt.DTypeLike]] = {
-            "frames": (frame_shape(dataset.task), dataset.task.observation_dtype),
-            "starts": ((), np.bool_),
-            "actions": action_layout(dataset.task),
-            "rewards": ((), np.float32),
-            "terminated": ((), np.bool_),
-            "truncated": ((), np.bool_),
-            "values": ((_width(dataset),), np.float32),
-        }
-        try:
-            self._columns = {name: np.zeros((*shape, *item), dtype) for name, (item, dtype) in kinds.items()}
-        except MemoryError:
-            raise UserError(f"no memory for a shard of {shard_steps} control steps: lower --shard-steps") from None
-        self._lengths = np.zeros(num_envs, dtype=np.int64)
-        # Whoever begins in the middle of an episode is taken at his word: the whole stack is context then.
-        self._ages = np.full(num_envs, self._stack, dtype=np.int64)
-
-    def add(
-        self,
-        observations: Observations,
-        starts: Bools,
-        actions: Actions,
-        rewards: Floats,
-        terminated: Bools,
-        truncated: Bools,
-        values: Floats,
-        *,
-        keep: int | None = None,
-    ) -> None:
-        """One control step of all rows, (N, ...) each; `keep` takes the first rows alone, and ends the shard.
-
-        Raises:
-            UserError: as `append_shard`, when the shard is full.
-        """
-        rows = self.num_envs if keep is None else keep
-        at = int(self._lengths[0])
-        self._ages = np.where(starts, 0, self._ages)
-        if at == 0:
-            self._heads = [self._head(row, observations[row]) for row in range(self.num_envs)]
-        newest = observations[:, -self._depth :] if self._stack > 1 else observations
-        columns = dict(frames=newest, starts=starts, actions=actions, rewards=rewards)
-        columns |= dict(terminated=terminated, truncated=truncated, values=values)
-        for name, column in columns.items():
-            self._columns[name][:rows, at] = column[:rows]
-        self._ages += 1
-        self._lengths[:rows] += 1
-        if at + 1 == self._length or rows < self.num_envs:
-            self.flush()
-
-    def flush(self) -> None:
-        """Appends what was collected as a shard, a short one if need be.
-
-        Raises:
-            UserError: as `append_shard`.
-        """
-        if not self._lengths.any():
-            return
-        parts = []
-        for row in np.flatnonzero(self._lengths):
-            taken = {name: column[row, : self._lengths[row]] for name, column in self._columns.items()}
-            length = int(self._lengths[row])
-            body = Shard(context=np.zeros(length, np.bool_), environments=np.full(length, row, np.int32), **taken)
-            head = self._heads[row]
-            parts.append(_joined([head, body]) if len(head.frames) else body)
-        self.dataset = append_shard(self.dataset, parts)
-        self._lengths[:] = 0
-
-    def _head(self, row: int, observation: npt.NDArray[Any]) -> Shard:
-        """The frames before the newest of a stack, as far as they belong to the same episode."""
-        length = int(min(self._ages[row], self._stack - 1))
-        shape = frame_shape(self._task)
-        older = observation.reshape(self._stack, *shape)[-1 - length : -1] if length else np.empty((0, *shape))
-        starts = np.zeros(length, np.bool_)
-        starts[:1] = length == self._ages[row] and length > 0
-        return Shard(
-            frames=older.astype(self._task.observation_dtype),
-            starts=starts,
-            context=np.ones(length, np.bool_),
-            environments=np.full(length, row, np.int32),
-            actions=np.zeros((length, *action_layout(self._task)[0]), action_layout(self._task)[1]),
-            rewards=np.zeros(length, np.float32),
-            terminated=np.zeros(length, np.bool_),
-            truncated=np.zeros(length, np.bool_),
-            values=np.zeros((length, _width(self.dataset)), np.float32),
-        )
+def shard_number(file: str) -> int:
+    """The number in the name of a shard."""
+    return int(file.removeprefix("shard-").removesuffix(".arrow"))
 
 
 def _next_number(dataset: Dataset) -> int:
     """Beyond the card's last shard: a shard that was left out as damaged keeps its name."""
-    known = {item["file"] for item in dataset.card["shards"]} | {shard.file for shard in dataset.shards}
-    return next(number for number in count(len(known)) if f"shard-{number:05d}.arrow" not in known)
+    known = [item["file"] for item in dataset.card["shards"]] + [shard.file for shard in dataset.shards]
+    return max(map(shard_number, known), default=-1) + 1
 
 
-def _write_card(dataset: Dataset) -> Dataset:
+def write_card(dataset: Dataset) -> Dataset:
+    """Replaces the card by one that names the dataset's shards; returns what is on the disk then."""
     shards = [shard._asdict() for shard in dataset.shards]
     card = {**dataset.card, "control_steps": dataset.control_steps, "shards": shards}
     data = json.dumps(card, indent=2).encode() + b"\n"
@@ -410,14 +404,14 @@ def _write_card(dataset: Dataset) -> Dataset:
     return replace(dataset, card=json.loads(data))
 
 
-def _width(dataset: Dataset) -> int:
-    """Scores of a control step."""
+def label_width(dataset: Dataset) -> int:
+    """K, the scores of a control step."""
     return score_width(dataset.task, dataset.score_kind)
 
 
 def _check(part: Shard, dataset: Dataset) -> None:
     """Raises ValueError where the rows do not suit the task, or a label is of no use."""
-    length, task, width = len(part.frames), dataset.task, _width(dataset)
+    length, task, width = len(part.frames), dataset.task, label_width(dataset)
     if part.frames.shape != (length, *frame_shape(task)) or part.frames.dtype != task.observation_dtype:
         raise ValueError(f"frames of shape {part.frames.shape[1:]}, the task's are {frame_shape(task)}")
     if part.values.shape != (length, width):
@@ -427,7 +421,8 @@ def _check(part: Shard, dataset: Dataset) -> None:
     check_actions(part.actions, length, task)
 
 
-def _schema(dataset: Dataset) -> Any:
+def row_schema(dataset: Dataset) -> Any:
+    """The columns of a shard."""
     task = dataset.task
     (*dimensions,), _ = action_layout(task)
     action = pa.float32() if task.continuous else pa.int32()
@@ -441,58 +436,78 @@ def _schema(dataset: Dataset) -> Any:
         "reward": pa.float32(),
         "terminated": pa.bool_(),
         "truncated": pa.bool_(),
-        "values": pa.list_(pa.float32(), _width(dataset)),
+        "values": pa.list_(pa.float32(), label_width(dataset)),
     }
     told = {"format": f"{FORMAT} {VERSION}", "frame_shape": json.dumps(frame_shape(task))}
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields.items()], metadata=told)
 
 
+def batch_of(part: Shard, dataset: Dataset) -> Any:
+    """A record batch of the rows."""
+    schema = row_schema(dataset)
+    action = np.float32 if dataset.task.continuous else np.int32
+    columns = []
+    ordered = (part.frames, part.starts, part.context, part.environments, part.actions.astype(action),
+               part.rewards, part.terminated, part.truncated, part.values)  # fmt: skip
+    for column, field in zip(ordered, schema, strict=True):
+        if pa.types.is_fixed_size_list(field.type):
+            flat = pa.array(np.ascontiguousarray(column).reshape(-1), field.type.value_type)
+            columns.append(pa.FixedSizeListArray.from_arrays(flat, field.type.list_size))
+        else:
+            columns.append(pa.array(column, field.type))
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def part_of(batch: Any, dataset: Dataset) -> Shard:
+    """The rows of a record batch: the inverse of `batch_of`.
+
+    Raises:
+        ValueError: they do not suit the task, or a label is NaN or infinite.
+    """
+    task = dataset.task
+    shape, kind = action_layout(task)
+    listed = [field.name for field in batch.schema if pa.types.is_fixed_size_list(field.type)]
+    lists = {name: batch.column(name).flatten().to_numpy() for name in listed}
+    names = (name for name in batch.schema.names if name not in lists)
+    flat = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in names}
+    part = Shard(
+        frames=lists["frame"].reshape(batch.num_rows, *frame_shape(task)),
+        starts=flat["start"],
+        context=flat["context"],
+        environments=flat["environment"],
+        actions=(lists | flat)["action"].reshape(batch.num_rows, *shape).astype(kind),
+        rewards=flat["reward"],
+        terminated=flat["terminated"],
+        truncated=flat["truncated"],
+        values=lists["values"].reshape(batch.num_rows, label_width(dataset)),
+    )
+    _check(part, dataset)
+    return part
+
+
 def _encoded(parts: Sequence[Shard], dataset: Dataset) -> bytes:
     """An Arrow IPC file with a record batch for each part."""
-    schema = _schema(dataset)
-    action = np.float32 if dataset.task.continuous else np.int32
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=LEVEL))
-    with pa.ipc.new_file(sink, schema, options=options) as writer:
+    with pa.ipc.new_file(sink, row_schema(dataset), options=options) as writer:
         for part in parts:
-            columns = []
-            ordered = (part.frames, part.starts, part.context, part.environments, part.actions.astype(action),
-                       part.rewards, part.terminated, part.truncated, part.values)  # fmt: skip
-            for column, field in zip(ordered, schema, strict=True):
-                if pa.types.is_fixed_size_list(field.type):
-                    flat = pa.array(np.ascontiguousarray(column).reshape(-1), field.type.value_type)
-                    columns.append(pa.FixedSizeListArray.from_arrays(flat, field.type.list_size))
-                else:
-                    columns.append(pa.array(column, field.type))
-            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+            writer.write_batch(batch_of(part, dataset))
     return bytes(sink.getvalue().to_pybytes())
 
 
-def _decoded(data: bytes, dataset: Dataset) -> Iterator[Shard]:
-    """The parts of a shard, one after the other, so that never more than one lies in memory unpacked."""
-    with pa.ipc.open_file(pa.py_buffer(data)) as reader:
-        schema, task = _schema(dataset), dataset.task
-        shape, kind = action_layout(task)
+def _batches(data: Any, dataset: Dataset, *, first: int = 0, names: Sequence[str] | None = None) -> Iterator[Any]:
+    """The record batches of a shard, one after the other, so that never more than one lies in memory unpacked."""
+    source = pa.py_buffer(data) if isinstance(data, bytes) else data
+    schema = row_schema(dataset)
+    with pa.ipc.open_file(source) as reader:
         if not reader.schema.equals(schema):
             raise ValueError("its columns are not those of the task in the card")
-        for index in range(reader.num_record_batches):
-            batch = reader.get_batch(index)
-            listed = [field.name for field in schema if pa.types.is_fixed_size_list(field.type)]
-            lists = {name: batch.column(name).flatten().to_numpy() for name in listed}
-            names = (name for name in batch.schema.names if name not in lists)
-            flat = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in names}
-            yield Shard(
-                frames=lists["frame"].reshape(batch.num_rows, *frame_shape(task)),
-                starts=flat["start"],
-                context=flat["context"],
-                environments=flat["environment"],
-                actions=(lists | flat)["action"].reshape(batch.num_rows, *shape).astype(kind),
-                rewards=flat["reward"],
-                terminated=flat["terminated"],
-                truncated=flat["truncated"],
-                values=lists["values"].reshape(batch.num_rows, _width(dataset)),
-            )
+    wanted = None if names is None else [schema.get_field_index(name) for name in names]
+    with pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=wanted)) as reader:
+        for index in range(first, reader.num_record_batches):
+            yield reader.get_batch(index)
 
 
-def _joined(parts: Sequence[Shard]) -> Shard:
+def joined(parts: Sequence[Shard]) -> Shard:
+    """Rows after rows."""
     return Shard(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))

@@ -1,0 +1,273 @@
+"""The verbs `dataset info` and `dataset head`: what a dataset holds, as a whole and row by row."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from json import dumps
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rldistill.actions import describe
+from rldistill.datasets.episodes import find_episodes, observations_of, read_episodes
+from rldistill.datasets.shards import CARD, open_dataset
+from rldistill.envs import action_names
+from rldistill.files import free_path, replace_file
+from rldistill.plots import observation_panels
+from rldistill.progress import Progress
+from rldistill.stats import Summary, summarize
+from rldistill.types import Task, UserError
+
+PICTURES = 4
+"""Rows drawn."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a dataset holds."""
+
+    path: str
+    task: Task
+    control_steps: int
+    """Labelled control steps, as the card says."""
+    episodes: int
+    """From first to last step in the dataset."""
+    unfinished: int
+    """Episodes that the recording cut off, or whose beginning is not there. Their returns do not count."""
+    returns: Summary | None
+    """Of the episodes; None if there is none."""
+    shards: int
+    bytes: int
+    """Of shards and card."""
+    score_kind: str
+    """Of the teacher's values."""
+    teachers: tuple[dict[str, Any], ...]
+    """As the card has them."""
+    recordings: tuple[dict[str, Any], ...]
+    """As the card has them: driver, epsilon, seeds, the version and the command that recorded."""
+    format_version: int
+    verified: bool
+    """Whether checksums were looked at."""
+    damaged: dict[str, str]
+    """File name to what is wrong with it."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        returns = None if self.returns is None else self.returns._asdict()
+        return {**asdict(self), "task": self.task.as_dict(), "returns": returns}
+
+
+class Row(NamedTuple):
+    """One control step."""
+
+    episode: int
+    step: int
+    """Of those of the episode that are in the dataset, from 0."""
+    action: int | list[int] | list[float]
+    name: str
+    """Of the action; empty where it has none."""
+    reward: float
+    end: str
+    """`terminated`, `truncated` or empty."""
+    values: list[float]
+    """The teacher's."""
+
+
+def info(
+    data: str | os.PathLike[str],
+    *,
+    verify: bool = True,
+    json: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Info:
+    """What a dataset holds: task, episodes and their returns, teacher, how it was recorded, and which shards are damaged.
+
+    Args:
+        data: dataset folder.
+        verify: whether the checksum of each shard is looked at. Without it lengths are.
+        json: file for all of it; made, never overwritten.
+        progress: told how it goes.
+
+    Raises:
+        UserError: no dataset, or `json` exists. A damaged shard does not raise, see `Info.damaged`.
+    """
+    dataset = open_dataset(data)
+    target = None if json is None else _free_file(Path(json), "--json")
+    episodes, damaged = find_episodes(dataset, verify=verify, progress=progress)
+    scores = [episode.score for episode in episodes if episode.whole]
+    teacher = dataset.card["teacher"]
+    found = Info(
+        path=str(dataset.path),
+        task=dataset.task,
+        control_steps=dataset.control_steps,
+        episodes=len(scores),
+        unfinished=len(episodes) - len(scores),
+        returns=summarize(scores, seed=0) if scores else None,
+        shards=len(dataset.shards),
+        bytes=sum(shard.bytes for shard in dataset.shards) + (dataset.path / CARD).stat().st_size,
+        score_kind=dataset.score_kind,
+        teachers=tuple(teacher.get("teachers", [teacher])),
+        recordings=tuple(dataset.card["recordings"]),
+        format_version=dataset.card["format_version"],
+        verified=verify,
+        damaged=damaged,
+    )
+    if target is not None:
+        replace_file(target, dumps(found.as_dict(), indent=2).encode() + b"\n")
+    return found
+
+
+def info_lines(found: Info) -> list[tuple[str, str]]:
+    """Names and texts to print."""
+    task, returns = found.task, found.returns
+    lines = [
+        ("dataset", found.path),
+        ("environment", task.env),
+        ("task", _options(task)),
+        ("observations", f"{task.observation_shape} {task.observation_dtype}"),
+        ("actions", describe(task)),
+        ("control steps", f"{found.control_steps:,}"),
+        ("episodes", f"{found.episodes:,}, and {found.unfinished:,} that are not there from beginning to end"),
+    ]
+    if returns is not None:
+        interval = f"95 % CI [{returns.ci_low:.4g}, {returns.ci_high:.4g}]"
+        lines.append(("returns", f"mean {returns.mean:.4g}, {interval}, interquartile mean {returns.iqm:.4g}"))
+    lines.append(("shards", f"{found.shards:,}, {found.bytes / 1e6:,.1f} MB"))
+    lines += [("teacher", _teacher(teacher)) for teacher in found.teachers]
+    lines.append(("values", found.score_kind))
+    for number, item in enumerate(found.recordings):
+        names = ("driver", "epsilon", "seed", "num_envs", "made_by")
+        told = [f"{name.replace('_', ' ')} {item[name]}" for name in names if item.get(name) is not None]
+        lines.append((f"recording {number}" if len(found.recordings) > 1 else "recording", ", ".join(told)))
+    lines.append(("format", f"version {found.format_version}"))
+    checked = "all checksums fit" if found.verified else "not looked at; lengths fit"
+    lines.append(("integrity", checked if not found.damaged else f"{len(found.damaged)} damaged"))
+    return lines + [("damaged", text) for text in found.damaged.values()]
+
+
+def head(
+    data: str | os.PathLike[str],
+    *,
+    rows: int = 10,
+    episode: int | None = None,
+    picture: str | os.PathLike[str] | None = None,
+) -> list[Row]:
+    """The first control steps, in the order of episodes: recording after recording, environment after environment.
+
+    Args:
+        data: dataset folder.
+        rows: how many.
+        episode: of this one alone, from 0.
+        picture: PNG file for the observation stacks of a few of the rows; made, never overwritten.
+
+    Raises:
+        UserError: no dataset, a damaged shard, no such episode, nothing to draw, or `picture` exists.
+    """
+    if rows < 1:
+        raise UserError(f"--rows is at least 1, not {rows}")
+    dataset = open_dataset(data)
+    task = dataset.task
+    target = None if picture is None else _free_file(Path(picture), "--picture")
+    if target is not None and len(task.observation_shape) != 3:
+        raise UserError(f"{task.env} has observations of shape {task.observation_shape}: there is nothing to draw")
+    episodes, damaged = find_episodes(dataset, verify=False)
+    if damaged:
+        raise UserError(next(iter(damaged.values())))
+    if not episodes:
+        raise UserError(f"the dataset {dataset.path} holds no control steps")
+    if episode is not None:
+        if not 0 <= episode < len(episodes):
+            raise UserError(f"there is no episode {episode} in {dataset.path}: they go from 0 to {len(episodes) - 1}")
+        episodes = [episodes[episode]]
+    names = _names(task)
+    shown: list[Row] = []
+    observations = []
+    for found, part in read_episodes(dataset, episodes):
+        first = len(part.frames) - found.steps
+        for step in range(min(found.steps, rows - len(shown))):
+            at = first + step
+            action = part.actions[at].tolist()
+            ends = {"terminated": part.terminated[at], "truncated": part.truncated[at]}
+            shown.append(
+                Row(
+                    found.number,
+                    step,
+                    action,
+                    names[action] if names and isinstance(action, int) else "",
+                    float(part.rewards[at]),
+                    ", ".join(name for name, there in ends.items() if there),
+                    part.values[at].tolist(),
+                )
+            )
+            if target is not None:
+                observations.append(observations_of(part, task, np.array([at]))[0])
+        if len(shown) == rows:
+            break
+    if target is not None:
+        chosen = np.unique(np.linspace(0, len(shown) - 1, PICTURES).round().astype(int)).tolist()
+        labels = [
+            f"episode {shown[n].episode}, step {shown[n].step}" + f", {shown[n].name}" * bool(shown[n].name)
+            for n in chosen
+        ]
+        replace_file(target, observation_panels([observations[n] for n in chosen], labels))
+    return shown
+
+
+def head_table(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Rows for `progress.table`."""
+    return [
+        {
+            "episode": str(row.episode),
+            "step": str(row.step),
+            "action": f"{_short(row.action)} {row.name}".rstrip(),
+            "reward": f"{row.reward:g}",
+            "end": row.end or "-",
+            "values": _short(row.values),
+        }
+        for row in rows
+    ]
+
+
+def _short(numbers: int | Sequence[float], most: int = 8) -> str:
+    if isinstance(numbers, int):
+        return str(numbers)
+    told = " ".join(f"{number:.4g}" for number in numbers[:most])
+    return told + " ..." * (len(numbers) > most)
+
+
+def _names(task: Task) -> list[str]:
+    """Of one discrete action; none where its numbers are all there is, or the environment is not installed."""
+    if task.continuous or task.action_sizes:
+        return []
+    try:
+        names = action_names(task)
+    except Exception:  # the package of the environment may be missing, and raises whatever it likes
+        return []
+    return names if names != [str(action) for action in range(task.num_actions)] else []
+
+
+def _options(task: Task) -> str:
+    """What of the task is not the default."""
+    plain = Task(task.env, task.num_actions, task.observation_shape).as_dict()
+    shown = {"action_sizes", "action_low", "action_high", "observation_dtype"}
+    own = {name: value for name, value in task.as_dict().items() if value != plain.get(name) and name not in shown}
+    return ", ".join(f"{name} = {value}" for name, value in own.items()) or "all options at their defaults"
+
+
+def _teacher(teacher: dict[str, Any]) -> str:
+    provenance = teacher.get("provenance")
+    told = [teacher.get("path") or teacher.get("kind") or "unknown"]
+    told += [provenance["algorithm"]] if isinstance(provenance, dict) and provenance.get("algorithm") else []
+    told += [f"sha256 {teacher['sha256'][:12]}"] if isinstance(teacher.get("sha256"), str) else []
+    return ", ".join(map(str, told))
+
+
+def _free_file(path: Path, flag: str) -> Path:
+    """Told before anything is read, not after."""
+    free_path(path, flag)
+    if not path.parent.is_dir():
+        raise UserError(f"cannot write {path}: there is no folder {path.parent}")
+    return path
