@@ -28,6 +28,7 @@ from rldistill.reporting import ReportConfig
 from rldistill.teachers import TeacherOptions
 from rldistill.training import TrainConfig
 from rldistill.types import Task, UserError
+from rldistill.watching import WatchConfig
 
 SOURCE = Path(rldistill.__file__).parents[1]
 CARTPOLE = make_task("CartPole-v1")
@@ -78,6 +79,7 @@ SMALL += ["--evaluate-episodes", "1", "--evaluate-every", "0"]
 
 
 EXPORT_FLAGS = ["out", "format", "force", "json"]
+WATCH_FLAGS = ["out", "force"]
 CONFIGS = {
     "demo": None,
     "train": TrainConfig,
@@ -87,6 +89,7 @@ CONFIGS = {
     "inspect": InspectConfig,
     "report": ReportConfig,
     "export": ExportConfig,
+    "watch": WatchConfig,
 }
 
 
@@ -96,9 +99,10 @@ def test_help_names_every_flag(command: Command, verb: str) -> None:
     assert said.status == 0
     config = CONFIGS[verb]
     flags = [field.name for field in fields(config)] if config else ["seed"]
-    flags += {"evaluate": ["json"], "report": ["out"], "record": ["append"], "export": EXPORT_FLAGS}.get(verb, [])
+    own = {"evaluate": ["json"], "report": ["out"], "record": ["append"], "export": EXPORT_FLAGS, "watch": WATCH_FLAGS}
+    flags += own.get(verb, [])
     flags += ["resume"] if verb in ("train", "distill") else []
-    takes_files = verb in ("record", "distill", "evaluate", "inspect")
+    takes_files = verb in ("record", "distill", "evaluate", "inspect", "watch")
     flags += [field.name for field in fields(TeacherOptions)] if takes_files else []
     missing = [flag for flag in flags if f"--{flag.replace('_', '-')} " not in said.out.replace(",", " ")]
     assert not missing
@@ -247,6 +251,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     policy(shelf / "misfit", CARTPOLE.from_dict(CARTPOLE.as_dict() | {"num_actions": 3}))
     (shelf / "empty").mkdir()
     (shelf / "notes.txt").write_text("no policy")
+    (shelf / "film.gif").write_bytes(b"mine")
     balancing_zip(shelf / "zip" / "ppo-CartPole-v1.zip")
     balancing_zip(shelf / "zip" / "unnamed.zip")
     (shelf / "zip" / "cut.zip").write_bytes((shelf / "zip" / "unnamed.zip").read_bytes()[:-300])
@@ -327,6 +332,13 @@ BAD = {
     "existing out of record": ("record --teacher {shelf}/good --out {shelf}/data", "exists: add to it with --append"),
     "resume of no run": ("distill --teacher {shelf}/good --student mlp:4 --out {shelf}/good --resume", "is no run folder"),
     "scores over something else": ("evaluate {shelf}/good --json {shelf}/good/policy.json", "holds no scores"),
+    "watch nothing": ("watch {shelf}/absent --out {out}.gif", "no policy folder at"),
+    "watch three": ("watch {shelf}/good {shelf}/good {shelf}/good --out {out}.gif", "not 3"),
+    "watch no film": ("watch {shelf}/good --out {out}.avi", "ends in .avi: watch writes .gif and .mp4 files"),
+    "watch over a file": ("watch {shelf}/good --out {shelf}/film.gif", "film.gif exists: replace it with --force"),
+    "watch two games": (
+        "watch {shelf}/good {shelf}/three --out {out}.gif", "three has 3 discrete actions, but CartPole-v1 has 2"),
+    "watch no episodes": ("watch {shelf}/good --episodes 0 --out {out}.gif", "--episodes is at least 1, not 0"),
     "report of no run": ("report {shelf}/good", "is no run folder"),
 }  # fmt: skip
 
@@ -410,3 +422,18 @@ def test_export_ends_with_a_table_and_its_file_is_evaluated(command: Command, tm
     scored = command("evaluate", folder, out, "--episodes", "2")
     assert scored.status == 0, scored.err
     assert "p.pt" in scored.out
+
+
+def test_watch_writes_a_film_and_says_how_it_went(tmp_path: Path, levers: str, command: Command) -> None:
+    task = make_task(levers)
+    for name, seed in (("teacher", 0), ("student", 1)):
+        save_policy(tmp_path / name, build(Architecture("mlp:4", (6,), 5), seed, "logits"), task, {})
+    out = tmp_path / "levers.gif"
+    words = ["watch", tmp_path / "teacher", tmp_path / "student", "--episodes", 2, "--out", out]
+    said = command(*words)
+    assert said.status == 0, said.err
+    assert out.read_bytes().startswith(b"GIF89a")
+    assert said.out.count(" 20 ") == 2, "two games of ten steps each"
+    assert said.out.endswith(f"{out}\n")
+    refused(command(*words), "--force")
+    assert command(*words, "--force").status == 0

@@ -1,6 +1,6 @@
 """Policy distillation for reinforcement learning.
 
-Each verb of the command is a function here: `train`, `record`, `inspect`, `distill`, `evaluate`, `report`, `export`.
+Each verb of the command is a function here: `train`, `record`, `inspect`, `distill`, `evaluate`, `report`, `export`, `watch`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ _PLACES = {
     "TeacherOptions": "teachers",
     "TrainConfig": "training",
     "UserError": "types",
+    "WatchConfig": "watching",
     "distill": "distillation",
     "evaluate": "evaluation",
     "export": "exporting",
@@ -32,6 +33,7 @@ _PLACES = {
     "report": "reporting",
     "save_policy": "policies",
     "train": "training",
+    "watch": "watching",
 }
 __all__ = ["__version__", *_PLACES]
 

@@ -6,10 +6,10 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -17,8 +17,11 @@ import torch
 from rldistill.types import UserError
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Writes aside, syncs to disk, renames: a reader sees the old file or the new one, and so does a power cut.
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, aside; it is synced to disk and renamed when the block ends, and removed if anything ends it early.
+
+    A reader sees the old file or the new one, and so does a power cut.
 
     Raises:
         UserError: the disk is full or the place cannot be written; the old file is untouched.
@@ -26,7 +29,7 @@ def replace_file(path: Path, data: bytes) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(aside, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
@@ -35,10 +38,38 @@ def replace_file(path: Path, data: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except OSError as error:
+    except BaseException as error:  # Ctrl-C too
         with suppress(OSError):
             aside.unlink()
-        raise UserError(f"cannot write {path}: {error.strerror}; what was there before is untouched") from None
+        if isinstance(error, OSError):
+            raise UserError(
+                f"cannot write {path}: {error.strerror or error}; what was there before is untouched"
+            ) from None
+        raise
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Writes a whole file as `replacing` does.
+
+    Raises:
+        UserError: the disk is full or the place cannot be written; the old file is untouched.
+    """
+    with replacing(path) as file:
+        file.write(data)
+
+
+def check_new_file(path: Path, *, force: bool) -> None:
+    """Told before the work, not after: whether a file may be written there.
+
+    Raises:
+        UserError: its folder is missing, it is a folder itself, or it exists and `force` is not set.
+    """
+    if not path.parent.is_dir():
+        raise UserError(f"cannot write {path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a file with --out")
+    if path.exists() and not force:
+        raise UserError(f"{path} exists: replace it with --force, or choose another --out")
 
 
 def read_json(path: Path) -> dict[str, Any]:
