@@ -29,6 +29,7 @@ from rldistill.reporting import ReportConfig
 from rldistill.teachers import TeacherOptions
 from rldistill.training import TrainConfig
 from rldistill.types import Task, UserError
+from rldistill.watching import WatchConfig
 
 SOURCE = Path(rldistill.__file__).parents[1]
 CARTPOLE = make_task("CartPole-v1")
@@ -80,6 +81,7 @@ SMALL += ["--evaluate-episodes", "1", "--evaluate-every", "0"]
 
 EXPORT_FLAGS = ["out", "format", "force", "json"]
 PUSH_FLAGS = ["repo", "out", "dry_run", "with", "force"]
+WATCH_FLAGS = ["out", "force"]
 CONFIGS = {
     "demo": None,
     "train": TrainConfig,
@@ -91,6 +93,7 @@ CONFIGS = {
     "report": ReportConfig,
     "export": ExportConfig,
     "push": PushConfig,
+    "watch": WatchConfig,
 }
 
 
@@ -100,10 +103,11 @@ def test_help_names_every_flag(command: Command, verb: str) -> None:
     assert said.status == 0
     config = CONFIGS[verb]
     flags = [field.name for field in fields(config)] if config else ["seed"] if verb == "demo" else []
-    more = {"evaluate": ["json"], "report": ["out"], "record": ["append"], "export": EXPORT_FLAGS, "push": PUSH_FLAGS}
+    more = {"evaluate": ["json"], "report": ["out"], "record": ["append"]}
+    more |= {"export": EXPORT_FLAGS, "push": PUSH_FLAGS, "watch": WATCH_FLAGS}
     flags += more.get(verb, [])
     flags += ["resume"] if verb in ("train", "distill") else []
-    takes_files = verb in ("record", "distill", "evaluate", "inspect")
+    takes_files = verb in ("record", "distill", "evaluate", "inspect", "watch")
     flags += [field.name for field in fields(TeacherOptions)] if takes_files else []
     missing = [flag for flag in flags if f"--{flag.replace('_', '-')} " not in said.out.replace(",", " ")]
     assert not missing
@@ -299,6 +303,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     policy(shelf / "misfit", CARTPOLE.from_dict(CARTPOLE.as_dict() | {"num_actions": 3}))
     (shelf / "empty").mkdir()
     (shelf / "notes.txt").write_text("no policy")
+    (shelf / "film.gif").write_bytes(b"mine")
     balancing_zip(shelf / "zip" / "ppo-CartPole-v1.zip")
     balancing_zip(shelf / "zip" / "unnamed.zip")
     (shelf / "zip" / "cut.zip").write_bytes((shelf / "zip" / "unnamed.zip").read_bytes()[:-300])
@@ -391,6 +396,13 @@ BAD = {
         "dataset convert {shelf}/flipped-shard --to parquet --out {out}", "shard-00001.arrow is damaged"),
     "convert to what it is": ("dataset convert {shelf}/data --to rldistill --out {out}", "in the format rldistill already"),
     "existing out of convert": ("dataset convert {shelf}/data --to parquet --out {shelf}/empty", "choose another --out"),
+    "watch nothing": ("watch {shelf}/absent --out {out}.gif", "no policy folder at"),
+    "watch three": ("watch {shelf}/good {shelf}/good {shelf}/good --out {out}.gif", "not 3"),
+    "watch no film": ("watch {shelf}/good --out {out}.avi", "ends in .avi: watch writes .gif and .mp4 files"),
+    "watch over a file": ("watch {shelf}/good --out {shelf}/film.gif", "film.gif exists: replace it with --force"),
+    "watch two games": (
+        "watch {shelf}/good {shelf}/three --out {out}.gif", "three has 3 discrete actions, but CartPole-v1 has 2"),
+    "watch no episodes": ("watch {shelf}/good --episodes 0 --out {out}.gif", "--episodes is at least 1, not 0"),
     "report of no run": ("report {shelf}/good", "is no run folder"),
 }  # fmt: skip
 
@@ -491,3 +503,18 @@ def test_push_writes_the_folder_and_says_what_is_in_it(command: Command, tmp_pat
     balancing_zip(tmp_path / "ppo-CartPole-v1.zip")
     words = ["push", tmp_path / "ppo-CartPole-v1.zip", "--repo", "me/x", "--dry-run", "--out", tmp_path / "x"]
     refused(command(*words), "push takes policies of rldistill; distil this one into a student first")
+
+
+def test_watch_writes_a_film_and_says_how_it_went(tmp_path: Path, levers: str, command: Command) -> None:
+    task = make_task(levers)
+    for name, seed in (("teacher", 0), ("student", 1)):
+        save_policy(tmp_path / name, build(Architecture("mlp:4", (6,), 5), seed, "logits"), task, {})
+    out = tmp_path / "levers.gif"
+    words = ["watch", tmp_path / "teacher", tmp_path / "student", "--episodes", 2, "--out", out]
+    said = command(*words)
+    assert said.status == 0, said.err
+    assert out.read_bytes().startswith(b"GIF89a")
+    assert said.out.count(" 20 ") == 2, "two games of ten steps each"
+    assert said.out.endswith(f"{out}\n")
+    refused(command(*words), "--force")
+    assert command(*words, "--force").status == 0

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rldistill.actions import check_actions, uniform_actions
-from rldistill.envs import MINATAR_GAMES, Environments, Step, features_of, make_task
+from rldistill.envs import MINATAR_GAMES, Environments, Step, decisions_per_second, features_of, make_task
 from rldistill.types import Actions, Task, UserError
 
 MINATAR_IDS = [f"MinAtar/{game.title().replace('_', '')}-v1" for game in MINATAR_GAMES]
@@ -565,3 +565,22 @@ def test_versions_of_mujoco_that_have_moved_are_one_line() -> None:
     with pytest.raises(UserError, match="unknown environment 'HalfCheetah-v3'.*gymnasium-robotics") as refusal:
         make_task("HalfCheetah-v3")
     assert len(str(refusal.value).splitlines()) == 1
+
+
+def test_games_are_shown_at_their_own_speed() -> None:
+    assert decisions_per_second(make_task("PongNoFrameskip-v4")) == 15
+    assert decisions_per_second(make_task("ALE/Pong-v5", frame_skip=2)) == 30
+    assert decisions_per_second(make_task("CartPole-v1")) == 50, "as it declares"
+    assert decisions_per_second(Task("MinAtar/Breakout-v1", 3, (4, 10, 10), "uint8")) == 15
+    gymnasium.register("Silent-v0", lambda **options: Silent())
+    try:
+        assert decisions_per_second(make_task("Silent-v0")) == 30
+    finally:
+        del gymnasium.registry["Silent-v0"]
+
+
+class Silent(gymnasium.Env[npt.NDArray[np.float32], int]):
+    """Declares no speed."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)

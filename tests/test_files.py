@@ -12,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rldistill.files import (
+    check_new_file,
     generator_state,
     load_generator_state,
     load_state,
     new_folder,
     read_json,
     replace_file,
+    replacing,
     save_state,
 )
 from rldistill.types import UserError
@@ -61,6 +63,36 @@ def test_a_file_in_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> 
         replace_file(tmp_path / "missing" / "file", b"data")
     with pytest.raises(UserError, match="cannot write .*Not a directory"):
         replace_file(tmp_path / "plain" / "file", b"data")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_a_file_that_is_not_written_to_its_end_is_not_there(tmp_path: Path, error: type[BaseException]) -> None:
+    (tmp_path / "old").write_bytes(b"old")
+
+    def write_half(path: Path) -> None:
+        with replacing(path) as file:
+            file.write(b"half")
+            assert len(os.listdir(tmp_path)) == 2, "it is written aside"
+            raise error
+
+    for name in ("old", "new"):
+        with pytest.raises(error):
+            write_half(tmp_path / name)
+    assert os.listdir(tmp_path) == ["old"]
+    assert (tmp_path / "old").read_bytes() == b"old"
+
+
+def test_a_place_for_a_new_file_is_checked_before_there_is_one(tmp_path: Path) -> None:
+    (tmp_path / "old").write_bytes(b"old")
+    check_new_file(tmp_path / "new", force=False)
+    check_new_file(tmp_path / "old", force=True)
+    with pytest.raises(UserError, match="old exists: replace it with --force"):
+        check_new_file(tmp_path / "old", force=False)
+    with pytest.raises(UserError, match="is a folder: name a file with --out"):
+        check_new_file(tmp_path, force=True)
+    with pytest.raises(UserError, match="there is no folder"):
+        check_new_file(tmp_path / "missing" / "new", force=True)
+    assert os.listdir(tmp_path) == ["old"]
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])

@@ -11,9 +11,9 @@ import rldistill
 
 FLOORS = (
     "types actions schedules stats files machine progress interrupts",
-    "losses targets augmentation exploration bandits networks lowering ccode envs rollout replay",
-    "policies teachers datasets dqn pqn runs plots",
-    "streams distillation evaluation reporting recording training inspection exporting pushing studies scale demo",
+    "losses targets augmentation exploration bandits networks lowering ccode envs rollout replay pictures",
+    "policies teachers datasets dqn pqn runs plots spectator",
+    "streams distillation evaluation reporting recording training inspection exporting watching pushing studies scale demo",
     "cli __main__ __init__",
 )
 FLOOR_OF = {module: number for number, floor in enumerate(FLOORS) for module in floor.split()}

@@ -25,7 +25,6 @@ from rldistill.networks import Architecture, build
 from rldistill.policies import SavedPolicy, load_policy, save_policy
 from rldistill.progress import Silent
 from rldistill.pushing import PushConfig, Pushed, push
-from rldistill.pushing.replay import write_replay
 from rldistill.teachers import load_teacher
 from rldistill.teachers.exported import description
 from rldistill.teachers.hub import Card, read_card
@@ -105,7 +104,7 @@ def test_the_folder_is_a_policy_folder_that_plays_the_same(
     written: tuple[Pushed, Path, list[str]], shelf: Path
 ) -> None:
     done, out, _ = written
-    names = ["README.md", "config.json", "curve.csv", "policy.json", "replay.gif", "scores.json", "weights.safetensors"]
+    names = ["README.md", "config.json", "curve.csv", "policy.json", "replay.mp4", "scores.json", "weights.safetensors"]
     assert list(done.files) == sorted(names) == sorted(path.name for path in out.iterdir())
     assert (done.folder, done.url) == (out, None)
     ours, theirs = load_policy(shelf / "run"), load_teacher(out)
@@ -168,7 +167,6 @@ def test_the_card_s_page_tells_figures_origin_protocol_and_use(
     assert table[1].startswith(f"| `me/levers` (this policy) | mlp:4 | 53 | {student.bytes:,} | {spread} |")
     page = "\n".join(lines)
     for part in (
-        "![The policy at play](replay.gif)",
         "* 3 full games in `Levers-v0`, seed 4",
         "with probability 0.1 (epsilon)",
         "Sticky actions: none; no no-ops",
@@ -183,29 +181,26 @@ def test_the_card_s_page_tells_figures_origin_protocol_and_use(
         assert part in page, part
 
 
-def test_the_replay_shows_each_decision_at_the_speed_of_the_report(written: tuple[Pushed, Path, list[str]]) -> None:
-    from PIL import Image
-
+def test_the_replay_is_as_long_as_asked_at_the_game_s_own_speed(written: tuple[Pushed, Path, list[str]]) -> None:
+    av = pytest.importorskip("av")
     _, out, _ = written
-    with Image.open(out / "replay.gif") as replay:
-        assert replay.n_frames == 15, "a second at 15 decisions a second"
-        shades = []
-        for number in range(15):
-            replay.seek(number)
-            assert replay.info["duration"] == 70
-            shades.append(replay.convert("RGB").getpixel((3, 3))[0])
-    assert shades == [10 * (number % 10) for number in range(15)], "a game is ten steps, each ten shades brighter"
+    with av.open(str(out / "replay.mp4")) as film:
+        (stream,) = film.streams.video
+        rate, pictures = float(stream.average_rate), sum(1 for _ in film.decode(stream))
+    # One second of play, and the last picture for a second, as `watch` has it.
+    assert pictures == 2 * rate
 
 
-def test_colours_of_a_replay_are_kept(tmp_path: Path) -> None:
-    from PIL import Image
-
-    frames = np.random.default_rng(0).choice(np.array([0, 90, 255], np.uint8), size=(4, 6, 5, 3))
-    name = write_replay(tmp_path, list(frames), 15)
-    with Image.open(tmp_path / name) as replay:
-        for number, frame in enumerate(frames):
-            replay.seek(number)
-            assert np.array_equal(np.asarray(replay.convert("RGB")), frame)
+def test_without_the_package_for_it_the_replay_is_a_gif_and_that_is_said(
+    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    said = Heard()
+    config = PushConfig(episodes=2, seconds=0.2, teacher="none")
+    done = push(shelf / "run", "me/levers", config, out=tmp_path / "hub", dry_run=True, progress=said)
+    assert "replay.gif" in done.files
+    assert any("rldistill[video]" in line for line in said.lines)
+    assert "![The policy at play](replay.gif)" in (tmp_path / "hub" / "README.md").read_text()
 
 
 def test_folders_of_this_machine_in_what_is_published_are_told(

@@ -15,16 +15,15 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 from PIL import Image
 
 from rldistill.actions import score_width
-from rldistill.envs import action_names, make_task
+from rldistill.envs import make_task
 from rldistill.evaluation import read_scores
 from rldistill.networks import Architecture, build
 from rldistill.policies import SavedPolicy, save_policy
 from rldistill.reporting import ReportConfig, report
-from rldistill.reporting.animation import SHEET_COLUMNS, SHEET_FRAMES, preferences, sprite_sheets, watch
+from rldistill.reporting.animation import SHEET_COLUMNS, SHEET_FRAMES, sprite_sheets, watched
 from rldistill.types import ScoreKind, Task, UserError
 
 pytest.importorskip("minatar")
@@ -244,7 +243,7 @@ def test_only_a_page_of_its_own_is_overwritten(run: Path, tmp_path: Path) -> Non
 def test_sprite_sheets_lose_nothing_of_pongs_frames() -> None:
     task = make_task("PongNoFrameskip-v4")
     policy = SavedPolicy(build(Architecture("cnn:2:4", task.observation_shape, 6), 0).eval(), task)
-    played = watch(policy, task, SHEET_FRAMES + 3, epsilon=1.0, seed=0)
+    played = watched(policy, task, SHEET_FRAMES + 3, epsilon=1.0, seed=0)
     sheets = sprite_sheets(played.frames)
     assert len(sheets) == 2
     for number in (0, 9, SHEET_FRAMES - 1, SHEET_FRAMES + 2):
@@ -256,7 +255,6 @@ def test_sprite_sheets_lose_nothing_of_pongs_frames() -> None:
         assert (sheet[y * height : (y + 1) * height, x * width : (x + 1) * width] == played.frames[number]).all()
     assert len({frame.tobytes() for frame in played.frames}) > SHEET_FRAMES // 2
     assert sum(map(len, sheets)) < 100_000
-    assert action_names(task) == ["NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE"]
 
 
 def test_sprite_sheets_of_many_colours_stop_at_the_limit() -> None:
@@ -265,45 +263,7 @@ def test_sprite_sheets_of_many_colours_stop_at_the_limit() -> None:
     assert len(sprite_sheets(list(noise), limit=1)) == 1
 
 
-def test_preferences_are_a_softmax_at_the_temperature() -> None:
-    values = np.array([[0.0, 0.03 * np.log(3)]], dtype=np.float32)
-    assert preferences(values, "q_values", make_task("CartPole-v1"), temperature=0.03)[0] == pytest.approx(
-        [0.25, 0.75], abs=1e-6
-    )
-
-
-def test_running_score_and_game_follow_the_rewards() -> None:
-    policy = SavedPolicy(build(Architecture("cnn:2:4", BREAKOUT.observation_shape, 3), 0).eval(), BREAKOUT)
-    played = watch(policy, BREAKOUT, 120, epsilon=1.0, seed=0, other=policy)
-    assert played.games[0] == 1
-    assert played.games[-1] > 1  # random play soon loses the ball
-    for before, after, old, new in zip(played.games, played.games[1:], played.scores, played.scores[1:], strict=False):
-        assert new == 0 if after > before else new >= old
-    assert played.other is not None
-    assert torch.equal(torch.from_numpy(played.other), torch.from_numpy(played.values))
-
-
 # Continuous actions, and several at once
-
-
-def test_preferences_of_several_actions_are_a_softmax_each(levers: str) -> None:
-    log3 = float(np.log(3))
-    values = np.array([[0.0, log3, 0.0, log3, 0.0]], dtype=np.float32)
-    shares = preferences(values, "logits", make_task(levers), temperature=1.0)
-    assert shares[0] == pytest.approx([0.25, 0.75, 0.2, 0.6, 0.2], abs=1e-6)
-
-
-def test_preferences_of_continuous_actions_are_their_places_in_the_range() -> None:
-    task = Task("arm", 2, (3,), "float32", action_low=(-2.0, 0.0), action_high=(2.0, 10.0))
-    half = float(np.arctanh(0.5))
-    for kind, row, expected in (
-        ("actions", [1.0, 2.5], [0.75, 0.25]),
-        ("actions", [-9.0, 99.0], [0.0, 1.0]),
-        ("gaussian", [1.0, 2.5, 0.3, -4.0], [0.75, 0.25]),
-        ("squashed_gaussian", [half, -half, 0.3, -4.0], [0.75, 0.25]),
-    ):
-        shares = preferences(np.array([row], dtype=np.float32), kind, task, temperature=0.01)  # type: ignore[arg-type]
-        assert shares[0] == pytest.approx(expected, abs=1e-6)
 
 
 class Slide(gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):

@@ -1,7 +1,7 @@
 """Policy distillation for reinforcement learning.
 
 Each verb of the command is a function here: `train`, `record`, `inspect`, `distill`, `evaluate`, `report`, `export`,
-`push`; those of `rldistill dataset` are in `rldistill.datasets`.
+`watch`, `push`; those of `rldistill dataset` are in `rldistill.datasets`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ _PLACES = {
     "TeacherOptions": "teachers",
     "TrainConfig": "training",
     "UserError": "types",
+    "WatchConfig": "watching",
     "distill": "distillation",
     "evaluate": "evaluation",
     "export": "exporting",
@@ -35,6 +36,7 @@ _PLACES = {
     "report": "reporting",
     "save_policy": "policies",
     "train": "training",
+    "watch": "watching",
 }
 __all__ = ["__version__", *_PLACES]
 

@@ -23,6 +23,7 @@ from rldistill.reporting import ReportConfig, report
 from rldistill.teachers import TeacherOptions
 from rldistill.training import TrainConfig, train
 from rldistill.types import UserError
+from rldistill.watching import WatchConfig, watch, watched_table
 
 T = TypeVar("T")
 Out: TypeAlias = Annotated[Path, arg(help="Folder to make; an existing one is never overwritten.")]
@@ -287,6 +288,31 @@ def _dataset(verb: OmitSubcommandPrefixes[OmitArgPrefixes[Annotated[_DatasetVerb
     """
 
 
+def _watch(
+    policies: Annotated[
+        Positional[tuple[str, ...]],
+        arg(metavar="REF [REF2]", help=f"A policy, or two that are shown side by side; each {REF}."),
+    ],
+    config: OmitArgPrefixes[WatchConfig],
+    options: OmitArgPrefixes[TeacherOptions],
+    out: Annotated[Path | None, arg(help="File to write, F.gif or F.mp4; without it a window opens.")] = None,
+    force: Annotated[bool, arg(help="Replace a file that exists.")] = False,
+) -> None:
+    """Watch a policy play, or two side by side: the game, and what the policy thinks of its actions.
+
+    In the window space pauses, the right arrow key goes a step, q or escape quits.
+
+    Examples:
+      rldistill watch policies/pong
+      rldistill watch policies/pong runs/pong-net2 --out pong.mp4
+    """
+    with Talking() as progress:
+        done = watch(policies, config, out=out, force=force, options=options, progress=progress)
+    table(watched_table(done))
+    if out is not None:
+        print(out)
+
+
 VERBS: dict[str, Callable[..., Any]] = {
     "demo": _demo,
     "train": _train,
@@ -297,6 +323,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "evaluate": _evaluate,
     "report": _report,
     "export": _export,
+    "watch": _watch,
     "push": _push,
 }
 

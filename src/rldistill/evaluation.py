@@ -152,18 +152,7 @@ def evaluate(
     if not policies:
         raise UserError("nothing to evaluate: name at least one policy folder")
     target = _writable(Path(json)) if json is not None else None
-    loaded: list[KeptPolicy] = []
-    for policy in policies:
-        if isinstance(policy, str | os.PathLike):
-            env = config.env or (
-                loaded[0].task.env if loaded else None
-            )  # what a file leaves unsaid, the first one says
-            policy = load_fitting(policy, env=env, options=options, progress=progress)
-        loaded.append(policy)
-    names = [_name(policy) for policy in policies]
-    task = loaded[0].task if config.env is None else make_task(config.env)
-    for name, policy in zip(names, loaded, strict=True):
-        _check_fit(name, policy, task)
+    names, loaded, task = load_together(policies, env=config.env, options=options, progress=progress)
 
     first = loaded[0]
     played = [_play(name, policy, first, task, config, progress) for name, policy in zip(names, loaded, strict=True)]
@@ -224,6 +213,31 @@ def evaluate(
     if target is not None:
         write_scores(target, scores)
     return scores
+
+
+def load_together(
+    policies: Sequence[str | os.PathLike[str] | KeptPolicy],
+    *,
+    env: str | None = None,
+    options: TeacherOptions | None = None,
+    progress: Progress,
+) -> tuple[list[str], list[KeptPolicy], Task]:
+    """Policies that play the same: their names, themselves, and what they play, the first one's task or that of `env`.
+
+    Raises:
+        UserError: one cannot be loaded, or does not fit.
+    """
+    loaded: list[KeptPolicy] = []
+    for policy in policies:
+        if isinstance(policy, str | os.PathLike):
+            said = env or (loaded[0].task.env if loaded else None)  # what a file leaves unsaid, the first one says
+            policy = load_fitting(policy, env=said, options=options, progress=progress)
+        loaded.append(policy)
+    names = [_name(policy) for policy in policies]
+    task = loaded[0].task if env is None else make_task(env)
+    for name, policy in zip(names, loaded, strict=True):
+        _check_fit(name, policy, task)
+    return names, loaded, task
 
 
 def write_scores(path: Path, scores: Sequence[Score]) -> None:

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -18,8 +18,11 @@ import torch
 from rldistill.types import UserError
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Writes aside, syncs to disk, renames: a reader sees the old file or the new one, and so does a power cut.
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, aside; it is synced to disk and renamed when the block ends, and removed if anything ends it early.
+
+    A reader sees the old file or the new one, and so does a power cut.
 
     Raises:
         UserError: the disk is full or the place cannot be written; the old file is untouched.
@@ -27,15 +30,43 @@ def replace_file(path: Path, data: bytes) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(aside, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
         _sync(path.parent)
-    except OSError as error:
+    except BaseException as error:  # Ctrl-C too
         with suppress(OSError):
             aside.unlink()
-        raise UserError(f"cannot write {path}: {error.strerror}; what was there before is untouched") from None
+        if isinstance(error, OSError):
+            raise UserError(
+                f"cannot write {path}: {error.strerror or error}; what was there before is untouched"
+            ) from None
+        raise
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Writes a whole file as `replacing` does.
+
+    Raises:
+        UserError: the disk is full or the place cannot be written; the old file is untouched.
+    """
+    with replacing(path) as file:
+        file.write(data)
+
+
+def check_new_file(path: Path, *, force: bool) -> None:
+    """Told before the work, not after: whether a file may be written there.
+
+    Raises:
+        UserError: its folder is missing, it is a folder itself, or it exists and `force` is not set.
+    """
+    if not path.parent.is_dir():
+        raise UserError(f"cannot write {path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a file with --out")
+    if path.exists() and not force:
+        raise UserError(f"{path} exists: replace it with --force, or choose another --out")
 
 
 @contextmanager

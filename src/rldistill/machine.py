@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 import platform
 import sys
 
 import torch
+
+from rldistill.types import UserError
 
 
 def machine_in_words() -> str:
@@ -32,3 +35,12 @@ def keep_freed_memory() -> None:
         M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
         mallopt(M_MMAP_THRESHOLD, 1 << 30)
         mallopt(M_TRIM_THRESHOLD, 1 << 30)
+
+
+def check_packages(*names: str, extra: str = "onnx", what: str = "this format") -> None:
+    """Raises UserError, naming the extra, where one that `what` needs is not installed."""
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            raise UserError(f"{what} needs {name}: pip install 'rldistill[{extra}]'") from None

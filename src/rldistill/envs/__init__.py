@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from rldistill.actions import check_actions, describe, same_actions, uniform_actions
 from rldistill.envs.atari import ATARI_RANDOM_SCORES, AtariBackend, atari_task, is_atari
-from rldistill.envs.gymnasium import GymnasiumBackend, gymnasium_task, vector_bounds
+from rldistill.envs.gymnasium import GymnasiumBackend, gymnasium_task, render_rate, vector_bounds
 from rldistill.envs.minatar import MINATAR_GAMES, MinAtarBackend, is_minatar, minatar_task
 from rldistill.envs.world import Backend, Pixels, Step
 from rldistill.types import Actions, Bools, Observations, Task, UserError
@@ -30,8 +30,11 @@ __all__ = [
     "Pixels",
     "Step",
     "action_names",
+    "decisions_per_second",
     "features_of",
     "fitting_task",
+    "is_atari",
+    "is_minatar",
     "make_backend",
     "make_task",
     "observation_bounds",
@@ -84,7 +87,7 @@ def fitting_task(own: Task, env: str | None) -> Task:
 def action_names(task: Task) -> list[str]:
     """The names of a task's actions: NOOP, FIRE, RIGHT, ... on Atari and MinAtar, numbers elsewhere."""
     names: list[str] = []
-    if task.env.startswith("MinAtar/"):
+    if is_minatar(task.env):
         minimal = range(6)
         if task.num_actions != 6:
             from minatar import Environment
@@ -92,7 +95,7 @@ def action_names(task: Task) -> list[str]:
             game = re.sub(r"(?<!^)(?=[A-Z])", "_", task.env.split("/")[1].split("-")[0]).lower()
             minimal = Environment(game).minimal_action_set()
         names = [MINATAR_ACTIONS[int(action)] for action in minimal]
-    elif task.env.startswith("ALE/") or "NoFrameskip-v" in task.env:
+    elif is_atari(task.env):
         import ale_py
         import gymnasium
 
@@ -123,6 +126,16 @@ def features_of(task: Task, parts: Sequence[str]) -> tuple[int, ...]:
     if len(set(parts)) < len(parts):
         raise UserError(f"a part of the observation is named twice: {', '.join(parts)}")
     return tuple(feature for name in parts for feature in places[name])
+
+
+def decisions_per_second(task: Task) -> float:
+    """The speed at which people play or watch it: 60 frames on Atari; what a Gymnasium environment declares, or 30; of
+    MinAtar, which declares none, 15."""
+    if is_atari(task.env):
+        return 60 / task.frame_skip
+    if is_minatar(task.env):
+        return 15.0
+    return render_rate(task.env) or 30.0
 
 
 def observation_bounds(task: Task) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -41,6 +44,18 @@ def vector_bounds(env: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.flo
     if not isinstance(box, Box) or len(box.shape) != 1:
         return None
     return box.low.astype(np.float64), box.high.astype(np.float64)
+
+
+def render_rate(env: str) -> float | None:
+    """Pictures a second at which the environment says that it is shown, None if it does not.
+
+    Raises:
+        UserError: no such environment.
+    """
+    made = _gymnasium(env, None)
+    rate = made.metadata.get("render_fps")
+    made.close()
+    return float(rate) if isinstance(rate, int | float) and rate > 0 else None
 
 
 def _observations(
@@ -125,16 +140,33 @@ class GymnasiumBackend:
         return rewards, terminated, truncated & ~terminated
 
     def pixels(self) -> Pixels:
-        return np.stack([np.asarray(env.render(), dtype=np.uint8) for env in self._envs])
+        with _no_display_needed():
+            return np.stack([np.asarray(env.render(), dtype=np.uint8) for env in self._envs])
 
     def close(self) -> None:
         for env in self._envs:
             env.close()
 
 
+@contextmanager
+def _no_display_needed() -> Iterator[None]:
+    """Pictures need no display, but SDL, which pygame starts, looks for one and complains on stderr where there is none."""
+    shown = any(name in os.environ for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"))
+    if shown or not sys.platform.startswith("linux"):
+        yield
+        return
+    os.environ["SDL_VIDEODRIVER"] = "dummy"
+    try:
+        yield
+    finally:
+        os.environ.pop("SDL_VIDEODRIVER", None)
+
+
 def _gymnasium(env: str, render_mode: str | None) -> Any:
     import gymnasium
 
+    if render_mode:  # it greets on stdout, where verbs print what can be piped
+        os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     try:
         # Not every environment takes a render mode, so it is given only where one is wanted.
         return gymnasium.make(env, render_mode=render_mode) if render_mode else gymnasium.make(env)

@@ -25,11 +25,12 @@ from rldistill.exporting.checks import (
     played_states,
     refuse_beyond,
 )
-from rldistill.exporting.onnx import check_packages, to_onnx
+from rldistill.exporting.onnx import to_onnx
 from rldistill.exporting.onnx_int8 import to_onnx_int8
 from rldistill.exporting.sb3 import sb3_actions, to_sb3
 from rldistill.exporting.torchscript import to_torchscript
-from rldistill.files import replace_file
+from rldistill.files import check_new_file, replace_file
+from rldistill.machine import check_packages
 from rldistill.networks import parameter_count
 from rldistill.policies import KeptPolicy, SavedPolicy
 from rldistill.progress import Progress, Silent
@@ -214,13 +215,8 @@ def _files(target: Path, format: Format, config: ExportConfig, *, force: bool) -
         )
     check_packages(*_PACKAGES.get(format, ()), extra="sb3" if format == "sb3" else "onnx")
     files = [target, target.with_suffix(".h")] if ending == ".c" else [target]
-    if not target.parent.is_dir():
-        raise UserError(f"cannot write {target}: there is no folder {target.parent}")
     for file in files:
-        if file.is_dir():
-            raise UserError(f"{file} is a folder: name a file with --out")
-        if file.exists() and not force:
-            raise UserError(f"{file} exists: replace it with --force, or choose another --out")
+        check_new_file(file, force=force)
     return files
 
 

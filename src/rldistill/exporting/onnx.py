@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from rldistill.exporting.torchscript import Deployed, example
+from rldistill.machine import check_packages
 from rldistill.policies import SavedPolicy
 from rldistill.teachers.exported import MEMBER
-from rldistill.types import UserError
 
 OPSET = 18
 """In onnxruntime since 1.14, of February 2023."""
@@ -74,14 +74,3 @@ def describe(model: Any, told: Mapping[str, Any]) -> None:
     for key, text in ((Path(MEMBER).stem, json.dumps(told)), ("score_kind", str(told["score_kind"]))):
         entry = model.metadata_props.add()
         entry.key, entry.value = key, text
-
-
-def check_packages(*names: str, extra: str = "onnx") -> None:
-    """Raises UserError, naming the extra, where one is not installed."""
-    import importlib
-
-    for name in names:
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            raise UserError(f"this format needs {name}: pip install 'rldistill[{extra}]'") from None

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from rldistill.actions import action_layout, bounds
-from rldistill.exporting.onnx import OPSET, check_packages, describe
+from rldistill.exporting.onnx import OPSET, describe
 from rldistill.lowering import Affine, Norm, activations, int8_bias, int8_rows, lower
+from rldistill.machine import check_packages
 from rldistill.policies import SavedPolicy
 from rldistill.types import Observations, Task, as_tensor
 

@@ -21,8 +21,8 @@ from gymnasium import spaces
 from torch import Tensor
 
 from rldistill.actions import LOG_STD_RANGE, split_gaussian
-from rldistill.exporting.onnx import check_packages
 from rldistill.lowering import Affine, lower
+from rldistill.machine import check_packages
 from rldistill.policies import SavedPolicy
 from rldistill.teachers.exported import MEMBER
 from rldistill.types import Floats, Observations, Task, UserError, as_tensor

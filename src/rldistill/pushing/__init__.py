@@ -16,20 +16,22 @@ from typing import Any
 
 import rldistill
 from rldistill.actions import same_actions
+from rldistill.envs import decisions_per_second
 from rldistill.evaluation import EvaluateConfig, Score, evaluate, read_scores, write_scores
 from rldistill.exporting import Format
 from rldistill.files import new_folder, read_json, replace_file
+from rldistill.machine import check_packages
 from rldistill.policies import SavedPolicy
 from rldistill.progress import Progress, Silent
 from rldistill.pushing.card import Told, card
 from rldistill.pushing.exports import Shipped, check_exports, copy_exports, make_exports
-from rldistill.pushing.replay import write_replay
 from rldistill.pushing.upload import check_hub, check_repo, upload
-from rldistill.reporting.animation import DECISIONS_PER_SECOND, shrunk, undrawable, watch
 from rldistill.runs import curve_csv, read_metrics
+from rldistill.spectator import undrawable
 from rldistill.teachers import TeacherOptions, load_own, teacher_beside
 from rldistill.teachers.hub import PREFIX, read_card
 from rldistill.types import Task, UserError
+from rldistill.watching import WatchConfig, watch
 
 _POLICY = ("policy.json", "weights.safetensors")
 _FOLDER = {"README.md", *_POLICY, "config.json", "scores.json", "curve.csv", "replay.gif", "replay.mp4", "exports"}
@@ -53,7 +55,7 @@ class PushConfig:
     num_envs: int = 15
     """Games played side by side."""
     seconds: float = 30.0
-    """Length of the replay at 15 decisions a second; 0 leaves it out."""
+    """Length of the replay, in seconds of the game; 0 leaves it out."""
     exports: tuple[Format, ...] = ()
     """Formats to export to now, each checked as `export` does."""
     private: bool = False
@@ -274,17 +276,22 @@ def _exports(
 
 
 def _replay(source: SavedPolicy, folder: Path, config: PushConfig, progress: Progress) -> str | None:
+    """The hub's page shows a `replay.mp4` by itself; without the package that writes it there is a GIF for the card."""
     if not config.seconds:
         return None
     reason = undrawable(source.task)
     if reason is not None:
         progress.say(f"there is no replay: {source.task.env} cannot be drawn here ({reason})")
         return None
-    progress.start("play for the replay", 1, "replay")
-    steps = math.ceil(config.seconds * DECISIONS_PER_SECOND)
-    played = watch(source, source.task, steps, epsilon=config.epsilon, seed=config.seed)
-    name = write_replay(folder, shrunk(played.frames), DECISIONS_PER_SECOND)
-    progress.update(1)
+    name = "replay.mp4"
+    try:
+        check_packages("av", extra="video", what="a replay.mp4, which the hub shows,")
+    except UserError as missing:
+        name = "replay.gif"
+        progress.say(f"{missing}; this one is a GIF")
+    steps = math.ceil(config.seconds * decisions_per_second(source.task))
+    shown = WatchConfig(episodes=steps, max_steps=steps, epsilon=config.epsilon, seed=config.seed)
+    watch(source, shown, out=folder / name, progress=progress)
     return name
 
 

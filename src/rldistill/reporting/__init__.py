@@ -13,8 +13,9 @@ from rldistill.evaluation import EvaluateConfig, Score, evaluate, read_scores, w
 from rldistill.files import read_json, replace_file
 from rldistill.policies import KeptPolicy, load_policy
 from rldistill.progress import Progress, Silent
-from rldistill.reporting.animation import animation, undrawable
+from rldistill.reporting.animation import animation
 from rldistill.runs import read_metrics
+from rldistill.spectator import undrawable
 from rldistill.teachers import TeacherOptions, load_teacher
 from rldistill.types import Task, UserError
 

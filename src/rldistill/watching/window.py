@@ -1,0 +1,85 @@
+"""Pictures one after the other in a window."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+
+from rldistill.envs import Pixels
+from rldistill.machine import check_packages
+from rldistill.types import UserError
+
+KEYS = "space pauses, the right arrow key goes a step, q or escape quits"
+_INSTEAD = "write a file instead, with --out F.gif or --out F.mp4"
+
+
+def check_display() -> None:
+    """Told before anything is loaded and played.
+
+    Raises:
+        UserError: pygame is not installed (the message names the extra), or there is no display.
+    """
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # it greets on stdout
+    check_packages("pygame", extra="window", what=f"a window ({_INSTEAD})")
+    named = os.environ.get("SDL_VIDEODRIVER")
+    # Without a display SDL draws to nowhere and says nothing of it.
+    if sys.platform.startswith("linux") and not (
+        named or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    ):
+        raise UserError(f"there is no display for a window: {_INSTEAD}")
+    import pygame
+
+    try:
+        pygame.display.init()
+        driver = pygame.display.get_driver()
+    except pygame.error as error:
+        raise UserError(f"there is no display for a window ({error}): {_INSTEAD}") from None
+    finally:
+        pygame.display.quit()
+    if driver == "offscreen" and named != driver:
+        raise UserError(f"there is no display for a window: {_INSTEAD}")
+
+
+def show(pictures: Iterable[Pixels], rate: float, *, size: tuple[int, int], title: str) -> None:
+    """Shows pictures until they end or the person quits.
+
+    While it is paused no picture is asked for.
+
+    Args:
+        pictures: (height, width, 3) each, of one size.
+        rate: of the pictures, a second, if they come as fast.
+        size: (width, height).
+        title: of the window.
+    """
+    import pygame
+
+    pygame.display.init()
+    try:
+        screen = pygame.display.set_mode(size)
+        pygame.display.set_caption(title)
+        clock = pygame.time.Clock()
+        paused = False
+        for picture in pictures:
+            screen.blit(pygame.image.frombuffer(picture.tobytes(), size, "RGB"), (0, 0))
+            pygame.display.flip()
+            clock.tick(rate)
+            while True:
+                goes_on = not paused
+                for event in pygame.event.get():
+                    if event.type == pygame.QUIT:
+                        return
+                    if event.type != pygame.KEYDOWN:
+                        continue
+                    if event.key in (pygame.K_q, pygame.K_ESCAPE):
+                        return
+                    if event.key == pygame.K_SPACE:
+                        paused = not paused
+                        goes_on = not paused
+                    elif event.key == pygame.K_RIGHT:
+                        paused = goes_on = True
+                if goes_on:
+                    break
+                pygame.time.wait(10)
+    finally:
+        pygame.display.quit()
