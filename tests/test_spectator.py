@@ -8,11 +8,11 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from rldistill.envs import make_task
+from rldistill.envs import action_names, make_task
 from rldistill.networks import Architecture, build
 from rldistill.policies import SavedPolicy
 from rldistill.rollout import EpsilonGreedy, play
-from rldistill.spectator import action_names, measure, preferences, spectate, temperature_of, usual_temperature
+from rldistill.spectator import measure, preferences, spectate, temperature_of, usual_temperature
 from rldistill.types import ScoreKind, Task
 
 pytest.importorskip("minatar")
