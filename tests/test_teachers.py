@@ -247,11 +247,15 @@ def test_what_is_no_teacher_is_one_line(tmp_path: Path) -> None:
     "options",
     [
         TeacherOptions(),
-        TeacherOptions("mlp:8,5:tanh", "logits", Path("a") / "b.pkl", "unit", True, True),
+        TeacherOptions("mlp:8,5:tanh", "logits", Path("a") / "b.pkl", "unit", False, True),
     ],
 )
 def test_options_come_back_from_plain_data(options: TeacherOptions) -> None:
     assert TeacherOptions.from_dict(json.loads(json.dumps(options.as_dict()))) == options
+
+
+def test_a_run_folder_cannot_say_that_a_pickle_is_to_be_trusted() -> None:
+    assert not TeacherOptions.from_dict(TeacherOptions(trust_pickle=True).as_dict()).trust_pickle
 
 
 # The hub's layout

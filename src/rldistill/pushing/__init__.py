@@ -247,8 +247,7 @@ def _played(
     source: SavedPolicy, named: str | None, settings: Mapping[str, Any], config: PushConfig, progress: Progress
 ) -> tuple[list[Score], int]:
     """Scores of now: the teacher's first, if it is there, and the policy's last."""
-    # The run may have come from anywhere: what only a user may say, its configuration may not.
-    options = replace(TeacherOptions.from_dict(settings.get("teacher_options", {})), trust_pickle=False)
+    options = TeacherOptions.from_dict(settings.get("teacher_options", {}))
     teacher = teacher_beside(source, named, chosen=config.teacher, options=options, progress=progress)
     if teacher is not None:
         theirs, ours = teacher.task, source.task

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,9 @@ class ReportConfig:
     """Length of the animation at 15 decisions a second, the speed of a real Atari; 0 leaves it out."""
     teacher: str | None = None
     """The teacher's policy folder, if it is no longer where the run's configuration says."""
+    trust_pickle: bool = False
+    """Unpickle the teacher's statistics as Python does. That runs whatever program their author put into the file: only for
+    your own. What the run's configuration says of it does not count: the folder may be a stranger's."""
 
 
 def report(
@@ -121,7 +124,8 @@ def _writable(path: Path) -> Path:
 
 
 def _teacher(settings: Mapping[str, Any], config: ReportConfig, notes: list[str]) -> KeptPolicy | None:
-    options = TeacherOptions.from_dict(settings.get("teacher_options", {}))
+    told = TeacherOptions.from_dict(settings.get("teacher_options", {}))
+    options = replace(told, trust_pickle=config.trust_pickle)
     if config.teacher is not None:
         return load_teacher(config.teacher, env=_env(settings), options=options)
     named = settings.get("teacher")

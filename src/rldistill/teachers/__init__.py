@@ -75,10 +75,10 @@ class TeacherOptions:
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> TeacherOptions:
-        """The inverse of `as_dict`."""
+        """The inverse of `as_dict`, but that it trusts no pickle: a run folder may be a stranger's, and that is for users to say."""
         given = dict(data)
         given["normalization"] = Path(given["normalization"]) if given.get("normalization") else None
-        return TeacherOptions(**given)
+        return TeacherOptions(**given | {"trust_pickle": False})
 
 
 @dataclass(frozen=True)
