@@ -75,7 +75,7 @@ class TeacherOptions:
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> TeacherOptions:
-        """The inverse of `as_dict`, but that it trusts no pickle: a run folder may be a stranger's, and that is for users to say."""
+        """The inverse of `as_dict`, but that it trusts no pickle: a run folder may be a stranger's, and only users may say so."""
         given = dict(data)
         given["normalization"] = Path(given["normalization"]) if given.get("normalization") else None
         return TeacherOptions(**given | {"trust_pickle": False})
