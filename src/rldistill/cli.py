@@ -91,10 +91,11 @@ def _distill(
 ) -> None:
     """Distil a teacher into a student; the result is a policy folder, OUT/policy.
 
-    Examples:
-      rldistill distill --teacher policies/pong --student net2 --out runs/pong-net2
-      rldistill distill --teacher policies/pong --driver teacher --student net3 --steps 100000 --out runs/pong-net3
-      rldistill distill --teacher policies/pong --dataset data/pong --student net2 --updates 10000 --out runs/pong-off
+    Example: rldistill distill --teacher policies/pong --student net2 --out runs/pong-net2
+
+    Example: rldistill distill --teacher policies/pong --driver teacher --student net3 --steps 100000 --out runs/pong-net3
+
+    Example: rldistill distill --teacher policies/pong --dataset data/pong --student net2 --updates 10000 --out runs/pong-off
     """
     with Talking() as progress:
         distill(teacher, out, config, resume=resume, options=options, progress=progress)
@@ -189,9 +190,9 @@ def _push(
 
     The token is that of `hf auth login`, or HF_TOKEN.
 
-    Examples:
-      rldistill push runs/pong-net2 --repo me/pong-net2 --exports onnx c --dry-run --out pong-hub
-      rldistill push runs/pong-net2 --repo me/pong-net2 --exports onnx c --license mit
+    Example: rldistill push runs/pong-net2 --repo me/pong-net2 --exports onnx c --dry-run --out pong-hub
+
+    Example: rldistill push runs/pong-net2 --repo me/pong-net2 --exports onnx c --license mit
     """
     with Talking() as progress:
         done = push(policy, repo, config, out=out, files=files, dry_run=dry_run, force=force, progress=progress)
@@ -302,9 +303,9 @@ def _watch(
 
     In the window space pauses, the right arrow key goes a step, q or escape quits.
 
-    Examples:
-      rldistill watch policies/pong
-      rldistill watch policies/pong runs/pong-net2 --out pong.mp4
+    Example: rldistill watch policies/pong
+
+    Example: rldistill watch policies/pong runs/pong-net2 --out pong.mp4
     """
     with Talking() as progress:
         done = watch(policies, config, out=out, force=force, options=options, progress=progress)
