@@ -24,6 +24,7 @@ from torch import Tensor
 
 import rldistill
 from rldistill.distillation import DistillConfig, Update, checked, distill, make_stream, suited
+from rldistill.distillation.update import _shorten
 from rldistill.envs import make_task
 from rldistill.evaluation import EvaluateConfig, evaluate
 from rldistill.losses import parse_loss
@@ -211,6 +212,18 @@ def test_small_students_of_images_get_no_composites_unless_asked(
                            evaluate_every=0, batch_size=8, samples_per_step=1)  # fmt: skip
     distill(teacher, tmp_path / "run", config)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["augment"] == share
+
+
+@pytest.mark.parametrize("most", [0.5, 1e4])
+def test_long_gradients_are_shortened_as_torch_does(most: float) -> None:
+    ours, theirs = (build(Architecture("mlp:8,5", (4,), 2), 0) for _ in range(2))
+    for network in (ours, theirs):
+        (100 * network(torch.ones(3, 4))).square().mean().backward()
+    _shorten(list(ours.parameters()), most)
+    before = torch.nn.utils.clip_grad_norm_(theirs.parameters(), most)
+    assert 0.5 < before < 1e4, "the one is longer than the bound, the other shorter"
+    for mine, known in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, known.grad)
 
 
 def test_images_are_learnt_from_twice_as_often_as_vectors_unless_said() -> None:
