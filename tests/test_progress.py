@@ -23,12 +23,15 @@ def test_without_a_terminal_progress_is_plain_lines_with_rate_figures_and_time_l
         now[0] = 10.0
         progress.update(400, agreement=0.5)
         progress.start("score", 10, "games")
+        now[0] = 15.0
+        progress.update(0)  # nothing is done yet that could tell
         now[0] = 30.0
         progress.update(6)
     captured = capsys.readouterr()
     # 200 steps in 10 s; what an earlier process did counts for the way, not for the rate. 600 are left: 30 s.
     assert captured.err.splitlines() == [
         "distill: 400 of 1,000 steps  20 steps/s  loss 2  agreement 0.5  left 0:30",
+        "score: 0 of 10 games  0.00 games/s    left unknown",
         "score: 6 of 10 games  0.30 games/s    left 0:13",
     ]
     assert captured.out == ""

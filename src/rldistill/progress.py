@@ -95,9 +95,9 @@ class Talking:
             self._bar.update(self._task, completed=done, figures=text)
         elif now - self._told >= self.PLAIN_SECONDS:
             self._told = now
-            left = (self._total - done) / max(rate, 1e-9)
+            left = clock((self._total - done) / rate) if rate else "unknown"
             print(
-                f"{self._what}: {done:,} of {self._total:,} {self._unit}  {text}  left {clock(left)}",
+                f"{self._what}: {done:,} of {self._total:,} {self._unit}  {text}  left {left}",
                 file=sys.stderr,
                 flush=True,
             )
