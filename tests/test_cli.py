@@ -370,9 +370,9 @@ BAD = {
     "zip cut": ("evaluate {shelf}/zip/cut.zip --env CartPole-v1", "cut.zip"),
     "file of no kind": ("inspect {shelf}/notes.txt", "is no policy that rldistill knows"),
     "nothing to inspect": ("inspect {shelf}/absent", "no policy folder at"),
-    "inspect negative games": ("inspect {shelf}/good --play -1", "--play is not negative, as -1 is"),
+    "inspect negative games": ("inspect {shelf}/good --play -1", "--play is at least 0, not -1"),
     "inspect epsilon": ("inspect {shelf}/good --play 1 --epsilon 2", "--epsilon lies between 0 and 1, not 2.0"),
-    "inspect seed": ("inspect {shelf}/good --play 1 --seed -1", "--seed is not negative, as -1 is"),
+    "inspect seed": ("inspect {shelf}/good --play 1 --seed -1", "--seed is at least 0, not -1"),
     "inspect another environment": (
         "inspect {shelf}/zip/unnamed.zip --env Acrobot-v1 --play 1", "cannot play Acrobot-v1: it reads (4,)"),
     "statistics that are none": (

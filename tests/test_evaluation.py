@@ -169,10 +169,10 @@ def test_a_json_path_without_a_folder_is_refused_before_playing(folders: tuple[P
     ("config", "message"),
     [
         (EvaluateConfig(episodes=0), "--episodes is at least 1, not 0"),
-        (EvaluateConfig(epsilon=1.5), "--epsilon is a probability from 0 to 1, not 1.5"),
-        (EvaluateConfig(epsilon=math.nan), "--epsilon is a probability"),
+        (EvaluateConfig(epsilon=1.5), "--epsilon lies between 0 and 1, not 1.5"),
+        (EvaluateConfig(epsilon=math.nan), "--epsilon lies between 0 and 1"),
         (EvaluateConfig(num_envs=0), "--num-envs is at least 1, not 0"),
-        (EvaluateConfig(seed=-1), "--seed is not negative"),
+        (EvaluateConfig(seed=-1), "--seed is at least 0"),
     ],
 )
 def test_wrong_settings_are_named(folders: tuple[Path, Path], config: EvaluateConfig, message: str) -> None:

@@ -292,7 +292,7 @@ def test_an_export_past_its_bound_leaves_no_file(
         ("no/p.pt", "torchscript", NO_GAMES, "there is no folder"),
         (".", "torchscript", NO_GAMES, "is a folder"),
         ("p.pt", "torchscript", ExportConfig(states=0), "--states is at least 1"),
-        ("p.pt", "torchscript", ExportConfig(epsilon=2), "--epsilon is a probability"),
+        ("p.pt", "torchscript", ExportConfig(epsilon=2), "--epsilon lies between 0 and 1"),
         ("p.pt", "torchscript", ExportConfig(dataset=Path("nowhere")), "no dataset folder"),
         ("p.pt", "torchscript", ExportConfig(teacher="nowhere"), "no policy folder"),
         ("p.c", "c", ExportConfig(prefix="1"), "no prefix of C names"),

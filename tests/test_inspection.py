@@ -135,9 +135,9 @@ def test_games_are_played_where_they_are_asked_for(tmp_path: Path, kind: str) ->
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (InspectConfig(play=-1), "--play is not negative, as -1 is"),
+        (InspectConfig(play=-1), "--play is at least 0, not -1"),
         (InspectConfig(epsilon=1.5), "--epsilon lies between 0 and 1, not 1.5"),
-        (InspectConfig(play=1, seed=-1), "--seed is not negative, as -1 is"),
+        (InspectConfig(play=1, seed=-1), "--seed is at least 0, not -1"),
     ],
 )
 def test_wrong_settings_are_named(tmp_path: Path, config: InspectConfig, words: str) -> None:

@@ -358,7 +358,7 @@ def test_wrong_input_is_refused_before_anything_is_played(shelf: Path, tmp_path:
     refused("--dry-run needs --out", shelf / "run", "me/x", QUICK, dry_run=True)
     for change, says in (
         ({"episodes": 0}, "--episodes is at least 1, not 0"),
-        ({"epsilon": 1.5}, "--epsilon is a probability"),
+        ({"epsilon": 1.5}, "--epsilon lies between 0 and 1"),
         ({"seconds": -1.0}, "--seconds are from 0"),
         ({"license": "my own\nlicense"}, "--license is a name"),
         ({"exports": ("tar",)}, "unknown format 'tar'"),

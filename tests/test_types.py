@@ -1,6 +1,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rldistill.policies import load_policy
-from rldistill.types import Task, UserError, as_tensor
+from rldistill.types import Task, UserError, as_tensor, check_numbers
 
 tasks = st.builds(
     Task,
@@ -140,3 +141,26 @@ def test_a_range_without_bounds_is_valid_json_and_comes_back() -> None:
     before = json.dumps({**task.as_dict(), "action_low": low, "action_high": high})
     assert "Infinity" in before
     assert Task.from_dict(json.loads(before)) == task
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        (dict(games=0), "--games is at least 1, not 0"),
+        (dict(num_envs=-3), "--num-envs is at least 2, not -3"),
+        (dict(epsilon=1.5), "--epsilon lies between 0 and 1, not 1.5"),
+        (dict(epsilon=math.nan), "--epsilon lies between 0 and 1, not nan"),
+        (dict(games=math.nan), "--games is at least 1, not nan"),
+        (dict(rate=0.0), "--rate is a positive number, not 0.0"),
+        (dict(rate=math.inf), "--rate is a positive number, not inf"),
+    ],
+)
+def test_a_number_out_of_its_range_is_told_with_its_flag(numbers: dict[str, float], said: str) -> None:
+    config = SimpleNamespace(**{"games": 1, "num_envs": 2, "epsilon": 0.0, "rate": 1e-3} | numbers)
+    with pytest.raises(UserError) as caught:
+        check_numbers(config, least={"games": 1, "num_envs": 2}, shares=["epsilon"], positive=["rate"])
+    assert str(caught.value) == said
+
+
+def test_a_number_that_is_left_to_its_default_is_in_its_range() -> None:
+    check_numbers(SimpleNamespace(games=None, epsilon=1.0), least={"games": 1}, shares=["epsilon"])

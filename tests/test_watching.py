@@ -424,8 +424,8 @@ def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     [
         (WatchConfig(episodes=0), "--episodes is at least 1, not 0"),
         (WatchConfig(max_steps=0), "--max-steps is at least 1, not 0"),
-        (WatchConfig(epsilon=1.5), "--epsilon is a probability"),
-        (WatchConfig(seed=-1), "--seed is not negative"),
+        (WatchConfig(epsilon=1.5), "--epsilon lies between 0 and 1"),
+        (WatchConfig(seed=-1), "--seed is at least 0"),
         (WatchConfig(fps=0), "--fps lies between"),
         (WatchConfig(fps=float("nan")), "--fps lies between"),
         (WatchConfig(scale=0), "--scale is above 0"),

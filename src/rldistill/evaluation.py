@@ -26,7 +26,7 @@ from rldistill.progress import Progress, Silent
 from rldistill.rollout import Transition, play, uniform
 from rldistill.stats import bootstrap_ratio_interval, normalized_score, summarize
 from rldistill.teachers import TeacherOptions, load_fitting, parameters_of
-from rldistill.types import Actions, Observations, Policy, Task, UserError
+from rldistill.types import Actions, Observations, Policy, Task, UserError, check_numbers
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def evaluate(
             environment, or a JSON file that cannot be written.
     """
     config, progress = config or EvaluateConfig(), progress or Silent()
-    _check(config)
+    check_numbers(config, least={"episodes": 1, "num_envs": 1, "seed": 0}, shares=["epsilon"])
     if not policies:
         raise UserError("nothing to evaluate: name at least one policy folder")
     target = _writable(Path(json)) if json is not None else None
@@ -348,17 +348,6 @@ def _play(
         seen=seen,
     )
     return returns, agreed / states, observation
-
-
-def _check(config: EvaluateConfig) -> None:
-    if config.episodes < 1:
-        raise UserError(f"--episodes is at least 1, not {config.episodes}")
-    if not 0.0 <= config.epsilon <= 1.0:
-        raise UserError(f"--epsilon is a probability from 0 to 1, not {config.epsilon}")
-    if config.num_envs < 1:
-        raise UserError(f"--num-envs is at least 1, not {config.num_envs}")
-    if config.seed < 0:
-        raise UserError(f"--seed is not negative, as {config.seed} is")
 
 
 def _check_fit(name: str, policy: KeptPolicy, task: Task) -> None:

@@ -13,7 +13,7 @@ from rldistill.policies import SavedPolicy
 from rldistill.progress import Progress, Silent
 from rldistill.rollout import play_scored
 from rldistill.teachers import ForeignTeacher, TeacherOptions, load_teacher, parameters_of
-from rldistill.types import UserError
+from rldistill.types import check_numbers
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,7 @@ def inspect(
         UserError: it cannot be loaded, or a wrong configuration.
     """
     config, progress = config or InspectConfig(), progress or Silent()
-    if config.play < 0:
-        raise UserError(f"--play is not negative, as {config.play} is")
-    if not 0 <= config.epsilon <= 1:
-        raise UserError(f"--epsilon lies between 0 and 1, not {config.epsilon}")
-    if config.seed < 0:
-        raise UserError(f"--seed is not negative, as {config.seed} is")
+    check_numbers(config, least={"play": 0, "seed": 0}, shares=["epsilon"])
     policy = load_teacher(ref, env=config.env, options=options)
     task = policy.task
     known: dict[str, Any] = {"policy": os.fspath(ref)}

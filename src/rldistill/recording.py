@@ -23,7 +23,7 @@ from rldistill.rollout import EpsilonGreedy, rollout
 from rldistill.runs import command_line
 from rldistill.streams import checked_labels
 from rldistill.teachers import TeacherOptions, known_of, load_fitting
-from rldistill.types import ScoreKind, Task, Teacher, UserError, as_tensor
+from rldistill.types import ScoreKind, Task, Teacher, UserError, as_tensor, check_numbers
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def record(
         KeyboardInterrupt: Ctrl-C, after what was played is safe.
     """
     config, progress = config or RecordConfig(), progress or Silent()
-    _check(config)
+    check_numbers(config, least={"steps": 1, "num_envs": 1, "shard_steps": 1, "seed": 0}, shares=["epsilon"])
     path = Path(out)
     if not append and (path.exists() or path.is_symlink()):
         raise UserError(f"{path} exists: add to it with --append, or choose another --out")
@@ -169,17 +169,6 @@ def _play(
             path, left = writer.dataset.path, steps - done
             progress.say(f"stopped: {done:,} steps are safe in {path}; go on with --append --steps {left}")
             raise KeyboardInterrupt
-
-
-def _check(config: RecordConfig) -> None:
-    counts = {"--steps": config.steps, "--num-envs": config.num_envs, "--shard-steps": config.shard_steps}
-    for flag, value in counts.items():
-        if value < 1:
-            raise UserError(f"{flag} is at least 1, not {value}")
-    if config.seed < 0:
-        raise UserError(f"--seed is not negative, but {config.seed} is")
-    if not 0 <= config.epsilon <= 1:
-        raise UserError(f"--epsilon lies between 0 and 1, not {config.epsilon}")
 
 
 def _check_same(dataset: Dataset, task: Task, score_kind: ScoreKind, teacher: dict[str, Any]) -> None:

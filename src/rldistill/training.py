@@ -27,7 +27,7 @@ from rldistill.pqn import PQN, PQNSettings
 from rldistill.progress import Progress, Silent
 from rldistill.rollout import play_scored
 from rldistill.runs import Run, command_line, curve_csv, read_metrics
-from rldistill.types import Task, UserError
+from rldistill.types import Task, UserError, check_numbers
 
 
 @dataclass(frozen=True)
@@ -248,21 +248,15 @@ def _round_to_half(network: Network) -> None:
 
 def _check(config: TrainConfig) -> None:
     """Raises a `UserError` for what no environment could make right."""
-    least: dict[str, tuple[float | None, float]] = {
-        "steps": (config.steps, 1), "seed": (config.seed, 0), "num-envs": (config.num_envs, 1), "n-step": (config.n_step, 1),
-        "replay": (config.replay, 1), "warmup": (config.warmup, 0), "minibatch": (config.minibatch, 1),
-        "target-every": (config.target_every, 1), "epsilon-steps": (config.epsilon_steps, 0),
-        "final-episodes": (config.final_episodes, 1), "checkpoint-seconds": (config.checkpoint_seconds, 0),
-    }  # fmt: skip
-    for name, (value, bound) in least.items():
-        if value is not None and not value >= bound:
-            raise UserError(f"--{name} is at least {bound}, not {value}")
-    for name, positive in (("learning-rate", config.learning_rate), ("replay-ratio", config.replay_ratio)):
-        if positive is not None and not 0 < positive < math.inf:
-            raise UserError(f"--{name} is positive, not {positive}")
-    for name, share in (("discount", config.discount), ("epsilon-end", config.epsilon_end)):
-        if not 0 <= share <= 1:
-            raise UserError(f"--{name} lies between 0 and 1, not {share}")
+    check_numbers(
+        config,
+        least={
+            "steps": 1, "seed": 0, "num_envs": 1, "n_step": 1, "replay": 1, "warmup": 0, "minibatch": 1, "target_every": 1,
+            "epsilon_steps": 0, "final_episodes": 1, "checkpoint_seconds": 0,
+        },
+        positive=["learning_rate", "replay_ratio"],
+        shares=["discount", "epsilon_end"],
+    )  # fmt: skip
     if any(not 0 < share < 1 for share in config.snapshots):
         raise UserError(f"--snapshots are shares of the training between 0 and 1, not {config.snapshots}")
     if config.algo not in ("dqn", "pqn"):

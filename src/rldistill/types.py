@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
@@ -26,6 +26,41 @@ Bools: TypeAlias = npt.NDArray[np.bool_]
 
 class UserError(ValueError):
     """A wrong input. Its text is one line that says what is wrong and how to mend it; the command exits with 2."""
+
+
+def check_numbers(
+    config: object,
+    *,
+    least: Mapping[str, float] | None = None,
+    shares: Sequence[str] = (),
+    positive: Sequence[str] = (),
+) -> None:
+    """Whether a configuration's numbers are in their ranges; one that is None is left to its default.
+
+    Args:
+        config: whose fields they are. A field `num_envs` is told as the flag `--num-envs`.
+        least: field to the least that it may be.
+        shares: fields from 0 to 1.
+        positive: fields that are finite and above 0.
+
+    Raises:
+        UserError: one is out of its range, or NaN.
+    """
+
+    def told(name: str, value: float, ok: bool, range: str) -> None:
+        if not ok:
+            raise UserError(f"--{name.replace('_', '-')} {range}, not {value}")
+
+    given = {
+        name: value for name in (*(least or {}), *shares, *positive) if (value := getattr(config, name)) is not None
+    }
+    for name, value in given.items():
+        if name in shares:
+            told(name, value, 0 <= value <= 1, "lies between 0 and 1")
+        elif name in positive:
+            told(name, value, 0 < value < math.inf, "is a positive number")
+        elif least is not None:
+            told(name, value, value >= least[name], f"is at least {least[name]}")
 
 
 @dataclass(frozen=True, slots=True)

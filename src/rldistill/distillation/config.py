@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from rldistill.exploration import Explore
 from rldistill.targets import Targets
-from rldistill.types import UserError
+from rldistill.types import UserError, check_numbers
 
 Driver = Literal["mixture", "teacher", "student"]
 
@@ -152,36 +152,15 @@ def checked(config: DistillConfig) -> DistillConfig:
             )
     if config.updates is not None and config.dataset is None:
         raise UserError("--updates is for --dataset; a student that learns from play takes --steps")
-    for flag, value, least in (
-        ("--steps", config.steps, 1),
-        ("--seed", config.seed, 0),
-        ("--updates", 10_000 if config.updates is None else config.updates, 1),
-        ("--num-envs", config.num_envs, 1),
-        ("--batch-size", config.batch_size, 1),
-        ("--replay", config.replay, 1),
-        ("--warmup", config.warmup, 0),
-        ("--evaluate-every", config.evaluate_every or 0, 0),
-        ("--evaluate-episodes", config.evaluate_episodes, 1),
-        ("--max-grad-norm", config.max_grad_norm, 0),
-        ("--weight-decay", config.weight_decay, 0),
-        ("--checkpoint-seconds", config.checkpoint_seconds, 0),
-    ):
-        if not value >= least:
-            raise UserError(f"{flag} is at least {least}, not {value}")
-    for flag, share in (
-        ("--teacher-share", config.teacher_share),
-        ("--teacher-epsilon", config.teacher_epsilon),
-        ("--epsilon", config.epsilon),
-        ("--evaluate-epsilon", config.evaluate_epsilon),
-        ("--augment", config.augment or 0.0),
-        ("--average", config.average),
-    ):
-        if not 0 <= share <= 1:
-            raise UserError(f"{flag} lies between 0 and 1, not {share}")
-    samples = config.samples_per_step
-    for flag, number in (("--samples-per-step", samples), ("--learning-rate", config.learning_rate)):
-        if number is not None and not 0 < number < math.inf:
-            raise UserError(f"{flag} is a positive number, not {number}")
+    check_numbers(
+        config,
+        least={
+            "steps": 1, "seed": 0, "updates": 1, "num_envs": 1, "batch_size": 1, "replay": 1, "warmup": 0, "evaluate_every": 0,
+            "evaluate_episodes": 1, "max_grad_norm": 0, "weight_decay": 0, "checkpoint_seconds": 0,
+        },
+        shares=["teacher_share", "teacher_epsilon", "epsilon", "evaluate_epsilon", "augment", "average"],
+        positive=["samples_per_step", "learning_rate"],
+    )  # fmt: skip
     if config.explore == "dropout" and config.dropout == 0:
         raise UserError("--explore dropout needs units to drop: add --dropout 0.1")
     if config.temperature != "auto":

@@ -36,7 +36,7 @@ from rldistill.policies import KeptPolicy, SavedPolicy
 from rldistill.progress import Progress, Silent
 from rldistill.teachers import ForeignTeacher, load_own, load_policy, teacher_beside
 from rldistill.teachers.exported import description
-from rldistill.types import Observations, UserError
+from rldistill.types import Observations, UserError, check_numbers
 
 Format: TypeAlias = Literal["onnx", "onnx-int8", "c", "c-int8", "torchscript", "sb3"]
 BOUNDS: dict[Format, Bound] = {
@@ -199,13 +199,8 @@ def _files(target: Path, format: Format, config: ExportConfig, *, force: bool) -
     """What will be written, if it may be: told before anything is played, not after."""
     if format not in get_args(Format):
         raise UserError(f"unknown format {format!r}: take one of {', '.join(get_args(Format))}")
-    for flag, value, least in (("--states", config.states, 1), ("--calibration", config.calibration, 1),
-                               ("--episodes", config.episodes, 0), ("--num-envs", config.num_envs, 1),
-                               ("--seed", config.seed, 0)):  # fmt: skip
-        if value < least:
-            raise UserError(f"{flag} is at least {least}, not {value}")
-    if not 0 <= config.epsilon <= 1:
-        raise UserError(f"--epsilon is a probability from 0 to 1, not {config.epsilon}")
+    least = {"states": 1, "calibration": 1, "episodes": 0, "num_envs": 1, "seed": 0}
+    check_numbers(config, least=least, shares=["epsilon"])
     ending = _ENDINGS.get(format)
     if ending is not None and target.suffix != ending:
         raise UserError(f"a file of the format {format} ends in {ending}, and {target} does not")

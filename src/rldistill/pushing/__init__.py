@@ -30,7 +30,7 @@ from rldistill.runs import curve_csv, read_metrics
 from rldistill.spectator import undrawable
 from rldistill.teachers import TeacherOptions, load_own, teacher_beside
 from rldistill.teachers.hub import PREFIX, read_card
-from rldistill.types import Task, UserError
+from rldistill.types import Task, UserError, check_numbers
 from rldistill.watching import WatchConfig, watch
 
 _POLICY = ("policy.json", "weights.safetensors")
@@ -165,12 +165,7 @@ def push(
 
 
 def _check(config: PushConfig) -> None:
-    for flag, value, least in (("--episodes", config.episodes, 1), ("--num-envs", config.num_envs, 1),
-                               ("--seed", config.seed, 0)):  # fmt: skip
-        if value < least:
-            raise UserError(f"{flag} is at least {least}, not {value}")
-    if not 0 <= config.epsilon <= 1:
-        raise UserError(f"--epsilon is a probability from 0 to 1, not {config.epsilon}")
+    check_numbers(config, least={"episodes": 1, "num_envs": 1, "seed": 0}, shares=["epsilon"])
     if not 0 <= config.seconds <= 600:
         raise UserError(f"--seconds are from 0 (no replay) to 600, not {config.seconds}")
     if config.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,40}", config.license):

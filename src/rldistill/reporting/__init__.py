@@ -17,7 +17,7 @@ from rldistill.reporting.animation import animation
 from rldistill.runs import read_metrics
 from rldistill.spectator import undrawable
 from rldistill.teachers import TeacherOptions, load_teacher
-from rldistill.types import Task, UserError
+from rldistill.types import Task, UserError, check_numbers
 
 GENERATOR = "rldistill report"
 """Every page says so in its head."""
@@ -100,14 +100,7 @@ def report(
 
 
 def _check(config: ReportConfig) -> None:
-    if config.episodes < 0:
-        raise UserError(f"--episodes is not negative, as {config.episodes} is (0 leaves the scores out)")
-    if not 0.0 <= config.epsilon <= 1.0:
-        raise UserError(f"--epsilon is a probability from 0 to 1, not {config.epsilon}")
-    if config.seed < 0:
-        raise UserError(f"--seed is not negative, as {config.seed} is")
-    if config.num_envs < 1:
-        raise UserError(f"--num-envs is at least 1, not {config.num_envs}")
+    check_numbers(config, least={"episodes": 0, "seed": 0, "num_envs": 1}, shares=["epsilon"])
     if not 0 <= config.seconds <= 600:
         raise UserError(f"--seconds are from 0 (no animation) to 600, not {config.seconds}")
 

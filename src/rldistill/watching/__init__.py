@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,7 @@ from rldistill.policies import KeptPolicy
 from rldistill.progress import Progress, Silent
 from rldistill.spectator import Moment, measure, preferences, spectate, undrawable, usual_temperature
 from rldistill.teachers import ForeignTeacher, TeacherOptions
-from rldistill.types import Floats, Task, UserError
+from rldistill.types import Floats, Task, UserError, check_numbers
 from rldistill.watching.drawing import Caption, Stage, View
 from rldistill.watching.films import WRITERS
 from rldistill.watching.window import KEYS, check_display, show
@@ -256,20 +255,12 @@ def _score(score: float) -> str:
 
 
 def _check(config: WatchConfig) -> None:
-    if config.episodes < 1:
-        raise UserError(f"--episodes is at least 1, not {config.episodes}")
-    if config.max_steps is not None and config.max_steps < 1:
-        raise UserError(f"--max-steps is at least 1, not {config.max_steps}")
-    if not 0.0 <= config.epsilon <= 1.0:
-        raise UserError(f"--epsilon is a probability from 0 to 1, not {config.epsilon}")
-    if config.seed < 0:
-        raise UserError(f"--seed is not negative, as {config.seed} is")
+    least = {"episodes": 1, "max_steps": 1, "seed": 0}
+    check_numbers(config, least=least, shares=["epsilon"], positive=["temperature"])
     if config.fps is not None and not 0.1 <= config.fps <= 1000:
         raise UserError(f"--fps lies between 0.1 and 1000, not {config.fps}")
     if config.scale is not None and not 0 < config.scale <= 100:
         raise UserError(f"--scale is above 0 and at most 100, not {config.scale}")
-    if config.temperature is not None and not (config.temperature > 0 and math.isfinite(config.temperature)):
-        raise UserError(f"--temperature is a positive number, not {config.temperature}")
 
 
 def _target(path: Path, *, force: bool) -> Path:
