@@ -1,18 +1,18 @@
-"""Figures as SVG or PNG bytes, drawn by Matplotlib without a display."""
+"""Figures as SVG or PNG bytes, drawn by Matplotlib without a display; it is imported where it draws, since most commands do not."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe & Ito's palette, told apart by every common kind of colour vision.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -126,6 +126,8 @@ def observation_panels(observations: Sequence[npt.NDArray[Any]], labels: Sequenc
         labels: one a row.
     """
     channels = observations[0].shape[0]
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(1.7 * channels + 0.3, 1.95 * len(observations)), layout="constrained")
     rows = figure.subfigures(len(observations), 1, squeeze=False)[:, 0]
     for row, observation, label in zip(rows, observations, labels, strict=True):
@@ -149,6 +151,8 @@ def control_steps(frame_skip: int) -> str:
 
 def _figure(width: float, height: float, rows: int = 1) -> tuple[Figure, Axes]:
     # Not pyplot: it keeps figures and a backend for the whole process.
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = [figure.add_subplot(rows, 1, 1)]
     for row in range(2, rows + 1):
@@ -167,6 +171,8 @@ def _style(axes: Axes) -> None:
     axes.tick_params(colors=INK)
     axes.xaxis.label.set_color(INK)
     axes.yaxis.label.set_color(INK)
+    from matplotlib.ticker import FuncFormatter
+
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:,.0f}"))
 
 
@@ -179,6 +185,8 @@ def _finish(figure: Figure, axes: Axes, *, legend: bool = True) -> None:
 def _bytes(figure: Figure, kind: Format) -> bytes:
     out = io.BytesIO()
     # Text stays text, and the same numbers give the same bytes.
+    import matplotlib
+
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "rldistill", "font.size": 11}):
         if kind == "svg":
             figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from rldistill.types import UserError
 
@@ -25,7 +24,11 @@ class Summary(NamedTuple):
 
 def interquartile_mean(values: npt.ArrayLike) -> float:
     """Mean of the middle half: the lowest and the highest quarter (rounded down to whole values) are left out."""
-    return float(stats.trim_mean(np.asarray(values, dtype=np.float64), 0.25))
+    from scipy.stats import (
+        trim_mean,  # here: it takes as long to import as a third of torch, and most commands need none
+    )
+
+    return float(trim_mean(np.asarray(values, dtype=np.float64), 0.25))
 
 
 def bootstrap_interval(
