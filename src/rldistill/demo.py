@@ -36,7 +36,13 @@ def demo(
     """
     progress = progress or Silent()
     teacher = shipped_policy("pong")
-    distill(teacher, out, DistillConfig(steps=STEPS, samples_per_step=SAMPLES_PER_STEP, seed=seed), resume=True, progress=progress)
+    distill(
+        teacher,
+        out,
+        DistillConfig(steps=STEPS, samples_per_step=SAMPLES_PER_STEP, seed=seed),
+        resume=True,
+        progress=progress,
+    )
     scores = evaluate(
         [teacher, out],
         EvaluateConfig(episodes=30, epsilon=0.01, seed=seed + 1),
