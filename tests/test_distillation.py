@@ -189,7 +189,9 @@ def test_average_weighs_the_last_weights_as_worked_out_by_hand(share: float, wei
 def test_weight_decay_alone_shrinks_the_weights_by_its_share_of_the_rate() -> None:
     """AdamW: where the gradient is 0, a weight becomes (1 - 0.1 * 0.2) of itself."""
     network = build(Architecture("mlp:4", (4,), 2), 0, "q_values")
-    config = DistillConfig(loss="mse", schedule="constant", learning_rate=0.1, weight_decay=0.2, bfloat16=False)
+    config = DistillConfig(
+        loss="mse", schedule="constant", learning_rate=0.1, weight_decay=0.2, bfloat16=False, steady=False
+    )
     update = Update(network, parse_loss("mse"), config, 3, CARTPOLE, "q_values")
     before = torch.cat([parameter.detach().flatten().clone() for parameter in network.parameters()])
     states = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))

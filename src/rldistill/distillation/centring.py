@@ -52,7 +52,7 @@ class CentredInputs:
                 gradient.sub_(by_input.view(*by_input.shape, *[1] * (gradient.ndim - 2)))
 
     def leave(self) -> None:
-        """b from c: it takes back what the change of W does to the mean input."""
+        """b from c: it takes back what the change of W does to the mean output, weight decay's share of it too."""
         with torch.no_grad():
             for place, (layer, before) in enumerate(zip(self._layers, self._before, strict=True)):
                 if layer.bias is not None:
