@@ -36,13 +36,9 @@ def demo(
     """
     progress = progress or Silent()
     teacher = shipped_policy("pong")
-    distill(
-        teacher,
-        out,
-        DistillConfig(steps=STEPS, samples_per_step=SAMPLES_PER_STEP, seed=seed),
-        resume=True,
-        progress=progress,
-    )
+    # Five games a point of the curve: games take most of the five minutes, and the table plays thirty of each.
+    config = DistillConfig(steps=STEPS, samples_per_step=SAMPLES_PER_STEP, evaluate_episodes=5, seed=seed)
+    distill(teacher, out, config, resume=True, progress=progress)
     scores = evaluate(
         [teacher, out],
         EvaluateConfig(episodes=30, epsilon=0.01, seed=seed + 1),
