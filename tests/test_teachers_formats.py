@@ -29,8 +29,6 @@ from rldistill.teachers.state_dict import read_state_dict
 from rldistill.teachers.torchscript import read_torchscript
 from rldistill.types import Task, UserError
 
-ATARI = Path(os.environ.get("RLDISTILL_TEACHERS", "/work/shared/teachers")) / "atari"
-SB3 = ATARI.parent / "sb3"
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 4, 84, 84), dtype=np.uint8))
 VECTORS = torch.from_numpy(np.random.default_rng(1).normal(size=(5, 4)).astype(np.float32))
 
@@ -110,11 +108,10 @@ class Payload:
 # --- plain state dicts ---
 
 
-@pytest.mark.skipif(not ATARI.is_dir(), reason="the teachers are not here")
 @pytest.mark.parametrize(("file", "actions"), [("pong-acktr.pth", 6), ("breakout-a2c.pth", 4)])
-def test_an_actor_critic_of_2018_is_read_without_its_value_head(file: str, actions: int) -> None:
-    policy = read_state_dict(ATARI / file, num_actions=actions)
-    state = torch.load(ATARI / file, weights_only=True)
+def test_an_actor_critic_of_2018_is_read_without_its_value_head(teachers: Path, file: str, actions: int) -> None:
+    policy = read_state_dict(teachers / "atari" / file, num_actions=actions)
+    state = torch.load(teachers / "atari" / file, weights_only=True)
     assert policy.scores == "logits"
     assert policy.provenance["left_out"] == ["v"]
     assert policy.observation_space is not None
@@ -122,10 +119,9 @@ def test_an_actor_critic_of_2018_is_read_without_its_value_head(file: str, actio
     torch.testing.assert_close(policy.network(IMAGES), nature_scores(state, NATURE, IMAGES))
 
 
-@pytest.mark.skipif(not ATARI.is_dir(), reason="the teachers are not here")
-def test_a_pqn_network_is_read_with_its_layer_norms() -> None:
-    policy = read_state_dict(ATARI / "pong-pqn.pth", num_actions=6, architecture="dqn", scores="q_values")
-    state = torch.load(ATARI / "pong-pqn.pth", weights_only=True)
+def test_a_pqn_network_is_read_with_its_layer_norms(teachers: Path) -> None:
+    policy = read_state_dict(teachers / "atari" / "pong-pqn.pth", num_actions=6, architecture="dqn", scores="q_values")
+    state = torch.load(teachers / "atari" / "pong-pqn.pth", weights_only=True)
     x = IMAGES.float() / 255
     for name, norm, stride in (("0", "1.ln", 4), ("3", "4.ln", 2), ("6", "7.ln", 1)):
         x = F.conv2d(x, state[f"{name}.weight"], state[f"{name}.bias"], stride=stride)
@@ -137,9 +133,8 @@ def test_a_pqn_network_is_read_with_its_layer_norms() -> None:
     assert policy.scores == "q_values"
 
 
-@pytest.mark.skipif(not ATARI.is_dir(), reason="the teachers are not here")
-def test_where_the_head_has_no_name_the_file_s_name_may_say_the_algorithm() -> None:
-    policy = read_state_dict(ATARI / "pong-pqn.pth")
+def test_where_the_head_has_no_name_the_file_s_name_may_say_the_algorithm(teachers: Path) -> None:
+    policy = read_state_dict(teachers / "atari" / "pong-pqn.pth")
     assert (policy.scores, policy.provenance["scores_told_by"]) == ("q_values", "the file's name 'pong-pqn.pth'")
 
 
@@ -1133,10 +1128,9 @@ def test_every_kind_is_told_by_its_content_and_not_by_its_name(tmp_path: Path, g
     assert kind_of(tmp_path / "model") == "hub folder"
 
 
-@pytest.mark.skipif(not SB3.is_dir(), reason="the teachers are not here")
-def test_the_teachers_from_elsewhere_are_told() -> None:
-    assert {kind_of(path) for path in SB3.glob("*.zip")} == {"sb3"}
-    assert {kind_of(path) for path in ATARI.glob("*.pth")} == {"state dict"}
+def test_the_teachers_from_elsewhere_are_told(teachers: Path) -> None:
+    assert {kind_of(path) for path in (teachers / "sb3").glob("*.zip")} == {"sb3"}
+    assert {kind_of(path) for path in (teachers / "atari").glob("*.pth")} == {"state dict"}
 
 
 def test_an_onnx_model_is_told_by_its_outermost_fields(tmp_path: Path) -> None:
