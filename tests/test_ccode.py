@@ -16,8 +16,9 @@ from rldistill.types import ScoreKind, Task, UserError
 from test_lowering import made
 
 NO_COMPILER = pytest.mark.skipif(compiler() is None, reason="there is no C compiler here")
-STRICT = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", "-O1")
+STRICT = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", "-O1", "-fsanitize=address,undefined")
 PIXELS = Task("Pixels-v0", 3, (2, 36, 36))
+WIDE = Task("Wide-v0", 3, (2, 36, 56))  # rows of 13, 5 and 3 outputs: 7 and 6 at once
 NUMBERS = Task("Numbers-v0", 3, (6,), "float32")
 LEVERS = Task("Levers-v0", 5, (6,), "float32", action_sizes=(2, 3))
 RANGES = {"action_low": (-1.0, -2.0), "action_high": (1.0, float("inf"))}
@@ -44,6 +45,8 @@ CASES: dict[str, tuple[Task, str, ScoreKind, bool]] = {
     "bytes": (PIXELS, "none", "q_values", False),
     "normalized bytes": (PIXELS, "layer", "logits", False),
     "bytes in int8": (PIXELS, "none", "q_values", True),
+    "many channels": (WIDE, "none", "q_values", False),
+    "many channels in int8": (WIDE, "none", "q_values", True),
     "numbers in int8": (NUMBERS, "layer", "logits", True),
     "several actions": (LEVERS, "none", "logits", False),
     "means": (JOINTS, "none", "gaussian", False),
@@ -55,7 +58,7 @@ def rendered(
     task: Task, normalization: str, kind: ScoreKind, *, int8: bool, prefix: str = "net"
 ) -> tuple[CPolicy, torch.nn.Module]:
     shape = task.observation_shape
-    name = "cnn:4,6,5:7" if len(shape) == 3 else "mlp:9,5"
+    name = {PIXELS: "cnn:4,6,5:7", WIDE: "cnn:32,24,5:7"}.get(task, "mlp:9,5")
     network = made(Architecture(name, shape, score_width(task, kind), normalization))  # type: ignore[arg-type]
     network._score_kind = kind
     return c_policy(network, task, prefix=prefix, header="policy.h", int8=int8, known={"note": "a */ /* b"}), network
