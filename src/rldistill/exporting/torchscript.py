@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import warnings
@@ -12,13 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from rldistill.actions import chosen
+from rldistill.lowering import lower
 from rldistill.networks import Dropout
 from rldistill.policies import SavedPolicy
 from rldistill.teachers.exported import MEMBER
 
 
 class Deployed(nn.Module):
-    """A policy as it acts, in plain PyTorch: observations as the environment gives them, scores and actions out."""
+    """A policy as it acts, in plain PyTorch: observations as the environment gives them, scores and actions out.
+
+    The standardization of images is folded into the first layer: a pass over all pixels less.
+    """
 
     shift: Tensor
     scale: Tensor
@@ -28,10 +33,17 @@ class Deployed(nn.Module):
         super().__init__()
         network = policy.network
         self.task, self.kind = policy.task, policy.score_kind
+        layers = copy.deepcopy([layer for layer in network.layers if not isinstance(layer, Dropout)])
+        lowered = lower(network)
+        self.folded = lowered.shift is None
+        if self.folded:
+            first = next(layer for layer in layers if isinstance(layer, nn.Conv2d | nn.Linear))
+            folded = lowered.layers[0]
+            first.weight, first.bias = (nn.Parameter(torch.from_numpy(side)) for side in (folded.weight, folded.bias))
         self.register_buffer("shift", network.shift.clone())
         self.register_buffer("scale", network.scale.clone())
         self.register_buffer("reads", torch.tensor(network.architecture.reads, dtype=torch.int64))
-        self.layers = nn.Sequential(*(layer for layer in network.layers if not isinstance(layer, Dropout)))
+        self.layers = nn.Sequential(*layers)
         self.eval().requires_grad_(False)
 
     def forward(self, observation: Tensor) -> Tensor:
@@ -39,7 +51,7 @@ class Deployed(nn.Module):
         x = observation.to(torch.float32)
         if self.reads.numel():
             x = x.index_select(1, self.reads)
-        scores: Tensor = self.layers((x - self.shift) * self.scale)
+        scores: Tensor = self.layers(x if self.folded else (x - self.shift) * self.scale)
         return scores
 
     def act(self, observation: Tensor) -> Tensor:
