@@ -39,7 +39,7 @@ def test_a_step_does_not_depend_on_how_far_the_inputs_are_from_zero() -> None:
         with torch.no_grad():
             first.bias.add_(20.0 + shift)  # every unit is above 0 for every observation, so a shift is only that
             second.bias.sub_(second.weight.sum(1) * (20.0 + shift))  # and the function stays as it was
-        centred = CentredInputs(network)
+        centred = CentredInputs(network.layers)
         for _ in range(3):
             step(network, observations, targets, centred)
         with torch.no_grad():
@@ -74,7 +74,7 @@ def test_a_step_is_that_of_layers_written_with_centred_inputs() -> None:
         centres.append((centre, mean))
     torch.testing.assert_close(x, network(observations), atol=1e-5, rtol=1e-5)
     ((x - targets) ** 2).mean().backward()
-    step(network, observations, targets, CentredInputs(network), rate)
+    step(network, observations, targets, CentredInputs(network.layers), rate)
     for layer, weight, (centre, mean) in zip(layers, weights, centres, strict=True):
         assert weight.grad is not None
         assert centre.grad is not None
@@ -89,7 +89,7 @@ def test_a_step_is_that_of_layers_written_with_centred_inputs() -> None:
 
 def test_running_means_forget_a_tenth_a_batch_and_acting_does_not_count() -> None:
     network = build(VECTORS, 0)
-    centred = CentredInputs(network)
+    centred = CentredInputs(network.layers)
     batches = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 8, 4)).astype(np.float32))
     for batch in batches:
         network(batch)
@@ -102,9 +102,9 @@ def test_running_means_forget_a_tenth_a_batch_and_acting_does_not_count() -> Non
 
 def test_saved_means_go_on_as_they_were() -> None:
     network = build(VECTORS, 0)
-    centred = CentredInputs(network)
+    centred = CentredInputs(network.layers)
     network(torch.ones(4, 4))
-    again = CentredInputs(build(VECTORS, 1))
+    again = CentredInputs(build(VECTORS, 1).layers)
     again.load_state_dict(centred.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict(), centred.state_dict(), strict=True))
     assert len(again.state_dict()) == 2

@@ -31,6 +31,11 @@ def test_interquartile_mean_of_three_values_leaves_none_out() -> None:
     assert interquartile_mean([0, 3, 9]) == 4
 
 
+@given(finite)
+def test_interquartile_mean_is_scipys_trimmed_mean(values: list[float]) -> None:
+    assert interquartile_mean(values) == pytest.approx(float(scipy_stats.trim_mean(values, 0.25)), abs=1e-9)
+
+
 def test_bootstrap_interval_agrees_with_scipys() -> None:
     expected = scipy_stats.bootstrap(
         (RETURNS,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1)

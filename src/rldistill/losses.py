@@ -29,8 +29,8 @@ def _check(student: Tensor, teacher: Tensor) -> None:
 def kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """KL(softmax(teacher / temperature) || softmax(student)) in nats; arXiv 1511.06295, equation 3."""
     _check(student, teacher)
-    log_p = F.log_softmax(teacher / temperature, dim=1)
-    return (log_p.exp() * (log_p - F.log_softmax(student, dim=1))).sum(dim=1)
+    log_q, log_p = F.log_softmax(student, dim=1), F.log_softmax(teacher / temperature, dim=1)
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
 
 
 def kl_hinton(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -109,8 +109,8 @@ class WeightedLoss(NamedTuple):
         return self._sum(student, teacher, temperature)
 
     def _sum(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-        terms = [weight * LOSSES[name](student, teacher, temperature) for name, weight in self.parts]
-        return torch.stack(terms).sum(dim=0)
+        first, *others = (weight * LOSSES[name](student, teacher, temperature) for name, weight in self.parts)
+        return sum(others, start=first)
 
 
 def parse_loss(text: str, teacher: ScoreKind = "q_values", sizes: tuple[int, ...] = ()) -> WeightedLoss:

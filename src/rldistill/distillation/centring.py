@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
-
-from rldistill.networks import Network
 
 _KEPT = 0.9
 """Of a running mean with each batch: it follows the layers before within some ten updates."""
@@ -24,12 +22,12 @@ class CentredInputs:
     Boltzmann machines and the centering trick").
 
     Args:
-        network: its convolutions (no padding) and linear layers but the first, whose inputs are standardized.
+        layers: of a network; its convolutions (no padding) and linear layers are told so but the first, whose inputs are
+            standardized.
     """
 
-    def __init__(self, network: Network) -> None:
-        layers = [layer for layer in network.layers if isinstance(layer, nn.Conv2d | nn.Linear)]
-        self._layers = layers[1:]
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
+        self._layers = [layer for layer in layers if isinstance(layer, nn.Conv2d | nn.Linear)][1:]
         self._means: dict[int, Tensor] = {}
         self._before: list[Tensor] = []
         for place, layer in enumerate(self._layers):
@@ -47,9 +45,12 @@ class CentredInputs:
         self._before = [layer.weight.detach().clone() for layer in self._layers]
         for place, layer in enumerate(self._layers):
             gradient, shift = layer.weight.grad, layer.bias.grad if layer.bias is not None else None
-            if gradient is not None and shift is not None:
-                by_input = torch.outer(shift, self._means[place])
-                gradient.sub_(by_input.view(*by_input.shape, *[1] * (gradient.ndim - 2)))
+            if gradient is None or shift is None:
+                continue
+            if gradient.ndim == 2:
+                gradient.addr_(shift, self._means[place], alpha=-1)
+            else:
+                gradient.sub_(torch.outer(shift, self._means[place])[:, :, None, None])
 
     def leave(self) -> None:
         """b from c: it takes back what the change of W does to the mean output, weight decay's share of it too."""

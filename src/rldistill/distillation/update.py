@@ -22,41 +22,39 @@ class _RangeUnits:
     """The last layer of a student of continuous actions, told in halves of the action range from its middle.
 
     An optimizer moves every weight by about its learning rate. From a range of 0 to 100 in the environment's units a
-    student would begin at the range's edge and need thousands of updates to its middle.
+    student would begin at the range's edge and need thousands of updates to its middle. Where the scores are not in the
+    range's units, or its middle is 0 (nearly all ranges are -1 to 1 or a few times that), there is nothing to tell.
     """
 
-    def __init__(self, head: nn.Linear, middle: Tensor, half: Tensor) -> None:
-        self.head, self.middle, self.half = head, middle, half
+    def __init__(self, network: Network, task: Task, kind: ScoreKind) -> None:
+        self.heads: list[tuple[nn.Linear, Tensor, Tensor]] = []
+        head = network.layers[-1]
+        if kind not in ("actions", "gaussian") or not isinstance(head, nn.Linear):
+            return
+        low, high = bounds(task)
+        middle, half = (low + high) / 2, (high - low) / 2
+        if not middle.any():
+            return
+        if kind == "gaussian":  # the log deviations stay as they are
+            middle, half = torch.cat([middle, torch.zeros_like(middle)]), torch.cat([half, torch.ones_like(half)])
+        self.heads = [(head, middle, half)]
 
     def enter(self) -> None:
         """From the environment's units, gradients too."""
         with torch.no_grad():
-            self.head.weight.div_(self.half[:, None])
-            self.head.bias.sub_(self.middle).div_(self.half)
-            for parameter, half in ((self.head.weight, self.half[:, None]), (self.head.bias, self.half)):
-                if parameter.grad is not None:
-                    parameter.grad.mul_(half)
+            for head, middle, half in self.heads:
+                head.weight.div_(half[:, None])
+                head.bias.sub_(middle).div_(half)
+                for parameter, by in ((head.weight, half[:, None]), (head.bias, half)):
+                    if parameter.grad is not None:
+                        parameter.grad.mul_(by)
 
     def leave(self) -> None:
         """Back to the environment's units."""
         with torch.no_grad():
-            self.head.weight.mul_(self.half[:, None])
-            self.head.bias.mul_(self.half).add_(self.middle)
-
-
-def _range_units(network: Network, task: Task, kind: ScoreKind) -> _RangeUnits | None:
-    """None where the scores are not in the range's units, or its middle is 0: nearly all ranges are -1 to 1 or a few times
-    that, and need none of it."""
-    head = network.layers[-1]
-    if kind not in ("actions", "gaussian") or not isinstance(head, nn.Linear):
-        return None
-    low, high = bounds(task)
-    middle, half = (low + high) / 2, (high - low) / 2
-    if not middle.any():
-        return None
-    if kind == "gaussian":  # the log deviations stay as they are
-        middle, half = torch.cat([middle, torch.zeros_like(middle)]), torch.cat([half, torch.ones_like(half)])
-    return _RangeUnits(head, middle, half)
+            for head, middle, half in self.heads:
+                head.weight.mul_(half[:, None])
+                head.bias.mul_(half).add_(middle)
 
 
 _WIDE = 256
@@ -64,18 +62,17 @@ _WIDE = 256
 
 
 def _groups(network: Network, steady: bool) -> list[dict[str, Any]]:
-    """Parameters layer by layer, with their share of the learning rate.
+    """Parameters by their share of the learning rate.
 
     Adam moves all weights of a unit by about the learning rate, so its output by that times the number of its inputs. A
     layer of more than 256 gets as much less (the hidden layers' rule of Yang et al. 2022, arXiv 2203.03466, table 3).
     """
-    groups = []
+    shares: dict[float, list[nn.Parameter]] = {}
     for layer in network.layers:
-        parameters = list(layer.parameters())
         inputs = layer.weight[0].numel() if isinstance(layer, nn.Conv2d | nn.Linear) else 1
-        if parameters:
-            groups.append({"params": parameters, "share": min(1.0, _WIDE / inputs) if steady else 1.0})
-    return groups
+        shares.setdefault(min(1.0, _WIDE / inputs) if steady else 1.0, []).extend(layer.parameters())
+    # As few as can be: a small student's update is mostly calls, and each group is one more.
+    return [{"params": parameters, "share": share} for share, parameters in shares.items() if parameters]
 
 
 def _shorten(parameters: list[Tensor], most: float) -> None:
@@ -110,7 +107,7 @@ class Update:
         self.task, self.teacher_kind = task, teacher_kind
         groups, rate = _groups(network, config.steady), config.learning_rate
         self.optimizer: torch.optim.Optimizer = (
-            # Loshchilov & Hutter, arXiv 1711.05101. In one pass: a small student's update is mostly calls.
+            # Loshchilov & Hutter, arXiv 1711.05101.
             torch.optim.AdamW(groups, lr=rate, weight_decay=config.weight_decay, fused=True)
             if config.optimizer == "adam"
             else torch.optim.RMSprop(groups, lr=rate)
@@ -127,8 +124,8 @@ class Update:
         self._averaged: list[Tensor] = list(self.average.parameters())
         self.updates = 0
         self.temperature, self.spread = 1.0, 1.0
-        self._units = _range_units(network, task, loss.score_kind)
-        self._centred = CentredInputs(network) if config.steady else None
+        self._units = _RangeUnits(network, task, loss.score_kind)
+        self._centred = CentredInputs(network.layers if config.steady else ())
 
     def fit(self, examples: Batch) -> None:
         """What is fitted once, to the first labelled observations: temperature, spread, and the network's standardization."""
@@ -141,8 +138,7 @@ class Update:
             self.network.standardize(*fitted)
         if self.config.initialize == "data":
             fit_initialization(self.network, examples.observations, self.config.seed)
-        if self._units is not None:
-            self._units.leave()  # drawn around 0, so that the student begins around the range's middle
+        self._units.leave()  # drawn around 0, so that the student begins around the range's middle
         self.average.load_state_dict(self.network.state_dict())
 
     def __call__(self, batches: Mapping[Task, Batch]) -> dict[str, Tensor]:
@@ -157,21 +153,17 @@ class Update:
             losses.append(self.loss(*self._matched(scores, values), self.temperature))
             best = chosen(scores.detach(), self.loss.score_kind, self.task)
             agreements.append(agreement(best, chosen(values, self.teacher_kind, self.task), self.task))
-        loss = torch.cat(losses).mean()
+        loss = (torch.cat(losses) if len(losses) > 1 else losses[0]).mean()
         for parameter in self._parameters:
             parameter.grad = None
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
-        if self._units is not None:
-            self._units.enter()
+        self._units.enter()
         if self.config.max_grad_norm:
             _shorten(self._parameters, self.config.max_grad_norm)
-        if self._centred is not None:
-            self._centred.enter()
+        self._centred.enter()
         self.optimizer.step()
-        if self._centred is not None:
-            self._centred.leave()
-        if self._units is not None:
-            self._units.leave()
+        self._centred.leave()
+        self._units.leave()
         self.updates += 1
         self._follow()
         return {"loss": loss.detach(), "agreement": torch.cat(agreements).mean()}
@@ -200,7 +192,7 @@ class Update:
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "means": self._centred.state_dict() if self._centred else [],
+            "means": self._centred.state_dict(),
             "dropout": dropout.generator.get_state() if dropout else None,
             "updates": self.updates,
             "temperature": self.temperature,
@@ -212,8 +204,7 @@ class Update:
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self._centred is not None:
-            self._centred.load_state_dict(state["means"])
+        self._centred.load_state_dict(state["means"])
         if self.network.dropout is not None:
             self.network.dropout.generator.set_state(state["dropout"])
         self.updates, self.temperature, self.spread = (
