@@ -42,7 +42,7 @@ def _compiled(body: str) -> bytes:
     module: Any = torch.jit.script(type("Program", (torch.nn.Module,), {})())
     module.define(f"def forward(self, x):\n    {body}\n")
     buffer = io.BytesIO()
-    torch.jit.save(module, buffer)  # type: ignore[no-untyped-call]
+    torch.jit.save(module, buffer)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return buffer.getvalue()
 
 

@@ -22,7 +22,7 @@ WIDE = Task("Wide-v0", 3, (2, 36, 56))  # rows of 13, 5 and 3 outputs: 7 and 6 a
 NUMBERS = Task("Numbers-v0", 3, (6,), "float32")
 LEVERS = Task("Levers-v0", 5, (6,), "float32", action_sizes=(2, 3))
 RANGES = {"action_low": (-1.0, -2.0), "action_high": (1.0, float("inf"))}
-JOINTS = Task("Joints-v0", 2, (6,), "float32", **RANGES)  # type: ignore[arg-type]
+JOINTS = Task("Joints-v0", 2, (6,), "float32", **RANGES)  # type: ignore[arg-type]  # two bounds
 
 MAIN = """
 #include <stdio.h>
@@ -59,7 +59,7 @@ def rendered(
 ) -> tuple[CPolicy, torch.nn.Module]:
     shape = task.observation_shape
     name = {PIXELS: "cnn:4,6,5:7", WIDE: "cnn:32,24,5:7"}.get(task, "mlp:9,5")
-    network = made(Architecture(name, shape, score_width(task, kind), normalization))  # type: ignore[arg-type]
+    network = made(Architecture(name, shape, score_width(task, kind), normalization))  # type: ignore[arg-type]  # a word of a case
     network._score_kind = kind
     return c_policy(network, task, prefix=prefix, header="policy.h", int8=int8, known={"note": "a */ /* b"}), network
 

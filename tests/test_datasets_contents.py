@@ -147,7 +147,7 @@ def test_head_refuses_in_one_line(tmp_path: Path, words: dict[str, object], text
     given = {name: value.format(**places) if isinstance(value, str) else value for name, value in words.items()}
     before = tree(tmp_path)
     with pytest.raises(UserError, match=text):
-        head(tmp_path / "d", **given)  # type: ignore[arg-type]
+        head(tmp_path / "d", **given)  # type: ignore[arg-type]  # words of a case
     assert tree(tmp_path) == before
 
 

@@ -387,7 +387,7 @@ def test_refusals_are_one_line_and_leave_nothing(tmp_path: Path) -> None:
         ("broken", "minari", "x-v0", {}, r"shard-00003\.arrow is damaged"),
     ):
         with pytest.raises(UserError, match=text) as refused:
-            convert(tmp_path / source, tmp_path / out, to, **words)  # type: ignore[arg-type]
+            convert(tmp_path / source, tmp_path / out, to, **words)  # type: ignore[arg-type]  # words of a case
         assert "\n" not in str(refused.value)
         assert tree(tmp_path) == before
 

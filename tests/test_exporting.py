@@ -379,7 +379,7 @@ def test_predict_refuses_what_the_policy_does_not_read(student: Path) -> None:
     with pytest.raises(UserError, match=r"reads observations of \(4,\), not \(3,\)"):
         policy.predict(np.zeros(3))
     with pytest.raises(UserError, match="are given flat"):
-        policy.predict({"a": np.zeros(4)})  # type: ignore[arg-type]
+        policy.predict({"a": np.zeros(4)})  # type: ignore[arg-type]  # wrong on purpose
     frames = saved(made(Architecture("cnn:2:3", (4, 84, 84), 6)), FRAMES)
     with pytest.raises(UserError, match=r"reads bytes \(uint8\), not float32"):
         frames.predict(np.zeros((4, 84, 84), np.float32))

@@ -359,7 +359,7 @@ def test_wrong_input_is_refused_before_anything_is_played(shelf: Path, tmp_path:
     for change, says in (
         ({"episodes": 0}, "--episodes is at least 1, not 0"),
         ({"epsilon": 1.5}, "--epsilon lies between 0 and 1"),
-        ({"seconds": -1.0}, "--seconds are from 0"),
+        ({"seconds": -1.0}, "--seconds lies between 0 and 600"),
         ({"license": "my own\nlicense"}, "--license is a name"),
         ({"exports": ("tar",)}, "unknown format 'tar'"),
         ({"teacher": "absent"}, "no policy folder at absent"),

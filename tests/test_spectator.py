@@ -82,7 +82,7 @@ def test_preferences_of_continuous_actions_are_their_places_in_the_range() -> No
         ("gaussian", [1.0, 2.5, 0.3, -4.0], [0.75, 0.25]),
         ("squashed_gaussian", [half, -half, 0.3, -4.0], [0.75, 0.25]),
     ):
-        shares = preferences(np.array([row], dtype=np.float32), kind, task, temperature=0.01)  # type: ignore[arg-type]
+        shares = preferences(np.array([row], dtype=np.float32), kind, task, temperature=0.01)  # type: ignore[arg-type]  # a word of a case
         assert shares[0] == pytest.approx(expected, abs=1e-6)
 
 

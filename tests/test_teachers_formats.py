@@ -344,7 +344,7 @@ class Scripted(nn.Module):
 def script(module: nn.Module, path: Path, *, trace: Tensor | None = None) -> Path:
     module = module.eval()
     made = torch.jit.script(module) if trace is None else torch.jit.trace(module, trace)
-    torch.jit.save(made, str(path))  # type: ignore[no-untyped-call]
+    torch.jit.save(made, str(path))  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return path
 
 
@@ -540,7 +540,7 @@ def test_torchscript_that_touches_files_or_loops_is_refused_before_it_is_loaded(
 
 def test_torchscript_with_nan_is_refused(tmp_path: Path) -> None:
     module = Scripted()
-    nn.init.constant_(module.layers[3].bias, torch.nan)  # type: ignore[arg-type]
+    nn.init.constant_(module.layers[3].bias, torch.nan)  # type: ignore[arg-type]  # a Linear's
     path = script(module, tmp_path / "p.pt")
     refused(read_torchscript, path, observation_shape=(4, 84, 84), scores="logits", says="NaN")
 
@@ -1051,8 +1051,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A hub of one model, in the place of the package: it notes what it was asked for."""
     asked: dict[str, Any] = {}
     errors = types.ModuleType("huggingface_hub.errors")
-    errors.RepositoryNotFoundError = type("RepositoryNotFoundError", (Exception,), {})  # type: ignore[attr-defined]
-    errors.GatedRepoError = type("GatedRepoError", (Exception,), {})  # type: ignore[attr-defined]
+    errors.RepositoryNotFoundError = type("RepositoryNotFoundError", (Exception,), {})  # type: ignore[attr-defined]  # a module made here
+    errors.GatedRepoError = type("GatedRepoError", (Exception,), {})  # type: ignore[attr-defined]  # a module made here
 
     def snapshot_download(repo: str, **options: Any) -> str:
         asked.update(options, repo=repo)
@@ -1063,8 +1063,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return str(tmp_path)
 
     package = types.ModuleType("huggingface_hub")
-    package.snapshot_download = snapshot_download  # type: ignore[attr-defined]
-    package.errors = errors  # type: ignore[attr-defined]
+    package.snapshot_download = snapshot_download  # type: ignore[attr-defined]  # a module made here
+    package.errors = errors  # type: ignore[attr-defined]  # a module made here
     monkeypatch.setitem(sys.modules, "huggingface_hub", package)
     monkeypatch.setitem(sys.modules, "huggingface_hub.errors", errors)
     return asked

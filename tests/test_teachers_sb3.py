@@ -69,7 +69,7 @@ def described(value: Any, *, today: bool) -> dict[str, Any]:
     shape = list(value.shape)
     copies = {name: str(item) for name, item in state.items()}
     if not today and "n" in copies:
-        copies["n"] = int(copies["n"])  # type: ignore[assignment]
+        copies["n"] = int(copies["n"])  # type: ignore[assignment]  # of two kinds
     return {
         ":type:": f"<class '{kind}'>",
         ":serialized:": base64.b64encode(pickle.dumps(value)).decode(),
@@ -881,7 +881,7 @@ def test_actions_are_those_of_stable_baselines3(tmp_path: Path, name: str) -> No
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
     model.save(tmp_path / "x.zip")
     policy = read_sb3(tmp_path / "x.zip")
-    observations = np.random.default_rng(0).normal(size=(20, *env.observation_space.shape)).astype(np.float32)  # type: ignore[misc]
+    observations = np.random.default_rng(0).normal(size=(20, *env.observation_space.shape)).astype(np.float32)  # type: ignore[misc]  # a Box has one
     wanted, _ = model.predict(observations, deterministic=True)
     scores = policy.network(torch.from_numpy(observations))
     if policy.scores == "deterministic":

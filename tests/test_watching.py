@@ -259,7 +259,7 @@ def test_two_policies_start_alike_and_the_one_that_is_over_waits(tmp_path: Path)
     for player, one in zip(players, done, strict=True):
         games = play(
             player.task,
-            lambda generator, player=player: EpsilonGreedy(player, player.task, 0.5, generator),  # type: ignore[misc]
+            lambda generator, player=player: EpsilonGreedy(player, player.task, 0.5, generator),  # type: ignore[misc]  # a default holds the player
             3,
             7,
             num_envs=1,
@@ -281,7 +281,7 @@ def test_a_game_that_is_cut_has_its_score_so_far(tmp_path: Path) -> None:
         def __getattr__(self, name: str) -> Callable[..., None]:
             return lambda *words, **figures: told.append(words[0]) if name == "say" else None
 
-    done = watch(a_policy(), WatchConfig(max_steps=3, scale=1.0), out=tmp_path / "a.gif", progress=Told())  # type: ignore[arg-type]
+    done = watch(a_policy(), WatchConfig(max_steps=3, scale=1.0), out=tmp_path / "a.gif", progress=Told())  # type: ignore[arg-type]  # says what it is told
     assert (done[0].returns, done[0].unfinished, done[0].steps) == ([], 0.0, 3)
     assert watched_table(done)[0]["score"] == "0 (unfinished)"
     assert told == []

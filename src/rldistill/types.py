@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
@@ -34,6 +35,7 @@ def check_numbers(
     least: Mapping[str, float] | None = None,
     shares: Sequence[str] = (),
     positive: Sequence[str] = (),
+    within: Mapping[str, tuple[float, float]] | None = None,
 ) -> None:
     """Whether a configuration's numbers are in their ranges; one that is None is left to its default.
 
@@ -42,25 +44,19 @@ def check_numbers(
         least: field to the least that it may be.
         shares: fields from 0 to 1.
         positive: fields that are finite and above 0.
+        within: field to the least and the most that it may be.
 
     Raises:
         UserError: one is out of its range, or NaN.
     """
-
-    def told(name: str, value: float, ok: bool, range: str) -> None:
-        if not ok:
-            raise UserError(f"--{name.replace('_', '-')} {range}, not {value}")
-
-    given = {
-        name: value for name in (*(least or {}), *shares, *positive) if (value := getattr(config, name)) is not None
-    }
-    for name, value in given.items():
-        if name in shares:
-            told(name, value, 0 <= value <= 1, "lies between 0 and 1")
-        elif name in positive:
-            told(name, value, 0 < value < math.inf, "is a positive number")
-        elif least is not None:
-            told(name, value, value >= least[name], f"is at least {least[name]}")
+    ranges = {name: (low, math.inf, f"is at least {low}") for name, low in (least or {}).items()}
+    ranges |= {name: (math.ulp(0.0), sys.float_info.max, "is a positive number") for name in positive}
+    both = {**dict.fromkeys(shares, (0, 1)), **(within or {})}
+    ranges |= {name: (low, high, f"lies between {low} and {high}") for name, (low, high) in both.items()}
+    for name, (low, high, told) in ranges.items():
+        value = getattr(config, name)
+        if value is not None and not low <= value <= high:
+            raise UserError(f"--{name.replace('_', '-')} {told}, not {value}")
 
 
 @dataclass(frozen=True, slots=True)

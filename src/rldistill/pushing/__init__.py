@@ -165,9 +165,8 @@ def push(
 
 
 def _check(config: PushConfig) -> None:
-    check_numbers(config, least={"episodes": 1, "num_envs": 1, "seed": 0}, shares=["epsilon"])
-    if not 0 <= config.seconds <= 600:
-        raise UserError(f"--seconds are from 0 (no replay) to 600, not {config.seconds}")
+    least = {"episodes": 1, "num_envs": 1, "seed": 0}
+    check_numbers(config, least=least, shares=["epsilon"], within={"seconds": (0, 600)})
     if config.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,40}", config.license):
         raise UserError(f"--license is a name of the hub's list, such as mit or apache-2.0, not {config.license!r}")
 

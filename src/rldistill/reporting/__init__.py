@@ -100,9 +100,8 @@ def report(
 
 
 def _check(config: ReportConfig) -> None:
-    check_numbers(config, least={"episodes": 0, "seed": 0, "num_envs": 1}, shares=["epsilon"])
-    if not 0 <= config.seconds <= 600:
-        raise UserError(f"--seconds are from 0 (no animation) to 600, not {config.seconds}")
+    least = {"episodes": 0, "seed": 0, "num_envs": 1}
+    check_numbers(config, least=least, shares=["epsilon"], within={"seconds": (0, 600)})
 
 
 def _writable(path: Path) -> Path:
