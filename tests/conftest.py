@@ -1,11 +1,13 @@
 """What holds for all tests."""
 
 import os
+import resource
 
 # Before torch is loaded: the workers share the cores, and sums over another number of threads round differently.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +77,19 @@ def teachers() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no teachers at {folder}")
     return folder
+
+
+@pytest.fixture
+def full_disk() -> Callable[[int], AbstractContextManager[None]]:
+    """`with full_disk(bytes):` no file can become longer than that: as on a full disk, a write fails in its middle."""
+
+    @contextmanager
+    def limited(size: int) -> Iterator[None]:
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limit[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+    return limited

@@ -309,6 +309,19 @@ def test_wrong_input_is_one_line_and_no_file(
     assert (tmp_path / "there.pt").read_text() == "precious"
 
 
+@pytest.mark.parametrize("format", ["torchscript", "c"])
+def test_a_full_disk_is_one_line_and_what_was_there_survives(
+    format: Format, student: Path, tmp_path: Path, full_disk: Any
+) -> None:
+    skip_without(format)
+    out = tmp_path / f"p.{ENDINGS.get(format, 'pt')}"
+    out.write_text("precious")
+    with full_disk(512), pytest.raises(UserError, match=r"cannot write .*: File too large; .*untouched$"):
+        export(student, out, format, NO_GAMES, force=True)
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+    assert out.read_text() == "precious"
+
+
 @pytest.mark.parametrize("format", ["onnx", "onnx-int8", "sb3"])
 def test_a_missing_package_is_named_with_its_extra(
     format: Format, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,9 +1,9 @@
 import os
-import resource
 import signal
 import stat
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,17 +42,12 @@ def test_a_replaced_file_holds_the_new_bytes_and_leaves_nothing_beside_it(tmp_pa
     assert stat.S_IMODE(path.stat().st_mode) & 0o400
 
 
-def test_a_write_that_fails_halfway_leaves_the_old_file_and_says_why(tmp_path: Path) -> None:
+def test_a_write_that_fails_halfway_leaves_the_old_file_and_says_why(tmp_path: Path, full_disk: Any) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    # A limit on the size of files stands for a full disk: both fail in the middle of the write.
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))
-    try:
-        with pytest.raises(UserError, match=r"cannot write .*file: File too large; what was there before is untouched"):
-            replace_file(path, bytes(1_000_000))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    says = r"cannot write .*file: File too large; what was there before is untouched"
+    with full_disk(4096), pytest.raises(UserError, match=says):
+        replace_file(path, bytes(1_000_000))
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
 

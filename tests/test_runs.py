@@ -1,7 +1,6 @@
 import fcntl
 import json
 import os
-import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -238,19 +237,15 @@ def test_missing_tensorboard_names_its_extra_before_there_is_a_folder(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_disk_full_of_metrics_is_told_in_one_line_and_the_checkpoint_survives(tmp_path: Path) -> None:
+def test_a_disk_full_of_metrics_is_told_in_one_line_and_the_checkpoint_survives(tmp_path: Path, full_disk: Any) -> None:
     run = Run(tmp_path / "run", CONFIG, resume=False)
     run.log(step=1)
     run.checkpoint({"step": 1})
-    # A limit on the size of files stands for a full disk: a part of the line fits, the rest does not.
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "run" / "metrics.jsonl").stat().st_size + 4, limit[1]))
-    try:
-        with pytest.raises(UserError, match=r"cannot write .*metrics.jsonl: File too large; .* go on with --resume"):
-            run.log(step=2)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-        run.close()
+    there = (tmp_path / "run" / "metrics.jsonl").stat().st_size
+    says = r"cannot write .*metrics.jsonl: File too large; .* go on with --resume"
+    with full_disk(there + 4), pytest.raises(UserError, match=says):  # a part of the line fits, the rest does not
+        run.log(step=2)
+    run.close()
     again = Run(tmp_path / "run", CONFIG, resume=True)
     assert again.state is not None
     assert again.state["step"] == 1

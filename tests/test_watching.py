@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -383,15 +382,11 @@ def test_ctrl_c_leaves_what_was_there(
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, broken: SavedPolicy, ending: str) -> None:
-    # A limit on the size of files stands for a full disk: both fail in the middle of the write.
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
-    try:
-        with pytest.raises(UserError, match=r"cannot write .*: File too large"):
-            watch(broken, WatchConfig(max_steps=40), out=tmp_path / f"a.{ending}")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    tmp_path: Path, broken: SavedPolicy, ending: str, full_disk: Any
+) -> None:
+    with full_disk(20_000), pytest.raises(UserError, match=r"cannot write .*: File too large"):
+        watch(broken, WatchConfig(max_steps=40), out=tmp_path / f"a.{ending}")
     assert not list(tmp_path.iterdir())
 
 
