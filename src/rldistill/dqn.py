@@ -154,7 +154,7 @@ class DQN:
         self.discount, self.clip_rewards = discount, clip_rewards
         self.target = copy.deepcopy(network).eval().requires_grad_(False)
         self.target.bfloat16 = False  # what is bootstrapped from is not rounded
-        self.optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, eps=1.5e-4)
+        self.optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, eps=1.5e-4, fused=True)
         self.learning_rate = constant(learning_rate)
         self.epsilon = linear(1.0, epsilon_end, epsilon_steps)
         self.generator = np.random.default_rng([seed, 2])
