@@ -12,7 +12,6 @@ from rldistill.datasets.merging import merge
 from rldistill.datasets.shards import (
     CARD,
     FORMAT,
-    LEVEL,
     VERSION,
     Dataset,
     Shard,
@@ -28,7 +27,6 @@ from rldistill.datasets.writing import DatasetWriter
 __all__ = [
     "CARD",
     "FORMAT",
-    "LEVEL",
     "VERSION",
     "Conversion",
     "Dataset",

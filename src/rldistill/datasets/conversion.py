@@ -9,7 +9,6 @@ from typing import Literal, TypeAlias, get_args
 
 from rldistill.datasets.episodes import find_episodes
 from rldistill.datasets.minari import check_target, minari_folder, read_minari, write_minari
-from rldistill.datasets.parquet import parquet_files, read_parquet, write_parquet
 from rldistill.datasets.shards import CARD, open_dataset
 from rldistill.envs import fitting_task
 from rldistill.files import free_path, new_folder
@@ -81,7 +80,9 @@ def _format_of(source: Path) -> Target:
         raise UserError(f"there is nothing at {source}")
     if (source / CARD).is_file():
         return "rldistill"
-    if parquet_files(source):
+    from rldistill.datasets import parquet  # here: with it comes pyarrow, see `shards`
+
+    if parquet.parquet_files(source):
         return "parquet"
     if source.is_dir() and minari_folder(source) is not None:
         return "minari"
@@ -99,7 +100,9 @@ def _write(source: Path, target: Path, to: Target, progress: Progress) -> list[s
         raise UserError(next(iter(damaged.values())))
     with new_folder(target) as aside:
         if to == "parquet":
-            return write_parquet(dataset, episodes, aside, progress)
+            from rldistill.datasets import parquet
+
+            return parquet.write_parquet(dataset, episodes, aside, progress)
         return write_minari(dataset, episodes, aside, target.name, progress)
 
 
@@ -113,8 +116,10 @@ def _read(
     progress: Progress,
 ) -> list[str]:
     if found == "parquet":
+        from rldistill.datasets import parquet
+
         with new_folder(target) as aside:
-            read_parquet(parquet_files(source), aside, progress)
+            parquet.read_parquet(parquet.parquet_files(source), aside, progress)
         return []
     data = minari_folder(source)
     assert data is not None

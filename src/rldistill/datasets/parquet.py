@@ -18,18 +18,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rldistill.datasets.arrow import batch_of, part_of, row_schema
 from rldistill.datasets.episodes import Episode
-from rldistill.datasets.shards import (
-    Dataset,
-    append_shard,
-    batch_of,
-    empty_dataset,
-    parse_card,
-    part_of,
-    row_schema,
-    shard_number,
-    write_card,
-)
+from rldistill.datasets.shards import Dataset, append_shard, empty_dataset, parse_card, shard_number, write_card
 from rldistill.progress import Progress
 from rldistill.types import UserError
 

@@ -14,14 +14,12 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from rldistill.actions import action_layout, check_actions, score_width
 from rldistill.files import read_json, replace_file
@@ -33,11 +31,7 @@ FORMAT = "rldistill-dataset"
 VERSION = 1
 CARD = "dataset.json"
 
-# Of 1, 3, 6, 9 and 12 on a Pong of 16 environments: 6 takes 30 bytes a frame at 175,000 frames/s, some thirty times the
-# rate of the emulator on the same core; 9 takes 27 at 110,000/s. XOR with the frame before takes 34 at level 6: zstd's
-# window spans hundreds of frames and finds the same paddle there, which a difference hides.
-LEVEL = 6
-_ADVICE = "; get it anew, or go on without it (Dataset.intact)"
+ADVICE = "; get it anew, or go on without it (Dataset.intact)"
 
 
 class Shard(NamedTuple):
@@ -125,12 +119,14 @@ class Dataset:
         Raises:
             UserError: as `read`.
         """
+        from rldistill.datasets import arrow  # here: most verbs need no pyarrow, a fifth of a second and 25 MB
+
         path = self.path / shard.file
         data = self.checked_bytes(shard)
-        with _readable(path):
+        with arrow.readable(path):
             rows = labelled = 0
-            for batch in _batches(data, self):
-                part = part_of(batch, self)
+            for batch in arrow.batches(data, self):
+                part = arrow.part_of(batch, self)
                 rows += len(part.frames)
                 labelled += int((~part.context).sum())
                 yield part
@@ -142,9 +138,11 @@ class Dataset:
         Raises:
             UserError: as `read`.
         """
+        from rldistill.datasets import arrow
+
         data = self.checked_bytes(shard)
-        with _readable(self.path / shard.file):
-            return part_of(next(_batches(data, self, first=batch)), self)
+        with arrow.readable(self.path / shard.file):
+            return arrow.part_of(next(arrow.batches(data, self, first=batch)), self)
 
     def columns(
         self, shard: ShardEntry, names: Sequence[str], *, verify: bool
@@ -159,13 +157,15 @@ class Dataset:
         Raises:
             UserError: the shard is missing, truncated or, with `verify`, altered.
         """
+        from rldistill.datasets import arrow
+
         path = self.path / shard.file
         data = self.checked_bytes(shard) if verify else None
-        with _readable(path):
+        with arrow.readable(path):
             if data is None and (size := path.stat().st_size) != shard.bytes:
                 raise ValueError(f"it has {size} bytes of {shard.bytes}")
             rows = labelled = 0
-            for batch in _batches(pa.memory_map(str(path)) if data is None else data, self, names=names):
+            for batch in arrow.batches(path if data is None else data, self, names=names):
                 found = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in names}
                 rows += batch.num_rows
                 labelled += int((~found["context"]).sum())
@@ -182,26 +182,14 @@ class Dataset:
         try:
             data = path.read_bytes()
         except FileNotFoundError:
-            raise UserError(f"the shard {path} is missing{_ADVICE}") from None
+            raise UserError(f"the shard {path} is missing{ADVICE}") from None
         except OSError as error:
-            raise UserError(f"cannot read the shard {path}: {error.strerror}{_ADVICE}") from None
+            raise UserError(f"cannot read the shard {path}: {error.strerror}{ADVICE}") from None
         if len(data) != shard.bytes:
-            raise UserError(f"the shard {path} is damaged: it has {len(data)} bytes of {shard.bytes}{_ADVICE}")
+            raise UserError(f"the shard {path} is damaged: it has {len(data)} bytes of {shard.bytes}{ADVICE}")
         if hashlib.sha256(data).hexdigest() != shard.sha256:
-            raise UserError(f"the shard {path} is damaged: its checksum is not the one in {CARD}{_ADVICE}")
+            raise UserError(f"the shard {path} is damaged: its checksum is not the one in {CARD}{ADVICE}")
         return data
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """What goes wrong while a shard is unpacked, as one line."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise UserError(f"the shard {path} is missing{_ADVICE}") from None
-    except (pa.ArrowException, KeyError, OSError, ValueError) as error:  # UserError is a ValueError
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"the shard {path} is of no use: {reason}{_ADVICE}") from None
 
 
 def _check_counts(shard: ShardEntry, rows: int, labelled: int) -> None:
@@ -327,12 +315,14 @@ def append_shard(dataset: Dataset, parts: Sequence[Shard], *, number: int | None
         UserError: a frame, an action or a label does not suit the task, a label is NaN or infinite, or the disk is
             full. The dataset is what it was.
     """
+    from rldistill.datasets import arrow
+
     for part in parts:
         try:
-            _check(part, dataset)
+            check_rows(part, dataset)
         except ValueError as error:
             raise UserError(f"nothing was written to {dataset.path}: {error}") from None
-    data = _encoded(parts, dataset)
+    data = arrow.encoded(parts, dataset)
     rows = sum(len(part.frames) for part in parts)
     labelled = sum(int((~part.context).sum()) for part in parts)
     file = shard_file(_next_number(dataset) if number is None else number)
@@ -409,7 +399,7 @@ def label_width(dataset: Dataset) -> int:
     return score_width(dataset.task, dataset.score_kind)
 
 
-def _check(part: Shard, dataset: Dataset) -> None:
+def check_rows(part: Shard, dataset: Dataset) -> None:
     """Raises ValueError where the rows do not suit the task, or a label is of no use."""
     length, task, width = len(part.frames), dataset.task, label_width(dataset)
     if part.frames.shape != (length, *frame_shape(task)) or part.frames.dtype != task.observation_dtype:
@@ -419,93 +409,6 @@ def _check(part: Shard, dataset: Dataset) -> None:
     if not np.isfinite(part.values).all():
         raise ValueError("labels hold NaN or infinity")
     check_actions(part.actions, length, task)
-
-
-def row_schema(dataset: Dataset) -> Any:
-    """The columns of a shard."""
-    task = dataset.task
-    (*dimensions,), _ = action_layout(task)
-    action = pa.float32() if task.continuous else pa.int32()
-    frame = pa.uint8() if task.observation_dtype == "uint8" else pa.float32()
-    fields = {
-        "frame": pa.list_(frame, int(np.prod(frame_shape(task)))),
-        "start": pa.bool_(),
-        "context": pa.bool_(),
-        "environment": pa.int32(),
-        "action": pa.list_(action, dimensions[0]) if dimensions else action,
-        "reward": pa.float32(),
-        "terminated": pa.bool_(),
-        "truncated": pa.bool_(),
-        "values": pa.list_(pa.float32(), label_width(dataset)),
-    }
-    told = {"format": f"{FORMAT} {VERSION}", "frame_shape": json.dumps(frame_shape(task))}
-    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields.items()], metadata=told)
-
-
-def batch_of(part: Shard, dataset: Dataset) -> Any:
-    """A record batch of the rows."""
-    schema = row_schema(dataset)
-    action = np.float32 if dataset.task.continuous else np.int32
-    columns = []
-    ordered = (part.frames, part.starts, part.context, part.environments, part.actions.astype(action),
-               part.rewards, part.terminated, part.truncated, part.values)  # fmt: skip
-    for column, field in zip(ordered, schema, strict=True):
-        if pa.types.is_fixed_size_list(field.type):
-            flat = pa.array(np.ascontiguousarray(column).reshape(-1), field.type.value_type)
-            columns.append(pa.FixedSizeListArray.from_arrays(flat, field.type.list_size))
-        else:
-            columns.append(pa.array(column, field.type))
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
-
-
-def part_of(batch: Any, dataset: Dataset) -> Shard:
-    """The rows of a record batch: the inverse of `batch_of`.
-
-    Raises:
-        ValueError: they do not suit the task, or a label is NaN or infinite.
-    """
-    task = dataset.task
-    shape, kind = action_layout(task)
-    listed = [field.name for field in batch.schema if pa.types.is_fixed_size_list(field.type)]
-    lists = {name: batch.column(name).flatten().to_numpy() for name in listed}
-    names = (name for name in batch.schema.names if name not in lists)
-    flat = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in names}
-    part = Shard(
-        frames=lists["frame"].reshape(batch.num_rows, *frame_shape(task)),
-        starts=flat["start"],
-        context=flat["context"],
-        environments=flat["environment"],
-        actions=(lists | flat)["action"].reshape(batch.num_rows, *shape).astype(kind),
-        rewards=flat["reward"],
-        terminated=flat["terminated"],
-        truncated=flat["truncated"],
-        values=lists["values"].reshape(batch.num_rows, label_width(dataset)),
-    )
-    _check(part, dataset)
-    return part
-
-
-def _encoded(parts: Sequence[Shard], dataset: Dataset) -> bytes:
-    """An Arrow IPC file with a record batch for each part."""
-    sink = pa.BufferOutputStream()
-    options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=LEVEL))
-    with pa.ipc.new_file(sink, row_schema(dataset), options=options) as writer:
-        for part in parts:
-            writer.write_batch(batch_of(part, dataset))
-    return bytes(sink.getvalue().to_pybytes())
-
-
-def _batches(data: Any, dataset: Dataset, *, first: int = 0, names: Sequence[str] | None = None) -> Iterator[Any]:
-    """The record batches of a shard, one after the other, so that never more than one lies in memory unpacked."""
-    source = pa.py_buffer(data) if isinstance(data, bytes) else data
-    schema = row_schema(dataset)
-    with pa.ipc.open_file(source) as reader:
-        if not reader.schema.equals(schema):
-            raise ValueError("its columns are not those of the task in the card")
-    wanted = None if names is None else [schema.get_field_index(name) for name in names]
-    with pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=wanted)) as reader:
-        for index in range(first, reader.num_record_batches):
-            yield reader.get_batch(index)
 
 
 def joined(parts: Sequence[Shard]) -> Shard:
