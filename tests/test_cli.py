@@ -403,6 +403,7 @@ BAD = {
     "watch two games": (
         "watch {shelf}/good {shelf}/three --out {out}.gif", "three has 3 discrete actions, but CartPole-v1 has 2"),
     "watch no episodes": ("watch {shelf}/good --episodes 0 --out {out}.gif", "--episodes is at least 1, not 0"),
+    "a name too long": ("record --teacher {shelf}/good --out {out}" + 300 * "x", "File name too long"),
     "report of no run": ("report {shelf}/good", "is no run folder"),
 }  # fmt: skip
 

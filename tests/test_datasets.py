@@ -297,6 +297,7 @@ def test_shard_of_wrong_content_is_refused_though_its_checksum_is_right(
         ),
         ({"shards": [{"file": "shard-00000.arrow"}]}, "damaged"),
         ({"shards": 3}, "damaged"),
+        ({"shards": [dict(file="shard-00000.arrow", rows=1, control_steps=1, sha256=[1], bytes=1)]}, "checksum"),
         ({"task": {"env": "x"}}, "damaged"),
     ],
 )

@@ -21,6 +21,7 @@ from torch import Tensor
 from rldistill.actions import chosen, score_width
 from rldistill.datasets import load_replay, open_dataset
 from rldistill.envs import Environments, make_task
+from rldistill.files import alone
 from rldistill.networks import Architecture, build
 from rldistill.policies import SavedPolicy, save_policy
 from rldistill.progress import Silent
@@ -193,7 +194,7 @@ def test_appending_another_task_teacher_or_kind_of_scores_is_refused(tmp_path: P
     before = (tmp_path / "d" / "dataset.json").read_bytes()
     task = cartpole.task
     others = {
-        "teacher.sha256": policy_for(task, "mlp:8", seed=1),
+        "teacher": policy_for(task, "mlp:8", seed=1),
         "score_kind": policy_for(task, "mlp:8", score_kind="logits"),
         "task.max_frames": SavedPolicy(cartpole.network, dataclasses.replace(task, max_frames=7)),
         "task.env": policy_for(make_task("Acrobot-v1"), "mlp:8"),
@@ -202,6 +203,62 @@ def test_appending_another_task_teacher_or_kind_of_scores_is_refused(tmp_path: P
         with pytest.raises(UserError, match=rf"recorded with {re.escape(field)} = "):
             record(other, tmp_path / "d", config, append=True)
     assert (tmp_path / "d" / "dataset.json").read_bytes() == before
+
+
+def test_a_teacher_of_a_task_with_fewer_fields_is_refused_in_one_line(tmp_path: Path, cartpole: SavedPolicy) -> None:
+    pendulum = make_task("Pendulum-v1")
+    swinger = SavedPolicy(build(Architecture("mlp:4", (3,), 2), 0, "gaussian"), pendulum)
+    record(swinger, tmp_path / "d", RecordConfig(steps=10))
+    with pytest.raises(UserError, match=r"recorded with task\.env = Pendulum-v1, not CartPole-v1"):
+        record(cartpole, tmp_path / "d", RecordConfig(steps=10), append=True)
+
+
+def test_two_teachers_without_a_checksum_are_told_apart_by_their_kind(tmp_path: Path, cartpole: SavedPolicy) -> None:
+    class One:
+        task, score_kind = cartpole.task, cartpole.score_kind
+
+        def __call__(self, observations: Tensor) -> Tensor:
+            return cartpole(observations)
+
+    class Other(One):
+        pass
+
+    record(One(), tmp_path / "d", RecordConfig(steps=10))
+    with pytest.raises(UserError, match="recorded with teacher = One, not Other"):
+        record(Other(), tmp_path / "d", RecordConfig(steps=10), append=True)
+    assert record(One(), tmp_path / "d", RecordConfig(steps=10), append=True).control_steps == 20
+
+
+def test_while_a_process_records_no_other_one_appends(tmp_path: Path, cartpole: SavedPolicy) -> None:
+    record(cartpole, tmp_path / "d", RecordConfig(steps=10))
+    with alone(tmp_path / "d"), pytest.raises(UserError, match="another process works on"):
+        record(cartpole, tmp_path / "d", RecordConfig(steps=10), append=True)
+    assert record(cartpole, tmp_path / "d", RecordConfig(steps=10), append=True).control_steps == 20
+
+
+def test_half_files_of_a_killed_process_do_not_stay_or_hinder(tmp_path: Path, cartpole: SavedPolicy) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / ".dataset.json.1234.tmp").write_text("{")
+    record(cartpole, tmp_path / "d", RecordConfig(steps=10), append=True)
+    (tmp_path / "d" / ".shard-00001.arrow.1234.tmp").write_text("half")
+    record(cartpole, tmp_path / "d", RecordConfig(steps=10), append=True)
+    assert sorted(path.name for path in (tmp_path / "d").iterdir()) == [
+        "dataset.json", "shard-00000.arrow", "shard-00001.arrow"
+    ]  # fmt: skip
+
+
+def test_a_link_to_an_empty_folder_is_filled(tmp_path: Path, cartpole: SavedPolicy) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "d")
+    assert record(cartpole, tmp_path / "link", RecordConfig(steps=10), append=True).control_steps == 10
+    assert open_dataset(tmp_path / "d").control_steps == 10
+
+
+@pytest.mark.parametrize("size", [10**12, 10**20])
+def test_a_shard_without_memory_for_it_leaves_no_folder(tmp_path: Path, cartpole: SavedPolicy, size: int) -> None:
+    with pytest.raises(UserError, match="lower --shard-steps"):
+        record(cartpole, tmp_path / "d", RecordConfig(steps=size, shard_steps=size))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,11 @@ def test_metrics_go_back_to_the_checkpoint_on_resume(tmp_path: Path) -> None:
     again.close()
 
 
+def test_lines_of_metrics_that_are_no_records_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b'[1]\n{"step": 1}\n3\n{"step": 2}\n\xff\n{"step": 3}\n')
+    assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
+
+
 def test_metrics_of_a_run_without_a_checkpoint_begin_anew(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", CONFIG, resume=False)
     run.log(step=1)

@@ -258,6 +258,20 @@ def test_a_run_folder_cannot_say_that_a_pickle_is_to_be_trusted() -> None:
     assert not TeacherOptions.from_dict(TeacherOptions(trust_pickle=True).as_dict()).trust_pickle
 
 
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (3, "is 3, not a table"),
+        ({"bogus": 1}, "bogus = 1, unknown"),
+        ({"pixels": 1}, "pixels = 1, unknown"),
+        ({"accept_mismatch": "yes"}, "accept_mismatch = 'yes', unknown"),
+    ],
+)
+def test_options_that_are_none_are_refused_in_one_line(data: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        TeacherOptions.from_dict(data)
+
+
 # The hub's layout
 
 

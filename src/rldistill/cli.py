@@ -330,7 +330,7 @@ VERBS: dict[str, Callable[..., Any]] = {
 
 
 def main() -> None:
-    """Runs a verb. Exit status 2 and one line for a wrong input, 130 for Ctrl-C."""
+    """Runs a verb. Exit status 2 and one line for a wrong input or a system that refuses, 130 for Ctrl-C."""
     try:
         tyro.extras.subcommand_cli_from_dict(
             VERBS, description="Policy distillation for reinforcement learning: a trained policy becomes a smaller one."
@@ -351,3 +351,7 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)
+    except OSError as error:  # a folder that may not be entered, a name too long, a disk that goes away
+        place = f"{error.filename}: " if error.filename is not None else ""
+        print(f"rldistill: error: {place}{error.strerror or error}", file=sys.stderr)
+        sys.exit(2)

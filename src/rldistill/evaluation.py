@@ -233,7 +233,7 @@ def load_together(
             said = env or (loaded[0].task.env if loaded else None)  # what a file leaves unsaid, the first one says
             policy = load_fitting(policy, env=said, options=options, progress=progress)
         loaded.append(policy)
-    names = [_name(policy) for policy in policies]
+    names = [name_of(policy) for policy in policies]
     task = loaded[0].task if env is None else make_task(env)
     for name, policy in zip(names, loaded, strict=True):
         _check_fit(name, policy, task)
@@ -361,7 +361,8 @@ def _check_fit(name: str, policy: KeptPolicy, task: Task) -> None:
         )
 
 
-def _name(policy: str | os.PathLike[str] | KeptPolicy) -> str:
+def name_of(policy: str | os.PathLike[str] | KeptPolicy) -> str:
+    """What a policy is called in tables: its place, spelt in one way, or its network."""
     if isinstance(policy, str | os.PathLike):
         place = os.fspath(policy)
         return place if "://" in place else str(Path(place))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
@@ -53,6 +54,27 @@ def replace_file(path: Path, data: bytes) -> None:
     """
     with replacing(path) as file:
         file.write(data)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """No other process that asks works on the folder while the block runs.
+
+    Raises:
+        UserError: another one does, or the folder cannot be opened.
+    """
+    try:
+        opened = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"cannot open {folder}: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another process works on {folder}: wait for it or choose another --out") from None
+        yield
+    finally:
+        os.close(opened)
 
 
 def check_new_file(path: Path, *, force: bool) -> None:

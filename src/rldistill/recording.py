@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from torch import Tensor
 
 import rldistill
 from rldistill.actions import score_width
-from rldistill.datasets import Dataset, DatasetWriter, create_dataset, open_dataset
+from rldistill.datasets import CARD, Dataset, DatasetWriter, create_dataset, open_dataset
+from rldistill.datasets.shards import differences, empty_dataset, same_teacher, write_card
 from rldistill.envs import Environments, fitting_task
+from rldistill.files import alone
 from rldistill.interrupts import deferred_interrupt
 from rldistill.machine import keep_freed_memory
 from rldistill.progress import Progress, Silent
@@ -82,16 +85,17 @@ def record(
         name, teacher = os.fspath(teacher), load_fitting(teacher, env=config.env, options=options, progress=progress)
     task = fitting_task(teacher.task, config.env)
     known = known_of(teacher, name)
-    dataset = open_dataset(path) if path.exists() and not _is_empty(path) else None
-    if dataset is not None:
-        _check_same(dataset, task, teacher.score_kind, known)
-    there = dataset.control_steps if dataset else 0
-    # Episodes follow from the seed, so what is appended needs another one; it follows from how much is there.
-    seed = config.seed if there == 0 else int(np.random.SeedSequence([config.seed, there]).generate_state(1)[0])
-    num_envs = min(config.num_envs, config.steps)
-    labels = _Remembered(teacher, task)
-    environments = Environments(task, num_envs, seed)
-    try:
+    with ExitStack() as held:
+        before = _held(path, held) if path.exists() else None
+        if before is not None:
+            _check_same(before, task, teacher.score_kind, known)
+        there = before.control_steps if before else 0
+        # Episodes follow from the seed, so what is appended needs another one; it follows from how much is there.
+        seed = config.seed if there == 0 else int(np.random.SeedSequence([config.seed, there]).generate_state(1)[0])
+        num_envs = min(config.num_envs, config.steps)
+        labels = _Remembered(teacher, task)
+        environments = Environments(task, num_envs, seed)
+        held.callback(environments.close)
         labels(as_tensor(environments.observations))  # a teacher that is of no use leaves no folder behind
         recording = {
             "driver": "teacher",
@@ -99,22 +103,32 @@ def record(
             "seed": config.seed,
             "environments_seed": seed,
             "num_envs": num_envs,
-            "first_shard": len(dataset.shards) if dataset else 0,
+            "first_shard": len(before.shards) if before else 0,
             "made_by": f"rldistill {rldistill.__version__}",
             "command": command_line(),
         }
-        if dataset is None:
-            if path.is_dir():
-                path.rmdir()
-            dataset = create_dataset(path, task, teacher.score_kind, known)
-        writer = DatasetWriter(dataset.with_recording(recording), num_envs, config.shard_steps)
+        dataset = before or empty_dataset(path, task, teacher.score_kind, known)
+        shard_steps = min(config.shard_steps, config.steps + num_envs)  # the last step of all rows may go beyond
+        writer = DatasetWriter(dataset.with_recording(recording), num_envs, shard_steps)
+        if before is None and path.is_dir():
+            write_card(dataset)
+        elif before is None:
+            create_dataset(path, task, teacher.score_kind, known)
+            held.enter_context(alone(path))
         driver = EpsilonGreedy(labels, task, config.epsilon, np.random.default_rng([seed, 1]))
         _play(environments, driver, labels, writer, config.steps, progress)
-    finally:
-        environments.close()
     size = sum(shard.bytes for shard in writer.dataset.shards)
     progress.say(f"{writer.dataset.control_steps:,} control steps, {size / 1e6:.1f} MB: {path}")
     return writer.dataset
+
+
+def _held(path: Path, held: ExitStack) -> Dataset | None:
+    """The dataset there, kept from other processes; None in an empty folder."""
+    if path.is_dir():
+        held.enter_context(alone(path))
+    for aside in (*path.glob(".shard-*.tmp"), *path.glob(f".{CARD}.*.tmp")):
+        aside.unlink()  # half a file, of a process that was killed
+    return None if path.is_dir() and not any(path.iterdir()) else open_dataset(path)
 
 
 class _Remembered:
@@ -173,14 +187,10 @@ def _play(
 
 def _check_same(dataset: Dataset, task: Task, score_kind: ScoreKind, teacher: dict[str, Any]) -> None:
     """Raises UserError where appending would mix two datasets."""
-    pairs = [(f"task.{name}", before, task.as_dict()[name]) for name, before in dataset.task.as_dict().items()]
-    pairs.append(("score_kind", dataset.score_kind, score_kind))
-    pairs.append(("teacher.sha256", dataset.card["teacher"].get("sha256"), teacher["sha256"]))
-    for name, before, now in pairs:
-        if before != now:
-            advice = "append the same, or choose another --out"
-            raise UserError(f"{dataset.path} was recorded with {name} = {before}, not {now}: {advice}")
-
-
-def _is_empty(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
+    found = list(differences(task, score_kind, dataset))
+    if not same_teacher(dataset.card["teacher"], teacher):
+        before, now = (item.get("sha256") or item.get("kind") for item in (dataset.card["teacher"], teacher))
+        found.append(("teacher", before, now))
+    for name, before, now in found:
+        advice = "append the same, or choose another --out"
+        raise UserError(f"{dataset.path} was recorded with {name} = {before}, not {now}: {advice}")

@@ -48,6 +48,7 @@ class Replay:
         *,
         scratch: Path | None = None,
         slack: int = 0,
+        advice: str = "lower --replay",
     ) -> None:
         self.num_envs = num_envs
         self.stack = task.frame_stack
@@ -55,7 +56,7 @@ class Replay:
         frame = (shape[0] // self.stack, *shape[1:]) if self.stack > 1 else shape
         self.capacity = max(-(-capacity // num_envs), self.stack + 1)
         self._length = self.capacity + (-(-slack // num_envs) if scratch else 0)
-        self._scratch = scratch
+        self._scratch, self._advice = scratch, advice
         self.added = 0
         """Times that all rows were added, since the beginning."""
         kinds: dict[str, tuple[tuple[int, ...], npt.DTypeLike]] = {
@@ -85,7 +86,7 @@ class Replay:
             return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
         except (MemoryError, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) else "out of memory"
-            raise UserError(f"no room for a replay of {size / 2**30:.1f} GiB ({reason}): lower --replay") from None
+            raise UserError(f"no room for a replay of {size / 2**30:.1f} GiB ({reason}): {self._advice}") from None
 
     def __len__(self) -> int:
         """Control steps to sample from."""

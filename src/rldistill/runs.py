@@ -200,11 +200,13 @@ def _summary_writer() -> Any:
 def read_metrics(out: Path) -> list[dict[str, Any]]:
     """The records of a run's `metrics.jsonl`; a last line cut off by a kill is left out."""
     records = []
-    for line in (out / "metrics.jsonl").read_text().splitlines():
+    for line in (out / "metrics.jsonl").read_text(errors="replace").splitlines():
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
             break
+        if isinstance(record, dict):  # the file may be a stranger's
+            records.append(record)
     return records
 
 

@@ -13,8 +13,10 @@ from typing import Any
 from rldistill.datasets.shards import (
     Dataset,
     ShardEntry,
+    differences,
     empty_dataset,
     open_dataset,
+    same_teacher,
     shard_file,
     shard_number,
     write_card,
@@ -83,24 +85,16 @@ def teachers_of(dataset: Dataset) -> list[dict[str, Any]]:
 
 
 def _check_same(first: Dataset, other: Dataset, *, mixed_teachers: bool) -> None:
-    ours, theirs = first.task.as_dict(), other.task.as_dict()
-    pairs = [(f"task.{name}", ours.get(name), theirs.get(name)) for name in {**ours, **theirs}]
-    pairs.append(("score_kind", first.score_kind, other.score_kind))
-    for name, before, now in pairs:
-        if before != now:
-            raise UserError(
-                f"{first.path} and {other.path} do not go together: {name} is {before} in the one and {now} in the other"
-            )
+    for name, before, now in differences(other.task, other.score_kind, first):
+        raise UserError(
+            f"{first.path} and {other.path} do not go together: {name} is {before} in the one and {now} in the other"
+        )
     one, two = teachers_of(first), teachers_of(other)
-    if not mixed_teachers and not (len(one) == len(two) == 1 and _same(one[0], two[0])):
+    if not mixed_teachers and not (len(one) == len(two) == 1 and same_teacher(one[0], two[0])):
         raise UserError(
             f"{first.path} and {other.path} were labelled by {_named(one)} and {_named(two)}: "
             "--mixed-teachers merges them all the same"
         )
-
-
-def _same(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
-    return one == two if one.get("sha256") is None else one.get("sha256") == two.get("sha256")
 
 
 def _named(teachers: Sequence[Mapping[str, Any]]) -> str:
@@ -128,7 +122,7 @@ def _together(sources: Sequence[Dataset]) -> tuple[dict[str, Any], list[list[int
     for source in sources:
         own = []
         for teacher in teachers_of(source):
-            at = next((place for place, known in enumerate(teachers) if _same(known, teacher)), len(teachers))
+            at = next((place for place, known in enumerate(teachers) if same_teacher(known, teacher)), len(teachers))
             if at == len(teachers):
                 teachers.append(teacher)
             own.append(at)

@@ -292,9 +292,24 @@ def parse_card(card: Mapping[str, Any], place: str) -> tuple[Task, ScoreKind, tu
                 raise ValueError(f"{shard.file!r} is no name of a shard")
             if not all(isinstance(number, int) for number in (shard.rows, shard.control_steps, shard.bytes)):
                 raise TypeError(f"{shard.file} has a count that is no number")
+            if not isinstance(shard.sha256, str):
+                raise TypeError(f"{shard.file} has a checksum that is no text")
     except (KeyError, TypeError, ValueError) as error:  # UserError is a ValueError
         raise UserError(f"{place} is damaged: it lacks something or holds something wrong ({error})") from None
     return task, score_kind, shards
+
+
+def differences(task: Task, score_kind: ScoreKind, dataset: Dataset) -> Iterator[tuple[str, Any, Any]]:
+    """Fields in which a task and its labels are not those of the dataset: name, the dataset's, the other."""
+    ours, theirs = dataset.task.as_dict(), task.as_dict()
+    pairs = [(f"task.{name}", ours.get(name), theirs.get(name)) for name in {**ours, **theirs}]
+    pairs.append(("score_kind", dataset.score_kind, score_kind))
+    yield from ((name, before, now) for name, before, now in pairs if before != now)
+
+
+def same_teacher(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
+    """Whether two entries of a card are of one teacher: by its checksum, if it has one."""
+    return one == two if one.get("sha256") is None else one.get("sha256") == two.get("sha256")
 
 
 def frame_shape(task: Task) -> tuple[int, ...]:
@@ -353,7 +368,8 @@ def load_replay(dataset: Dataset, *, progress: Progress | None = None) -> tuple[
         "values": ((label_width(dataset),), np.float32),
         "actions": action_layout(dataset.task),
     }
-    replay = Replay(dataset.task, 1, sum(shard.rows for shard in dataset.shards), kinds)
+    too_many = f"fewer control steps than the {dataset.control_steps:,} of {dataset.path} have room"
+    replay = Replay(dataset.task, 1, sum(shard.rows for shard in dataset.shards), kinds, advice=too_many)
     sampleable, done = [], 0
     parts = (part for shard in dataset.shards for part in dataset.parts(shard))
     progress.start(f"read {dataset.path}", dataset.control_steps, "steps")

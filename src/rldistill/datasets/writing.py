@@ -46,7 +46,7 @@ class DatasetWriter:
         }
         try:
             self._columns = {name: np.zeros((*shape, *item), dtype) for name, (item, dtype) in kinds.items()}
-        except MemoryError:
+        except (MemoryError, ValueError):  # the latter of sizes beyond all memory
             raise UserError(f"no memory for a shard of {shard_steps} control steps: lower --shard-steps") from None
         self._lengths = np.zeros(num_envs, dtype=np.int64)
         # Whoever begins in the middle of an episode is taken at his word: the whole stack is context then.

@@ -17,7 +17,7 @@ from typing import Any
 import rldistill
 from rldistill.actions import same_actions
 from rldistill.envs import decisions_per_second
-from rldistill.evaluation import EvaluateConfig, Score, evaluate, read_scores, write_scores
+from rldistill.evaluation import EvaluateConfig, Score, evaluate, name_of, read_scores, write_scores
 from rldistill.exporting import Format
 from rldistill.files import new_folder, read_json, replace_file
 from rldistill.machine import check_packages
@@ -123,7 +123,8 @@ def push(
         check_hub(repo, private=config.private, force=force)
     recorded = settings.get("teacher") or source.provenance.get("teacher")
     taught = isinstance(recorded, str)  # else `--teacher` names a policy to compare with, and no origin
-    named = config.teacher if config.teacher not in (None, "none") else recorded if taught else None
+    chosen = config.teacher if config.teacher not in (None, "none") else recorded if taught else None
+    named = None if chosen is None else name_of(chosen)  # as its scores have it
 
     kept = target if target is not None else _temporary() / repo.split("/")[1]
     try:
@@ -212,7 +213,9 @@ def _of_run(policy: str | os.PathLike[str] | SavedPolicy, source: SavedPolicy) -
     settings = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if not curve and (folder / "metrics.jsonl").is_file():
         played = [
-            record for record in read_metrics(folder) if record.get("event") == "evaluation" and record.get("returns")
+            record
+            for record in read_metrics(folder)
+            if record.get("event") == "evaluation" and isinstance(record.get("returns"), list) and record["returns"]
         ]
         if len({record.get("control_steps") for record in played}) > 1:  # a dataset is read without a step
             curve = curve_csv(played, games=len(played[0]["returns"]))

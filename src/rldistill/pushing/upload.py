@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import rldistill
+from rldistill.machine import check_packages
 from rldistill.progress import Progress
 from rldistill.teachers.hub import PREFIX, parse_ref
 from rldistill.types import UserError
@@ -19,7 +20,7 @@ _BARE = {".gitattributes", "README.md"}
 
 def check_repo(repo: str) -> None:
     """Raises UserError where the hub would not take the name, or huggingface_hub is not installed."""
-    check_package()
+    check_packages("huggingface_hub", extra="hub", what="push")
     try:
         _, name, file = parse_ref(f"{PREFIX}{repo}")
     except UserError:
@@ -27,14 +28,6 @@ def check_repo(repo: str) -> None:
     # As the hub has it: 96 characters at most, no two hyphens or dots in a row, none at the end.
     if not name or file is not None or repo.endswith(("/", "-", ".", ".git")) or "--" in repo or len(repo) > 96:
         raise UserError(f"{repo!r} names no repository of the hub: write --repo owner/name")
-
-
-def check_package() -> None:
-    """Raises UserError, naming the extra, where huggingface_hub is not installed."""
-    try:
-        import huggingface_hub  # noqa: F401
-    except ImportError:
-        raise UserError("push needs huggingface_hub: pip install 'rldistill[hub]'") from None
 
 
 def check_hub(repo: str, *, private: bool, force: bool) -> None:

@@ -75,10 +75,22 @@ class TeacherOptions:
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> TeacherOptions:
-        """The inverse of `as_dict`, but that it trusts no pickle: a run folder may be a stranger's, and only users may say so."""
-        given = dict(data)
+        """The inverse of `as_dict`, but that it trusts no pickle: a run folder may be a stranger's, and only users may say so.
+
+        Raises:
+            UserError: it holds what no options hold.
+        """
+        known = vars(TeacherOptions())
+        if not isinstance(data, Mapping):
+            raise UserError(f"teacher_options in the run's config.json is {data!r}, not a table")
+        for name, value in data.items():
+            if name not in known or not isinstance(value, bool if isinstance(known[name], bool) else str | None):
+                raise UserError(
+                    f"teacher_options in the run's config.json has {name} = {value!r}, unknown to rldistill"
+                )
+        given = {**data, "trust_pickle": False}
         given["normalization"] = Path(given["normalization"]) if given.get("normalization") else None
-        return TeacherOptions(**given | {"trust_pickle": False})
+        return TeacherOptions(**given)
 
 
 @dataclass(frozen=True)
