@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recorded import played
 from rldistill.actions import score_width, uniform_actions
 from rldistill.datasets import (
     Dataset,
@@ -26,6 +28,8 @@ from rldistill.datasets import (
     load_replay,
     open_dataset,
 )
+from rldistill.datasets.episodes import find_episodes
+from rldistill.datasets.shards import write_card
 from rldistill.types import ScoreKind, Task, UserError
 
 STACKED = Task("stacked", 3, (4, 5, 6), "uint8", frame_stack=4)
@@ -211,6 +215,33 @@ def test_damaged_shard_is_refused_by_name_and_the_others_stay_readable(tmp_path:
     assert load_replay(intact)[0].added == 80
     assert written.control_steps == 120
     assert intact.control_steps == 80
+
+
+@pytest.mark.parametrize(
+    ("lost", "first", "steps"),
+    [
+        ([1], [0, 3, 5], {0: 12, 1: 8, 2: 8}),
+        ([0, 5], [0, 3, 4], {0: 12, 1: 4, 2: 8}),
+        ([4, 5], [0, 4, 4], {0: 16, 2: 8}),
+        ([], [0, 4, 6], {0: 16, 1: 8, 2: 8}),
+    ],
+)
+def test_what_is_intact_stays_with_its_own_recording(
+    tmp_path: Path, lost: list[int], first: list[int], steps: dict[int, int]
+) -> None:
+    dataset = create_dataset(tmp_path / "d", VECTOR, "q_values", {})
+    for length in (16, 8, 8):
+        dataset, _ = played(dataset, length, num_envs=1, shard_steps=4)
+    for place in lost:
+        (tmp_path / "d" / dataset.shards[place].file).unlink()
+    write_card(dataset.intact())
+    intact = open_dataset(tmp_path / "d")
+    assert [item["first_shard"] for item in intact.card["recordings"]] == first
+    found: Counter[int] = Counter()
+    for episode in find_episodes(intact)[0]:
+        found[episode.recording] += episode.steps
+    assert found == steps
+    assert [item["first_shard"] for item in dataset.card["recordings"]] == [0, 4, 6], "what was opened is as it was"
 
 
 @settings(max_examples=40, deadline=None)

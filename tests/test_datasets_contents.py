@@ -5,14 +5,26 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 from scipy import stats
 
 from recorded import ARM, LEVERS, STACKED, TEACHER, VECTOR, cut, flip, played, recorded, tree
-from rldistill.datasets import append_shard, create_dataset, head, head_table, info, info_lines, open_dataset
+from rldistill.datasets import (
+    Shard,
+    append_shard,
+    contents,
+    create_dataset,
+    head,
+    head_table,
+    info,
+    info_lines,
+    open_dataset,
+)
 from rldistill.datasets.episodes import find_episodes, observations_of, read_episodes
 from rldistill.types import Task, UserError
 
@@ -130,6 +142,32 @@ def test_picture_has_a_panel_for_each_frame(tmp_path: Path) -> None:
     assert (np.diff(ink, prepend=0) == 1).sum() >= 4, "frames stand side by side"
 
 
+@pytest.mark.parametrize("rows", [90, 2, 100_000])
+def test_a_picture_takes_the_stacks_of_what_it_shows_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    _, truth = recorded(tmp_path / "d")
+    seen = [stack for episode in truth for stack in episode.seen][:rows]
+    copied: list[int] = []
+    drawn: list[npt.NDArray[Any]] = []
+
+    def counted(part: Shard, task: Task, at: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        copied.append(len(part.frames))
+        return observations_of(part, task, at)
+
+    def kept(stacks: list[npt.NDArray[Any]], labels: list[str]) -> bytes:
+        drawn.extend(stacks)
+        return b"a picture"
+
+    monkeypatch.setattr(contents, "observations_of", counted)
+    monkeypatch.setattr(contents, "observation_panels", kept)
+    assert len(head(tmp_path / "d", rows=rows, picture=tmp_path / "p.png")) == len(seen)
+    places = sorted({round(share * (len(seen) - 1) / 3) for share in range(4)})
+    np.testing.assert_array_equal(drawn, [seen[place] for place in places])
+    assert len(copied) == len(places)
+    assert max(copied) <= STACKED.frame_stack
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
@@ -170,7 +208,7 @@ def test_info_never_overwrites(tmp_path: Path) -> None:
 
 
 def test_two_parts_of_an_environment_in_one_shard_go_on(tmp_path: Path) -> None:
-    """As `convert` writes them."""
+    """As `convert` wrote them before it joined them."""
     dataset, truth = recorded(tmp_path / "d", VECTOR)
     episodes, _ = find_episodes(dataset)
     parts = [rows for _, rows in read_episodes(dataset, episodes)]

@@ -17,12 +17,13 @@ import pytest
 import torch
 
 from recorded import ARM, IMAGE, LEVERS, STACKED, TEACHER, VECTOR, cut, flip, played, recorded, tree
-from rldistill.datasets import Dataset, convert, create_dataset, load_replay, open_dataset
+from rldistill.datasets import Dataset, Shard, append_shard, convert, create_dataset, load_replay, open_dataset
 from rldistill.datasets.episodes import find_episodes, observations_of, read_episodes
 from rldistill.envs import make_task
 from rldistill.networks import Architecture, build
 from rldistill.policies import load_policy, save_policy
 from rldistill.progress import Silent
+from rldistill.teachers import TeacherOptions
 from rldistill.types import ScoreKind, Task, UserError
 
 TASKS: list[tuple[Task, ScoreKind]] = [
@@ -206,6 +207,45 @@ def test_an_episode_without_its_beginning_survives_minari(tmp_path: Path) -> Non
     np.testing.assert_array_equal(stacks, np.stack(truth[0].seen[40:43]))
 
 
+def stacked_rows(length: int, *, context: int = 0, environment: int = 0) -> Shard:
+    """Of an episode that starts in the first row."""
+    labelled = np.arange(length) >= context
+    return Shard(
+        frames=np.random.default_rng(length).integers(1, 256, size=(length, 1, 5, 6), dtype=np.uint8),
+        starts=np.arange(length) == 0,
+        context=~labelled,
+        environments=np.full(length, environment, np.int32),
+        actions=np.zeros(length, np.int64),
+        rewards=labelled.astype(np.float32),
+        terminated=labelled & (np.arange(length) == length - 1) & (context > 0),
+        truncated=np.zeros(length, np.bool_),
+        values=np.zeros((length, 3), np.float32),
+    )
+
+
+def test_an_episode_whose_start_is_among_its_context_rows_is_not_glued_to_the_one_before(tmp_path: Path) -> None:
+    """Its first two frames were control steps of the shard that is missing."""
+    pytest.importorskip("minari")
+    first = append_shard(create_dataset(tmp_path / "a", STACKED, "q_values", TEACHER), [stacked_rows(5)])
+    hole = append_shard(first, [stacked_rows(9, context=2)], number=2)
+    assert [(e.steps, e.whole) for e in find_episodes(hole)[0]] == [(5, False), (7, False)]
+    convert(tmp_path / "a", tmp_path / "m-v0", "minari")
+    convert(tmp_path / "m-v0", tmp_path / "b", "rldistill")
+    same_episodes(hole, open_dataset(tmp_path / "b"))
+
+
+def test_a_shard_out_of_minari_has_a_record_batch_for_each_environment(tmp_path: Path) -> None:
+    pytest.importorskip("minari")
+    dataset, truth = recorded(tmp_path / "a", steps=400)
+    assert len(truth) > 20
+    convert(tmp_path / "a", tmp_path / "m-v0", "minari")
+    convert(tmp_path / "m-v0", tmp_path / "b", "rldistill")
+    back = open_dataset(tmp_path / "b")
+    batches = [part.environments for shard in back.shards for part in back.parts(shard)]
+    assert [np.unique(batch).tolist() for batch in batches] == [[0], [1], [2]]
+    same_episodes(dataset, back)
+
+
 def alter_minari(folder: Path) -> None:
     """Another pixel, in a file that is whole: Minari's own files have no checksums."""
     file = next((folder / "data" / "1").glob("*.parquet"))
@@ -319,6 +359,8 @@ def test_a_strangers_dataset_needs_a_teacher_that_fits(tmp_path: Path, strangers
     before = tree(tmp_path)
     with pytest.raises(UserError, match="has no teacher's values.*--teacher REF"):
         convert(strangers, tmp_path / "d", "rldistill")
+    with pytest.raises(UserError, match="--env and the teacher's options .*--teacher"):
+        convert(strangers, tmp_path / "d", "rldistill", env="CartPole-v1")
     with pytest.raises(UserError, match="has the actions Discrete.2., Acrobot-v1 has 3 discrete actions"):
         convert(strangers, tmp_path / "d", "rldistill", teacher=three)
     assert tree(tmp_path) == before
@@ -377,6 +419,8 @@ def test_refusals_are_one_line_and_leave_nothing(tmp_path: Path) -> None:
         ("p", "minari", "x-v0", {}, "is in the format parquet: convert it to rldistill first"),
         ("a", "minari", "x", {}, "names of Minari datasets end in a version"),
         ("a", "parquet", "x", {"teacher": "t"}, "has its teacher's values"),
+        ("a", "parquet", "x", {"env": "Pong"}, "--env and the teacher's options .*--teacher"),
+        ("p", "rldistill", "x", {"options": TeacherOptions(trust_pickle=True)}, "--env and the teacher's options"),
         ("a", "tar", "x", {}, "unknown format 'tar'"),
         ("absent", "parquet", "x", {}, "there is nothing at"),
         ("notes", "parquet", "x", {}, "is no dataset: it has neither dataset.json"),
@@ -390,6 +434,12 @@ def test_refusals_are_one_line_and_leave_nothing(tmp_path: Path) -> None:
             convert(tmp_path / source, tmp_path / out, to, **words)  # type: ignore[arg-type]  # words of a case
         assert "\n" not in str(refused.value)
         assert tree(tmp_path) == before
+
+
+def test_options_that_say_nothing_need_no_teacher(tmp_path: Path) -> None:
+    """As the command line gives them."""
+    recorded(tmp_path / "a", steps=10)
+    assert convert(tmp_path / "a", tmp_path / "p", "parquet", options=TeacherOptions()).format == "parquet"
 
 
 class Interrupted(Silent):

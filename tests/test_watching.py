@@ -6,6 +6,7 @@ import importlib.util
 import io
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -493,14 +494,36 @@ def test_while_it_is_paused_no_picture_is_asked_for(monkeypatch: pytest.MonkeyPa
     shown: list[int] = []
     waits: list[int] = []
 
-    def waited(milliseconds: int) -> None:
+    def waited(seconds: float) -> None:
         waits.append(shown[-1])
         if len(waits) == 5:
             pygame.event.post(pygame.event.Event(pygame.QUIT))
 
-    monkeypatch.setattr(pygame.time, "wait", waited)
-    show(pressing({3: ["RIGHT"]}, shown), 1000.0, size=(30, 20), title="pong")
+    monkeypatch.setattr(time, "sleep", waited)
+    show(pressing({3: ["RIGHT"]}, shown), 1e9, size=(30, 20), title="pong")
     assert waits == [4] * 5, "one step, and then it waits"
+
+
+@needs_pygame
+@pytest.mark.usefixtures("nowhere")
+@pytest.mark.parametrize(("quits", "seconds"), [(None, 20.0), (2.0, 2.0)])
+def test_a_picture_stays_its_time_and_keys_are_heard_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, quits: float | None, seconds: float
+) -> None:
+    import pygame
+
+    slept: list[float] = []
+
+    def sleep(length: float) -> None:
+        slept.append(length)
+        if quits is not None and sum(slept) >= quits:
+            pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=pygame.K_q))
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(time, "monotonic", lambda: sum(slept))
+    show(pressing({}, [], number=2), 0.1, size=(30, 20), title="pong")
+    assert sum(slept) == pytest.approx(seconds, abs=0.1)
+    assert max(slept) <= 0.1
 
 
 @needs_pygame

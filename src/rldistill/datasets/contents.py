@@ -13,13 +13,13 @@ import numpy as np
 
 from rldistill.actions import describe
 from rldistill.datasets.episodes import find_episodes, observations_of, read_episodes
-from rldistill.datasets.shards import CARD, open_dataset
+from rldistill.datasets.shards import CARD, Shard, open_dataset
 from rldistill.envs import action_names
 from rldistill.files import free_path, replace_file
 from rldistill.plots import observation_panels
 from rldistill.progress import Progress
 from rldistill.stats import Summary, summarize
-from rldistill.types import Task, UserError
+from rldistill.types import Observations, Task, UserError
 
 PICTURES = 4
 """Rows drawn."""
@@ -183,6 +183,8 @@ def head(
             raise UserError(f"there is no episode {episode} in {dataset.path}: they go from 0 to {len(episodes) - 1}")
         episodes = [episodes[episode]]
     names = _names(task)
+    count = min(rows, sum(found.steps for found in episodes))
+    drawn = np.unique(np.linspace(0, count - 1, PICTURES).round().astype(int)).tolist() if target is not None else []
     shown: list[Row] = []
     observations = []
     for found, part in read_episodes(dataset, episodes):
@@ -202,18 +204,25 @@ def head(
                     part.values[at].tolist(),
                 )
             )
-            if target is not None:
-                observations.append(observations_of(part, task, np.array([at]))[0])
+            if len(shown) - 1 in drawn:
+                observations.append(_observation(part, task, at))
         if len(shown) == rows:
             break
     if target is not None:
-        chosen = np.unique(np.linspace(0, len(shown) - 1, PICTURES).round().astype(int)).tolist()
         labels = [
             f"episode {shown[n].episode}, step {shown[n].step}" + f", {shown[n].name}" * bool(shown[n].name)
-            for n in chosen
+            for n in drawn
         ]
-        replace_file(target, observation_panels([observations[n] for n in chosen], labels))
+        replace_file(target, observation_panels(observations, labels))
     return shown
+
+
+def _observation(part: Shard, task: Task, at: int) -> Observations:
+    """(*obs): what was seen at one of an episode's rows. Only the rows of its stack are copied, not the episode."""
+    low = max(at - task.frame_stack + 1, 0)
+    near = Shard._make(column[low : at + 1] for column in part)
+    stack: Observations = observations_of(near, task, np.array([at - low]))[0]
+    return stack
 
 
 def head_table(rows: Sequence[Row]) -> list[dict[str, str]]:

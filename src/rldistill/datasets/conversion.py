@@ -52,7 +52,8 @@ def convert(
         progress: told how it goes.
 
     Raises:
-        UserError: there is no dataset, it is damaged, the format cannot hold it, or `out` exists. Nothing is left of `out`.
+        UserError: there is no dataset, it is damaged, the format cannot hold it, `out` exists, or `env` or `options` are
+            given without a teacher. Nothing is left of `out`.
     """
     progress, place, target = progress or Silent(), Path(source), Path(out)
     if to not in get_args(Target):
@@ -67,6 +68,8 @@ def convert(
         raise UserError(f"{place} is in the format {found}: convert it to rldistill first, then to {to}")
     if teacher is not None and found != "minari":
         raise UserError(f"{place} has its teacher's values: --teacher is for Minari datasets that have none")
+    if teacher is None and (env is not None or options not in (None, TeacherOptions())):
+        raise UserError("--env and the teacher's options say how --teacher is loaded: name one, or leave them out")
     if found == "rldistill":
         notes = _write(place, target, to, progress)
     else:

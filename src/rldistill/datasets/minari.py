@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from rldistill.datasets.shards import (
     append_shard,
     empty_dataset,
     frame_shape,
+    joined,
     label_width,
     parse_card,
     shard_number,
@@ -207,7 +209,8 @@ def _read_own(
                 item["first_shard"] = len(collected.dataset.shards)
             at, seen = recording, set()
         # The rows before those of an episode without a beginning are missing: time must not go on from what is there.
-        if not rows.starts[0] and environment in seen:
+        # Where context rows stand in front, its start may be among them.
+        if (context or not begun) and environment in seen:
             collected.flush(gap=True)
             seen = set()
         seen.add(environment)
@@ -318,9 +321,14 @@ class _Collected:
             self.flush()
 
     def flush(self, *, gap: bool = False) -> None:
-        """Writes what there is; with a `gap` a number is left out before the next shard."""
+        """Writes what there is, a record batch an environment; with a `gap` a number is left out before the next shard.
+
+        Context rows come first in their batch: what has some is the first of its environment since the last gap.
+        """
         if self._parts:
-            self.dataset = append_shard(self.dataset, self._parts, number=self._number)
+            grouped = groupby(self._parts, key=lambda part: int(part.environments[0]))
+            parts = [joined(list(group)) for _, group in grouped]
+            self.dataset = append_shard(self.dataset, parts, number=self._number)
             self._number = shard_number(self.dataset.shards[-1].file) + 1
         self._parts, self._rows = [], 0
         self._number += gap

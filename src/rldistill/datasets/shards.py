@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -105,9 +106,15 @@ class Dataset:
         return found
 
     def intact(self) -> Self:
-        """The dataset without the shards that cannot be read."""
+        """The dataset without the shards that cannot be read; its recordings begin where they do among the others."""
         damaged = self.problems()
-        return replace(self, shards=tuple(shard for shard in self.shards if shard.file not in damaged))
+        dropped = [place for place, shard in enumerate(self.shards) if shard.file in damaged]
+        recordings = [dict(item) for item in self.card["recordings"]]
+        for item in recordings:
+            if "first_shard" in item:
+                item["first_shard"] -= bisect_left(dropped, item["first_shard"])
+        shards = tuple(shard for shard in self.shards if shard.file not in damaged)
+        return replace(self, shards=shards, card={**self.card, "recordings": recordings})
 
     def with_recording(self, settings: Mapping[str, Any]) -> Self:
         """Notes in the card how the shards that follow are recorded; written to disk with the first of them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterable
 
 from rldistill.envs import Pixels
@@ -11,6 +12,8 @@ from rldistill.machine import check_packages
 from rldistill.types import UserError
 
 KEYS = "space pauses, the right arrow key goes a step, q or escape quits"
+LOOK_SECONDS = 0.01
+"""Between two looks at the keys, however long a picture stays."""
 _INSTEAD = "write a file instead, with --out F.gif or --out F.mp4"
 
 
@@ -58,14 +61,13 @@ def show(pictures: Iterable[Pixels], rate: float, *, size: tuple[int, int], titl
     try:
         screen = pygame.display.set_mode(size)
         pygame.display.set_caption(title)
-        clock = pygame.time.Clock()
         paused = False
+        due = time.monotonic() + 1 / rate
         for picture in pictures:
             screen.blit(pygame.image.frombuffer(picture.tobytes(), size, "RGB"), (0, 0))
             pygame.display.flip()
-            clock.tick(rate)
             while True:
-                goes_on = not paused
+                step = False
                 for event in pygame.event.get():
                     if event.type == pygame.QUIT:
                         return
@@ -75,11 +77,12 @@ def show(pictures: Iterable[Pixels], rate: float, *, size: tuple[int, int], titl
                         return
                     if event.key == pygame.K_SPACE:
                         paused = not paused
-                        goes_on = not paused
                     elif event.key == pygame.K_RIGHT:
-                        paused = goes_on = True
-                if goes_on:
+                        paused = step = True
+                left = due - time.monotonic()
+                if step or (left <= 0 and not paused):
                     break
-                pygame.time.wait(10)
+                time.sleep(LOOK_SECONDS if paused else min(left, LOOK_SECONDS))
+            due = time.monotonic() + 1 / rate
     finally:
         pygame.display.quit()
