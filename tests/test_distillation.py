@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -550,6 +551,7 @@ def test_finished_run_is_not_done_again(tmp_path: Path, root: Path) -> None:
 WRONG = [
     ({"steps": 0}, "--steps is at least 1, not 0"),
     ({"steps": -5}, "--steps is at least 1, not -5"),
+    ({"share_steps": -5}, "--share-steps is at least 0, not -5"),
     ({"seed": -1}, "--seed is at least 0, not -1"),
     ({"updates": 0, "dataset": "d"}, "--updates is at least 1, not 0"),
     ({"updates": 5}, "--updates is for --dataset"),
@@ -702,6 +704,15 @@ def test_resuming_with_another_configuration_names_the_field(stopped: Path, root
             distill(root / "cartpole", stopped, replace(TINY, **changes), resume=True)
     with pytest.raises(UserError, match=r"was begun with teacher = "):
         distill(root / "cartpole" / ".." / "cartpole", stopped, TINY, resume=True)
+    kept = root / "kept"
+    (root / "cartpole").rename(kept)
+    try:  # another policy under the same name
+        save_policy(root / "cartpole", build(Architecture("mlp:8", (4,), 2), 99), load_policy(kept).task, {})
+        with pytest.raises(UserError, match=r"was begun with teacher_sha256 = "):
+            distill(root / "cartpole", stopped, TINY, resume=True)
+    finally:
+        shutil.rmtree(root / "cartpole")
+        kept.rename(root / "cartpole")
     assert files_of(stopped) == before
     distill(root / "cartpole", stopped, replace(TINY, checkpoint_seconds=1.0), resume=True)  # this one may change
 
@@ -957,9 +968,12 @@ def test_scores_that_do_not_suit_the_actions_are_refused(tmp_path: Path, levers:
 
     with pytest.raises(UserError, match="which q_values scores do not suit"):
         distill(Values(make_task(levers)), tmp_path / "run", SWING)
-    with pytest.raises(UserError, match="which q_values scores do not suit"):
-        distill(PullsTheRightLevers(make_task(levers)), tmp_path / "run", replace(SWING, loss="mse"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_student_matched_with_logits_by_mse_has_logits(tmp_path: Path, levers: str) -> None:
+    made = distill(PullsTheRightLevers(make_task(levers)), tmp_path / "run", replace(SWING, loss="mse"))
+    assert made.score_kind == "logits"
 
 
 # A student that sees part of what its teacher sees

@@ -160,6 +160,19 @@ def test_a_file_that_holds_no_scores_is_left_alone(folders: tuple[Path, Path], t
     assert path.read_text() == '{"mine": 1}'
 
 
+def test_a_folder_that_may_not_be_written_to_is_told_before_playing(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)  # a root user may write anywhere
+    with pytest.raises(UserError, match="nothing may be written to"):
+        evaluate(folders, EvaluateConfig(episodes=10**9), json=tmp_path / "scores.json")
+
+
+def test_one_name_is_one_policy(folders: tuple[Path, Path]) -> None:
+    (score,) = evaluate(str(folders[0]), EvaluateConfig(episodes=1, num_envs=1))
+    assert score.policy == str(folders[0])
+
+
 def test_a_json_path_without_a_folder_is_refused_before_playing(folders: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no folder"):
         evaluate(folders, EvaluateConfig(episodes=10**9), json=tmp_path / "absent" / "scores.json")

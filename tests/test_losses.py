@@ -292,7 +292,7 @@ def test_kl_of_several_actions_is_the_sum_of_the_kls_of_each(
         ("auto", "actions", (("mse_mean", 1.0),), "actions"),
         ("mse_mean", "gaussian", (("mse_mean", 1.0),), "actions"),
         ("huber:2,mse_mean", "squashed_gaussian", (("huber", 2.0), ("mse_mean", 1.0)), "actions"),
-        ("mse", "logits", (("mse", 1.0),), "q_values"),
+        ("mse", "logits", (("mse", 1.0),), "logits"),
     ],
 )
 def test_what_the_student_becomes_follows_from_loss_and_teacher(

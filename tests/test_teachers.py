@@ -239,8 +239,11 @@ def test_what_is_no_teacher_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("not a policy")
     refused(load_teacher, tmp_path / "notes.txt", says="is no policy that rldistill knows: it reads policy folders")
     cut = balancing_zip(tmp_path / "ppo-CartPole-v1.zip")
-    cut.write_bytes(cut.read_bytes()[:-200])
+    whole = cut.read_bytes()
+    cut.write_bytes(whole[:-200])
     refused(load_teacher, cut, says="ppo-CartPole-v1.zip")
+    cut.write_bytes(whole[:1000])
+    refused(load_teacher, cut, says="ppo-CartPole-v1.zip is damaged: it is a zip that ends early; get it anew")
 
 
 @pytest.mark.parametrize(

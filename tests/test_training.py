@@ -176,6 +176,7 @@ def test_settings_reach_the_configuration_resolved(tmp_path: Path) -> None:
         ("CartPole-v1", {"steps": 0}, "--steps is at least 1, not 0"),
         ("CartPole-v1", {"steps": -5}, "--steps is at least 1, not -5"),
         ("CartPole-v1", {"seed": -1}, "--seed is at least 0"),
+        ("CartPole-v1", {"steps": 2_000, "warmup": 2_000}, "--warmup 2000 leaves none of --steps 2000 for learning"),
         ("CartPole-v1", {"checkpoint_seconds": -1.0}, "--checkpoint-seconds is at least 0"),
         ("CartPole-v1", {"num_envs": 0}, "--num-envs is at least 1"),
         ("CartPole-v1", {"n_step": 0}, "--n-step is at least 1"),

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rldistill.evaluation import EvaluateConfig
 from rldistill.policies import load_policy
 from rldistill.types import Task, UserError, as_tensor, check_numbers
 
@@ -160,6 +161,17 @@ def test_a_number_out_of_its_range_is_told_with_its_flag(numbers: dict[str, floa
     with pytest.raises(UserError) as caught:
         check_numbers(config, least={"games": 1, "num_envs": 2}, shares=["epsilon"], positive=["rate"])
     assert str(caught.value) == said
+
+
+def test_whole_numbers_are_whole_and_seeds_are_what_generators_take() -> None:
+    for config, said in (
+        (EvaluateConfig(episodes=2.0), "--episodes is a whole number, not 2.0"),  # type: ignore[arg-type]  # wrong on purpose
+        (EvaluateConfig(seed=2**63), f"--seed is at most {2**63 - 1}, not {2**63}"),
+    ):
+        with pytest.raises(UserError) as caught:
+            check_numbers(config, least={"episodes": 1, "seed": 0})
+        assert str(caught.value) == said
+    check_numbers(EvaluateConfig(seed=2**63 - 1), least={"seed": 0})
 
 
 def test_a_number_that_is_left_to_its_default_is_in_its_range() -> None:

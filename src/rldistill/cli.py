@@ -13,7 +13,7 @@ from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, 
 from rldistill import datasets
 from rldistill.demo import demo
 from rldistill.distillation import DistillConfig, distill
-from rldistill.evaluation import EvaluateConfig, evaluate, score_table
+from rldistill.evaluation import EvaluateConfig, evaluate, score_table, scores_file, write_scores
 from rldistill.exporting import ExportConfig, Format, export, export_table
 from rldistill.inspection import InspectConfig, inspect
 from rldistill.progress import Talking, table
@@ -111,9 +111,12 @@ def _evaluate(
 
     Example: rldistill evaluate policies/pong runs/pong-net2 --episodes 30 --epsilon 0.01 --seed 1 --json scores.json
     """
+    target = None if json is None else scores_file(json)
     with Talking() as progress:
-        scores = evaluate(policies, config, json=json, options=options, progress=progress)
+        scores = evaluate(policies, config, options=options, progress=progress)
     table(score_table(scores))
+    if target is not None:  # last: a disk that is full by then has not cost the table
+        write_scores(target, scores)
 
 
 def _inspect(

@@ -151,7 +151,9 @@ def evaluate(
     check_numbers(config, least={"episodes": 1, "num_envs": 1, "seed": 0}, shares=["epsilon"])
     if not policies:
         raise UserError("nothing to evaluate: name at least one policy folder")
-    target = _writable(Path(json)) if json is not None else None
+    target = scores_file(Path(json)) if json is not None else None
+    if isinstance(policies, str | os.PathLike):
+        policies = [policies]
     names, loaded, task = load_together(policies, env=config.env, options=options, progress=progress)
 
     first = loaded[0]
@@ -369,10 +371,16 @@ def name_of(policy: str | os.PathLike[str] | KeptPolicy) -> str:
     return str(policy.path) if policy.path is not None else policy.name
 
 
-def _writable(path: Path) -> Path:
-    """The path, if scores may be written there: told before the games are played, not after."""
+def scores_file(path: Path) -> Path:
+    """The path, if scores may be written there: told before the games are played, not after.
+
+    Raises:
+        UserError: there is no such folder, it cannot be written to, or the file holds something else.
+    """
     if not path.parent.is_dir():
         raise UserError(f"cannot write {path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"cannot write {path}: nothing may be written to {path.parent}")
     if path.exists():
         try:
             read_scores(path)

@@ -95,8 +95,8 @@ class WeightedLoss(NamedTuple):
 
     parts: tuple[tuple[str, float], ...]
     score_kind: ScoreKind
-    """What the student's scores become: values where `mse` alone matches them, logits, the teacher's kind of Gaussian, or
-    actions."""
+    """What the student's scores become: the teacher's own where `mse` alone matches them, logits, the teacher's kind of
+    Gaussian, or actions."""
     sizes: tuple[int, ...] = ()
     """Of several discrete actions at once: each dimension's loss is taken by itself, and they are added."""
 
@@ -152,7 +152,7 @@ def parse_loss(text: str, teacher: ScoreKind = "q_values", sizes: tuple[int, ...
         if name not in suiting:
             raise UserError(f"the loss {name} does not suit a teacher of {teacher}: take {', '.join(suiting)}")
     if suiting is DISCRETE:
-        return WeightedLoss(tuple(parts), "q_values" if set(names) == {"mse"} else "logits", sizes)
+        return WeightedLoss(tuple(parts), teacher if set(names) == {"mse"} else "logits", sizes)
     if "kl_gaussian" in names and len(names) > 1:
         raise UserError("kl_gaussian matches means and deviations, the others actions: they cannot be added")
     return WeightedLoss(tuple(parts), teacher if "kl_gaussian" in names else "actions")

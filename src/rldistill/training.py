@@ -317,6 +317,10 @@ def _learning(settings: dict[str, Any], task: Task) -> DQNSettings | PQNSettings
             f"--replay is at least {least} for {settings['num_envs']} environments and {settings['n_step']}-step returns, "
             f"not {settings['replay']}"
         )
+    if settings["warmup"] >= settings["steps"]:
+        raise UserError(
+            f"--warmup {settings['warmup']} leaves none of --steps {settings['steps']} for learning: take fewer"
+        )
     return DQNSettings(
         capacity=settings["replay"],
         n_step=settings["n_step"],

@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,9 @@ class UserError(ValueError):
     """A wrong input. Its text is one line that says what is wrong and how to mend it; the command exits with 2."""
 
 
+_LARGEST_SEED = 2**63 - 1  # what PyTorch's generators take
+
+
 def check_numbers(
     config: object,
     *,
@@ -47,16 +50,23 @@ def check_numbers(
         within: field to the least and the most that it may be.
 
     Raises:
-        UserError: one is out of its range, or NaN.
+        UserError: one is out of its range, NaN, or broken where whole numbers are meant.
     """
     ranges = {name: (low, math.inf, f"is at least {low}") for name, low in (least or {}).items()}
     ranges |= {name: (math.ulp(0.0), sys.float_info.max, "is a positive number") for name in positive}
     both = {**dict.fromkeys(shares, (0, 1)), **(within or {})}
     ranges |= {name: (low, high, f"lies between {low} and {high}") for name, (low, high) in both.items()}
+    hints = get_type_hints(type(config))
     for name, (low, high, told) in ranges.items():
         value = getattr(config, name)
+        flag = f"--{name.replace('_', '-')}"
         if value is not None and not low <= value <= high:
-            raise UserError(f"--{name.replace('_', '-')} {told}, not {value}")
+            raise UserError(f"{flag} {told}, not {value}")
+        kinds = {hints.get(name), *get_args(hints.get(name))}
+        if isinstance(value, float) and int in kinds and float not in kinds:
+            raise UserError(f"{flag} is a whole number, not {value}")
+        if name == "seed" and value > _LARGEST_SEED:
+            raise UserError(f"{flag} is at most {_LARGEST_SEED}, not {value}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import time
@@ -89,9 +90,14 @@ def distill(
     del resolved["checkpoint_seconds"], resolved["tensorboard"]
     if isinstance(teacher, ForeignTeacher):
         resolved["teacher_options"] = (options or TeacherOptions()).as_dict()
+    # Of what lies under a name now: a resumed run learns from the same, or says so.
+    if isinstance(teacher, SavedPolicy | ForeignTeacher):
+        resolved["teacher_sha256"] = teacher.sha256
     dataset = None
     if config.dataset is not None:
         dataset = _fitting_dataset(config.dataset, teacher, task, augment=bool(config.augment))
+        shards = "".join(shard.sha256 for shard in dataset.shards)
+        resolved["dataset_sha256"] = hashlib.sha256(shards.encode()).hexdigest()
     if not Path(out).exists():
         _check_teacher(teacher, task)
     with Run(Path(out), resolved, resume=resume, tensorboard=config.tensorboard) as run:

@@ -155,8 +155,8 @@ def checked(config: DistillConfig) -> DistillConfig:
     check_numbers(
         config,
         least={
-            "steps": 1, "seed": 0, "updates": 1, "num_envs": 1, "batch_size": 1, "replay": 1, "warmup": 0, "evaluate_every": 0,
-            "evaluate_episodes": 1, "max_grad_norm": 0, "weight_decay": 0, "checkpoint_seconds": 0,
+            "steps": 1, "seed": 0, "share_steps": 0, "updates": 1, "num_envs": 1, "batch_size": 1, "replay": 1, "warmup": 0,
+            "evaluate_every": 0, "evaluate_episodes": 1, "max_grad_norm": 0, "weight_decay": 0, "checkpoint_seconds": 0,
         },
         shares=["teacher_share", "teacher_epsilon", "epsilon", "evaluate_epsilon", "augment", "average"],
         positive=["samples_per_step", "learning_rate"],

@@ -24,7 +24,7 @@ from rldistill.policies import load_policy as load_folder
 from rldistill.progress import Progress
 from rldistill.teachers.archives import shown
 from rldistill.teachers.cleanrl import read_cleanrl
-from rldistill.teachers.detect import kind_of
+from rldistill.teachers.detect import check_readable, kind_of
 from rldistill.teachers.exported import Exported, exported_in, read_exported
 from rldistill.teachers.foreign import BoxSpace, DiscreteSpace, ForeignPolicy, ForeignScores, Statistics
 from rldistill.teachers.hub import PREFIX, fetch, find_policy_file, find_statistics, read_card
@@ -360,6 +360,7 @@ def _read(kind: str, path: Path, task: Task | None, options: TeacherOptions) -> 
             path, architecture=options.teacher_network, observation_shape=shape, num_actions=actions, scores=scores
         )
     else:
+        check_readable(path)
         raise UserError(
             f"{path} is no policy that rldistill knows: it reads policy folders, Stable-Baselines3 zips, CleanRL "
             "checkpoints, ONNX, TorchScript, plain state dicts and what its own export wrote"

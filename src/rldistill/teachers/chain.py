@@ -202,7 +202,7 @@ def build_chain(
         kernels = [tuple(layer.weight.shape[2:]) for layer in convolutions]
         if observation_shape is None:
             if max(kernel[0] for kernel in kernels) < 4:
-                raise UserError(f"{path}: the size of its images cannot be told; name the environment or the shape")
+                raise UserError(f"{path}: the size of its images cannot be told; name the environment (--env)")
             observation_shape = (int(convolutions[0].weight.shape[1]), 84, 84)
             supposed.append("observations are 84 x 84 pixels")
         _check_images(convolutions[0], observation_shape, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickletools
+import zipfile
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -39,6 +40,17 @@ def kind_of(path: Path) -> Kind:
         return _kind_of_folder(path) if path.is_dir() else _kind_of_file(path) if path.is_file() else "unknown"
     except (OSError, UserError):
         return "unknown"
+
+
+def check_readable(path: Path) -> None:
+    """Raises UserError where a file is of an unknown kind since it cannot be read, or is a zip cut short."""
+    try:
+        with open(path, "rb") as file:
+            zipped = file.read(4) == b"PK\x03\x04"
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    if zipped and not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is damaged: it is a zip that ends early; get it anew")
 
 
 def _kind_of_folder(path: Path) -> Kind:

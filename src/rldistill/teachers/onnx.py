@@ -106,7 +106,7 @@ def read_onnx(
         scores = "q_values" if kind == "q_values" else "logits" if kind == "logits" else named
     if scores is None:
         raise UserError(
-            f"{path} does not say whether its output {name!r} gives Q-values or logits: name the kind of scores"
+            f"{path} does not say whether its output {name!r} gives Q-values or logits: name it with --teacher-scores"
         )
     space = observations_of(shape)
     takes_bytes = session.get_inputs()[0].type == "tensor(uint8)"
@@ -206,9 +206,7 @@ def _input(session: Any, wanted: tuple[int, ...] | None, path: Path) -> tuple[tu
         )
     if wanted is None:
         if None in sizes or not sizes:
-            raise UserError(
-                f"{path} does not say what it sees (its input is {sizes}); name the environment or the shape"
-            )
+            raise UserError(f"{path} does not say what it sees (its input is {sizes}); name the environment (--env)")
         known = tuple(size for size in sizes if size is not None)
         last = len(known) == 3 and known[2] < min(known[:2])
         return ((known[2], *known[:2]), True) if last else (known, False)

@@ -88,7 +88,7 @@ def unknown_range(path: Path) -> UserError:
     """To be raised where nothing tells how pixels are scaled."""
     return UserError(
         f"{path} takes floating images but does not say of which range: "
-        "say whether pixels are bytes (0 to 255) or unit (0 to 1)"
+        "say --pixels bytes (0 to 255) or --pixels unit (0 to 1)"
     )
 
 

@@ -83,7 +83,7 @@ def read_state_dict(
         sizes = ",".join(str(int(layer.weight.shape[0])) for layer in layers[:-1] if layer.kind == "linear")
         raise UserError(
             f"{path} does not say which activation stands between its layers: "
-            f"name the architecture, mlp:{sizes} for ReLU or mlp:{sizes}:tanh"
+            f"name the architecture with --teacher-network mlp:{sizes} for ReLU or mlp:{sizes}:tanh"
         )
     chain = build_chain(
         layers,
@@ -140,7 +140,7 @@ def _scores(layers: list[Layer], left_out: list[str], path: Path) -> tuple[Forei
     if any({"v", "value", "critic", "vf"} & _words([name]) for name in left_out):
         return "logits", f"the value head {left_out[0]!r} beside it"
     raise UserError(
-        f"{path} does not say whether its head {layers[-1].name!r} gives Q-values or logits: name the kind of scores"
+        f"{path} does not say whether its head {layers[-1].name!r} gives Q-values or logits: name it with --teacher-scores"
     )
 
 

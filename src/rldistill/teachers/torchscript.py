@@ -97,9 +97,11 @@ def read_torchscript(
                 f"{path} is refused: its program {what} ({found.group().strip()!r}), which no network needs"
             )
     if observation_shape is None:
-        raise UserError(f"{path} is TorchScript, which does not say what it sees; name the environment or the shape")
+        raise UserError(f"{path} is TorchScript, which does not say what it sees; name the environment (--env)")
     if scores is None:
-        raise UserError(f"{path} is TorchScript, which does not say whether it gives Q-values or logits; name the kind")
+        raise UserError(
+            f"{path} is TorchScript, which does not say whether it gives Q-values or logits; name it with --teacher-scores"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that TorchScript is old
