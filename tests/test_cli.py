@@ -216,7 +216,14 @@ def test_finished_run_with_resume_is_done_at_once(tmp_path: Path, command: Comma
 
 
 @pytest.mark.parametrize(
-    ("verb", "words"), [("train", "--resume"), ("distill", "--resume"), ("record", "--append"), ("report", "nothing")]
+    ("verb", "words"),
+    [
+        ("train", "--resume"),
+        ("distill", "--resume"),
+        ("record", "--append"),
+        ("report", "RUN/scores.json"),
+        ("watch", "nothing"),
+    ],
 )
 def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, command: Command, verb: str, words: str) -> None:
     def pressed() -> None:
@@ -228,6 +235,14 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, command: Comm
     assert said.err.startswith("rldistill: interrupted; ")
     assert words in said.err
     assert said.err.count("\n") == 1
+
+
+def test_ctrl_c_while_the_command_is_imported_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "tyro.py").write_text("raise KeyboardInterrupt")
+    places = os.pathsep.join([str(tmp_path), str(Path(rldistill.__file__).parents[1])])
+    words = [sys.executable, "-m", "rldistill", "--help"]
+    done = subprocess.run(words, env=os.environ | {"PYTHONPATH": places}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "rldistill: interrupted; nothing was written\n")
 
 
 def test_demo_makes_student_scores_and_page_and_goes_on_where_it_was(

@@ -14,7 +14,7 @@ FLOORS = (
     "losses targets augmentation exploration bandits networks lowering ccode envs rollout replay pictures",
     "policies teachers datasets dqn pqn runs plots spectator",
     "streams distillation evaluation reporting recording training inspection exporting watching pushing studies scale demo",
-    "cli __main__ __init__",
+    "cli entry __main__ __init__",
 )
 FLOOR_OF = {module: number for number, floor in enumerate(FLOORS) for module in floor.split()}
 SOURCE = Path(rldistill.__file__).parent

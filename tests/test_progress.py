@@ -38,12 +38,30 @@ def test_without_a_terminal_progress_is_plain_lines_with_rate_figures_and_time_l
 
 
 def test_what_is_said_stays_on_one_line_and_off_stdout(capsys: pytest.CaptureFixture[str]) -> None:
-    line = "a policy at [bold]runs/" + "x" * 200
+    line = "a policy at [bold]:bug:runs/" + "x" * 200
     with Talking() as progress:
         progress.say(line)
     captured = capsys.readouterr()
     assert captured.err == line + "\n"
     assert captured.out == ""
+
+
+def test_brackets_in_a_table_are_text_and_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    table([{"policy [95 %]": "run[seed=0]:bug:", "mean [bold]": "a[/x]"}])
+    out = capsys.readouterr().out
+    for text in ("policy [95 %]", "mean [bold]", "run[seed=0]:bug:", "a[/x]"):
+        assert text in out
+
+
+def test_brackets_in_the_bar_are_text_and_no_markup(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    monkeypatch.setenv("COLUMNS", "200")
+    with Talking() as progress:
+        progress.start("play run[seed=0] of a[/x]", 10, "games")
+        progress.update(5)
+    assert "play run[seed=0] of a[/x]" in capsys.readouterr().err
 
 
 def test_silent_progress_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -223,7 +223,7 @@ def test_a_policy_whose_teacher_is_gone_stands_alone(task: Task, tmp_path: Path)
     heard = Heard()
     place = saved(tmp_path / "policy", task, 1, teacher="runs/gone")
     done = push(place, "me/x", QUICK, out=tmp_path / "out", dry_run=True, progress=heard)
-    assert heard.lines == ["the teacher runs/gone is not here: the table goes without it (--teacher names one)"]
+    assert heard.lines == ["the teacher runs/gone is left out: no policy folder at runs/gone (--teacher names another)"]
     assert [score.policy for score in done.scores] == ["me/x"]
     assert set(done.files) == {"README.md", "policy.json", "scores.json", "weights.safetensors"}
     text = (tmp_path / "out" / "README.md").read_text()

@@ -168,8 +168,34 @@ def test_scores_of_this_policy_are_shown_as_they_are_and_others_measured_anew(tm
 def test_run_without_its_teacher_gets_a_page_that_says_so(tmp_path: Path) -> None:
     run = distilled(tmp_path, teacher="elsewhere/teacher")
     page = report(run, tmp_path / "page.html", config=ReportConfig(episodes=2, num_envs=2, seconds=1)).read_text()
-    assert "The teacher is not at elsewhere/teacher" in page
+    assert "The teacher elsewhere/teacher is left out: no policy folder at elsewhere/teacher" in page
     assert [player["role"] for player in plays(page)["players"]] == ["student"]
+
+
+def test_run_whose_teacher_is_damaged_gets_a_page_that_says_why(tmp_path: Path) -> None:
+    run = distilled(tmp_path)
+    (tmp_path / "teacher" / "policy.json").write_text("{")
+    page = report(run, config=ReportConfig(episodes=2, num_envs=2, seconds=0)).read_text()
+    assert re.search(r"The teacher \S+/teacher is left out: [^<]*policy\.json", page)
+    assert len(read_scores(run / "scores.json")) == 1
+
+
+def test_teacher_none_leaves_the_teacher_out(tmp_path: Path) -> None:
+    run = distilled(tmp_path)
+    page = report(run, config=ReportConfig(episodes=2, num_envs=2, seconds=0, teacher="none")).read_text()
+    assert len(read_scores(run / "scores.json")) == 1
+    assert "is left out" not in page
+
+
+@pytest.mark.parametrize(("warming", "drawings"), [(1, 2), (3, 1)])
+def test_training_that_warms_up_without_a_loss_keeps_its_scores(tmp_path: Path, warming: int, drawings: int) -> None:
+    records: list[dict[str, Any]] = [
+        {"control_steps": n, "loss": None if n <= warming else 0.1, "returns": [float(n)]} for n in range(1, 4)
+    ]
+    run = write_run(tmp_path / "run", {"verb": "train", "network": "mlp:4", "task": BREAKOUT.as_dict()}, records)
+    page = report(run).read_text()
+    assert page.count("<svg") == drawings, "the training scores, and the losses where there are some"
+    assert "after 3 control steps: 2.0" in page, "the mean return of all three records"
 
 
 def test_run_that_is_not_finished_gets_what_there_is(tmp_path: Path) -> None:
@@ -257,6 +283,17 @@ def test_sprite_sheets_lose_nothing_of_pongs_frames() -> None:
     assert sum(map(len, sheets)) < 100_000
 
 
+def test_frames_for_the_animation_are_kept_shrunk() -> None:
+    gymnasium.register("Slide-v0", lambda **options: Slide(**options, scale=40))
+    try:
+        task = make_task("Slide-v0")
+        policy = SavedPolicy(build(Architecture("mlp:4", (2,), 2), 0, "actions").eval(), task)
+        played = watched(policy, task, 3, epsilon=0.0, seed=0)
+    finally:
+        del gymnasium.registry["Slide-v0"]
+    assert [frame.shape for frame in played.frames] == [(320, 320, 3)] * 3
+
+
 def test_sprite_sheets_of_many_colours_stop_at_the_limit() -> None:
     noise = np.random.default_rng(0).integers(256, size=(130, 16, 16, 3), dtype=np.uint8)
     assert len(sprite_sheets(list(noise), limit=10**9)) == 3
@@ -267,14 +304,15 @@ def test_sprite_sheets_of_many_colours_stop_at_the_limit() -> None:
 
 
 class Slide(gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
-    """A dot that is pushed about on a picture of 16 by 16."""
+    """A dot that is pushed about on a picture of 16 by 16, each pixel `scale` times as wide and high."""
 
     observation_space = gymnasium.spaces.Box(-8, 8, (2,), np.float32)
     action_space = gymnasium.spaces.Box(np.array([-1, 0], np.float32), np.array([1, 4], np.float32))
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012  # as Gymnasium declares it
 
-    def __init__(self, render_mode: str | None = None) -> None:
+    def __init__(self, render_mode: str | None = None, scale: int = 1) -> None:
         self.render_mode = render_mode
+        self.scale = scale
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
         super().reset(seed=seed)
@@ -292,7 +330,7 @@ class Slide(gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
         picture = np.zeros((16, 16, 3), dtype=np.uint8)
         x, y = np.clip(self.place + 8, 0, 15).astype(int)
         picture[y, x] = 255
-        return picture
+        return picture.repeat(self.scale, axis=0).repeat(self.scale, axis=1)
 
 
 def distilled_of(root: Path, task: Task, kind: ScoreKind) -> Path:

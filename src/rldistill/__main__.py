@@ -1,5 +1,5 @@
 """`python -m rldistill`."""
 
-from rldistill.cli import main
+from rldistill.entry import main
 
 main()

@@ -348,6 +348,7 @@ def main() -> None:
             "distill": "continue with the same command and --resume",
             "record": "what was recorded is kept; add the rest with --append",
             "demo": "run it again to continue",
+            "report": "the page was not written; scores that were measured are in RUN/scores.json",
             "push": "the hub has the whole commit or nothing of it; run it again",
         }.get(verb, "nothing was written")
         print(f"rldistill: interrupted; {way}", file=sys.stderr)

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
@@ -61,7 +62,7 @@ class Talking:
     """Between two lines where the output is no terminal."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True, highlight=False, emoji=False)
         self._bar: Bar | None = None
         self._figures: dict[str, float] = {}
         self._what, self._total, self._unit, self._first = "", 0, "", 0
@@ -75,9 +76,10 @@ class Talking:
         self._figures = {}
         if self._console.is_terminal:
             self._bar = Bar(
-                TextColumn("[bold]{task.description}"), BarColumn(bar_width=24),
-                MofNCompleteColumn(), TextColumn("{task.fields[unit]}"),
-                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"),
+                TextColumn("{task.description}", style="bold", markup=False), BarColumn(bar_width=24),
+                MofNCompleteColumn(), TextColumn("{task.fields[unit]}", markup=False),
+                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+                TextColumn("{task.fields[figures]}", markup=False),
                 console=self._console, transient=True,
             )  # fmt: skip
             self._bar.start()
@@ -128,14 +130,14 @@ def clock(seconds: float) -> str:
 
 
 def table(rows: Sequence[Mapping[str, str]], *, stderr: bool = False) -> None:
-    """Prints rows of equal keys as a table."""
+    """Prints rows of equal keys as a table, their text as it is: brackets in a path are no markup."""
     from rich.table import Table
 
     drawn = Table()
     for number, name in enumerate(rows[0] if rows else {}):
-        drawn.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
+        drawn.add_column(escape(name), justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
-        drawn.add_row(*row.values())
-    console = Console(stderr=stderr, highlight=False)
+        drawn.add_row(*map(escape, row.values()))
+    console = Console(stderr=stderr, highlight=False, emoji=False)
     # A pipe has no width: let the table have the one it needs.
-    (console if console.is_terminal else Console(stderr=stderr, highlight=False, width=200)).print(drawn)
+    (console if console.is_terminal else Console(stderr=stderr, highlight=False, emoji=False, width=200)).print(drawn)

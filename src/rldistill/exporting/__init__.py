@@ -143,7 +143,8 @@ def export(
     files = _files(target, format, config, force=force)
     report = None if json is None else _report_file(Path(json), files, force=force)
     source = load_own(policy, verb="export")
-    teacher = teacher_beside(source, source.provenance.get("teacher"), chosen=config.teacher, progress=progress)
+    named = source.provenance.get("teacher")
+    teacher = teacher_beside(named, env=source.task.env, chosen=config.teacher, say=progress.say)
     known = {
         "made_by": f"rldistill {rldistill.__version__}",
         "network": source.name,

@@ -245,7 +245,7 @@ def _played(
 ) -> tuple[list[Score], int]:
     """Scores of now: the teacher's first, if it is there, and the policy's last."""
     options = TeacherOptions.from_dict(settings.get("teacher_options", {}))
-    teacher = teacher_beside(source, named, chosen=config.teacher, options=options, progress=progress)
+    teacher = teacher_beside(named, env=source.task.env, chosen=config.teacher, options=options, say=progress.say)
     if teacher is not None:
         theirs, ours = teacher.task, source.task
         seen = (ours.observation_shape, ours.observation_dtype)

@@ -16,7 +16,7 @@ from rldistill.progress import Progress, Silent
 from rldistill.reporting.animation import animation
 from rldistill.runs import read_metrics
 from rldistill.spectator import undrawable
-from rldistill.teachers import TeacherOptions, load_teacher
+from rldistill.teachers import TeacherOptions, teacher_beside
 from rldistill.types import Task, UserError, check_numbers
 
 GENERATOR = "rldistill report"
@@ -38,7 +38,7 @@ class ReportConfig:
     seconds: float = 30.0
     """Length of the animation at 15 decisions a second, the speed of a real Atari; 0 leaves it out."""
     teacher: str | None = None
-    """The teacher's policy folder, if it is no longer where the run's configuration says."""
+    """The teacher, if it is no longer where the run's configuration says; `none` leaves it out."""
     trust_pickle: bool = False
     """Unpickle the teacher's statistics as Python does. That runs whatever program their author put into the file: only for
     your own. What the run's configuration says of it does not count: the folder may be a stranger's."""
@@ -118,15 +118,12 @@ def _writable(path: Path) -> Path:
 def _teacher(settings: Mapping[str, Any], config: ReportConfig, notes: list[str]) -> KeptPolicy | None:
     told = TeacherOptions.from_dict(settings.get("teacher_options", {}))
     options = replace(told, trust_pickle=config.trust_pickle)
-    if config.teacher is not None:
-        return load_teacher(config.teacher, env=_env(settings), options=options)
+
+    def note(line: str) -> None:
+        notes.append(f"{line[:1].upper()}{line[1:]}.")
+
     named = settings.get("teacher")
-    if not isinstance(named, str):
-        return None
-    if "://" not in named and not Path(named).exists():
-        notes.append(f"The teacher is not at {named}, so the student stands alone (--teacher says where it is).")
-        return None
-    return load_teacher(named, env=_env(settings), options=options)
+    return teacher_beside(named, env=_env(settings), chosen=config.teacher, options=options, say=note)
 
 
 def _env(settings: Mapping[str, Any]) -> str | None:

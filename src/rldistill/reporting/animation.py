@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ from rldistill.types import Actions, Floats, Task
 DECISIONS_PER_SECOND = 15
 """The speed of a real Atari at four frames a decision."""
 SHEET_COLUMNS, SHEET_FRAMES = 8, 64
+FRAME_WIDTH = 320
 # Base64 in the page; with two players the page stays below 5 MB.
 SHEETS_LIMIT = 2_000_000
 
@@ -31,7 +32,7 @@ class Played:
     """T control steps of one policy, for the animation."""
 
     frames: list[Pixels]
-    """What a spectator saw before each decision, (height, width, 3) each."""
+    """What a spectator saw before each decision, (height, width, 3) each, no wider than `FRAME_WIDTH`."""
     values: Floats
     """(T, K): the policy's scores."""
     other: Floats | None
@@ -51,7 +52,8 @@ def watched(
 ) -> Played:
     """Plays for so many control steps and keeps what a spectator sees and what the policy thinks."""
     with closing(spectate(policy, task, epsilon=epsilon, seed=seed, other=other)) as moments:
-        kept = list(islice(moments, steps))
+        # Shrunk one by one: those of a minute as they are drawn fill a gigabyte.
+        kept = [replace(moment, frame=_shrunk(moment.frame)) for moment in islice(moments, steps)]
     others = [moment.other for moment in kept if moment.other is not None]
     return Played(
         [moment.frame for moment in kept],
@@ -99,12 +101,10 @@ def _png(image: Pixels) -> bytes:
     return out.getvalue()
 
 
-def _shrunk(frames: list[Pixels], most: int = 320) -> list[Pixels]:
-    """Frames no wider than `most`."""
-    height, width = frames[0].shape[:2]
-    if width <= most:
-        return frames
-    return [resized(frame, most, max(1, round(height * most / width))) for frame in frames]
+def _shrunk(frame: Pixels) -> Pixels:
+    """The frame, (height, width, 3), no wider than `FRAME_WIDTH`."""
+    height, width = frame.shape[:2]
+    return frame if width <= FRAME_WIDTH else resized(frame, FRAME_WIDTH, max(1, round(height * FRAME_WIDTH / width)))
 
 
 def animation(
@@ -126,17 +126,16 @@ def animation(
     for player in players:
         student = teacher is not None and player is not teacher
         played = watched(player, task, steps, epsilon=epsilon, seed=seed, other=teacher if student else None)
-        frames = _shrunk(played.frames)
         spread = temperature_of(player, played.values, temperature)
         drawn: dict[str, Any] = {
             "role": "teacher" if player is teacher else "student",
             "name": player.name,
             "measure": measure(player, spread),
-            "width": frames[0].shape[1],
-            "height": frames[0].shape[0],
+            "width": played.frames[0].shape[1],
+            "height": played.frames[0].shape[0],
             "columns": SHEET_COLUMNS,
             "per": SHEET_FRAMES,
-            "sheets": sprite_sheets(frames),
+            "sheets": sprite_sheets(played.frames),
             "preferences": _percent(preferences(played.values, player.score_kind, task, temperature=spread)),
             "other": None,
             # Only one discrete action has one bar that was taken.
@@ -149,6 +148,7 @@ def animation(
             theirs = temperature_of(teacher, played.other, temperature)
             drawn["other"] = _percent(preferences(played.other, teacher.score_kind, task, temperature=theirs))
         shown.append(drawn)
+        del played  # its frames are in the sheets, and need no room while the next one plays
     length = min([steps] + [len(drawn["sheets"]) * SHEET_FRAMES for drawn in shown])
     return {"length": length, "rate": DECISIONS_PER_SECOND, "actions": action_names(task), "players": shown}
 

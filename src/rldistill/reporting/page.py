@@ -288,8 +288,9 @@ def _curves(
         told = f"Mean episode return of {name} after {curve.steps[-1]:,.0f} {axis}: {curve.means[-1]:.1f}"
         told += f", {teacher.label} {teacher.mean:.1f}" if teacher else ""
         out += f'<p class="note">{caption}</p><div class="wide">{_inline(drawn, told, "curve")}</div>'
-    if len(training) > 1:
-        steps, losses, agreement = _binned(training, when)
+    learnt = [record for record in training if record["loss"] is not None]  # it is None while dqn warms up
+    if len(learnt) > 1:
+        steps, losses, agreement = _binned(learnt, when)
         label = f"loss ({settings['loss']})" if isinstance(settings.get("loss"), str) else "loss"
         drawn = plots.loss_curve(steps, losses, agreement, axis=axis, label=label)
         told = f"{label} over {axis}: {losses[0]:.3g} at first, {losses[-1]:.3g} at last"

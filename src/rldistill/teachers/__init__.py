@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -253,21 +253,21 @@ def load_own(policy: Ref | SavedPolicy, *, verb: str) -> SavedPolicy:
 
 
 def teacher_beside(
-    policy: SavedPolicy,
     named: object,
     *,
+    env: str | None,
     chosen: str | None,
     options: TeacherOptions | None = None,
-    progress: Progress,
+    say: Callable[[str], None],
 ) -> SavedPolicy | ForeignTeacher | None:
-    """The teacher that a policy is shown beside, None where there is none; one that is no longer there is told.
+    """The teacher that a policy is shown beside, None where there is none; why one cannot be loaded is told.
 
     Args:
-        policy: the student.
         named: the teacher's place, as the student's run or provenance has it.
+        env: what the student plays, for a file that does not name an environment.
         chosen: another place, or `none`, as a user has it.
-        options: what the file of a named teacher does not say.
-        progress: told of a teacher that is not to be found.
+        options: what the teacher's file does not say.
+        say: given a line about a named teacher that cannot be loaded.
 
     Raises:
         UserError: the chosen one cannot be loaded.
@@ -275,13 +275,13 @@ def teacher_beside(
     if chosen == "none":
         return None
     if chosen is not None:
-        return load_teacher(chosen, env=policy.task.env, options=options)
+        return load_teacher(chosen, env=env, options=options)
     if not isinstance(named, str):
         return None
     try:
-        return load_teacher(named, env=None if Path(named).is_dir() else policy.task.env, options=options)
-    except UserError:
-        progress.say(f"the teacher {named} is not here: the table goes without it (--teacher names one)")
+        return load_teacher(named, env=env, options=options)
+    except UserError as error:
+        say(f"the teacher {named} is left out: {error} (--teacher names another)")
         return None
 
 
