@@ -12,7 +12,7 @@ import torch
 from rldistill.actions import chosen, score_width
 from rldistill.ccode import CPolicy, c_policy, compiled, compiler, read_c, render
 from rldistill.networks import Architecture
-from rldistill.types import ScoreKind, Task, UserError
+from rldistill.types import Observations, ScoreKind, Task, UserError
 from test_lowering import made
 
 NO_COMPILER = pytest.mark.skipif(compiler() is None, reason="there is no C compiler here")
@@ -61,7 +61,16 @@ def rendered(
     name = {PIXELS: "cnn:4,6,5:7", WIDE: "cnn:32,24,5:7"}.get(task, "mlp:9,5")
     network = made(Architecture(name, shape, score_width(task, kind), normalization))  # type: ignore[arg-type]  # a word of a case
     network._score_kind = kind
-    return c_policy(network, task, prefix=prefix, header="policy.h", int8=int8, known={"note": "a */ /* b"}), network
+    seen = observations_of(task, 99, seed=1) if int8 else None
+    known = {"note": "a */ /* b"}
+    return c_policy(network, task, prefix=prefix, header="policy.h", calibration=seen, known=known), network
+
+
+def observations_of(task: Task, number: int, seed: int) -> Observations:
+    generator, size = np.random.default_rng(seed), (number, *task.observation_shape)
+    if task.observation_dtype == "uint8":
+        return generator.integers(256, size=size, dtype=np.uint8)
+    return generator.normal(size=size).astype(np.float32)
 
 
 @NO_COMPILER
@@ -87,13 +96,7 @@ def test_a_program_with_the_file_does_what_the_network_does(name: str, tmp_path:
         [*cc, *STRICT, "main.c", "policy.c", "-o", "main", "-lm"], cwd=tmp_path, capture_output=True, text=True
     )
     assert built.returncode == 0, built.stderr
-    generator = np.random.default_rng(0)
-    size = (50, *task.observation_shape)
-    observations = (
-        generator.integers(256, size=size, dtype=np.uint8)
-        if given == "uint8_t"
-        else generator.normal(size=size).astype(np.float32)
-    )
+    observations = observations_of(task, 50, seed=0)
     said = subprocess.run([tmp_path / "main"], input=observations.tobytes(), capture_output=True, check=True).stdout
     width = score_width(task, kind)
     record = np.dtype([("scores", "<f4", (width,)), ("action", "<f4" if task.continuous else "<i4", (length,))])
@@ -114,7 +117,8 @@ def test_a_program_with_the_file_does_what_the_network_does(name: str, tmp_path:
 def test_int8_net3_of_18_actions_takes_less_than_80_kilobytes() -> None:
     task = Task("Pixels-v0", 18, (4, 84, 84))
     network = made(Architecture("net3", (4, 84, 84), 18))
-    policy = c_policy(network, task, prefix="net", header="policy.h", int8=True, known={})
+    seen = observations_of(task, 8, seed=0)
+    policy = c_policy(network, task, prefix="net", header="policy.h", calibration=seen, known={})
     assert 61_954 <= policy.weight_bytes < 64_000
 
 
@@ -178,7 +182,7 @@ def test_observations_of_another_shape_are_refused_before_c_reads_them() -> None
 def test_names_that_c_cannot_take_are_refused(prefix: str, header: str) -> None:
     network = made(Architecture("mlp:4", (6,), 3))
     with pytest.raises(UserError, match=r"no prefix of C names|cannot include"):
-        c_policy(network, NUMBERS, prefix=prefix, header=header, int8=False, known={})
+        c_policy(network, NUMBERS, prefix=prefix, header=header, known={})
 
 
 def test_without_a_compiler_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

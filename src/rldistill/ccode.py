@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from rldistill.actions import LOG_STD_RANGE, bounds, score_width
-from rldistill.lowering import Affine, Lowered, int8_bias, int8_rows, lower
+from rldistill.lowering import Affine, Lowered, int8_layers, lower
 from rldistill.networks import Architecture, Network, build
-from rldistill.types import ScoreKind, Task, UserError
+from rldistill.types import Observations, ScoreKind, Task, UserError, as_tensor
 
 Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 
@@ -67,7 +67,13 @@ class CPolicy(NamedTuple):
 
 
 def c_policy(
-    network: Network, task: Task, *, prefix: str, header: str, int8: bool, known: Mapping[str, Any]
+    network: Network,
+    task: Task,
+    *,
+    prefix: str,
+    header: str,
+    calibration: Observations | None = None,
+    known: Mapping[str, Any],
 ) -> CPolicy:
     """A network's numbers, ready to be rendered.
 
@@ -76,7 +82,8 @@ def c_policy(
         task: what it plays.
         prefix: of the names of functions and macros.
         header: file name of the header that the C file includes.
-        int8: round the weights to -127 to 127 with one scale an output; biases and everything else stay float32.
+        calibration: observations (B, *obs), some hundreds; with them the weights are rounded to -127 to 127 with one scale an
+            output (`lowering.int8_layers`), and biases and everything else stay float32.
         known: goes into the description too.
 
     Raises:
@@ -89,21 +96,20 @@ def c_policy(
         "task": task.as_dict(),
         "prefix": prefix,
         "header": header,
-        "weights": "int8" if int8 else "float32",
+        "weights": "float32" if calibration is None else "int8",
     }
     _check_names(description)
     lowered = lower(network)
+    rounded = [] if calibration is None else int8_layers(lowered, as_tensor(calibration))
     arrays: Arrays = {}
     if lowered.shift is not None and lowered.scale is not None:
         arrays |= {"shift": lowered.shift, "scale": lowered.scale}
     before: Affine | None = None
     for number, layer in enumerate(lowered.layers, 1):
         weight, bias = _laid_out(layer, before, first=number == 1), layer.bias
-        if int8:
-            rounded, scales = int8_rows(layer.weight)
-            arrays[f"scales_{number}"] = scales
-            bias = int8_bias(layer, rounded, scales, lowered.centre if number == 1 else 0.0)
-            weight = _laid_out(layer._replace(weight=rounded), before, first=number == 1)  # type: ignore[arg-type]  # int8 now
+        if rounded:
+            numbers, arrays[f"scales_{number}"], bias = rounded[number - 1]
+            weight = _laid_out(layer._replace(weight=numbers), before, first=number == 1)  # type: ignore[arg-type]  # int8 now
         arrays[f"weights_{number}"] = weight
         arrays[f"biases_{number}"] = bias
         if layer.norm is not None:

@@ -48,8 +48,6 @@ class Lowered(NamedTuple):
     """(features,); None where the first layer takes observations as they are."""
     scale: Floats | None
     layers: tuple[Affine, ...]
-    centre: float = 0.0
-    """The middle of what the first layer reads, where the standardization of images is folded into it."""
 
 
 def lower(network: Network, *, fold_vectors: bool = False) -> Lowered:
@@ -83,51 +81,109 @@ def lower(network: Network, *, fold_vectors: bool = False) -> Lowered:
     layers[0] = first._replace(
         weight=weight.astype(np.float32), bias=(first.bias.astype(np.float64) - inner).astype(np.float32)
     )
-    return Lowered(None, None, tuple(layers), float(shift[0]) if image else 0.0)
+    return Lowered(None, None, tuple(layers))
 
 
 def activations(lowered: Lowered, observations: Tensor) -> list[tuple[Tensor, Tensor]]:
     """What each layer gives for observations (B, *obs): before its normalization and ReLU, and after."""
-    x = observations.to(torch.float32)
-    if lowered.shift is not None and lowered.scale is not None:
-        x = (x - torch.from_numpy(lowered.shift)) * torch.from_numpy(lowered.scale)
+    x = _standardized(lowered, observations)
     given = []
     for layer in lowered.layers:
-        weight, bias = torch.from_numpy(layer.weight), torch.from_numpy(layer.bias)
-        if layer.stride:
-            before = nn.functional.conv2d(x, weight, bias, layer.stride)
-        else:
-            before = nn.functional.linear(x.flatten(1), weight, bias)
-        x = before
-        if layer.norm is not None:
-            norm = layer.norm
-            x = nn.functional.group_norm(x, 1, torch.from_numpy(norm.weight), torch.from_numpy(norm.bias), norm.epsilon)
-        x = x.relu() if layer.relu else x
+        before, x = _forward(layer, x)
         given.append((before, x))
     return given
 
 
-def int8_rows(weight: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
-    """A weight rounded to -127 to 127 with one scale an output, symmetric: `weight[o]` is about `numbers[o] * scales[o]`.
+def _standardized(lowered: Lowered, observations: Tensor) -> Tensor:
+    x = observations.to(torch.float32)
+    if lowered.shift is None or lowered.scale is None:
+        return x
+    return (x - torch.from_numpy(lowered.shift)) * torch.from_numpy(lowered.scale)
 
-    Returns:
-        Numbers of the weight's shape, and scales (out,).
+
+def _forward(layer: Affine, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Before normalization and ReLU, and after."""
+    weight, bias = torch.from_numpy(layer.weight), torch.from_numpy(layer.bias)
+    if layer.stride:
+        before = nn.functional.conv2d(x, weight, bias, layer.stride)
+    else:
+        before = nn.functional.linear(x.flatten(1), weight, bias)
+    x = before
+    if layer.norm is not None:
+        norm = layer.norm
+        x = nn.functional.group_norm(x, 1, torch.from_numpy(norm.weight), torch.from_numpy(norm.bias), norm.epsilon)
+    return before, x.relu() if layer.relu else x
+
+
+class Rounded(NamedTuple):
+    """A layer's weights in 8 bits: `numbers[o] * scales[o]` stands for `weight[o]`."""
+
+    numbers: npt.NDArray[np.int8]
+    """Of the weight's shape, -127 to 127."""
+    scales: Floats
+    """(out,)."""
+    bias: Floats
+    """(out,), float32."""
+
+
+_PATCHES = 16_384
+"""Inputs of a layer that its rounding is fitted to, at most."""
+_DAMPING = 0.01
+"""Of the mean square of the inputs: some hardly ever differ from their mean."""
+
+
+def int8_layers(lowered: Lowered, observations: Tensor) -> list[Rounded]:
+    """All layers' weights in 8 bits, fitted to observations so that each layer's outputs change as little as can be.
+
+    A layer's weights are rounded one input after the other, and what a rounding does to the outputs is taken back by the
+    weights that are still to come, as far as their inputs go together with it: Frantar et al. 2022, arXiv 2210.17323,
+    algorithm 1 (GPTQ). Each layer is fitted to what the rounded layers before it give, and its bias makes the mean output
+    that of the plain network. Scales are those of the largest weight.
+
+    Args:
+        lowered: the network.
+        observations: (B, *obs), some hundreds.
     """
-    largest = np.abs(weight.reshape(len(weight), -1)).max(axis=1).astype(np.float64)
-    scales = np.where(largest > 0, largest / 127, 1.0)
-    rounded = np.rint(weight / scales.reshape(-1, *[1] * (weight.ndim - 1)))
-    return np.clip(rounded, -127, 127).astype(np.int8), scales.astype(np.float32)
+    plain = rounded = _standardized(lowered, observations)
+    done = []
+    for layer in lowered.layers:
+        meant = _patches(layer, plain).mean(axis=0)
+        inputs = _patches(layer, rounded)
+        numbers, scales = _fitted(layer.weight.reshape(len(layer.bias), -1).astype(np.float64), inputs)
+        weight = (numbers * scales[:, None]).astype(np.float32)
+        exact = layer.weight.reshape(weight.shape).astype(np.float64)
+        bias = (layer.bias + exact @ meant - weight @ inputs.mean(axis=0)).astype(np.float32)
+        done.append(Rounded(numbers.reshape(layer.weight.shape), scales, bias))
+        _, plain = _forward(layer, plain)
+        _, rounded = _forward(layer._replace(weight=weight.reshape(layer.weight.shape), bias=bias), rounded)
+    return done
 
 
-def int8_bias(layer: Affine, numbers: npt.NDArray[np.int8], scales: Floats, centre: float) -> Floats:
-    """The bias (out,) with which rounded weights give what the weights give for an input that is `centre` everywhere.
+def _patches(layer: Affine, x: Tensor) -> npt.NDArray[np.float64]:
+    """What the layer's units read, (N, inputs of a unit)."""
+    if not layer.stride:
+        return x.flatten(1).numpy().astype(np.float64)
+    number = max(_PATCHES // math.prod(layer.outputs[1:]), 1)
+    spread = x[:: max(-(-len(x) // number), 1)]  # some of all, not the first
+    patches = nn.functional.unfold(spread, layer.weight.shape[2], stride=layer.stride)
+    return patches.transpose(1, 2).flatten(0, 1).numpy().astype(np.float64)
 
-    Pixels are far from zero: without it the roundings of a whole filter would add up times the grey of the background.
-    """
-    weight = layer.weight.astype(np.float64).reshape(len(scales), -1).sum(axis=1)
-    rounded = numbers.astype(np.float64).reshape(len(scales), -1).sum(axis=1) * scales
-    bias: npt.NDArray[np.float64] = layer.bias + centre * (weight - rounded)
-    return bias.astype(np.float32)
+
+def _fitted(weight: npt.NDArray[np.float64], inputs: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.int8], Floats]:
+    """Numbers (out, in) and scales (out,) of a weight (out, in) for inputs (N, in)."""
+    largest = np.abs(weight).max(axis=1)
+    scales = np.where(largest > 0, largest / 127, 1.0).astype(np.float32)
+    centred = inputs - inputs.mean(axis=0)
+    square = centred.T @ centred / len(centred)
+    square[np.diag_indices_from(square)] += _DAMPING * float(np.diag(square).mean()) + 1e-12
+    inverse = np.linalg.cholesky(np.linalg.inv(square)).T
+    left, numbers = weight.copy(), np.zeros(weight.shape, np.int8)
+    for place in range(weight.shape[1]):
+        number = np.clip(np.rint(left[:, place] / scales), -127, 127)
+        numbers[:, place] = number
+        error = (left[:, place] - number * scales) / inverse[place, place]
+        left[:, place + 1 :] -= np.outer(error, inverse[place, place + 1 :])
+    return numbers, scales
 
 
 def _chain(network: Network) -> list[Affine]:

@@ -267,7 +267,7 @@ def _written(
         policy.task,
         prefix=config.prefix,
         header=header,
-        int8=format == "c-int8",
+        calibration=seen if format == "c-int8" else None,
         known=known,
     )
     source, declared = render(rendered)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rldistill.actions import action_layout, bounds
 from rldistill.exporting.onnx import OPSET, describe
-from rldistill.lowering import Affine, Norm, activations, int8_bias, int8_rows, lower
+from rldistill.lowering import Affine, Norm, Rounded, activations, int8_layers, lower
 from rldistill.machine import check_packages
 from rldistill.policies import SavedPolicy
 from rldistill.types import Observations, Task, as_tensor
@@ -56,18 +56,17 @@ class _Graph:
         x = self.add("Flatten", x, axis=1) if flat else x
         return self.add("DequantizeLinear", x, scale, zero), step
 
-    def affine(self, x: str, layer: Affine, step: float | None, output: str | None, centre: float) -> str:
+    def affine(self, x: str, layer: Affine, rounded: Rounded, step: float | None, output: str | None) -> str:
         """A layer with int8 weights; its bias is int32 where its input has a step."""
-        weight, scales = int8_rows(layer.weight)
-        bias = self.constant(layer.bias, np.float32)
+        weight, scales = rounded.numbers.copy(), rounded.scales.copy()
+        bias = self.constant(rounded.bias, np.float32)
         if step is not None:
             # An output whose weights are next to nothing has a bias beyond int32 in units of them.
-            least = (np.abs(layer.bias) / (step * _MOST_BIAS)).astype(np.float32)
+            least = (np.abs(rounded.bias) / (step * _MOST_BIAS)).astype(np.float32)
             for row in np.flatnonzero(scales < least):
                 weight[row], scales[row] = 0, least[row]
             unit = (step * scales).astype(np.float32)
-            real_bias = int8_bias(layer, weight, scales, centre)
-            whole = self.constant(np.rint(real_bias / unit.astype(np.float64)), np.int32)
+            whole = self.constant(np.rint(rounded.bias / unit.astype(np.float64)), np.int32)
             bias = self.add("DequantizeLinear", whole, self.constant(unit, np.float32), axis=0)
         numbers = self.constant(weight, np.int8)
         real = self.add("DequantizeLinear", numbers, self.constant(scales, np.float32), axis=0)
@@ -125,7 +124,7 @@ def to_onnx_int8(policy: SavedPolicy, told: Mapping[str, Any], calibration: Obse
     task, graph = policy.task, _Graph()
     bytes_in = task.observation_dtype == "uint8"
     with torch.no_grad():
-        seen = activations(lowered, as_tensor(calibration))
+        seen, rounded = activations(lowered, as_tensor(calibration)), int8_layers(lowered, as_tensor(calibration))
     step: float | None = None
     x = "observation"
     flat_next = not lowered.layers[0].stride and len(task.observation_shape) > 1
@@ -142,7 +141,7 @@ def to_onnx_int8(policy: SavedPolicy, told: Mapping[str, Any], calibration: Obse
     for number, (layer, (before, after)) in enumerate(zip(lowered.layers, seen, strict=True), 1):
         last = number == len(lowered.layers)
         flat = not last and bool(layer.stride) and not lowered.layers[number].stride
-        x = graph.affine(x, layer, step, "scores" if last else None, lowered.centre if number == 1 else 0.0)
+        x = graph.affine(x, layer, rounded[number - 1], step, "scores" if last else None)
         if layer.norm is not None:
             x, _ = graph.rounded(x, before)
             x = graph.norm(x, layer.norm, len(layer.outputs))
