@@ -49,7 +49,11 @@ def check_readable(path: Path) -> None:
             zipped = file.read(4) == b"PK\x03\x04"
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    if zipped and not zipfile.is_zipfile(path):
+    try:
+        whole = not zipped or zipfile.is_zipfile(path)
+    except (OSError, zipfile.BadZipFile):  # of an end that is none
+        whole = False
+    if not whole:
         raise UserError(f"{path} is damaged: it is a zip that ends early; get it anew")
 
 
