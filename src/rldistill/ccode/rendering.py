@@ -1,209 +1,24 @@
-"""A policy as one C99 file: rendered from numbers, read back as numbers, compiled and called.
-
-Reading is strict: a file is compiled only if it is, character by character, what `render` writes of the numbers and the
-description found in it. So the file of a stranger is data here like any other, and no line of its own is ever run.
-"""
+"""The text of a C file and its header, from its numbers alone."""
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
-import os
-import re
-import shlex
-import shutil
-import subprocess
-import tempfile
 import textwrap
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor, nn
 
 from rldistill.actions import LOG_STD_RANGE, bounds, score_width
-from rldistill.lowering import Affine, Lowered, int8_layers, lower
-from rldistill.networks import Architecture, Network, build
-from rldistill.types import Observations, ScoreKind, Task, UserError, as_tensor
-
-Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
+from rldistill.ccode.numbers import CPolicy, skeleton
+from rldistill.lowering import Affine
+from rldistill.types import Task
 
 FIRST_LINE = "/* rldistill-c-policy 2: written by rldistill. Made anew, not edited: it is read back as data. */"
-_ARRAY = re.compile(r"^static const (float|int8_t) (\w+)\[(\d+)\] = \{\n([^}]*)\};$", re.MULTILINE)
 _ON_A_LINE = 16
 _AT_ONCE = 10  # neighbours, the sums of 16 channels each: more have no place in the registers
-_FLAGS = ("-std=c99", "-O3", "-fPIC", "-shared")
-_COMPILE_SECONDS = 300
-
-
-class CPolicy(NamedTuple):
-    """What a C file is rendered from."""
-
-    description: Mapping[str, Any]
-    """Plain JSON data: `architecture`, `task`, `score_kind`, `prefix` of the functions, name of the `header`, `weights`
-    (float32 or int8), and whatever else is to be known."""
-    arrays: Arrays
-    """The numbers by name, each flat."""
-
-    @property
-    def task(self) -> Task:
-        """What it plays."""
-        return Task.from_dict(self.description["task"])
-
-    @property
-    def score_kind(self) -> ScoreKind:
-        """What its scores are."""
-        kind: ScoreKind = self.description["score_kind"]
-        return kind
-
-    @property
-    def weight_bytes(self) -> int:
-        """Of its numbers when compiled."""
-        return sum(array.nbytes for array in self.arrays.values())
-
-
-def c_policy(
-    network: Network,
-    task: Task,
-    *,
-    prefix: str,
-    header: str,
-    calibration: Observations | None = None,
-    known: Mapping[str, Any],
-) -> CPolicy:
-    """A network's numbers, ready to be rendered.
-
-    Args:
-        network: of any architecture of the house.
-        task: what it plays.
-        prefix: of the names of functions and macros.
-        header: file name of the header that the C file includes.
-        calibration: observations (B, *obs), some hundreds; with them the weights are rounded to -127 to 127 with one scale an
-            output (`lowering.int8_layers`), and biases and everything else stay float32.
-        known: goes into the description too.
-
-    Raises:
-        UserError: the prefix is no C name, or the header has no plain file name.
-    """
-    description = {
-        **known,
-        "architecture": network.architecture._asdict(),
-        "score_kind": network.score_kind,
-        "task": task.as_dict(),
-        "prefix": prefix,
-        "header": header,
-        "weights": "float32" if calibration is None else "int8",
-    }
-    _check_names(description)
-    lowered = lower(network)
-    rounded = [] if calibration is None else int8_layers(lowered, as_tensor(calibration))
-    arrays: Arrays = {}
-    if lowered.shift is not None and lowered.scale is not None:
-        arrays |= {"shift": lowered.shift, "scale": lowered.scale}
-    before: Affine | None = None
-    for number, layer in enumerate(lowered.layers, 1):
-        weight, bias = _laid_out(layer, before, first=number == 1), layer.bias
-        if rounded:
-            numbers, arrays[f"scales_{number}"], bias = rounded[number - 1]
-            weight = _laid_out(layer._replace(weight=numbers), before, first=number == 1)  # type: ignore[arg-type]  # int8 now
-        arrays[f"weights_{number}"] = weight
-        arrays[f"biases_{number}"] = bias
-        if layer.norm is not None:
-            arrays |= {f"norm_weights_{number}": layer.norm.weight, f"norm_biases_{number}": layer.norm.bias}
-        before = layer
-    return CPolicy(json.loads(json.dumps(description)), {name: array.reshape(-1) for name, array in arrays.items()})
-
-
-def _laid_out(layer: Affine, before: Affine | None, *, first: bool) -> npt.NDArray[Any]:
-    """Outputs last, so that the innermost loop runs over them; what is read pixel by pixel has its channels last."""
-    weight = layer.weight
-    if layer.stride:  # observations have channels first, what layers give each other has them last
-        return weight.transpose(1, 2, 3, 0) if first else weight.transpose(2, 3, 1, 0)
-    if before is not None and before.stride:
-        return weight.reshape(len(weight), *before.outputs).transpose(2, 3, 1, 0)
-    return weight.T
-
-
-def read_c(text: str, name: str) -> CPolicy:
-    """The numbers and the description of a file that `render` wrote.
-
-    Raises:
-        UserError: it is none, or was changed since.
-    """
-    lines = text.split("\n", 2)
-    if lines[0] != FIRST_LINE or len(lines) < 3 or not (lines[1].startswith("/* {") and lines[1].endswith("} */")):
-        raise UserError(f"{name} is no C file of rldistill export")
-    arrays: Arrays = {}
-    try:
-        description = json.loads(lines[1][3:-3])
-        if not isinstance(description, dict):
-            raise ValueError("its description is none")
-        _check_names(description)
-        for kind, array, length, numbers in _ARRAY.findall(text):
-            if array in ("low", "high"):  # of the task
-                continue
-            words = numbers.replace("f", "").replace("\n", "").rstrip(",").split(",")
-            arrays[array] = np.array(words, dtype=np.float32 if kind == "float" else np.int8)
-            if len(words) != int(length):
-                raise ValueError(f"its array {array} is cut short")
-        found = CPolicy(description, arrays)
-        same = render(found)[0] == text
-    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError, RecursionError, MemoryError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{name} is damaged: {reason}; export it anew") from None
-    if not same:
-        raise UserError(f"{name} was changed since rldistill wrote it, so it is not compiled here: export it anew")
-    return found
-
-
-def _check_names(description: Mapping[str, Any]) -> None:
-    """Raises UserError where a name could not stand in the file."""
-    prefix, header = str(description.get("prefix")), str(description.get("header"))
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,60}", prefix):
-        raise UserError(f"{prefix!r} is no prefix of C names: letters, digits and _, a letter first")
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*\.h", header):
-        raise UserError(f"the C file cannot include {header!r}: take letters, digits, '_', '-' and '.' in --out")
-
-
-def _skeleton(policy: CPolicy) -> Lowered:
-    """The layers with their shapes alone, whose arrays the policy has.
-
-    Raises:
-        ValueError: it has others.
-    """
-    given = policy.description["architecture"]
-    shape = tuple(int(n) for n in given["observation_shape"])
-    reads = tuple(int(n) for n in given.get("reads", ()))
-    if shape != policy.task.observation_shape or policy.description["weights"] not in ("float32", "int8"):
-        raise ValueError("its description does not fit itself")
-    with torch.device("meta"):  # what a file claims takes no memory before its arrays bear it out
-        network = build(Architecture(**{**given, "observation_shape": shape, "reads": reads}), 0, policy.score_kind)
-    total = sum(parameter.numel() for parameter in network.parameters())
-    there = sum(array.size for array in policy.arrays.values())
-    if total > there or (len(shape) == 1 and policy.arrays["shift"].size != shape[0]):
-        raise ValueError("its arrays are not those of its network")
-    if network.architecture.num_actions != score_width(policy.task, policy.score_kind):
-        raise ValueError("its network does not fit its task")
-    lowered = lower(network)
-    sizes: dict[str, int] = {}
-    if lowered.shift is not None:
-        sizes |= {"shift": lowered.shift.size, "scale": lowered.shift.size}
-    for number, layer in enumerate(lowered.layers, 1):
-        sizes |= {f"weights_{number}": layer.weight.size, f"biases_{number}": layer.bias.size}
-        if policy.description["weights"] == "int8":
-            sizes[f"scales_{number}"] = layer.bias.size
-        if layer.norm is not None:
-            sizes |= {f"norm_weights_{number}": layer.bias.size, f"norm_biases_{number}": layer.bias.size}
-    if sizes != {name: array.size for name, array in policy.arrays.items()}:
-        raise ValueError("its arrays are not those of its network")
-    return lowered
-
-
-# --- rendering
 
 
 def render(policy: CPolicy) -> tuple[str, str]:
@@ -212,7 +27,7 @@ def render(policy: CPolicy) -> tuple[str, str]:
     Raises:
         ValueError: arrays and description do not fit each other.
     """
-    lowered = _skeleton(policy)
+    lowered = skeleton(policy)
     task, prefix = policy.task, str(policy.description["prefix"])
     # An asterisk escaped is the same asterisk to JSON, and can end no comment.
     told = json.dumps(policy.description, sort_keys=True).replace("*", "\\u002a")
@@ -315,7 +130,7 @@ def _convolution(number: int, layer: Affine, policy: CPolicy, *, first: bool) ->
     """Lines that compute some neighbours of a row of outputs at once, 16 or 8 channels of each.
 
     Their sums, an array each and not one of all, stay in vector registers, and each weight is read once for all of them:
-    with the flags below fifteen times as fast as one output after the other.
+    with the flags of `compiling` fifteen times as fast as one output after the other.
     """
     channels, height, width = layer.inputs
     kernel, stride, (outputs, rows, columns) = layer.weight.shape[2], layer.stride, layer.outputs
@@ -463,69 +278,3 @@ void {prefix}_scores(const {kind} *observation, float *scores);
 
 #endif
 """
-
-
-# --- compiling
-
-
-class CNetwork(nn.Module):
-    """A compiled policy behind the house's observations: (B, *obs) to (B, K) float32."""
-
-    def __init__(self, policy: CPolicy, library: ctypes.CDLL) -> None:
-        super().__init__()
-        self.dtype = torch.uint8 if policy.task.observation_dtype == "uint8" else torch.float32
-        self.width = score_width(policy.task, policy.score_kind)
-        self.shape = policy.task.observation_shape
-        self.weight_bytes = policy.weight_bytes
-        self.library = library
-        self.scores = getattr(library, f"{policy.description['prefix']}_scores")
-        self.scores.argtypes, self.scores.restype = [ctypes.c_void_p, ctypes.c_void_p], None
-
-    def forward(self, observations: Tensor) -> Tensor:
-        """Scores, row after row.
-
-        Raises:
-            UserError: observations of another shape (C would read beyond their end).
-        """
-        if tuple(observations.shape[1:]) != self.shape:
-            raise UserError(f"the policy reads {self.shape}, and is given {tuple(observations.shape[1:])}")
-        x = observations.detach().to(self.dtype).contiguous()
-        out = torch.empty((len(x), self.width), dtype=torch.float32)
-        step = x[0].numel() * x.element_size() if len(x) else 0
-        for row in range(len(x)):
-            self.scores(x.data_ptr() + row * step, out.data_ptr() + row * self.width * 4)
-        return out
-
-
-def compiler() -> list[str] | None:
-    """The words that call the system's C compiler: `$CC`, or the first of cc, gcc and clang; None where there is none."""
-    named = shlex.split(os.environ.get("CC", ""))
-    found = [*filter(None, map(shutil.which, named[:1] if named else ("cc", "gcc", "clang")))]
-    return [found[0], *named[1:]] if found else None
-
-
-def compiled(policy: CPolicy, name: str) -> CNetwork:
-    """The policy as machine code in this process, made by the system's compiler from a fresh rendering.
-
-    Raises:
-        UserError: there is no compiler, or it fails.
-    """
-    cc = compiler()
-    if cc is None:
-        raise UserError(f"{name} is C, and there is no compiler here to run it with: install cc, or name one in $CC")
-    source, header = render(policy)
-    with tempfile.TemporaryDirectory(prefix="rldistill-") as folder:
-        (Path(folder) / "policy.c").write_text(source)
-        (Path(folder) / str(policy.description["header"])).write_text(header)
-        failed = ""
-        for native in (["-march=native"], []):  # not every compiler knows it
-            command = [*cc, *_FLAGS, *native, "policy.c", "-o", "policy.so", "-lm"]
-            try:
-                done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_COMPILE_SECONDS)
-            except (OSError, subprocess.TimeoutExpired) as error:
-                raise UserError(f"{name} cannot be compiled: {error}") from None
-            if done.returncode == 0:
-                # Loaded it stays in memory when its file is gone.
-                return CNetwork(policy, ctypes.CDLL(str(Path(folder) / "policy.so")))
-            failed = (done.stderr.strip().splitlines() or [f"{cc[0]} failed"])[-1]
-    raise UserError(f"{name} cannot be compiled: {failed}")
