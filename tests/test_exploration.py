@@ -117,7 +117,8 @@ def test_network_is_left_as_it_was(explore: Explore, training: bool) -> None:
     network.train(training)
     explorer(network, FOUR, explore, lambda: 0.1, np.random.default_rng(0))(x)
     assert network.training == training
-    assert not network.exploring
+    assert network.dropout is not None
+    assert network.dropout.training == training
     network.eval()
     with torch.no_grad():
         assert torch.equal(network(torch.from_numpy(x)), network(torch.from_numpy(x))), "no dropout at evaluation"

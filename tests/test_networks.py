@@ -92,33 +92,35 @@ def test_dropout_acts_in_training_and_when_exploring_and_not_otherwise() -> None
     with torch.no_grad():
         sure = network(observations)
         assert torch.equal(network(observations), sure)
-        network.exploring = True
-        assert network.exploring
-        first, second = network(observations), network(observations)
+        with network.acting(sampled=True):
+            first, second = network(observations), network(observations)
         assert not torch.equal(first, sure)
         assert not torch.equal(first, second), "the mask is drawn anew each time"
         assert not torch.equal(first[0], first[1]), "each row has a mask of its own"
-        network.exploring = False
         assert torch.equal(network(observations), sure)
         network.train()
         assert not torch.equal(network(observations), sure)
+        with network.acting(sampled=False):
+            assert torch.equal(network(observations), sure)
+        assert not torch.equal(network(observations), sure), "it trains on as before"
 
 
 def test_dropout_keeps_the_expected_score() -> None:
     network = build(Architecture("mlp:64", (4,), 1, dropout=0.3), 0).eval()
     observations = torch.ones((20_000, 4))
-    with torch.no_grad():
-        sure = network(observations)[0, 0]
-        network.exploring = True
+    with torch.no_grad(), network.acting(sampled=True):
+        with network.acting(sampled=False):
+            sure = network(observations)[0, 0]
         sampled = network(observations)[:, 0]
     assert abs(float(sampled.mean() - sure)) < 5 * float(sampled.std()) / 20_000**0.5
     assert float(sampled.std()) > 0
 
 
-def test_a_network_without_dropout_has_nothing_to_explore_with() -> None:
+def test_a_network_without_dropout_acts_as_it_is() -> None:
     network = build(Architecture("mlp:8", (4,), 2), 0)
-    network.exploring = True
-    assert not network.exploring
+    observations = torch.ones((2, 4))
+    with torch.no_grad(), network.acting(sampled=True):
+        assert torch.equal(network(observations), network(observations))
 
 
 @pytest.mark.parametrize("name", ["mlp:16", "cnn:4,4:8"])

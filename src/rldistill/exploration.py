@@ -31,13 +31,8 @@ def explorer(
     """
 
     def act(observations: Observations) -> Actions:
-        was_training, was_exploring = network.training, network.exploring
-        network.eval()
-        network.exploring = explore == "dropout"
-        with torch.no_grad():
+        with torch.no_grad(), network.acting(sampled=explore == "dropout"):
             scores = network(as_tensor(observations))
-        network.exploring = was_exploring
-        network.train(was_training)
         if explore == "boltzmann":
             return drawn(scores, network.score_kind, task, generator)
         actions = cast(Actions, chosen(scores, network.score_kind, task).numpy())

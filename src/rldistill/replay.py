@@ -64,6 +64,7 @@ class Replay:
             "starts": ((), np.bool_),
             **columns,
         }
+        self._mapped: list[np.memmap[Any, Any]] = []
         self._arrays = {
             name: self._allocate(name, (self._length, num_envs, *item), dtype) for name, (item, dtype) in kinds.items()
         }
@@ -83,7 +84,8 @@ class Replay:
                 if fresh:
                     path.unlink(missing_ok=True)
                 raise
-            return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
+            self._mapped.append(np.memmap(path, dtype=dtype, mode="r+", shape=shape))
+            return np.asarray(self._mapped[-1])  # a plain view: what indexes a memmap goes through Python each time
         except (MemoryError, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) else "out of memory"
             raise UserError(f"no room for a replay of {size / 2**30:.1f} GiB ({reason}): {self._advice}") from None
@@ -168,8 +170,8 @@ class Replay:
         """
         if self._checksums is None:
             raise ValueError("a replay without scratch files cannot be saved")
-        for array in [*self._arrays.values(), self._checksums]:
-            array.flush()  # type: ignore[attr-defined]  # with scratch they are memmaps
+        for array in self._mapped:
+            array.flush()
         return {"added": self.added}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

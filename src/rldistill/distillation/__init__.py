@@ -203,18 +203,13 @@ class _Distillation:
                 self.seconds["training"] += now - began
                 if self.done >= next_log:
                     next_log = self.done + max(self.total // 200, 1)
-                    if not math.isfinite(float(figures["loss"])):
-                        raise UserError(f"the loss became {float(figures['loss'])}: lower --learning-rate")
-                    run.log(event="train", **self._position(), loss=float(figures["loss"]),
-                            agreement=float(figures["agreement"]), learning_rate=update.rate(update.updates))  # fmt: skip
+                    if not math.isfinite(figures.loss):
+                        raise UserError(f"the loss became {figures.loss}: lower --learning-rate")
+                    run.log(event="train", **self._position(), loss=figures.loss,
+                            agreement=figures.agreement, learning_rate=update.rate(update.updates))  # fmt: skip
                 if now - told > 0.5:
                     told = now
-                    progress.update(
-                        self.done,
-                        loss=float(figures["loss"]),
-                        agreement=float(figures["agreement"]),
-                        score=self.score,
-                    )
+                    progress.update(self.done, loss=figures.loss, agreement=figures.agreement, score=self.score)
                 if now - saved >= config.checkpoint_seconds or stream.checkpoint_due:
                     keep()
                     saved = time.monotonic()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from rldistill.actions import agreement, bounds, chosen
+from rldistill.distillation.adamw import AdamW
 from rldistill.distillation.centring import CentredInputs
 from rldistill.distillation.config import DistillConfig
 from rldistill.losses import WeightedLoss
@@ -76,10 +77,35 @@ def _groups(network: Network, steady: bool) -> list[dict[str, Any]]:
 
 
 def _shorten(parameters: list[Tensor], most: float) -> None:
-    """`torch.nn.utils.clip_grad_norm_` in four calls; its own bookkeeping is a tenth of a small student's update."""
+    """`torch.nn.utils.clip_grad_norm_` in few calls; its own bookkeeping is a tenth of a small student's update."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    torch._foreach_mul_(gradients, (most / (norm + 1e-6)).clamp(max=1.0))
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) + 1e-6
+    if float(norm) > most:
+        torch._foreach_mul_(gradients, most / norm)
+
+
+class Figures(NamedTuple):
+    """Of one update, over its samples. Nearly nobody looks at them, so they are computed when somebody does."""
+
+    mean_loss: Tensor
+    pairs: list[tuple[Tensor, Tensor]]
+    """The student's scores and the teacher's values of each task."""
+    update: Update
+
+    @property
+    def loss(self) -> float:
+        """Its mean."""
+        return float(self.mean_loss)
+
+    @property
+    def agreement(self) -> float:
+        """Share of the samples in which student and teacher choose the same action."""
+        kind, teacher_kind, task = self.update.loss.score_kind, self.update.teacher_kind, self.update.task
+        told = [
+            agreement(chosen(scores, kind, task), chosen(values, teacher_kind, task), task)
+            for scores, values in self.pairs
+        ]
+        return float(torch.cat(told).mean())
 
 
 class Update:
@@ -105,12 +131,11 @@ class Update:
     ) -> None:
         self.network, self.loss, self.config = network, loss, config
         self.task, self.teacher_kind = task, teacher_kind
-        groups, rate = _groups(network, config.steady), config.learning_rate
-        self.optimizer: torch.optim.Optimizer = (
-            # Loshchilov & Hutter, arXiv 1711.05101.
-            torch.optim.AdamW(groups, lr=rate, weight_decay=config.weight_decay, fused=True)
+        groups = _groups(network, config.steady)
+        self.optimizer: AdamW | torch.optim.Optimizer = (
+            AdamW(groups, config.weight_decay)
             if config.optimizer == "adam"
-            else torch.optim.RMSprop(groups, lr=rate)
+            else torch.optim.RMSprop(groups, lr=config.learning_rate)
         )
         peak = config.learning_rate
         self.rate = (
@@ -141,18 +166,17 @@ class Update:
         self._units.leave()  # drawn around 0, so that the student begins around the range's middle
         self.average.load_state_dict(self.network.state_dict())
 
-    def __call__(self, batches: Mapping[Task, Batch]) -> dict[str, Tensor]:
-        """Mean loss and agreement of best actions over the samples, both as scalars that nobody has waited for yet."""
+    def __call__(self, batches: Mapping[Task, Batch]) -> Figures:
+        """One gradient step; the figures are of the student before it."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(self.updates) * group["share"]
         if not self.network.training:  # to set it costs a small student a twentieth of its update
             self.network.train()
-        losses, agreements = [], []
+        losses, pairs = [], []
         for observations, values in batches.values():
             scores = self.network(observations)
             losses.append(self.loss(*self._matched(scores, values), self.temperature))
-            best = chosen(scores.detach(), self.loss.score_kind, self.task)
-            agreements.append(agreement(best, chosen(values, self.teacher_kind, self.task), self.task))
+            pairs.append((scores.detach(), values))
         loss = (torch.cat(losses) if len(losses) > 1 else losses[0]).mean()
         for parameter in self._parameters:
             parameter.grad = None
@@ -166,7 +190,7 @@ class Update:
         self._units.leave()
         self.updates += 1
         self._follow()
-        return {"loss": loss.detach(), "agreement": torch.cat(agreements).mean()}
+        return Figures(loss.detach(), pairs, self)
 
     def _matched(self, scores: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """What the loss compares: scores and transformed values, or actions in halves of their range."""
