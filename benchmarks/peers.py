@@ -81,8 +81,6 @@ class Budget(NamedTuple):
 
     labelled: int
     """Visited states with the teacher's label: one a control step."""
-    composites: int
-    """Made-up states with its label. Nobody visits them, and imitation has no such thing."""
     updates: int
     batch_size: int
 
@@ -111,12 +109,12 @@ def budget_of(config: DistillConfig) -> Budget:
         UserError: the configuration is wrong, or leaves open what depends on the student.
     """
     config = checked(config)
-    rows, share, samples = config.num_envs, config.augment, config.samples_per_step
-    if share is None or samples is None:
-        raise UserError("a budget needs --augment and --samples-per-step")
+    rows, samples = config.num_envs, config.samples_per_step
+    if config.augment != 0 or samples is None:
+        raise UserError("a budget needs --samples-per-step, and --augment 0: imitation has no composites")
     steps, warmup = (rows * math.ceil(number / rows) for number in (config.steps, max(config.warmup, 1)))
     updates = int((steps - warmup) * samples / config.batch_size)
-    return Budget(steps, round(share * updates * config.batch_size), updates, config.batch_size)
+    return Budget(steps, updates, config.batch_size)
 
 
 class Row(NamedTuple):
@@ -281,13 +279,10 @@ class Method(NamedTuple):
     key: str
     label: str
     peer: Peer
-    augment: float = 0.0
-    """Of ours: share of each batch that is made up."""
 
 
 METHODS = (
-    Method("ours", "rldistill `--augment 0`", "rldistill"),
-    Method("ours-composites", "rldistill (default)", "rldistill", 0.5),
+    Method("ours", "rldistill", "rldistill"),
     Method("bc", "imitation BC", "imitation"),
     Method("dagger", "imitation DAgger", "imitation"),
 )
@@ -300,8 +295,8 @@ def student_row(method: Method, game: str, seed: int, teacher: str, options: Opt
         steps=options.steps,
         seed=seed,
         env=game,
-        augment=method.augment,
-        samples_per_step=32.0,  # the default of vectors
+        augment=0.0,  # these two are the defaults of vectors
+        samples_per_step=32.0,
         evaluate_every=0,
     )
     made = DistillConfig(**config)
@@ -413,7 +408,6 @@ def student_line(
         "game": game,
         "student": method.label,
         "visited states": " to ".join(f"{number:,}" for number in dict.fromkeys((visited[0], visited[-1]))),
-        "composites": f"{budget.composites:,}",
         "updates × batch": f"{budget.updates:,} × {budget.batch_size}",
         "normalized [95 % CI]": f"{np.mean(means):.3f} [{low:.2f}, {high:.2f}]",
         "worst seed": f"{min(means):.3f}",

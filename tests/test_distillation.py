@@ -202,19 +202,28 @@ def test_weight_decay_alone_shrinks_the_weights_by_its_share_of_the_rate() -> No
 
 
 @pytest.mark.parametrize(
-    ("student", "augment", "share"),
-    [("cnn:2:8", None, 0.0), ("net2", None, 0.5), ("net2", 0.0, 0.0), ("cnn:2:8", 0.25, 0.25)],
-)
-def test_small_students_of_images_get_no_composites_unless_asked(
-    tmp_path: Path, student: str, augment: float | None, share: float
+    ("student", "shape", "augment", "decay"),
+    [("cnn:2:8", (4, 84, 84), 0.0, 0.1), ("net2", (4, 84, 84), 0.5, 0.1), ("mlp:300,300", (4,), 0.0, 0.0)],
+)  # fmt: skip
+def test_composites_are_for_students_of_images_with_room_and_decay_for_all_of_images(
+    student: str, shape: tuple[int, ...], augment: float, decay: float
 ) -> None:
+    network = build(Architecture(student, shape, 6), 0)
+    config = suited(DistillConfig(student=student), network)
+    assert (config.augment, config.weight_decay) == (augment, decay)
+    asked = suited(DistillConfig(student=student, augment=0.25, weight_decay=0.3), network)
+    assert (asked.augment, asked.weight_decay) == (0.25, 0.3)
+
+
+def test_what_suited_the_student_stands_in_the_run_folder(tmp_path: Path) -> None:
     teacher = SavedPolicy(
         build(Architecture("cnn:2:8", PONG.observation_shape, 6), 0), PONG, {"score": {"mean": -20.0}}
     )
-    config = DistillConfig(student=student, steps=64, warmup=16, num_envs=4, evaluate_episodes=1, augment=augment,
-                           evaluate_every=0, batch_size=8, samples_per_step=1)  # fmt: skip
+    config = DistillConfig(student="net2", steps=64, warmup=16, num_envs=4, evaluate_episodes=1, evaluate_every=0,
+                           batch_size=8, samples_per_step=1)  # fmt: skip
     distill(teacher, tmp_path / "run", config)
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["augment"] == share
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (kept["augment"], kept["weight_decay"], kept["samples_per_step"]) == (0.5, 0.1, 1)
 
 
 @pytest.mark.parametrize("most", [0.5, 1e4])

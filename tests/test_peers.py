@@ -34,7 +34,7 @@ def test_a_budget_is_what_the_distillation_spends(peers: ModuleType, tmp_path: P
         student="mlp:2",
         steps=397,
         warmup=100,
-        augment=0.25,
+        augment=0.0,
         samples_per_step=32.0,
         evaluate_every=0,
         evaluate_episodes=1,
@@ -42,10 +42,10 @@ def test_a_budget_is_what_the_distillation_spends(peers: ModuleType, tmp_path: P
     spent = distill(teacher, tmp_path / "run", config).provenance
     budget = peers.budget_of(config)
     assert (budget.labelled, budget.updates, budget.batch_size) == (spent["control_steps"], spent["updates"], 64)
-    assert budget == (400, 2_368, 148, 64)  # (400 - 104) / 8 * 4 updates; a quarter of 148 * 64 samples
+    assert budget == (400, 148, 64)  # (400 - 104) / 8 * 4 updates
 
 
-def test_a_budget_needs_to_know_the_composites(peers: ModuleType) -> None:
+def test_a_budget_has_no_composites(peers: ModuleType) -> None:
     with pytest.raises(UserError, match="--augment"):
         peers.budget_of(DistillConfig())
 
@@ -59,7 +59,7 @@ def test_imitation_gets_the_labelled_states_and_the_samples_of_ours(
     rows = {made.key: peers.student_row(made, "CartPole-v1", 3, "teacher.zip", options) for made in peers.METHODS}
     ours = peers.budget_of(DistillConfig(**rows["ours"][0].job["config"]))
     job = rows[method][0].job
-    assert job["labelled"] == ours.labelled + ours.composites == 20_000
+    assert job["labelled"] == ours.labelled == 20_000
     assert job["updates"] * job["batch_size"] == ours.samples == 19_000 * 32
     assert job["batch_size"] == batch
     assert job["seed"] == rows["ours"][0].job["config"]["seed"] == 3
@@ -67,11 +67,11 @@ def test_imitation_gets_the_labelled_states_and_the_samples_of_ours(
 
 def test_samples_that_do_not_come_out_even_are_refused(peers: ModuleType) -> None:
     with pytest.raises(UserError, match="batches of 7"):
-        peers.Budget(400, 0, 148, 64).in_batches_of(7)
+        peers.Budget(400, 148, 64).in_batches_of(7)
 
 
 def test_a_run_beyond_its_budget_is_told_and_only_dagger_may_end_its_games(peers: ModuleType) -> None:
-    budget = peers.Budget(400, 0, 148, 64)
+    budget = peers.Budget(400, 148, 64)
     longer = {"labelled": 430, "updates": 148}
     peers.check_spent(peers.Row("dagger", "imitation", {"work": "dagger"}), longer, budget)
     for work, spent in (("bc", longer), ("distill", longer), ("dagger", {"labelled": 430, "updates": 149})):

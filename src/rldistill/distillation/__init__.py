@@ -319,19 +319,20 @@ def _fitting_dataset(path: str, teacher: Teacher, task: Task, *, augment: bool) 
 
 
 def suited(config: DistillConfig, network: Network) -> DistillConfig:
-    """Where the user says nothing, what suits the student: composites and samples a control step.
+    """Where the user says nothing, what suits the student: composites, samples a control step, weight decay.
 
-    On Pong a student of 10,062 parameters learnt to lose with composites. Images are learnt from twice as often as vectors:
-    their environments and labels cost more, and their students are the larger.
+    Students of images see few of the states there are and are helped where they have not been by composites and weight decay;
+    one of 10,062 parameters learnt to lose with composites on Pong. Students of vectors see enough, and both keep them from
+    following their teacher closely. Images are learnt from twice as often: their environments and labels cost more, and their
+    students are the larger.
     """
     image = len(network.architecture.observation_shape) == 3
-    augment = 0.0 if image and parameter_count(network) < 30_000 else 0.5
-    samples = 64.0 if image else 32.0
-    return replace(
-        config,
-        augment=augment if config.augment is None else config.augment,
-        samples_per_step=samples if config.samples_per_step is None else config.samples_per_step,
-    )
+    suiting: dict[str, float] = {
+        "augment": 0.5 if image and parameter_count(network) >= 30_000 else 0.0,
+        "samples_per_step": 64.0 if image else 32.0,
+        "weight_decay": 0.1 if image else 0.0,
+    }
+    return replace(config, **{name: value for name, value in suiting.items() if getattr(config, name) is None})
 
 
 def make_stream(

@@ -65,8 +65,8 @@ class DistillConfig:
     """Samples a gradient update."""
     augment: float | None = None
     """Share of each batch that is made up of composites of two visited states, labelled by the teacher on the spot: they
-    cost no control steps; 0 learns from visited states alone. By default a half; 0 for students of images with fewer than
-    30,000 parameters, which have no room for more than what is visited."""
+    cost no control steps; 0 learns from visited states alone. By default a half for students of images from 30,000 parameters on
+    (smaller ones have no room for more than what is visited), else 0."""
     replay: int = 540_000
     """Control steps kept (the paper's ten hours; 3.6 GiB on Atari), no more than `steps`."""
     warmup: int = 1_000
@@ -78,9 +78,9 @@ class DistillConfig:
     steady: bool = True
     """Steps that no layer's mean input and number of inputs make longer: gradients are taken for inputs less their mean, and
     layers of more than 256 inputs have a smaller rate. Without it many of a student's ReLUs die."""
-    weight_decay: float = 0.1
+    weight_decay: float | None = None
     """Of Adam, apart from the gradient: each update shrinks the weights by this times the learning rate. A student of few
-    states follows its teacher better where it has not been."""
+    images follows its teacher better where it has not been: by default 0.1 for images, 0 for vectors."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Of the learning rate: a short warm-up and half a cosine down to nothing, or constant."""
     max_grad_norm: float = 1.0

@@ -133,7 +133,7 @@ class Update:
         self.task, self.teacher_kind = task, teacher_kind
         groups = _groups(network, config.steady)
         self.optimizer: AdamW | torch.optim.Optimizer = (
-            AdamW(groups, config.weight_decay)
+            AdamW(groups, config.weight_decay or 0.0)
             if config.optimizer == "adam"
             else torch.optim.RMSprop(groups, lr=config.learning_rate)
         )
