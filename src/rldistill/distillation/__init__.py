@@ -327,7 +327,7 @@ def suited(config: DistillConfig, network: Network) -> DistillConfig:
     students are the larger.
     """
     image = len(network.architecture.observation_shape) == 3
-    suiting: dict[str, float] = {
+    suiting: dict[str, Any] = {
         "augment": 0.5 if image and parameter_count(network) >= 30_000 else 0.0,
         "samples_per_step": 64.0 if image else 32.0,
         "weight_decay": 0.1 if image else 0.0,
