@@ -2,8 +2,8 @@
 
     python benchmarks/foreign_teachers.py --teachers FOLDER/*.zip --out runs/foreign
 
-The student of a vector task is `mlp:32,32` (at most 2,000 parameters where the teacher is small), of Atari `net2`. A row that is
-there already is not run again. The table and OUT/teachers.json come of it.
+The student is the default one: at most a tenth of the teacher, or `mlp:32,32` of a small one; `net2` of Atari. A row that is there
+already is not run again. The table and OUT/teachers.json come of it.
 """
 
 from __future__ import annotations
@@ -49,13 +49,9 @@ def main(options: Options) -> None:
             path = options.out / Path(ref).stem / "row.json"
             if not path.exists():
                 teacher = load_teacher(ref, env=env or None)
-                image = len(teacher.task.observation_shape) == 3
-                student = "net2" if image else "mlp:32,32"
                 run = options.out / Path(ref).stem / "run"
                 began = time.perf_counter()
-                config = DistillConfig(
-                    student=student, seed=options.seed, env=env or None, steps=options.steps, evaluate_every=0
-                )
+                config = DistillConfig(seed=options.seed, env=env or None, steps=options.steps, evaluate_every=0)
                 policy = distill(ref, run, config, options=TeacherOptions(), resume=True, progress=progress)
                 seconds = time.perf_counter() - began
                 conditions = EvaluateConfig(episodes=options.episodes, epsilon=options.epsilon, seed=1, env=env or None)

@@ -110,8 +110,8 @@ def budget_of(config: DistillConfig) -> Budget:
     """
     config = checked(config)
     rows, samples = config.num_envs, config.samples_per_step
-    if config.augment != 0 or samples is None:
-        raise UserError("a budget needs --samples-per-step, and --augment 0: imitation has no composites")
+    if config.augment != 0:
+        raise UserError("a budget needs --augment 0: imitation has no composites")
     steps, warmup = (rows * math.ceil(number / rows) for number in (config.steps, max(config.warmup, 1)))
     updates = int((steps - warmup) * samples / config.batch_size)
     return Budget(steps, updates, config.batch_size)
@@ -295,7 +295,7 @@ def student_row(method: Method, game: str, seed: int, teacher: str, options: Opt
         steps=options.steps,
         seed=seed,
         env=game,
-        augment=0.0,  # these two are the defaults of vectors
+        augment=0.0,  # as is the default for vectors
         samples_per_step=32.0,
         evaluate_every=0,
     )

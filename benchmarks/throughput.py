@@ -152,7 +152,7 @@ def main(options: Options) -> None:
             return stream.teacher_steps + stream.student_steps - before
 
         works = {"env": step, "label": label, "act": act, "train": train}
-        samples = config.samples_per_step or 0.0
+        samples = config.samples_per_step
         updates_per_step = samples / config.batch_size
         a_step = {"env": 1.0, "label": 1.0, "act": 1.0, "train": updates_per_step}
         if made:

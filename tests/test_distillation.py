@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 import rldistill
-from rldistill.distillation import DistillConfig, Update, checked, distill, make_stream, suited
+from rldistill.distillation import DistillConfig, Update, checked, distill, make_stream, suited, suited_architecture
 from rldistill.distillation.update import _shorten
 from rldistill.envs import make_task
 from rldistill.evaluation import EvaluateConfig, evaluate
@@ -215,6 +215,38 @@ def test_composites_are_for_students_of_images_with_room_and_decay_for_all_of_im
     assert (asked.augment, asked.weight_decay) == (0.25, 0.3)
 
 
+@pytest.mark.parametrize(
+    ("shape", "teacher", "student"),
+    [((4, 84, 84), "dqn", "net2"), ((4, 10, 10), "cnn:8:8", "net2"), ((4,), "mlp:64,64", "mlp:32,32"),
+     ((4,), "mlp:211,211", "mlp:64,64"), ((4,), "mlp:210,210", "mlp:32,32"), ((40,), "mlp:64,64", "mlp:24,24"),
+     ((400,), "mlp:8", "mlp:16,16")],
+)  # fmt: skip
+def test_the_student_that_auto_stands_for_is_at_most_a_tenth_of_its_teacher_or_2000_parameters(
+    shape: tuple[int, ...], teacher: str, student: str
+) -> None:
+    """With two actions, mlp:64,64 of 4 features has 4,610 parameters, mlp:211,211 46,211 and mlp:210,210 45,782; of 40
+    features mlp:32,32 has 2,434 and mlp:24,24 1,634; of 400 none has as few."""
+    task = replace(PONG if len(shape) == 3 else CARTPOLE, observation_shape=shape)
+    known = SavedPolicy(build(Architecture(teacher, shape, task.num_actions), 0), task)
+    assert suited_architecture(Architecture("auto", shape, task.num_actions), known).name == student
+
+
+def test_a_run_whose_student_is_auto_has_it_by_name_in_its_folder(tmp_path: Path, root: Path) -> None:
+    student = distill(root / "cartpole", tmp_path / "run", replace(TINY, student="auto"))
+    assert student.network.architecture.name == "mlp:32,32"
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["student"] == "mlp:32,32"
+
+
+def test_auto_takes_the_narrower_student_of_a_teacher_whose_size_nobody_knows() -> None:
+    class Function:
+        task, score_kind = CARTPOLE, "q_values"
+
+        def __call__(self, observations: torch.Tensor) -> torch.Tensor:
+            return observations[:, :2]
+
+    assert suited_architecture(Architecture("auto", (4,), 2), Function()).name == "mlp:32,32"
+
+
 def test_what_suited_the_student_stands_in_the_run_folder(tmp_path: Path) -> None:
     teacher = SavedPolicy(
         build(Architecture("cnn:2:8", PONG.observation_shape, 6), 0), PONG, {"score": {"mean": -20.0}}
@@ -236,12 +268,6 @@ def test_long_gradients_are_shortened_as_torch_does(most: float) -> None:
     assert 0.5 < before < 1e4, "the one is longer than the bound, the other shorter"
     for mine, known in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, known.grad)
-
-
-def test_images_are_learnt_from_twice_as_often_as_vectors_unless_said() -> None:
-    image, vector = build(Architecture("net3", PONG.observation_shape, 6), 0), build(Architecture("mlp:8", (4,), 2), 0)
-    assert [suited(DistillConfig(), network).samples_per_step for network in (image, vector)] == [64, 32]
-    assert suited(DistillConfig(samples_per_step=5.0), image).samples_per_step == 5
 
 
 def test_python_callable_can_be_the_teacher(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from rldistill.streams import Composed, Driven, Offline, Stream, checked_labels,
 from rldistill.teachers import ForeignTeacher, TeacherOptions, load_fitting
 from rldistill.types import Task, Teacher, UserError, as_tensor
 
-__all__ = ["DistillConfig", "Update", "checked", "distill", "make_stream", "suited"]
+__all__ = ["DistillConfig", "Update", "checked", "distill", "make_stream", "suited", "suited_architecture"]
 
 
 def distill(
@@ -72,18 +72,17 @@ def distill(
     loss = parse_loss(config.loss, teacher.score_kind, task.action_sizes)
     if task.continuous and config.targets != "raw":
         raise UserError(f"--targets {config.targets} is for scores of discrete actions, not for {describe(task)}")
-    width = score_width(task, loss.score_kind)
-    network = build(
-        Architecture(
-            config.student,
-            task.observation_shape,
-            width,
-            dropout=config.dropout,
-            reads=features_of(task, config.student_observation),
-        ),
-        config.seed,
-        loss.score_kind,
+    architecture = Architecture(
+        config.student,
+        task.observation_shape,
+        score_width(task, loss.score_kind),
+        dropout=config.dropout,
+        reads=features_of(task, config.student_observation),
     )
+    if config.student == "auto":
+        architecture = suited_architecture(architecture, teacher)
+        config = replace(config, student=architecture.name)
+    network = build(architecture, config.seed, loss.score_kind)
     config = suited(config, network)
     network.bfloat16 = config.bfloat16 and len(task.observation_shape) == 3
     resolved = {"verb": "distill", "teacher": name, "task": task.as_dict()} | asdict(config)
@@ -136,7 +135,7 @@ class _Distillation:
         self.total = cast(int, config.updates) if self.offline else config.steps
         self.unit = "updates" if self.offline else "steps"
         warm = min(config.warmup, config.steps)
-        drawn = (config.steps - warm) * cast(float, config.samples_per_step)
+        drawn = (config.steps - warm) * config.samples_per_step
         updates = self.total if self.offline else max(int(drawn / config.batch_size), 1)
         self.update = Update(network, loss, config, updates, task, teacher.score_kind)
         self.seconds = {"training": 0.0, "evaluation": 0.0}
@@ -318,18 +317,26 @@ def _fitting_dataset(path: str, teacher: Teacher, task: Task, *, augment: bool) 
     return dataset
 
 
-def suited(config: DistillConfig, network: Network) -> DistillConfig:
-    """Where the user says nothing, what suits the student: composites, samples a control step, weight decay.
+def suited_architecture(architecture: Architecture, teacher: Teacher) -> Architecture:
+    """What `--student auto` stands for: `net2` for images; for vectors the widest of four that has at most a tenth of the teacher's
+    parameters, or 2,000 where the teacher is small (or a function, whose size nobody knows)."""
+    if len(architecture.observation_shape) == 3:
+        return architecture._replace(name="net2")
+    size = parameter_count(teacher.network) if isinstance(teacher, SavedPolicy | ForeignTeacher) else 0
+    room = max(size // 10, 2_000)
+    students = [architecture._replace(name=f"mlp:{width},{width}") for width in (64, 32, 24, 16)]
+    return next((student for student in students if parameter_count(build(student, 0)) <= room), students[-1])
 
-    Students of images see few of the states there are and are helped where they have not been by composites and weight decay;
-    one of 10,062 parameters learnt to lose with composites on Pong. Students of vectors see enough, and both keep them from
-    following their teacher closely. Images are learnt from twice as often: their environments and labels cost more, and their
-    students are the larger.
+
+def suited(config: DistillConfig, network: Network) -> DistillConfig:
+    """Where the user says nothing, what suits the student: composites and weight decay.
+
+    Students of images see few of the states there are and are helped where they have not been by both; one of 10,062 parameters
+    learnt to lose with composites on Pong. Students of vectors see enough, and both keep them from following their teacher closely.
     """
     image = len(network.architecture.observation_shape) == 3
     suiting: dict[str, Any] = {
         "augment": 0.5 if image and parameter_count(network) >= 30_000 else 0.0,
-        "samples_per_step": 64.0 if image else 32.0,
         "weight_decay": 0.1 if image else 0.0,
     }
     return replace(config, **{name: value for name, value in suiting.items() if getattr(config, name) is None})
@@ -374,8 +381,7 @@ def _visited(
     room, beyond = max(config.replay // 20, 100 * config.num_envs), config.steps - config.replay
     slack = room if beyond > room else 0
     # The item after a checkpoint is played whatever is due, and the last item of a run ends beyond its steps.
-    samples = cast(float, config.samples_per_step)
-    item = config.num_envs * times_an_item(config.num_envs, samples, config.batch_size)
+    item = config.num_envs * times_an_item(config.num_envs, config.samples_per_step, config.batch_size)
     exploring = linear(config.epsilon, 0.0, config.steps)
     driven = Driven(
         Environments(task, config.num_envs, config.seed),
@@ -394,7 +400,7 @@ def _visited(
         ),
         warmup=config.warmup,
         batch_size=config.batch_size,
-        samples_per_step=samples,
+        samples_per_step=config.samples_per_step,
         generator=generator,
     )
     return driven

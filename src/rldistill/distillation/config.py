@@ -17,8 +17,10 @@ Driver = Literal["mixture", "teacher", "student"]
 class DistillConfig:
     """How a student is made. None stands for a default that depends on the rest."""
 
-    student: str = "net2"
-    """`dqn`, `net1`, `net2`, `net3`, or any `cnn:8,8,8:16` (channels : hidden units) or `mlp:64,64`."""
+    student: str = "auto"
+    """`dqn`, `net1`, `net2`, `net3`, or any `cnn:8,8,8:16` (channels : hidden units) or `mlp:64,64`. `auto`: `net2` for images; for
+    vectors the widest of mlp:64,64, mlp:32,32, mlp:24,24 and mlp:16,16 that has at most a tenth of the teacher's parameters, or
+    2,000 if that is more."""
     student_observation: tuple[str, ...] = ()
     """Parts of the observation (the names of a Dict) that the student sees, where the teacher sees them all: what robotics
     calls a privileged teacher. By default the student sees what the teacher sees."""
@@ -59,8 +61,8 @@ class DistillConfig:
     """Another environment id than the teacher's own, with the same actions and observations."""
     num_envs: int = 8
     """Environments stepped together."""
-    samples_per_step: float | None = None
-    """Samples drawn from the replay for each control step; by default 64 of images, 32 of vectors."""
+    samples_per_step: float = 64.0
+    """Samples drawn from the replay for each control step."""
     batch_size: int = 64
     """Samples a gradient update."""
     augment: float | None = None
