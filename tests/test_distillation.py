@@ -45,6 +45,7 @@ SOURCE = Path(rldistill.__file__).parents[1]
 TINY = DistillConfig(
     student="mlp:8", steps=400, num_envs=4, warmup=80, batch_size=32, samples_per_step=8, evaluate_episodes=2,
     evaluate_epsilon=1.0,  # random play, whose games end soon
+    augment=0.5, weight_decay=0.1,  # what images have by default
 )  # fmt: skip
 
 
@@ -547,7 +548,7 @@ def test_ctrl_c_at_the_command_says_how_to_resume_and_resuming_ends_in_the_same_
         sys.executable, "-m", "rldistill", "distill", "--teacher", str(root / "cartpole"), "--student", "mlp:8",
         "--steps", "4000", "--num-envs", "4", "--warmup", "80", "--batch-size", "16", "--samples-per-step", "8",
         "--evaluate-episodes", "2", "--evaluate-epsilon", "1.0", "--evaluate-every", "0",
-        "--driver", "student", "--checkpoint-seconds", "3600",
+        "--driver", "student", "--checkpoint-seconds", "3600", "--augment", "0.5", "--weight-decay", "0.1",
         "--out", str(tmp_path / "run"),
     ]  # fmt: skip
     process = subprocess.Popen(
@@ -804,7 +805,7 @@ def test_shortest_run_ends(tmp_path: Path, root: Path) -> None:
     config = DistillConfig(student="mlp:4", steps=3, num_envs=2, evaluate_episodes=1)
     assert distill(root / "cartpole", tmp_path / "run", config).task == CARTPOLE
     updates = [record["updates"] for record in read_metrics(tmp_path / "run") if record["event"] == "evaluation"]
-    assert updates == [1]
+    assert updates == [2]  # the first of two steps of both rows is warm-up; the second pays for 2 * 64 samples
 
 
 def test_run_too_short_for_one_update_is_refused() -> None:

@@ -531,7 +531,7 @@ def test_dataset_of_a_zip_is_distilled_with_the_same_zip(tmp_path: Path) -> None
     lean = shard.frames @ SIDE.astype(np.float64)
     np.testing.assert_allclose(shard.values, 20 * np.tanh(np.stack([-lean, lean], axis=1)), rtol=1e-4, atol=1e-4)
 
-    config = replace(QUICK, dataset=str(tmp_path / "data"), updates=30)
+    config = replace(QUICK, dataset=str(tmp_path / "data"), updates=30, augment=0.5)
     distill(teacher, tmp_path / "same", config)
     other = balancing_zip(tmp_path / "other" / "ppo-CartPole-v1.zip", scale=10.0)
     refused(distill, other, tmp_path / "run", config, says="another teacher labelled the dataset .*--augment 0")
