@@ -109,9 +109,9 @@ class WeightedLoss(NamedTuple):
         return self._sum(student, teacher, temperature)
 
     def _sum(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-        if len(self.parts) == 1 and self.parts[0][1] == 1:  # as nearly always: no sum, and none in the gradient
-            return LOSSES[self.parts[0][0]](student, teacher, temperature)
-        first, *others = (weight * LOSSES[name](student, teacher, temperature) for name, weight in self.parts)
+        losses = ((weight, LOSSES[name](student, teacher, temperature)) for name, weight in self.parts)
+        # A weight of 1, as nearly always, is left out: a small student would notice, in the gradient too.
+        first, *others = (loss if weight == 1 else weight * loss for weight, loss in losses)
         return sum(others, start=first)
 
 

@@ -56,8 +56,4 @@ class AdamW:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Puts back what `state_dict` gave."""
-        self._steps.copy_(state["steps"])
-        for ours, theirs in zip(self._moments, state["moments"], strict=True):
-            for moments, kept in zip(ours, theirs, strict=True):
-                for moment, value in zip(moments, kept, strict=True):
-                    moment.copy_(value)
+        self._steps, self._moments = state["steps"], state["moments"]

@@ -129,7 +129,7 @@ class Update:
         task: Task,
         teacher_kind: ScoreKind,
     ) -> None:
-        self.network, self.loss, self.config = network, loss, config
+        self.network, self.loss, self.config = network.train(), loss, config
         self.task, self.teacher_kind = task, teacher_kind
         groups = _groups(network, config.steady)
         self.optimizer: AdamW | torch.optim.Optimizer = (
@@ -170,8 +170,6 @@ class Update:
         """One gradient step; the figures are of the student before it."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(self.updates) * group["share"]
-        if not self.network.training:  # to set it costs a small student a twentieth of its update
-            self.network.train()
         losses, pairs = [], []
         for observations, values in batches.values():
             scores = self.network(observations)

@@ -47,8 +47,7 @@ _DAMAGE = (
     zlib.error,
     struct.error,
     EOFError,
-    NotImplementedError,
-    RuntimeError,
+    RuntimeError,  # NotImplementedError too, at a compression that zipfile does not know
     ValueError,
     LookupError,
     ArithmeticError,
