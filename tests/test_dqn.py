@@ -23,14 +23,21 @@ SMALL = dict(
 
 
 @contextmanager
-def learner(env: str = "CartPole-v1", scratch: Path | None = None, num_envs: int = 4, **changed: Any) -> Iterator[DQN]:
+def learner(
+    env: str = "CartPole-v1",
+    scratch: Path | None = None,
+    num_envs: int = 4,
+    lives_as_episodes: bool = False,
+    **changed: Any,
+) -> Iterator[DQN]:
     task = make_task(env)
     name = "mlp:16" if len(task.observation_shape) == 1 else "cnn:4:16"
     network = build(Architecture(name, task.observation_shape, task.num_actions), 0)
     environments = Environments(task, num_envs, 0)
     common: dict[str, Any] = dict(
-        steps=1_000, learning_rate=1e-2, discount=0.9, epsilon_end=0.1, epsilon_steps=200, clip_rewards=False, seed=0
-    )
+        steps=1_000, learning_rate=1e-2, discount=0.9, epsilon_end=0.1, epsilon_steps=200, clip_rewards=False, seed=0,
+        lives_as_episodes=lives_as_episodes,
+    )  # fmt: skip
     try:
         yield DQN(network, environments, **common, settings=DQNSettings(**(SMALL | changed)), scratch=scratch)
     finally:
@@ -232,3 +239,13 @@ def test_settings_of_an_item_change_reports_alone() -> None:
                 next(items)
             ends.append(weights(dqn))
     assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize("lives_as_episodes", [False, True])
+def test_a_lost_life_ends_what_is_learnt_only_where_that_is_asked(lives_as_episodes: bool) -> None:
+    with learner("BreakoutNoFrameskip-v4", lives_as_episodes=lives_as_episodes, warmup=10_000, capacity=2_000) as dqn:
+        games = sum(len(dqn._play()) for _ in range(500))
+        ends = int(dqn.replay.column("terminated", np.arange(500)[:, None], np.arange(4)[None]).sum())
+    # Five lives a game, the last of which is the end of it; up to four more are lost in each game that is still open.
+    assert games > 4
+    assert 5 * games <= ends <= 5 * games + 4 * 4 if lives_as_episodes else ends == games

@@ -242,6 +242,29 @@ def test_rewards_are_raw() -> None:
     assert set(rewards) <= {0.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0, 200.0}
 
 
+@pytest.mark.parametrize(("env", "lives"), [("BreakoutNoFrameskip-v4", 5), ("QbertNoFrameskip-v4", 4)])
+def test_each_life_but_the_last_is_told_when_it_is_lost(env: str, lives: int) -> None:
+    task = task_of(env)
+    environments = Environments(task, 3, 0)
+    lost, games = np.zeros(3, dtype=np.int64), 0
+    for actions in actions_of(task, 900, 3):
+        step = environments.step(actions)
+        ended = step.terminated | step.truncated
+        assert not (step.life_lost & ended).any()
+        lost += step.life_lost
+        assert (lost[ended] == lives - 1).all()
+        lost[ended] = 0
+        games += int(ended.sum())
+    assert games > 3
+
+
+@pytest.mark.parametrize("env", ["PongNoFrameskip-v4", "MinAtar/Breakout-v1", "CartPole-v1"])
+def test_worlds_without_lives_lose_none(env: str) -> None:
+    task = task_of(env)
+    environments = Environments(task, 2, 0)
+    assert not any(environments.step(actions).life_lost.any() for actions in actions_of(task, 120, 2))
+
+
 def test_episodes_are_truncated_at_the_limit_of_frames_and_without_one_never() -> None:
     for env, limit in (("PongNoFrameskip-v4", 80), ("MinAtar/Freeway-v1", 20)):
         environments = Environments(task_of(env, max_frames=limit), 2, 0)

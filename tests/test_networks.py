@@ -141,10 +141,14 @@ def test_weights_follow_from_the_seed_and_the_global_generator_is_left_alone(nam
     assert torch.equal(torch.rand(3), untouched)
 
 
+@pytest.mark.parametrize("standardization", [(0.0, 1 / 255), (87.3, 1 / 33)])
 @pytest.mark.parametrize("normalization", ["none", "layer"])
-def test_bfloat16_stays_close_to_float32_and_keeps_the_weights(normalization: str) -> None:
+def test_bfloat16_stays_close_to_float32_and_keeps_the_weights(
+    normalization: str, standardization: tuple[float, float]
+) -> None:
     architecture = Architecture("net2", ATARI, 6, "layer" if normalization == "layer" else "none")
     network = build(architecture, 0)
+    network.standardize(*(torch.tensor([number]) for number in standardization))
     observations = pixels(8)
     with torch.no_grad():
         exact = network(observations)
@@ -154,6 +158,30 @@ def test_bfloat16_stays_close_to_float32_and_keeps_the_weights(normalization: st
     assert all(parameter.dtype == torch.float32 for parameter in network.parameters())
     assert not torch.equal(exact, rounded)
     assert float((exact - rounded).abs().max()) < 0.03 * float(exact.abs().max())
+
+
+@pytest.mark.parametrize("name", ["net2", "mlp:16"])
+def test_scores_of_a_bfloat16_network_are_not_rounded_to_it(name: str) -> None:
+    # A state worth 1 has bfloat16 neighbours 0.004 away: a game of few rewards has all its actions between two of them.
+    network = build(Architecture(name, ATARI, 64), 0)
+    network.bfloat16 = True
+    observations = pixels(8)
+    with torch.no_grad():
+        scores = network(observations)
+    assert float((scores == scores.to(torch.bfloat16).to(torch.float32)).float().mean()) < 0.1
+
+
+def test_gradients_of_a_bfloat16_network_are_those_of_float32_but_for_rounding() -> None:
+    network = build(Architecture("net2", ATARI, 6), 0)
+    network.standardize(torch.tensor([87.3]), torch.tensor([1 / 33]))
+    observations, found = pixels(8), []
+    for network.bfloat16 in (False, True):
+        network.zero_grad()
+        network(observations).square().sum().backward()
+        found.append([parameter.grad for parameter in network.parameters()])
+    for exact, rounded in zip(*found, strict=True):
+        assert exact is not None
+        assert float((exact - rounded).norm()) < 0.15 * float(exact.norm())
 
 
 @pytest.mark.parametrize("normalization", ["none", "layer"])

@@ -14,17 +14,19 @@ from rldistill.envs import Environments, make_task
 from rldistill.files import load_state, save_state
 from rldistill.networks import Architecture, build
 from rldistill.pqn import PQN, PQNSettings, q_lambda_targets
+from rldistill.schedules import constant
 
 
 @contextmanager
-def learner() -> Iterator[PQN]:
-    task = make_task("CartPole-v1")
-    network = build(Architecture("mlp:16", task.observation_shape, task.num_actions, "layer"), 0)
+def learner(env: str = "CartPole-v1", lives_as_episodes: bool = False) -> Iterator[PQN]:
+    task = make_task(env)
+    name = "mlp:16" if len(task.observation_shape) == 1 else "cnn:4:16"
+    network = build(Architecture(name, task.observation_shape, task.num_actions, "layer"), 0)
     environments = Environments(task, 4, 0)
     try:
         yield PQN(
             network, environments, steps=2_000, learning_rate=1e-2, discount=0.9, epsilon_end=0.1, epsilon_steps=400,
-            clip_rewards=False, seed=0, settings=PQNSettings(rollout_length=16, minibatch=16),
+            clip_rewards=False, lives_as_episodes=lives_as_episodes, seed=0, settings=PQNSettings(rollout_length=16, minibatch=16),
         )  # fmt: skip
     finally:
         environments.close()
@@ -92,3 +94,21 @@ def test_a_learner_put_back_learns_on_as_if_it_had_never_stopped(tmp_path: Path)
         pqn.load_state_dict(load_state(tmp_path / "state"))
         items = pqn.learn()
         assert [next(items) for _ in range(3)] == expected
+
+
+@pytest.mark.parametrize("lives_as_episodes", [False, True])
+def test_a_lost_life_has_no_future_only_where_lives_are_episodes(lives_as_episodes: bool) -> None:
+    with learner("BreakoutNoFrameskip-v4", lives_as_episodes) as pqn:
+        pqn.epsilon = constant(1.0)
+        head = pqn.network.layers[-1]
+        with torch.no_grad():  # whatever is seen has the value 10
+            head.weight.zero_()
+            head.bias.fill_(10.0)
+        targets, games = [], 0
+        for _ in range(16):  # 256 steps of four rows; random play loses a life within some 30
+            _, _, learnt, returns = pqn._collect()
+            targets.append(learnt)
+            games += len(returns)
+    without_future = int((torch.cat(targets) < 0.5).sum())  # a life is never lost with a reward
+    assert games > 3
+    assert 5 * games <= without_future <= 5 * games + 4 * 4 if lives_as_episodes else without_future == games

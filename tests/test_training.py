@@ -161,7 +161,7 @@ def test_settings_reach_the_configuration_resolved(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["num_envs"] == 8
     assert config["warmup"] == 60
-    assert config["clip_rewards"] is False
+    assert config["clip_rewards"] is config["lives_as_episodes"] is False
     assert config["bfloat16"] is False
     assert config["dqn"]["minibatch"] == config["minibatch"] == 128
     assert "checkpoint_seconds" not in config

@@ -128,6 +128,7 @@ class DQN:
         epsilon_end: last probability of a random action.
         epsilon_steps: control steps over which it falls from 1, after the warm-up.
         clip_rewards: to -1, 0, 1 by their sign, as Mnih et al. 2015 (the returns reported stay raw).
+        lives_as_episodes: a lost life ends the return that is learnt, as Mnih et al. 2015; the game goes on.
         seed: of exploration and minibatches.
         scratch: folder for the replay's files; None keeps it in the process, which then cannot be saved.
 
@@ -146,14 +147,14 @@ class DQN:
         epsilon_end: float,
         epsilon_steps: int,
         clip_rewards: bool,
+        lives_as_episodes: bool,
         seed: int,
         settings: DQNSettings,
         scratch: Path | None = None,
     ) -> None:
         self.network, self.environments, self.settings = network, environments, settings
-        self.discount, self.clip_rewards = discount, clip_rewards
+        self.discount, self.clip_rewards, self.lives_as_episodes = discount, clip_rewards, lives_as_episodes
         self.target = copy.deepcopy(network).eval().requires_grad_(False)
-        self.target.bfloat16 = False  # what is bootstrapped from is not rounded
         self.optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, eps=1.5e-4, fused=True)
         self.learning_rate = constant(learning_rate)
         self.epsilon = linear(1.0, epsilon_end, epsilon_steps)
@@ -222,7 +223,7 @@ class DQN:
             step.starts,
             actions=step.actions,
             rewards=np.sign(step.rewards) if self.clip_rewards else step.rewards,
-            terminated=step.terminated,
+            terminated=step.terminated | step.life_lost if self.lives_as_episodes else step.terminated,
             truncated=step.truncated,
         )
         self.control_steps += self.environments.num_envs

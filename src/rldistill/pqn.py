@@ -68,6 +68,7 @@ class PQN:
         epsilon_end: last probability of a random action.
         epsilon_steps: control steps over which it falls from 1.
         clip_rewards: to -1, 0, 1 by their sign, as Mnih et al. 2015 (the returns reported stay raw).
+        lives_as_episodes: a lost life ends the return that is learnt, as Mnih et al. 2015; the game goes on.
         seed: of exploration and minibatches.
     """
 
@@ -82,11 +83,12 @@ class PQN:
         epsilon_end: float,
         epsilon_steps: int,
         clip_rewards: bool,
+        lives_as_episodes: bool,
         seed: int,
         settings: PQNSettings,
     ) -> None:
         self.network, self.environments, self.settings = network, environments, settings
-        self.discount, self.clip_rewards = discount, clip_rewards
+        self.discount, self.clip_rewards, self.lives_as_episodes = discount, clip_rewards, lives_as_episodes
         self.optimizer = torch.optim.RAdam(network.parameters(), lr=learning_rate)
         self.learning_rate = linear(learning_rate, learning_rate / 10, steps)
         self.epsilon = linear(1.0, epsilon_end, epsilon_steps)
@@ -131,7 +133,8 @@ class PQN:
             observations.append(step.observations)
             actions[t], cuts[t] = step.actions, step.truncated
             rewards[t] = np.sign(step.rewards) if self.clip_rewards else step.rewards
-            discounts[t] = np.where(step.terminated, 0.0, self.discount)
+            ended = step.terminated | step.life_lost if self.lives_as_episodes else step.terminated
+            discounts[t] = np.where(ended, 0.0, self.discount)
             if step.truncated.any():
                 finals[t] = step.final_observations
             returns += [float(score) for score in step.returns[~np.isnan(step.returns)]]

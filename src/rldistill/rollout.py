@@ -24,6 +24,7 @@ class Transition(NamedTuple):
     rewards: Floats
     terminated: Bools
     truncated: Bools
+    life_lost: Bools
     final_observations: Observations
     returns: Floats
     """Raw episode return in rows that ended one, NaN elsewhere."""
@@ -42,6 +43,7 @@ def rollout(environments: Environments, policy: Policy) -> Iterator[Transition]:
             step.rewards,
             step.terminated,
             step.truncated,
+            step.life_lost,
             step.final_observations,
             step.returns,
         )

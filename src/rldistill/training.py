@@ -56,6 +56,9 @@ class TrainConfig:
     end of the warm-up."""
     clip_rewards: bool | None = None
     """Learn from the sign of the rewards alone, as Mnih et al. 2015; by default on Atari only. Scores stay raw."""
+    lives_as_episodes: bool | None = None
+    """Learn as if a lost life ended the game, as Mnih et al. 2015; by default on Atari only. Games are played whole, and their
+    scores are of whole games."""
     n_step: int = 3
     """dqn: rewards summed before the bootstrap."""
     replay: int = 400_000
@@ -233,7 +236,16 @@ def _learner(settings: dict[str, Any], task: Task, network: Network, scratch: Pa
     learning = _learning(settings, task)
     network.bfloat16 = settings["bfloat16"]
     environments = Environments(task, settings["num_envs"], settings["seed"])
-    names = "steps", "learning_rate", "discount", "epsilon_end", "epsilon_steps", "clip_rewards", "seed"
+    names = (
+        "steps",
+        "learning_rate",
+        "discount",
+        "epsilon_end",
+        "epsilon_steps",
+        "clip_rewards",
+        "lives_as_episodes",
+        "seed",
+    )
     common = {name: settings[name] for name in names}
     if isinstance(learning, PQNSettings):
         return PQN(network, environments, **common, settings=learning)
@@ -279,6 +291,7 @@ def _resolve(config: TrainConfig, task: Task) -> dict[str, Any]:
     defaults: dict[str, Any] = {
         "network": {"vector": "mlp:128,128", "grid": "cnn:16:128", "image": "dqn"}[kind],
         "clip_rewards": task.frame_skip > 1,
+        "lives_as_episodes": task.frame_skip > 1,
         "bfloat16": kind == "image",
     }
     if config.algo == "pqn":

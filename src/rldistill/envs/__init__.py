@@ -223,7 +223,7 @@ class Environments:
         self._log[np.arange(self.num_envs), self._ages] = actions
         self._ages += 1
         rewards, terminated, truncated = self._backend.step(actions)
-        final = self._backend.observations
+        final, life_lost = self._backend.observations, self._backend.life_lost
         ended = terminated | truncated
         self._returns += rewards
         returns = np.where(ended, self._returns, np.nan).astype(np.float32)
@@ -233,7 +233,7 @@ class Environments:
             self._ages[ended] = 0
             self._backend.reset(ended, self._seeds(np.flatnonzero(ended)))
         self.starts = ended
-        return Step(rewards, terminated, truncated, final, returns)
+        return Step(rewards, terminated, truncated, life_lost, final, returns)
 
     def pixels(self) -> Pixels:
         """What a spectator sees now: (N, height, width, 3)."""

@@ -66,10 +66,13 @@ class AtariBackend:
         self._fires = np.array(["FIRE" in meaning for meaning in meanings])
         self._fire = meanings.index("FIRE") if "FIRE" in meanings else -1
         self._idle = np.zeros(num_envs, dtype=np.int64)
+        self._lives = np.zeros(num_envs, dtype=np.int32)
+        self.life_lost = np.zeros(num_envs, dtype=np.bool_)
         self.observations: Observations = np.zeros((num_envs, *task.observation_shape), dtype=np.uint8)
 
     def reset(self, rows: Bools, seeds: npt.NDArray[np.int64]) -> None:
-        self.observations, _ = self._ale.reset(seed=seeds, options={"reset_mask": rows})
+        self.observations, known = self._ale.reset(seed=seeds, options={"reset_mask": rows})
+        self._lives = known["lives"]
         if self._twin is not None:
             self._seen, _ = self._twin.reset(seed=seeds, options={"reset_mask": rows})
         self._idle[rows] = 0
@@ -77,10 +80,12 @@ class AtariBackend:
     def step(self, actions: Actions) -> tuple[Floats, Bools, Bools]:
         if self._task.fire_when_idle and self._fire >= 0:
             actions = np.where(self._idle >= self._task.fire_when_idle, self._fire, actions)
-        self.observations, rewards, terminated, truncated, _ = self._ale.step(actions)
+        self.observations, rewards, terminated, truncated, known = self._ale.step(actions)
         if self._twin is not None:
             self._seen = self._twin.step(actions)[0]
         self._idle = np.where((rewards != 0) | self._fires[actions], 0, self._idle + 1)
+        self.life_lost = (known["lives"] < self._lives) & ~terminated & ~truncated
+        self._lives = known["lives"]
         return rewards.astype(np.float32), terminated, truncated & ~terminated
 
     def pixels(self) -> Pixels:

@@ -108,6 +108,7 @@ class GymnasiumBackend:
         self._flattened = not isinstance(self._space, Box)
         self._images = len(task.observation_shape) == 3 and task.observation_dtype == "uint8"
         self._discrete = not task.continuous and not task.action_sizes
+        self.life_lost = np.zeros(num_envs, dtype=np.bool_)
         shape = (num_envs, *task.observation_shape)
         self.observations: Observations = (
             np.zeros(shape, dtype=np.uint8) if task.observation_dtype == "uint8" else np.zeros(shape, dtype=np.float32)

@@ -48,6 +48,7 @@ class MinAtarBackend:
         self._actions = list(range(6)) if task.env.endswith("-v0") else [int(action) for action in minimal]
         self._limit = task.max_frames
         self._ages = np.zeros(num_envs, dtype=np.int64)
+        self.life_lost = np.zeros(num_envs, dtype=np.bool_)
         self.observations: Observations = np.zeros((num_envs, *task.observation_shape), dtype=np.uint8)
 
     def reset(self, rows: Bools, seeds: npt.NDArray[np.int64]) -> None:

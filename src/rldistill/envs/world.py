@@ -21,6 +21,8 @@ class Step(NamedTuple):
     """Raw, never clipped."""
     terminated: Bools
     truncated: Bools
+    life_lost: Bools
+    """Where a life was lost and the episode goes on; nowhere in worlds that count no lives."""
     final_observations: Observations
     """(N, *obs) as they stood before ended episodes were restarted; elsewhere equal to the new observations."""
     returns: Floats
@@ -31,6 +33,8 @@ class Backend(Protocol):
     """One world of environments: rows that are reset from given seeds and stepped together. It never resets itself."""
 
     observations: Observations
+    life_lost: Bools
+    """(N,), in the last step; see `Step`."""
 
     def reset(self, rows: Bools, seeds: npt.NDArray[np.int64]) -> None:
         """Starts a new episode in the rows of the mask (N,), from one seed each."""
