@@ -30,7 +30,7 @@ from throughput import in_turns, rows_of, shares_of_bound
 from rldistill.actions import uniform_actions
 from rldistill.dqn import DQN
 from rldistill.envs.atari import is_atari
-from rldistill.machine import keep_freed_memory, machine_in_words
+from rldistill.machine import keep_freed_memory, machine_in_words, torch_device
 from rldistill.networks import parameter_count
 from rldistill.pqn import PQN
 from rldistill.progress import table
@@ -44,6 +44,8 @@ class Options:
 
     env: str = "PongNoFrameskip-v4"
     algos: tuple[Literal["dqn", "pqn"], ...] = ("dqn", "pqn")
+    device: str = "auto"
+    """Where our networks are, as in `rldistill train`; the peer's are on the processor."""
     sb3: bool = True
     """Stable-Baselines3's DQN beside ours."""
     replay: int = 20_000
@@ -71,7 +73,7 @@ def works_of(learner: DQN | PQN) -> tuple[dict[str, Callable[[], int]], dict[str
     def act() -> int:
         network.eval()
         with torch.no_grad():
-            network(as_tensor(environments.observations)).argmax(dim=1)
+            network(as_tensor(environments.observations)).argmax(dim=1).cpu()
         return rows
 
     def pipeline() -> int:
@@ -95,7 +97,9 @@ def works_of(learner: DQN | PQN) -> tuple[dict[str, Callable[[], int]], dict[str
         observations = observations.repeat(-(-minibatch // rows), *[1] * (observations.ndim - 1))[
             :minibatch
         ].contiguous()
-        actions, targets = torch.zeros(minibatch, dtype=torch.int64), torch.zeros(minibatch)
+        observations = observations.to(network.device)
+        actions = torch.zeros(minibatch, dtype=torch.int64, device=network.device)
+        targets = torch.zeros(minibatch, device=network.device)
 
         def learn() -> object:
             network.train()
@@ -103,6 +107,8 @@ def works_of(learner: DQN | PQN) -> tuple[dict[str, Callable[[], int]], dict[str
 
     def train() -> int:
         learn()
+        if network.device.type == "cuda":
+            torch.cuda.synchronize(network.device)
         return 1
 
     said = f"{rows} environments, {parameter_count(network):,} parameters, {minibatch} samples an update, " \
@@ -154,7 +160,7 @@ def sb3_work(env: str, learner: DQN, replay: int) -> tuple[Callable[[], int], st
 def main(options: Options) -> None:
     """Measures and prints."""
     keep_freed_memory()
-    print(f"{options.env} on {machine_in_words()}")
+    print(f"{options.env} on {machine_in_words(torch_device(options.device))}")
     figures: dict[str, Any] = {}
     works: dict[str, Callable[[], int]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -162,7 +168,9 @@ def main(options: Options) -> None:
         for algo in options.algos:
             scratch = Path(folder) / algo
             scratch.mkdir()
-            config = TrainConfig(steps=100_000_000, algo=algo, replay=options.replay, warmup=1_000)
+            config = TrainConfig(
+                steps=100_000_000, algo=algo, replay=options.replay, warmup=1_000, device=options.device
+            )
             learners[algo] = make_learner(options.env, config, scratch)
         parts = {algo: works_of(learner) for algo, learner in learners.items()}
         for algo, (own, _, said) in parts.items():

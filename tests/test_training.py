@@ -116,6 +116,37 @@ def test_ctrl_c_keeps_what_was_done_and_the_same_seed_gives_the_same_weights(
     assert weights(tmp_path / "other") != weights(tmp_path / "whole")
 
 
+class LostGPU(Silent):
+    """Fails as PyTorch does when a GPU goes away, once so many control steps are done."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def update(self, done: int, **figures: float) -> None:
+        if self.at <= done:
+            raise torch.AcceleratorError("CUDA error: the device is lost\nCUDA kernel errors might be reported later")
+
+
+@pytest.mark.parametrize("config", [CARTPOLE_DQN, CARTPOLE_PQN], ids=["dqn", "pqn"])
+def test_a_gpu_that_goes_away_is_one_line_and_loses_nothing(tmp_path: Path, config: TrainConfig) -> None:
+    train("CartPole-v1", tmp_path / "whole", config)
+    with pytest.raises(UserError, match=r"^the GPU failed \(CUDA error: the device is lost\): go on .* --resume"):
+        train("CartPole-v1", tmp_path / "lost", config, progress=LostGPU(config.steps // 2))
+    train("CartPole-v1", tmp_path / "lost", changed(config, device="cpu"), resume=True)
+    assert weights(tmp_path / "lost") == weights(tmp_path / "whole")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("config", [CARTPOLE_DQN, CARTPOLE_PQN, PONG_DQN], ids=["dqn", "pqn", "pong"])
+def test_a_run_begun_on_a_gpu_goes_on_without_one(tmp_path: Path, config: TrainConfig) -> None:
+    env = "PongNoFrameskip-v4" if config is PONG_DQN else "CartPole-v1"
+    with pytest.raises(KeyboardInterrupt):
+        train(env, tmp_path / "run", changed(config, device="cuda"), progress=CtrlC(config.steps // 2))
+    saved = train(env, tmp_path / "run", changed(config, device="cpu"), resume=True)
+    assert saved.provenance["control_steps"] >= config.steps
+    assert saved.network.device.type == "cpu"
+
+
 def test_a_finished_run_resumed_gives_its_policy_and_stays_as_it_is(tmp_path: Path) -> None:
     out = tmp_path / "run"
     config = changed(CARTPOLE_DQN, steps=1_000, snapshots=(0.5,))

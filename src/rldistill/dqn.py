@@ -192,7 +192,7 @@ class DQN:
         greedy = np.zeros(len(observations), dtype=np.int64)
         if self.control_steps >= self.settings.warmup:
             with torch.no_grad():
-                greedy = np.asarray(self.network(as_tensor(observations)).argmax(dim=1).numpy())
+                greedy = np.asarray(self.network(as_tensor(observations)).argmax(dim=1).cpu().numpy())
         return mix_in_random(greedy, self.environments.task, epsilon, self.generator)
 
     def learn(self) -> Iterator[dict[str, Any]]:
@@ -253,14 +253,15 @@ class DQN:
             self.replay.column("truncated", window, beside),
             self.discount,
         )
-        return Drawn(
-            as_tensor(self.replay.observations(times, rows)),
-            torch.from_numpy(self.replay.column("actions", times, rows)),
-            as_tensor(self.replay.observations(times + following.steps, rows)),
-            torch.from_numpy(following.returns),
-            torch.from_numpy(following.discounts),
-            torch.from_numpy(following.valid),
+        arrays = (
+            self.replay.observations(times, rows),
+            self.replay.column("actions", times, rows),
+            self.replay.observations(times + following.steps, rows),
+            following.returns,
+            following.discounts,
+            following.valid,
         )
+        return Drawn(*(torch.from_numpy(array).to(self.network.device) for array in arrays))
 
     def fit(self, drawn: Drawn) -> tuple[Tensor, Tensor]:
         """One gradient step on a minibatch; the mean loss and the mean target."""

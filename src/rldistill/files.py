@@ -213,6 +213,8 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, np.ndarray):
         return torch.from_numpy(np.ascontiguousarray(value))
+    if isinstance(value, torch.Tensor):
+        return value.cpu()  # a checkpoint of a GPU is read where there is none
     if isinstance(value, np.generic):
         return value.item()
     return value

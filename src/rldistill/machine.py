@@ -6,19 +6,60 @@ import ctypes
 import importlib
 import os
 import platform
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from rldistill.types import UserError
 
 
-def machine_in_words() -> str:
-    """What this process computes on, for provenance: cores that it may use, threads that it uses, kind of processor."""
+def torch_device(name: str) -> torch.device:
+    """Where networks are, from `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:1`.
+
+    Raises:
+        UserError: no such device here.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise UserError(f"--device is auto, cpu, cuda or cuda:1 (any number), not {name!r}")
+    number = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        name = "cuda" if number else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= number:
+        has = (
+            "PyTorch sees no GPU here"
+            if not number
+            else f"PyTorch sees {number} GPU{'s' * (number > 1)}, from cuda:0 on"
+        )
+        raise UserError(f"--device {name}: {has} (torch {torch.__version__}); take --device cpu")
+    return device
+
+
+@contextmanager
+def device_failures(advice: str) -> Iterator[None]:
+    """Makes one line of it when a GPU runs out of memory or goes away.
+
+    Args:
+        advice: what is safe, and how to go on.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise UserError(f"the GPU has no memory left: {advice}") from None
+    except torch.AcceleratorError as error:
+        raise UserError(f"the GPU failed ({str(error).splitlines()[0]}): {advice}") from None
+
+
+def machine_in_words(device: torch.device | None = None) -> str:
+    """What this process computes on, for provenance: cores that it may use, threads that it uses, kind of processor, GPU."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = torch.get_num_threads()
     kind = platform.machine().replace("_", "-")
-    return f"{cores} core{'s' * (cores > 1)}, {threads} thread{'s' * (threads > 1)}, {kind}, no GPU"
+    gpu = torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else "no GPU"
+    return f"{cores} core{'s' * (cores > 1)}, {threads} thread{'s' * (threads > 1)}, {kind}, {gpu}"
 
 
 def keep_freed_memory() -> None:

@@ -89,17 +89,22 @@ class Network(nn.Module):
         self.bfloat16 = False
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes; observations are brought there, scores stay there."""
+        return self.shift.device
+
+    @property
     def score_kind(self) -> ScoreKind:
         """What the scores are."""
         return self._score_kind
 
     def forward(self, observations: Tensor) -> Tensor:
         """Scores (B, A) float32 of observations (B, *obs)."""
-        x = self.seen(observations)
+        x = self.seen(observations).to(self.device)
         if not self.bfloat16:  # to enter and leave autocast takes a small network a tenth of its time
             return cast(Tensor, self.layers(self._standardized(x)))
         first, *torso, head = self.layers
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16):
             if x.dtype == torch.uint8 and isinstance(first, nn.Conv2d) and first.bias is not None:
                 # Pixels are whole numbers, and less another whole number bfloat16 holds them exactly. The rest of the affine
                 # step folds into weights and bias: passes over the images in mixed types took half of an update's time.

@@ -133,9 +133,9 @@ def save_policy(
         UserError: a weight is NaN or infinite, or the folder cannot be written.
     """
     kind = {"float32": torch.float32, "float16": torch.float16}[dtype]
-    tensors = {name: tensor.detach().to(kind).contiguous() for name, tensor in network.state_dict().items()}
+    tensors = {name: tensor.detach().cpu().to(kind).contiguous() for name, tensor in network.state_dict().items()}
     for name in ("shift", "scale"):  # 1 / 255 needs its digits
-        tensors[name] = network.state_dict()[name].clone()
+        tensors[name] = network.state_dict()[name].cpu().clone()
     check_finite(tensors, path)
     weights = safetensors.torch.save(tensors)
     card = {

@@ -102,7 +102,7 @@ class PQN:
         with torch.no_grad():
             values = self.network(as_tensor(observations))
         self._seen_values.append(values)
-        greedy = np.asarray(values.argmax(dim=1).numpy())
+        greedy = np.asarray(values.argmax(dim=1).cpu().numpy())
         return mix_in_random(greedy, self.environments.task, self.epsilon(self.control_steps), self.generator)
 
     def learn(self) -> Iterator[dict[str, Any]]:
@@ -141,10 +141,10 @@ class PQN:
             self.control_steps += rows
         with torch.no_grad():
             self._seen_values.append(self.network(as_tensor(self.environments.observations)))
-            following = torch.stack([values.amax(dim=1) for values in self._seen_values[1:]])
+            following = torch.stack([values.amax(dim=1) for values in self._seen_values[1:]]).cpu()
             for t, final in finals.items():
                 cut = torch.from_numpy(cuts[t])
-                following[t, cut] = self.network(as_tensor(final))[cut].amax(dim=1)
+                following[t, cut] = self.network(as_tensor(final)).amax(dim=1).cpu()[cut]
         targets = q_lambda_targets(
             torch.from_numpy(rewards),
             torch.from_numpy(discounts),
@@ -152,10 +152,11 @@ class PQN:
             torch.from_numpy(cuts),
             self.settings.trace,
         )
+        device = self.network.device
         return (
-            torch.from_numpy(np.concatenate(observations)),
-            torch.from_numpy(actions).flatten(),
-            targets.flatten(),
+            torch.from_numpy(np.concatenate(observations)).to(device),
+            torch.from_numpy(actions).flatten().to(device),
+            targets.flatten().to(device),
             returns,
         )
 
@@ -165,7 +166,7 @@ class PQN:
         losses = []
         self.network.train()
         for _ in range(self.settings.epochs):
-            order = torch.from_numpy(self.generator.permutation(len(actions)))
+            order = torch.from_numpy(self.generator.permutation(len(actions))).to(actions.device)
             for chosen in torch.split(order, self.settings.minibatch):
                 losses.append(self.fit(observations.index_select(0, chosen), actions[chosen], targets[chosen]))
                 self.updates += 1

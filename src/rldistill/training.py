@@ -20,7 +20,7 @@ from rldistill.dqn import DQN, DQNSettings
 from rldistill.envs import Environments, make_task
 from rldistill.files import replace_file
 from rldistill.interrupts import deferred_interrupt
-from rldistill.machine import keep_freed_memory, machine_in_words
+from rldistill.machine import device_failures, keep_freed_memory, machine_in_words, torch_device
 from rldistill.networks import Architecture, Network, Normalization, build, parameter_count
 from rldistill.policies import SavedPolicy, load_policy, save_policy
 from rldistill.pqn import PQN, PQNSettings
@@ -74,8 +74,11 @@ class TrainConfig:
     sticky_actions: float | None = None
     """Probability of a repeated action; None leaves it to the environment id."""
     bfloat16: bool | None = None
-    """Compute convolutions and products in bfloat16 (weights, targets and the optimizer stay float32); by default for images
-    alone: elsewhere it gains nothing, and values of some size, rounded to 8 bits, no longer tell actions apart."""
+    """Compute all layers but the last in bfloat16 (weights, scores, targets and the optimizer stay float32); by default for
+    images alone: elsewhere it gains nothing."""
+    device: str = "auto"
+    """Where the networks are: `cpu`, `cuda`, `cuda:1`, or `auto`, a GPU if PyTorch sees one. Games are played on the processor.
+    A run may be resumed on another device."""
     snapshots: tuple[float, ...] = ()
     """Shares of the training after which the weights are kept as a policy folder in `snapshots/`, such as 0.25 0.5 0.75."""
     checkpoint_seconds: float = 60.0
@@ -114,7 +117,8 @@ def train(
     if task.continuous or task.action_sizes:
         raise UserError(f"{env} has {describe(task)}; deep Q-learning needs one discrete action")
     settings = _resolve(config, task)
-    network = _network(settings, task)
+    device = torch_device(config.device)
+    network = _network(settings, task).to(device)
     keep_freed_memory()
     resolved = settings | {config.algo: asdict(_learning(settings, task))}
     shown = {"verb": "train", "task": task.as_dict()} | resolved
@@ -154,14 +158,15 @@ def train(
                 "updates": learner.updates,
                 "training_seconds": round(seconds(), 1),
                 "cpu_seconds": round(cpu_seconds(), 1),
-                "machine": machine_in_words(),
+                "machine": machine_in_words(device),
             }
 
         saved = time.monotonic()
         due = [share for share in sorted(config.snapshots) if share * config.steps > learner.control_steps]
         progress.start(f"train {task.env} ({config.algo})", config.steps, "steps", done=first)
         try:
-            with deferred_interrupt() as interrupted:
+            safe = "go on from the last checkpoint with --resume (and --device cpu), or take a smaller --network"
+            with deferred_interrupt() as interrupted, device_failures(safe):
                 items = learner.learn()
                 while learner.control_steps < config.steps:
                     record = next(items)
@@ -188,7 +193,7 @@ def train(
         finally:
             learner.environments.close()
         keep()
-        network.eval()
+        network.eval().cpu()
         network.bfloat16 = False  # whoever loads it computes in float32
         made = provenance()
         if config.weights_dtype == "float16":
@@ -222,7 +227,7 @@ def make_learner(env: str, config: TrainConfig, scratch: Path) -> DQN | PQN:
     _check(config)
     task = make_task(env, sticky_actions=config.sticky_actions)
     settings = _resolve(config, task)
-    return _learner(settings, task, _network(settings, task), scratch)
+    return _learner(settings, task, _network(settings, task).to(torch_device(config.device)), scratch)
 
 
 def _network(settings: dict[str, Any], task: Task) -> Network:
@@ -311,7 +316,7 @@ def _resolve(config: TrainConfig, task: Task) -> dict[str, Any]:
             "target_every": {"vector": 100, "grid": 125, "image": 500}[kind],
         }
     settings = asdict(config)
-    del settings["checkpoint_seconds"], settings["tensorboard"], settings["weights_dtype"]
+    del settings["checkpoint_seconds"], settings["tensorboard"], settings["weights_dtype"], settings["device"]
     return settings | {name: default for name, default in defaults.items() if settings[name] is None}
 
 

@@ -95,7 +95,7 @@ class DistillConfig:
     initialize: Literal["data", "torch"] = "data"
     """`data`: weights drawn so that every unit has mean 0 and variance 1 over the warm-up; `torch`: PyTorch's default."""
     bfloat16: bool = True
-    """Train the student's convolutions and products in bfloat16; weights, labels and the optimizer stay float32."""
+    """Train all layers but the last of a student of images in bfloat16; weights, scores, labels and the optimizer stay float32."""
     evaluate_every: int | None = None
     """Control steps (updates with --dataset) between two evaluations; default a fifth of the run, 0 only at the end."""
     evaluate_episodes: int = 10
