@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rldistill.distillation.centring import CentredInputs
+from rldistill.centring import CentredInputs
 from rldistill.networks import Architecture, Network, build
 
 IMAGES = Architecture("cnn:3,4:5", (2, 10, 10), 3)

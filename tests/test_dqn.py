@@ -35,8 +35,8 @@ def learner(
     network = build(Architecture(name, task.observation_shape, task.num_actions), 0)
     environments = Environments(task, num_envs, 0)
     common: dict[str, Any] = dict(
-        steps=1_000, learning_rate=1e-2, discount=0.9, epsilon_end=0.1, epsilon_steps=200, clip_rewards=False, seed=0,
-        lives_as_episodes=lives_as_episodes,
+        steps=1_000, learning_rate=1e-2, discount=0.9, epsilon_end=0.1, epsilon_steps=200, epsilon_repeats=5,
+        clip_rewards=False, lives_as_episodes=lives_as_episodes, seed=0,
     )  # fmt: skip
     try:
         yield DQN(network, environments, **common, settings=DQNSettings(**(SMALL | changed)), scratch=scratch)

@@ -10,8 +10,8 @@ import torch
 from scipy.stats import binomtest, chisquare, kstest
 from torch import Tensor, nn
 
-from rldistill.actions import check_actions, drawn
-from rldistill.exploration import Explore, explorer
+from rldistill.actions import check_actions, drawn, mix_in_random
+from rldistill.exploration import Explore, EZGreedy, explorer
 from rldistill.networks import Architecture, Network, build
 from rldistill.types import ScoreKind, Task
 
@@ -205,3 +205,51 @@ def test_every_way_to_explore_stays_in_range(explore: Explore, kind: ScoreKind) 
     assert (act(x) != act(x)).any() == (
         explore in ("epsilon", "dropout") or (explore == "boltzmann" and kind != "actions")
     )
+
+
+TORQUE = Task("torque", 1, (5,), "float32", action_low=(-2.0,), action_high=(2.0,))
+
+
+def test_random_actions_that_last_one_step_are_epsilon_greedy() -> None:
+    ez = EZGreedy(FOUR, 6, 1, np.random.default_rng(3))
+    generator = np.random.default_rng(3)
+    for greedy in np.random.default_rng(0).integers(4, size=(50, 6)):
+        np.testing.assert_array_equal(ez(greedy, 0.3), mix_in_random(greedy, FOUR, 0.3, generator))
+
+
+def test_random_actions_last_as_often_as_the_inverse_square_of_their_length() -> None:
+    ez = EZGreedy(TORQUE, 1, 3, np.random.default_rng(0))
+    taken = [float(ez(np.zeros((1, 1), dtype=np.float32), 1.0)[0, 0]) for _ in range(4_000)]
+    lengths = [len(list(run)) for _, run in itertools.groupby(taken)][:-1]  # real numbers, so no two are drawn alike
+    counts = np.bincount(lengths, minlength=4)[1:]
+    assert len(counts) == 3  # none lasts longer
+    expected = np.array([1, 1 / 4, 1 / 9])
+    assert chisquare(counts, counts.sum() * expected / expected.sum()).pvalue > 1e-3
+
+
+def test_random_actions_begin_with_probability_epsilon_where_none_goes_on() -> None:
+    ez, greedy = EZGreedy(TORQUE, 1, 50, np.random.default_rng(1)), np.full((1, 1), 9.0, dtype=np.float32)
+    begins = free = 0
+    for _ in range(4_000):
+        free += int(ez.state_dict()["left"][0] == 0)
+        before = ez.state_dict()["held"].copy()
+        action = ez(greedy, 0.2)
+        begins += int(action[0, 0] != 9.0 and action[0, 0] != before[0, 0])
+    assert free < 3_500  # it does go on
+    assert binomtest(begins, free, 0.2).pvalue > 1e-3
+
+
+def test_random_actions_put_back_go_on() -> None:
+    def played(ez: EZGreedy, steps: int) -> list[list[int]]:
+        return [ez(np.zeros(5, dtype=np.int64), 0.2).tolist() for _ in range(steps)]
+
+    generator = np.random.default_rng(2)
+    ez = EZGreedy(FOUR, 5, 30, generator)
+    played(ez, 40)
+    state, drawn_so_far = ez.state_dict(), generator.bit_generator.state
+    expected = played(ez, 40)
+    again = np.random.default_rng()
+    again.bit_generator.state = drawn_so_far
+    other = EZGreedy(FOUR, 5, 30, again)
+    other.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})  # as checkpoints give it
+    assert played(other, 40) == expected

@@ -26,7 +26,8 @@ def learner(env: str = "CartPole-v1", lives_as_episodes: bool = False) -> Iterat
     try:
         yield PQN(
             network, environments, steps=2_000, learning_rate=1e-2, discount=0.9, epsilon_end=0.1, epsilon_steps=400,
-            clip_rewards=False, lives_as_episodes=lives_as_episodes, seed=0, settings=PQNSettings(rollout_length=16, minibatch=16),
+            epsilon_repeats=5, clip_rewards=False, lives_as_episodes=lives_as_episodes, seed=0,
+            settings=PQNSettings(rollout_length=16, minibatch=16),
         )  # fmt: skip
     finally:
         environments.close()
@@ -112,3 +113,38 @@ def test_a_lost_life_has_no_future_only_where_lives_are_episodes(lives_as_episod
     without_future = int((torch.cat(targets) < 0.5).sum())  # a life is never lost with a reward
     assert games > 3
     assert 5 * games <= without_future <= 5 * games + 4 * 4 if lives_as_episodes else without_future == games
+
+
+def test_learning_one_value_for_all_states_leaves_them_apart() -> None:
+    # A still background and a small square that moves, as in games whose rewards are rare. What the states have in common
+    # must not drown it: without centred inputs 0.45 of the difference is left here, and less with each further step.
+    generator = np.random.default_rng(0)
+    background = generator.integers(256, size=(4, 84, 84), dtype=np.uint8)
+
+    def states(number: int) -> torch.Tensor:
+        images = np.repeat(background[None], number, axis=0)
+        for image, (row, column) in zip(images, generator.integers(76, size=(number, 2)), strict=True):
+            image[:, row : row + 8, column : column + 8] = 255
+        return torch.from_numpy(images)
+
+    task = make_task("PongNoFrameskip-v4")
+    network = build(Architecture("cnn:8,8,8:32", task.observation_shape, 3, "layer"), 0)
+    environments = Environments(task, 1, 0)
+    pqn = PQN(
+        network, environments, steps=10**6, learning_rate=1e-3, discount=0.99, epsilon_end=0.01, epsilon_steps=1,
+        epsilon_repeats=1, clip_rewards=True, lives_as_episodes=True, seed=0, settings=PQNSettings(),
+    )  # fmt: skip
+    seen = states(64)
+
+    def apart() -> float:
+        """Mean deviation of the last hidden layer's units, which are normalized in each state, over states."""
+        with torch.no_grad():
+            return float(network.layers[:-2](seen / 255).std(0).mean())
+
+    before = apart()
+    network.train()
+    for _ in range(150):
+        loss = pqn.fit(states(32), torch.zeros(32, dtype=torch.int64), torch.zeros(32))
+    environments.close()
+    assert loss < 1e-3
+    assert apart() > 0.65 * before

@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rldistill.actions import mix_in_random
 from rldistill.envs import Environments
+from rldistill.exploration import EZGreedy
 from rldistill.files import generator_state, load_generator_state
 from rldistill.networks import Network
 from rldistill.replay import Replay
@@ -127,6 +127,7 @@ class DQN:
         discount: gamma.
         epsilon_end: last probability of a random action.
         epsilon_steps: control steps over which it falls from 1, after the warm-up.
+        epsilon_repeats: control steps that a random action lasts at most; see `EZGreedy`.
         clip_rewards: to -1, 0, 1 by their sign, as Mnih et al. 2015 (the returns reported stay raw).
         lives_as_episodes: a lost life ends the return that is learnt, as Mnih et al. 2015; the game goes on.
         seed: of exploration and minibatches.
@@ -146,6 +147,7 @@ class DQN:
         discount: float,
         epsilon_end: float,
         epsilon_steps: int,
+        epsilon_repeats: int,
         clip_rewards: bool,
         lives_as_episodes: bool,
         seed: int,
@@ -159,6 +161,7 @@ class DQN:
         self.learning_rate = constant(learning_rate)
         self.epsilon = linear(1.0, epsilon_end, epsilon_steps)
         self.generator = np.random.default_rng([seed, 2])
+        self._explore = EZGreedy(environments.task, environments.num_envs, epsilon_repeats, self.generator)
         self.control_steps = 0
         self.updates = 0
         rows = environments.num_envs
@@ -193,7 +196,7 @@ class DQN:
         if self.control_steps >= self.settings.warmup:
             with torch.no_grad():
                 greedy = np.asarray(self.network(as_tensor(observations)).argmax(dim=1).cpu().numpy())
-        return mix_in_random(greedy, self.environments.task, epsilon, self.generator)
+        return self._explore(greedy, epsilon)
 
     def learn(self) -> Iterator[dict[str, Any]]:
         """`item_steps` control steps and the updates that are due with them an item: a record with the mean loss (None
@@ -294,6 +297,7 @@ class DQN:
             "optimizer": self.optimizer.state_dict(),
             "environments": self.environments.state_dict(),
             "generator": generator_state(self.generator),
+            "exploration": self._explore.state_dict(),
             "replay": self.replay.state_dict(),
             "control_steps": self.control_steps,
             "updates": self.updates,
@@ -313,5 +317,6 @@ class DQN:
         self.optimizer.load_state_dict(state["optimizer"])
         self.environments.load_state_dict(state["environments"])
         load_generator_state(self.generator, state["generator"])
+        self._explore.load_state_dict(state["exploration"])
         self.control_steps, self.updates = int(state["control_steps"]), int(state["updates"])
         self._saved_at = self.replay.added

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rldistill.actions import mix_in_random
+from rldistill.centring import CentredInputs
 from rldistill.envs import Environments
+from rldistill.exploration import EZGreedy
 from rldistill.files import generator_state, load_generator_state
 from rldistill.networks import Network
 from rldistill.rollout import rollout
@@ -67,6 +68,7 @@ class PQN:
         discount: gamma.
         epsilon_end: last probability of a random action.
         epsilon_steps: control steps over which it falls from 1.
+        epsilon_repeats: control steps that a random action lasts at most; see `EZGreedy`.
         clip_rewards: to -1, 0, 1 by their sign, as Mnih et al. 2015 (the returns reported stay raw).
         lives_as_episodes: a lost life ends the return that is learnt, as Mnih et al. 2015; the game goes on.
         seed: of exploration and minibatches.
@@ -82,6 +84,7 @@ class PQN:
         discount: float,
         epsilon_end: float,
         epsilon_steps: int,
+        epsilon_repeats: int,
         clip_rewards: bool,
         lives_as_episodes: bool,
         seed: int,
@@ -89,10 +92,12 @@ class PQN:
     ) -> None:
         self.network, self.environments, self.settings = network, environments, settings
         self.discount, self.clip_rewards, self.lives_as_episodes = discount, clip_rewards, lives_as_episodes
+        self._centred = CentredInputs(network.layers)
         self.optimizer = torch.optim.RAdam(network.parameters(), lr=learning_rate)
         self.learning_rate = linear(learning_rate, learning_rate / 10, steps)
         self.epsilon = linear(1.0, epsilon_end, epsilon_steps)
         self.generator = np.random.default_rng([seed, 2])
+        self._explore = EZGreedy(environments.task, environments.num_envs, epsilon_repeats, self.generator)
         self.control_steps = 0
         self.updates = 0
         self._rollout = rollout(environments, self._act)
@@ -103,7 +108,7 @@ class PQN:
             values = self.network(as_tensor(observations))
         self._seen_values.append(values)
         greedy = np.asarray(values.argmax(dim=1).cpu().numpy())
-        return mix_in_random(greedy, self.environments.task, self.epsilon(self.control_steps), self.generator)
+        return self._explore(greedy, self.epsilon(self.control_steps))
 
     def learn(self) -> Iterator[dict[str, Any]]:
         """One rollout and its epochs an item: a record with the loss, and the returns of the games that ended."""
@@ -180,7 +185,9 @@ class PQN:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.max_grad_norm)
+        self._centred.enter()
         self.optimizer.step()
+        self._centred.leave()
         return loss.detach()
 
     @property
@@ -193,8 +200,10 @@ class PQN:
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "means": self._centred.state_dict(),
             "environments": self.environments.state_dict(),
             "generator": generator_state(self.generator),
+            "exploration": self._explore.state_dict(),
             "control_steps": self.control_steps,
             "updates": self.updates,
         }
@@ -203,6 +212,8 @@ class PQN:
         """Puts back what `state_dict` gave."""
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self._centred.load_state_dict(state["means"])
         self.environments.load_state_dict(state["environments"])
         load_generator_state(self.generator, state["generator"])
+        self._explore.load_state_dict(state["exploration"])
         self.control_steps, self.updates = int(state["control_steps"]), int(state["updates"])

@@ -54,6 +54,9 @@ class TrainConfig:
     epsilon_steps: int | None = None
     """By default a sixth of `steps`, at most 400,000 (pqn) or 250,000 (dqn; for vectors half of `steps`); dqn counts from the
     end of the warm-up."""
+    epsilon_repeats: int = 1
+    """How many control steps a random action lasts at most: how many is drawn with a probability of 1 / n^2 (Dabney et al. 2021).
+    1 is the usual epsilon-greedy; where random play finds no reward (Freeway), 100."""
     clip_rewards: bool | None = None
     """Learn from the sign of the rewards alone, as Mnih et al. 2015; by default on Atari only. Scores stay raw."""
     lives_as_episodes: bool | None = None
@@ -247,6 +250,7 @@ def _learner(settings: dict[str, Any], task: Task, network: Network, scratch: Pa
         "discount",
         "epsilon_end",
         "epsilon_steps",
+        "epsilon_repeats",
         "clip_rewards",
         "lives_as_episodes",
         "seed",
@@ -269,7 +273,7 @@ def _check(config: TrainConfig) -> None:
         config,
         least={
             "steps": 1, "seed": 0, "num_envs": 1, "n_step": 1, "replay": 1, "warmup": 0, "minibatch": 1, "target_every": 1,
-            "epsilon_steps": 0, "final_episodes": 1, "checkpoint_seconds": 0,
+            "epsilon_steps": 0, "epsilon_repeats": 1, "final_episodes": 1, "checkpoint_seconds": 0,
         },
         positive=["learning_rate", "replay_ratio"],
         shares=["discount", "epsilon_end"],

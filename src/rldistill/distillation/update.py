@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from rldistill.actions import agreement, bounds, chosen
+from rldistill.centring import CentredInputs
 from rldistill.distillation.adamw import AdamW
-from rldistill.distillation.centring import CentredInputs
 from rldistill.distillation.config import DistillConfig
 from rldistill.losses import WeightedLoss
 from rldistill.networks import Network, build, fit_initialization

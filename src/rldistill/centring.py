@@ -66,4 +66,4 @@ class CentredInputs:
 
     def load_state_dict(self, means: Sequence[Tensor]) -> None:
         """Puts back what `state_dict` gave."""
-        self._means = dict(enumerate(means))
+        self._means = {place: mean.to(self._layers[place].weight.device) for place, mean in enumerate(means)}
