@@ -1,13 +1,19 @@
 import fcntl
+import hashlib
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rldistill.runs import Run, curve_csv, read_metrics
+from rldistill.distillation import DistillConfig, distill
+from rldistill.files import load_state, save_state
+from rldistill.progress import Silent
+from rldistill.runs import CHECKPOINT_FORMAT, Run, curve_csv, read_metrics
+from rldistill.training import TrainConfig, train
 from rldistill.types import UserError
 
 CONFIG: dict[str, Any] = {"verb": "distill", "steps": 100, "loss": "kl", "shares": (0.5, 1.0), "task": {"env": "a"}}
@@ -184,6 +190,45 @@ def test_a_damaged_checkpoint_is_refused_and_nothing_is_overwritten(tmp_path: Pa
     with pytest.raises(UserError, match="the checkpoint .* is damaged"):
         Run(tmp_path / "run", CONFIG, resume=True)
     assert listing(tmp_path) == before
+
+
+def test_a_checkpoint_of_another_version_is_refused_and_kept(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with Run(out, CONFIG, resume=False) as run:
+        run.log(steps=1)
+        run.checkpoint({"a": 1})
+    state = load_state(out / "checkpoint" / "state")
+    save_state(out / "checkpoint" / "state", state | {"format": state["format"] - 1})
+    before = listing(out)
+    with pytest.raises(UserError, match="begun by another version of rldistill.* start anew with another --out"):
+        Run(out, CONFIG, resume=True)
+    assert listing(out) == before
+
+
+class CtrlC(Silent):
+    def update(self, done: int, **figures: float) -> None:
+        if done >= 600:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_checkpoint_with_another_layout_has_another_number(tmp_path: Path) -> None:
+    def layout(state: Any, depth: int = 3) -> Any:
+        if not isinstance(state, dict) or not depth:
+            return ""
+        return {str(name): layout(state[name], depth - 1) for name in sorted(state, key=str)}
+
+    for algo in ("dqn", "pqn"):
+        learning = TrainConfig(steps=2_000, algo=algo, network="mlp:8", warmup=64, replay=500)
+        with pytest.raises(KeyboardInterrupt):
+            train("CartPole-v1", tmp_path / algo, learning, progress=CtrlC())
+    short = DistillConfig(student="mlp:8", steps=2_000, warmup=64, evaluate_episodes=1, evaluate_every=0)
+    trained = train("CartPole-v1", tmp_path / "teacher", TrainConfig(steps=300, network="mlp:8", final_episodes=1))
+    with pytest.raises(KeyboardInterrupt):
+        distill(trained, tmp_path / "student", short, progress=CtrlC())
+    found = {name: layout(load_state(tmp_path / name / "checkpoint" / "state")) for name in ("dqn", "pqn", "student")}
+    told = hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
+    # Another layout: count CHECKPOINT_FORMAT up and put the new pair here.
+    assert (CHECKPOINT_FORMAT, told) == (2, "e75af5fffe5a38d0")
 
 
 def test_half_files_of_a_killed_process_are_swept_up(tmp_path: Path) -> None:

@@ -16,6 +16,9 @@ from typing import Any
 from rldistill.files import load_state, read_json, replace_file, save_state
 from rldistill.types import UserError
 
+CHECKPOINT_FORMAT = 2
+"""One more whenever something in a checkpoint gets another name or meaning, so that an older one is refused in one line."""
+
 
 class Run:
     """A run folder, held by this process alone.
@@ -72,9 +75,15 @@ class Run:
             raise UserError(f"another process works on {out}: wait for it or choose another --out") from None
         for aside in [*out.glob(".*.tmp"), *(out / "checkpoint").glob(".*.tmp")]:
             aside.unlink()  # half a file, of a process that was killed
+        state = load_state(self._state_path) if self._state_path.exists() else None
+        if state is not None and state.get("format") != CHECKPOINT_FORMAT:
+            raise UserError(
+                f"{out} was begun by another version of rldistill, whose checkpoints this one does not read: finish it with that "
+                "one, or start anew with another --out"
+            )
         if before is None:
             replace_file(out / "config.json", json.dumps(config, indent=2).encode() + b"\n")
-        self.state: dict[str, Any] | None = load_state(self._state_path) if self._state_path.exists() else None
+        self.state: dict[str, Any] | None = state
         """The last checkpoint, None at the beginning."""
         metrics = out / "metrics.jsonl"
         metrics.touch()
@@ -117,7 +126,7 @@ class Run:
             os.fsync(self._metrics.fileno())
         except OSError as error:
             raise self._cannot_go_on("metrics.jsonl", error) from None
-        save_state(self._state_path, {**state, "metrics_bytes": self._metrics.tell()})
+        save_state(self._state_path, {**state, "metrics_bytes": self._metrics.tell(), "format": CHECKPOINT_FORMAT})
 
     def _cannot_go_on(self, name: str, error: OSError) -> UserError:
         way = "the last checkpoint is untouched, go on with --resume"
