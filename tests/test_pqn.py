@@ -27,7 +27,7 @@ def learner(env: str = "CartPole-v1", lives_as_episodes: bool = False) -> Iterat
         yield PQN(
             network, environments, steps=2_000, learning_rate=1e-2, discount=0.9, epsilon_end=0.1, epsilon_steps=400,
             epsilon_repeats=5, clip_rewards=False, lives_as_episodes=lives_as_episodes, seed=0,
-            settings=PQNSettings(rollout_length=16, minibatch=16),
+            settings=PQNSettings(rollout_length=16, minibatch=16, steady=True),
         )  # fmt: skip
     finally:
         environments.close()
@@ -115,9 +115,9 @@ def test_a_lost_life_has_no_future_only_where_lives_are_episodes(lives_as_episod
     assert 5 * games <= without_future <= 5 * games + 4 * 4 if lives_as_episodes else without_future == games
 
 
-def test_learning_one_value_for_all_states_leaves_them_apart() -> None:
+def test_steady_steps_to_one_value_for_all_states_leave_them_apart() -> None:
     # A still background and a small square that moves, as in games whose rewards are rare. What the states have in common
-    # must not drown it: without centred inputs 0.45 of the difference is left here, and less with each further step.
+    # must not drown it: without steady steps 0.45 of the difference is left here, and less with each further step.
     generator = np.random.default_rng(0)
     background = generator.integers(256, size=(4, 84, 84), dtype=np.uint8)
 
@@ -132,7 +132,7 @@ def test_learning_one_value_for_all_states_leaves_them_apart() -> None:
     environments = Environments(task, 1, 0)
     pqn = PQN(
         network, environments, steps=10**6, learning_rate=1e-3, discount=0.99, epsilon_end=0.01, epsilon_steps=1,
-        epsilon_repeats=1, clip_rewards=True, lives_as_episodes=True, seed=0, settings=PQNSettings(),
+        epsilon_repeats=1, clip_rewards=True, lives_as_episodes=True, seed=0, settings=PQNSettings(steady=True),
     )  # fmt: skip
     seen = states(64)
 

@@ -33,6 +33,8 @@ class PQNSettings:
     trace: float = 0.65
     """Lambda of Q(lambda)."""
     max_grad_norm: float = 10.0
+    steady: bool = False
+    """Gradients are taken for layers' inputs less their mean."""
 
 
 def q_lambda_targets(r_t: Tensor, discount_t: Tensor, v_t: Tensor, cut_t: Tensor, trace: float) -> Tensor:
@@ -92,7 +94,7 @@ class PQN:
     ) -> None:
         self.network, self.environments, self.settings = network, environments, settings
         self.discount, self.clip_rewards, self.lives_as_episodes = discount, clip_rewards, lives_as_episodes
-        self._centred = CentredInputs(network.layers)
+        self._centred = CentredInputs(network.layers if settings.steady else ())
         self.optimizer = torch.optim.RAdam(network.parameters(), lr=learning_rate)
         self.learning_rate = linear(learning_rate, learning_rate / 10, steps)
         self.epsilon = linear(1.0, epsilon_end, epsilon_steps)

@@ -7,7 +7,7 @@ import os
 import time
 from collections import deque
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,6 +62,9 @@ class TrainConfig:
     lives_as_episodes: bool | None = None
     """Learn as if a lost life ended the game, as Mnih et al. 2015; by default on Atari only. Games are played whole, and their
     scores are of whole games."""
+    steady: bool = False
+    """pqn: take gradients for layers' inputs less their mean, as `distill --steady` does. For games whose rewards are rare, which
+    otherwise teach a network one value for all states; values of some size it reaches late."""
     n_step: int = 3
     """dqn: rewards summed before the bootstrap."""
     replay: int = 400_000
@@ -332,7 +335,7 @@ def _learning(settings: dict[str, Any], task: Task) -> DQNSettings | PQNSettings
             "grid": PQNSettings(minibatch=128),
             "image": PQNSettings(),
         }
-        return kinds[_kind(task)]
+        return replace(kinds[_kind(task)], steady=settings["steady"])
     least = settings["num_envs"] * (settings["n_step"] + task.frame_stack)
     if settings["replay"] < least:
         raise UserError(
