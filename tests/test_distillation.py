@@ -147,6 +147,7 @@ def test_student_comes_to_agree_with_each_kind_of_target(tmp_path: Path, root: P
         {"explore": "boltzmann"},
         {"explore": "dropout", "dropout": 0.3},
         {"average": 0.0, "schedule": "constant", "optimizer": "rmsprop"},
+        {"optimizer": "muon"},
         {"standardize": False, "bfloat16": False},
         {"env": "CartPole-v0"},
     ],
@@ -203,15 +204,18 @@ def test_weight_decay_alone_shrinks_the_weights_by_its_share_of_the_rate() -> No
 
 
 @pytest.mark.parametrize(
-    ("student", "shape", "augment", "decay"),
-    [("cnn:2:8", (4, 84, 84), 0.0, 0.1), ("net2", (4, 84, 84), 0.5, 0.1), ("mlp:300,300", (4,), 0.0, 0.0)],
+    ("student", "shape", "augment", "decay", "optimizer"),
+    [
+        ("cnn:2:8", (4, 84, 84), 0.0, 0.1, "muon"), ("net2", (4, 84, 84), 0.5, 0.1, "muon"),
+        ("mlp:300,300", (4,), 0.0, 0.0, "adam"),
+    ],
 )  # fmt: skip
-def test_composites_are_for_students_of_images_with_room_and_decay_for_all_of_images(
-    student: str, shape: tuple[int, ...], augment: float, decay: float
+def test_composites_are_for_students_of_images_with_room_and_decay_and_muon_for_all_of_images(
+    student: str, shape: tuple[int, ...], augment: float, decay: float, optimizer: str
 ) -> None:
     network = build(Architecture(student, shape, 6), 0)
     config = suited(DistillConfig(student=student), network)
-    assert (config.augment, config.weight_decay) == (augment, decay)
+    assert (config.augment, config.weight_decay, config.optimizer) == (augment, decay, optimizer)
     asked = suited(DistillConfig(student=student, augment=0.25, weight_decay=0.3), network)
     assert (asked.augment, asked.weight_decay) == (0.25, 0.3)
 
@@ -618,7 +622,7 @@ WRONG = [
     ({"driver": "nobody"}, "--driver is one of mixture, teacher, student, not 'nobody'"),
     ({"explore": "thoroughly"}, "--explore is one of greedy"),
     ({"targets": "z"}, "--targets is one of raw"),
-    ({"optimizer": "sgd"}, "--optimizer is one of adam, rmsprop"),
+    ({"optimizer": "sgd"}, "--optimizer is one of muon, adam, rmsprop"),
     ({"schedule": "step"}, "--schedule is one of"),
     ({"preset": "rusu2016"}, "unknown preset|--preset is one of"),
     ({"env": "CartPole-v9"}, "unknown environment 'CartPole-v9'"),

@@ -11,6 +11,7 @@ from rldistill.targets import Targets
 from rldistill.types import UserError, check_numbers
 
 Driver = Literal["mixture", "teacher", "student"]
+Optimizer = Literal["muon", "adam", "rmsprop"]
 
 
 @dataclass(frozen=True)
@@ -73,15 +74,16 @@ class DistillConfig:
     """Control steps kept (the paper's ten hours; 3.6 GiB on Atari), no more than `steps`."""
     warmup: int = 1_000
     """Control steps played before the first update; standardization and temperature are fitted to them."""
-    optimizer: Literal["adam", "rmsprop"] = "adam"
-    """Adam, or RMSProp as in the paper."""
+    optimizer: Optimizer | None = None
+    """Muon (orthogonal steps of the weight matrices), AdamW, or RMSProp as in the paper. By default Muon for images, AdamW for
+    vectors."""
     learning_rate: float = 3e-3
     """Its peak."""
     steady: bool = True
     """Steps that no layer's mean input and number of inputs make longer: gradients are taken for inputs less their mean, and
     layers of more than 256 inputs have a smaller rate. Without it many of a student's ReLUs die."""
     weight_decay: float | None = None
-    """Of Adam, apart from the gradient: each update shrinks the weights by this times the learning rate. A student of few
+    """Of Muon and Adam, apart from the gradient: each update shrinks the weights by this times the learning rate. A student of few
     images follows its teacher better where it has not been: by default 0.1 for images, 0 for vectors."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Of the learning rate: a short warm-up and half a cosine down to nothing, or constant."""
@@ -147,6 +149,7 @@ def checked(config: DistillConfig) -> DistillConfig:
         raise UserError(f"unknown preset {config.preset!r}: take {', '.join(PRESETS)}")
     config = replace(config, **PRESETS[config.preset])
     hints = get_type_hints(DistillConfig)
+    hints["optimizer"] = Optimizer if config.optimizer is not None else None
     for name, hint in hints.items():  # the command checks them, Python does not
         if get_origin(hint) is Literal and getattr(config, name) not in get_args(hint):
             raise UserError(

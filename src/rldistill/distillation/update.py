@@ -12,6 +12,7 @@ from rldistill.actions import agreement, bounds, chosen
 from rldistill.centring import CentredInputs
 from rldistill.distillation.adamw import AdamW
 from rldistill.distillation.config import DistillConfig
+from rldistill.distillation.muon import Muon
 from rldistill.losses import WeightedLoss
 from rldistill.networks import Network, build, fit_initialization
 from rldistill.schedules import constant, warmup_cosine
@@ -76,6 +77,19 @@ def _groups(network: Network, steady: bool) -> list[dict[str, Any]]:
     return [{"params": parameters, "share": share} for share, parameters in shares.items() if parameters]
 
 
+def _optimizer(network: Network, config: DistillConfig) -> AdamW | Muon | torch.optim.Optimizer:
+    decay, groups = config.weight_decay or 0.0, _groups(network, config.steady)
+    if config.optimizer == "rmsprop":
+        return torch.optim.RMSprop(groups, lr=config.learning_rate)
+    if config.optimizer != "muon":
+        return AdamW(groups, decay)
+    hidden = [layer.weight for layer in list(network.layers)[:-1] if isinstance(layer, nn.Conv2d | nn.Linear)]
+    ids = {id(matrix) for matrix in hidden}
+    for group in groups:
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in ids]
+    return Muon(hidden, [group for group in groups if group["params"]], decay)
+
+
 def _shorten(parameters: list[Tensor], most: float) -> None:
     """`torch.nn.utils.clip_grad_norm_` in few calls; its own bookkeeping is a tenth of a small student's update."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -131,12 +145,7 @@ class Update:
     ) -> None:
         self.network, self.loss, self.config = network.train(), loss, config
         self.task, self.teacher_kind = task, teacher_kind
-        groups = _groups(network, config.steady)
-        self.optimizer: AdamW | torch.optim.Optimizer = (
-            AdamW(groups, config.weight_decay or 0.0)
-            if config.optimizer == "adam"
-            else torch.optim.RMSprop(groups, lr=config.learning_rate)
-        )
+        self.optimizer = _optimizer(network, config)
         peak = config.learning_rate
         self.rate = (
             constant(peak)
