@@ -329,17 +329,15 @@ def suited_architecture(architecture: Architecture, teacher: Teacher) -> Archite
 
 
 def suited(config: DistillConfig, network: Network) -> DistillConfig:
-    """Where the user says nothing, what suits the student: composites, weight decay and optimizer.
+    """Where the user says nothing, what suits the student: composites and weight decay.
 
-    Students of images see few of the states there are and are helped where they have not been by the first two; one of 10,062
-    parameters learnt to lose with composites on Pong. Students of vectors see enough, and both keep them from following their
-    teacher closely. Their updates are mostly calls, of which Muon has three times as many as AdamW.
+    Students of images see few of the states there are and are helped where they have not been by both; one of 10,062 parameters
+    learnt to lose with composites on Pong. Students of vectors see enough, and both keep them from following their teacher closely.
     """
     image = len(network.architecture.observation_shape) == 3
     suiting: dict[str, Any] = {
         "augment": 0.5 if image and parameter_count(network) >= 30_000 else 0.0,
         "weight_decay": 0.1 if image else 0.0,
-        "optimizer": "muon" if image else "adam",
     }
     return replace(config, **{name: value for name, value in suiting.items() if getattr(config, name) is None})
 
