@@ -205,9 +205,7 @@ def test_weight_decay_alone_shrinks_the_weights_by_its_share_of_the_rate() -> No
 
 @pytest.mark.parametrize(
     ("student", "shape", "augment", "decay"),
-    [
-        ("cnn:2:8", (4, 84, 84), 0.0, 0.1), ("net2", (4, 84, 84), 0.5, 0.1), ("mlp:300,300", (4,), 0.0, 0.0),
-    ],
+    [("cnn:2:8", (4, 84, 84), 0.0, 0.1), ("net2", (4, 84, 84), 0.5, 0.1), ("mlp:300,300", (4,), 0.0, 0.0)],
 )  # fmt: skip
 def test_composites_are_for_students_of_images_with_room_and_decay_for_all_of_images(
     student: str, shape: tuple[int, ...], augment: float, decay: float

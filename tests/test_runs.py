@@ -2,7 +2,6 @@ import fcntl
 import hashlib
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ import pytest
 
 from rldistill.distillation import DistillConfig, distill
 from rldistill.files import load_state, save_state
-from rldistill.progress import Silent
 from rldistill.runs import CHECKPOINT_FORMAT, Run, curve_csv, read_metrics
 from rldistill.training import TrainConfig, train
 from rldistill.types import UserError
+from test_training import CtrlC
 
 CONFIG: dict[str, Any] = {"verb": "distill", "steps": 100, "loss": "kl", "shares": (0.5, 1.0), "task": {"env": "a"}}
 
@@ -205,12 +204,6 @@ def test_a_checkpoint_of_another_version_is_refused_and_kept(tmp_path: Path) -> 
     assert listing(out) == before
 
 
-class CtrlC(Silent):
-    def update(self, done: int, **figures: float) -> None:
-        if done >= 600:
-            os.kill(os.getpid(), signal.SIGINT)
-
-
 def test_a_checkpoint_with_another_layout_has_another_number(tmp_path: Path) -> None:
     def layout(state: Any, depth: int = 3) -> Any:
         if not isinstance(state, dict) or not depth:
@@ -220,11 +213,11 @@ def test_a_checkpoint_with_another_layout_has_another_number(tmp_path: Path) -> 
     for algo in ("dqn", "pqn"):
         learning = TrainConfig(steps=2_000, algo=algo, network="mlp:8", warmup=64, replay=500)
         with pytest.raises(KeyboardInterrupt):
-            train("CartPole-v1", tmp_path / algo, learning, progress=CtrlC())
+            train("CartPole-v1", tmp_path / algo, learning, progress=CtrlC(600))
     short = DistillConfig(student="mlp:8", steps=2_000, warmup=64, evaluate_episodes=1, evaluate_every=0)
     trained = train("CartPole-v1", tmp_path / "teacher", TrainConfig(steps=300, network="mlp:8", final_episodes=1))
     with pytest.raises(KeyboardInterrupt):
-        distill(trained, tmp_path / "student", short, progress=CtrlC())
+        distill(trained, tmp_path / "student", short, progress=CtrlC(600))
     found = {name: layout(load_state(tmp_path / name / "checkpoint" / "state")) for name in ("dqn", "pqn", "student")}
     told = hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
     # Another layout: count CHECKPOINT_FORMAT up and put the new pair here.

@@ -102,7 +102,7 @@ class Network(nn.Module):
         """Scores (B, A) float32 of observations (B, *obs)."""
         x = self.seen(observations).to(self.device)
         if not self.bfloat16:  # to enter and leave autocast takes a small network a tenth of its time
-            return cast(Tensor, self.layers(self._standardized(x)))
+            return cast(Tensor, self.layers(self.standardized(x)))
         first, *torso, head = self.layers
         with torch.autocast(self.device.type, torch.bfloat16):
             if x.dtype == torch.uint8 and isinstance(first, nn.Conv2d) and first.bias is not None:
@@ -114,13 +114,14 @@ class Network(nn.Module):
                 bias = first.bias - weight.sum(dim=(1, 2, 3)) * (self.shift - whole)
                 x = nn.functional.conv2d(x, weight, bias, first.stride)
             else:
-                x = first(self._standardized(x))
+                x = first(self.standardized(x))
             for layer in torso:
                 x = layer(x)
         # Scores are never rounded: of a value near 1, bfloat16 keeps steps of 0.004, and actions often differ by less.
         return cast(Tensor, head(x.to(torch.float32)))
 
-    def _standardized(self, x: Tensor) -> Tensor:
+    def standardized(self, x: Tensor) -> Tensor:
+        """Observations (B, *obs), the features that are read, after the affine step: float32 in fresh memory."""
         # In place: fresh memory of this size costs more than the sums.
         return x.to(torch.float32, copy=True).sub_(self.shift).mul_(self.scale)
 
@@ -188,7 +189,7 @@ def fit_initialization(network: Network, observations: Tensor, seed: int) -> Non
     generator = torch.Generator().manual_seed(seed)
     head = network.layers[-1]
     with torch.no_grad():
-        x = (network.seen(observations).to(torch.float32) - network.shift) * network.scale
+        x = network.standardized(network.seen(observations))
         for layer in network.layers:
             if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
                 nn.init.orthogonal_(layer.weight, generator=generator)
