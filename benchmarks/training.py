@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -168,9 +168,9 @@ def main(options: Options) -> None:
         for algo in options.algos:
             scratch = Path(folder) / algo
             scratch.mkdir()
-            config = TrainConfig(
-                steps=100_000_000, algo=algo, replay=options.replay, warmup=1_000, device=options.device
-            )
+            config = TrainConfig(steps=100_000_000, algo=algo, device=options.device)
+            if algo == "dqn":
+                config = replace(config, replay=options.replay, warmup=1_000)
             learners[algo] = make_learner(options.env, config, scratch)
         parts = {algo: works_of(learner) for algo, learner in learners.items()}
         for algo, (own, _, said) in parts.items():

@@ -220,6 +220,9 @@ def test_settings_reach_the_configuration_resolved(tmp_path: Path) -> None:
         ("CartPole-v1", {"network": "net9"}, "unknown network 'net9'"),
         ("CartPole-v1", {"network": "net2"}, "'net2' reads images"),
         ("CartPole-v1", {"algo": "ppo"}, "--algo is dqn or pqn"),
+        ("CartPole-v1", {"algo": "pqn", "replay_ratio": 4.0}, "--replay-ratio is for --algo dqn; pqn has none"),
+        ("CartPole-v1", {"algo": "pqn", "n_step": 1}, "--n-step is for --algo dqn"),
+        ("CartPole-v1", {"algo": "dqn", "steady": True}, "--steady is for --algo pqn; dqn has none"),
         ("CartPole-v1", {"weights_dtype": "int8"}, "--weights-dtype is float32 or float16, not 'int8'"),
         ("CartPole-v1", {"sticky_actions": 0.25}, "does not take the option"),
     ],
@@ -250,7 +253,7 @@ def test_an_existing_run_is_neither_overwritten_nor_resumed_as_another(tmp_path:
         ({"steps": 9_000}, "begun with steps = 5000, not 9000"),
         ({"seed": 0}, "begun with seed = 3, not 0"),
         ({"network": "mlp:64"}, 'begun with network = "mlp:32", not "mlp:64"'),
-        ({"algo": "pqn"}, 'begun with algo = "dqn", not "pqn"'),
+        ({"algo": "pqn", "warmup": None, "replay": 400_000}, 'begun with algo = "dqn", not "pqn"'),
     ):
         with pytest.raises(UserError, match=message):
             train("CartPole-v1", out, changed(CARTPOLE_DQN, **fields), resume=True)

@@ -80,5 +80,5 @@ class EZGreedy:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Puts back what `state_dict` gave."""
-        self._held = cast(Actions, np.array(state["held"], dtype=self._held.dtype))
+        self._held = cast(Actions, np.asarray(state["held"]).astype(self._held.dtype))
         self._left = np.array(np.asarray(state["left"]), dtype=np.int64)

@@ -270,6 +270,10 @@ def _round_to_half(network: Network) -> None:
             parameter.copy_(parameter.to(torch.float16))
 
 
+_OF_ONE = {"dqn": ("n_step", "replay", "warmup", "replay_ratio", "minibatch", "target_every"), "pqn": ("steady",)}
+"""Settings that only one algorithm has."""
+
+
 def _check(config: TrainConfig) -> None:
     """Raises a `UserError` for what no environment could make right."""
     check_numbers(
@@ -281,10 +285,14 @@ def _check(config: TrainConfig) -> None:
         positive=["learning_rate", "replay_ratio"],
         shares=["discount", "epsilon_end"],
     )  # fmt: skip
-    if any(not 0 < share < 1 for share in config.snapshots):
-        raise UserError(f"--snapshots are shares of the training between 0 and 1, not {config.snapshots}")
     if config.algo not in ("dqn", "pqn"):
         raise UserError(f"--algo is dqn or pqn, not {config.algo!r}")
+    for algorithm, names in _OF_ONE.items():
+        set_in_vain = [name for name in names if getattr(config, name) != getattr(TrainConfig, name)]
+        if set_in_vain and config.algo != algorithm:
+            raise UserError(f"--{set_in_vain[0].replace('_', '-')} is for --algo {algorithm}; {config.algo} has none")
+    if any(not 0 < share < 1 for share in config.snapshots):
+        raise UserError(f"--snapshots are shares of the training between 0 and 1, not {config.snapshots}")
     if config.weights_dtype not in ("float32", "float16"):
         raise UserError(f"--weights-dtype is float32 or float16, not {config.weights_dtype!r}")
 
