@@ -87,7 +87,7 @@ def main(options: Options) -> None:
         teachers.append(teacher_row(folder, policy))
         steps, means = curve_of(folder)
         if steps:
-            game = policy.task.env.split("/")[-1].split("-")[0].removesuffix("NoFrameskip").lower()
+            game = policy.task.env.split("-")[0].removesuffix("NoFrameskip").replace("/", "-").lower()
             curves[game].append(Curve(f"seed {policy.provenance['configuration']['seed']}", steps, means))
             skips[game] = policy.task.frame_skip
     print(markdown(teachers), markdown(snapshots), sep="\n\n")

@@ -10,7 +10,7 @@ import pytest
 
 from rldistill.distillation import DistillConfig, distill
 from rldistill.files import load_state, save_state
-from rldistill.runs import CHECKPOINT_FORMAT, Run, curve_csv, read_metrics
+from rldistill.runs import CHECKPOINT_FORMAT, Run, command_line, curve_csv, read_metrics
 from rldistill.training import TrainConfig, train
 from rldistill.types import UserError
 from test_training import CtrlC
@@ -304,3 +304,9 @@ def test_a_learning_curve_has_the_mean_of_recent_games_at_even_distances_and_at_
         "control_steps,mean_return", "20,0.000", "40,1.500", "60,3.500", "80,5.500"
     ]  # fmt: skip
     assert curve_csv([]) == b"control_steps,mean_return\n"
+
+
+@pytest.mark.parametrize("program", ["/somewhere/bin/rldistill", "/somewhere/rldistill/__main__.py"])
+def test_the_command_in_a_card_can_be_typed_again(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+    monkeypatch.setattr(sys, "argv", [program, "train", "CartPole-v1", "--out", "my run"])
+    assert command_line() == "rldistill train CartPole-v1 --out 'my run'"

@@ -239,5 +239,6 @@ def curve_csv(records: Iterable[Mapping[str, Any]], *, points: int = 200, games:
 
 
 def command_line() -> str:
-    """The command as it was typed, for provenance."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """The command as it was typed, for provenance; `python -m rldistill` is `rldistill`."""
+    program = Path(sys.argv[0])
+    return shlex.join([program.parent.name if program.name == "__main__.py" else program.name, *sys.argv[1:]])
