@@ -110,7 +110,7 @@ def main(options: Options) -> None:
     width = score_width(task, loss.score_kind)
     network = build(Architecture(config.student, task.observation_shape, width), 0, loss.score_kind)
     network.bfloat16 = config.bfloat16
-    config = suited(config, network)
+    config = suited(config, network, teacher.score_kind)
     update = Update(network, loss, config, 100_000, task, teacher.score_kind)
     environments = Environments(task, config.num_envs, 1)
     generator = np.random.default_rng(0)

@@ -211,10 +211,23 @@ def test_composites_are_for_students_of_images_with_room_and_decay_for_all_of_im
     student: str, shape: tuple[int, ...], augment: float, decay: float
 ) -> None:
     network = build(Architecture(student, shape, 6), 0)
-    config = suited(DistillConfig(student=student), network)
+    config = suited(DistillConfig(student=student), network, "q_values")
     assert (config.augment, config.weight_decay) == (augment, decay)
-    asked = suited(DistillConfig(student=student, augment=0.25, weight_decay=0.3), network)
+    asked = suited(DistillConfig(student=student, augment=0.25, weight_decay=0.3), network, "q_values")
     assert (asked.augment, asked.weight_decay) == (0.25, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("student", "shape", "teacher_kind", "optimizer"),
+    [("net2", (4, 84, 84), "logits", "muon"), ("net2", (4, 84, 84), "q_values", "adam"),
+     ("mlp:16", (4,), "logits", "adam"), ("mlp:16", (4,), "gaussian", "adam")],
+)  # fmt: skip
+def test_orthogonal_steps_are_for_students_of_images_of_a_teacher_of_logits(
+    student: str, shape: tuple[int, ...], teacher_kind: ScoreKind, optimizer: str
+) -> None:
+    network = build(Architecture(student, shape, 6), 0)
+    assert suited(DistillConfig(student=student), network, teacher_kind).optimizer == optimizer
+    assert suited(DistillConfig(optimizer="rmsprop"), network, teacher_kind).optimizer == "rmsprop"
 
 
 @pytest.mark.parametrize(
@@ -258,6 +271,7 @@ def test_what_suited_the_student_stands_in_the_run_folder(tmp_path: Path) -> Non
     distill(teacher, tmp_path / "run", config)
     kept = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (kept["augment"], kept["weight_decay"], kept["samples_per_step"]) == (0.5, 0.1, 1)
+    assert kept["optimizer"] == "adam"
 
 
 @pytest.mark.parametrize("most", [0.5, 1e4])
@@ -620,7 +634,7 @@ WRONG = [
     ({"driver": "nobody"}, "--driver is one of mixture, teacher, student, not 'nobody'"),
     ({"explore": "thoroughly"}, "--explore is one of greedy"),
     ({"targets": "z"}, "--targets is one of raw"),
-    ({"optimizer": "sgd"}, "--optimizer is one of adam, muon, rmsprop"),
+    ({"optimizer": "sgd"}, "--optimizer is one of auto, adam, muon, rmsprop"),
     ({"schedule": "step"}, "--schedule is one of"),
     ({"preset": "rusu2016"}, "unknown preset|--preset is one of"),
     ({"env": "CartPole-v9"}, "unknown environment 'CartPole-v9'"),

@@ -34,7 +34,7 @@ from rldistill.schedules import constant, linear
 from rldistill.stats import bootstrap_interval
 from rldistill.streams import Composed, Driven, Offline, Stream, checked_labels, minibatches, times_an_item
 from rldistill.teachers import ForeignTeacher, TeacherOptions, load_fitting
-from rldistill.types import Task, Teacher, UserError, as_tensor
+from rldistill.types import ScoreKind, Task, Teacher, UserError, as_tensor
 
 __all__ = ["DistillConfig", "Update", "checked", "distill", "make_stream", "suited", "suited_architecture"]
 
@@ -83,7 +83,7 @@ def distill(
         architecture = suited_architecture(architecture, teacher)
         config = replace(config, student=architecture.name)
     network = build(architecture, config.seed, loss.score_kind)
-    config = suited(config, network)
+    config = suited(config, network, teacher.score_kind)
     network.bfloat16 = config.bfloat16 and len(task.observation_shape) == 3
     resolved = {"verb": "distill", "teacher": name, "task": task.as_dict()} | asdict(config)
     del resolved["checkpoint_seconds"], resolved["tensorboard"]
@@ -328,13 +328,17 @@ def suited_architecture(architecture: Architecture, teacher: Teacher) -> Archite
     return next((student for student in students if parameter_count(build(student, 0)) <= room), students[-1])
 
 
-def suited(config: DistillConfig, network: Network) -> DistillConfig:
-    """Where the user says nothing, what suits the student: composites and weight decay.
+def suited(config: DistillConfig, network: Network, teacher_kind: ScoreKind) -> DistillConfig:
+    """Where the user says nothing, what suits student and teacher: composites, weight decay and the optimizer.
 
-    Students of images see few of the states there are and are helped where they have not been by both; one of 10,062 parameters
-    learnt to lose with composites on Pong. Students of vectors see enough, and both keep them from following their teacher closely.
+    Students of images see few of the states there are and are helped where they have not been by composites and decay; one of
+    10,062 parameters learnt to lose with composites on Pong. Students of vectors see enough, and both keep them from following
+    their teacher closely. Logits are matched as they are, every action's, and what limits a student of images is then how soon it
+    fits them; of Q-values little but the best action counts.
     """
     image = len(network.architecture.observation_shape) == 3
+    if config.optimizer == "auto":
+        config = replace(config, optimizer="muon" if image and teacher_kind == "logits" else "adam")
     suiting: dict[str, Any] = {
         "augment": 0.5 if image and parameter_count(network) >= 30_000 else 0.0,
         "weight_decay": 0.1 if image else 0.0,

@@ -73,9 +73,9 @@ class DistillConfig:
     """Control steps kept (the paper's ten hours; 3.6 GiB on Atari), no more than `steps`."""
     warmup: int = 1_000
     """Control steps played before the first update; standardization and temperature are fitted to them."""
-    optimizer: Literal["adam", "muon", "rmsprop"] = "adam"
-    """AdamW; Muon (orthogonal steps of the weight matrices), which fits a teacher of logits in far fewer updates; or RMSProp as in
-    the paper."""
+    optimizer: Literal["auto", "adam", "muon", "rmsprop"] = "auto"
+    """AdamW; Muon (orthogonal steps of the weight matrices); or RMSProp as in the paper. `auto`: muon for students of images whose
+    teacher gives logits, which it fits in far fewer updates; else adam."""
     learning_rate: float = 3e-3
     """Its peak."""
     steady: bool = True
