@@ -210,8 +210,11 @@ def test_a_checkpoint_with_another_layout_has_another_number(tmp_path: Path) -> 
             return ""
         return {str(name): layout(state[name], depth - 1) for name in sorted(state, key=str)}
 
-    for algo in ("dqn", "pqn"):
-        learning = TrainConfig(steps=2_000, algo=algo, network="mlp:8", warmup=64, replay=500)
+    learners: dict[str, TrainConfig] = {
+        "dqn": TrainConfig(steps=2_000, algo="dqn", network="mlp:8", warmup=64, replay=500),
+        "pqn": TrainConfig(steps=2_000, algo="pqn", network="mlp:8"),
+    }
+    for algo, learning in learners.items():
         with pytest.raises(KeyboardInterrupt):
             train("CartPole-v1", tmp_path / algo, learning, progress=CtrlC(600))
     short = DistillConfig(student="mlp:8", steps=2_000, warmup=64, evaluate_episodes=1, evaluate_every=0)
