@@ -26,16 +26,22 @@ def orthogonalized(matrix: Tensor) -> Tensor:
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
     x = x / (torch.linalg.matrix_norm(x) + 1e-7)
-    gram, applied = x @ x.T, torch.eye(len(x), dtype=x.dtype, device=x.device)
-    a, b, c = _QUINTIC
-    for number in range(_ROUNDS):
-        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        factor.diagonal().add_(a)
+    gram = x @ x.T
+    applied = factor = _factor(gram)
+    for _ in range(_ROUNDS - 1):
+        gram = factor @ gram @ factor
+        factor = _factor(gram)
         applied = factor @ applied
-        if number < _ROUNDS - 1:
-            gram = factor @ gram @ factor
     out: Tensor = applied @ x
     return out.T if tall else out
+
+
+def _factor(gram: Tensor) -> Tensor:
+    """What a round multiplies the matrix with, (N, N), from its Gram matrix."""
+    a, b, c = _QUINTIC
+    factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+    factor.diagonal().add_(a)
+    return factor
 
 
 class Muon:
