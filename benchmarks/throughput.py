@@ -109,7 +109,7 @@ def main(options: Options) -> None:
     loss = parse_loss(config.loss, teacher.score_kind, task.action_sizes)
     width = score_width(task, loss.score_kind)
     network = build(Architecture(config.student, task.observation_shape, width), 0, loss.score_kind)
-    network.bfloat16 = config.bfloat16
+    network.bfloat16 = network.trains_faster_in_bfloat16
     config = suited(config, network, teacher.score_kind)
     update = Update(network, loss, config, 100_000, task, teacher.score_kind)
     environments = Environments(task, config.num_envs, 1)

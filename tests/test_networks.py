@@ -185,6 +185,37 @@ def test_gradients_of_a_bfloat16_network_are_those_of_float32_but_for_rounding()
 
 
 @pytest.mark.parametrize("normalization", ["none", "layer"])
+def test_the_order_of_channels_in_memory_changes_neither_scores_nor_gradients(normalization: str) -> None:
+    network = build(Architecture("net2", ATARI, 6, "layer" if normalization == "layer" else "none"), 0)
+    observations = pixels(8)
+    scores = network(observations)
+    scores.square().sum().backward()
+    interleaved = [parameter.grad for parameter in network.parameters()]
+    network.zero_grad()
+    plain = network.layers(network.standardized(observations))
+    plain.square().sum().backward()
+    torch.testing.assert_close(scores, plain)
+    for ours, parameter in zip(interleaved, network.parameters(), strict=True):
+        torch.testing.assert_close(ours, parameter.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "amx", "faster"),
+    [
+        ("net2", ATARI, True, True),
+        ("net2", ATARI, False, False),
+        ("cnn:4:16", (4, 10, 10), True, False),
+        ("mlp:16", (8,), True, False),
+    ],
+)
+def test_large_images_alone_train_faster_in_bfloat16_and_only_where_the_processor_multiplies_it(
+    monkeypatch: pytest.MonkeyPatch, name: str, shape: tuple[int, ...], amx: bool, faster: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+    assert build(Architecture(name, shape, 3), 0).trains_faster_in_bfloat16 is faster
+
+
+@pytest.mark.parametrize("normalization", ["none", "layer"])
 def test_scores_of_a_row_do_not_depend_on_the_rest_of_the_batch(normalization: str) -> None:
     architecture = Architecture("net3", ATARI, 6, "layer" if normalization == "layer" else "none")
     network = build(architecture, 0)

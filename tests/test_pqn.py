@@ -18,7 +18,7 @@ from rldistill.schedules import constant
 
 
 @contextmanager
-def learner(env: str = "CartPole-v1", lives_as_episodes: bool = False) -> Iterator[PQN]:
+def learner(env: str = "CartPole-v1", lives_as_episodes: bool = False, averaging: int = 20) -> Iterator[PQN]:
     task = make_task(env)
     name = "mlp:16" if len(task.observation_shape) == 1 else "cnn:4:16"
     network = build(Architecture(name, task.observation_shape, task.num_actions, "layer"), 0)
@@ -27,7 +27,7 @@ def learner(env: str = "CartPole-v1", lives_as_episodes: bool = False) -> Iterat
         yield PQN(
             network, environments, steps=2_000, learning_rate=1e-2, discount=0.9, epsilon_end=0.1, epsilon_steps=400,
             epsilon_repeats=5, clip_rewards=False, lives_as_episodes=lives_as_episodes, seed=0,
-            settings=PQNSettings(rollout_length=16, minibatch=16, steady=True),
+            settings=PQNSettings(rollout_length=16, minibatch=16, steady=True, averaging=averaging),
         )  # fmt: skip
     finally:
         environments.close()
@@ -89,12 +89,31 @@ def test_a_learner_put_back_learns_on_as_if_it_had_never_stopped(tmp_path: Path)
             next(items)
         save_state(tmp_path / "state", pqn.state_dict())
         expected = [next(items) for _ in range(3)]
+        policy = [parameter.clone() for parameter in pqn.policy.parameters()]
         assert pqn.control_steps == 7 * 64
         assert pqn.updates == 7 * 2 * 4
     with learner() as pqn:
         pqn.load_state_dict(load_state(tmp_path / "state"))
         items = pqn.learn()
         assert [next(items) for _ in range(3)] == expected
+        assert all(map(torch.equal, pqn.policy.parameters(), policy))
+
+
+def test_the_policy_is_the_mean_of_all_weights_and_later_an_exponential_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    with learner(averaging=4) as pqn:
+        head, expected = pqn.network.layers[-1].weight, torch.zeros(())
+        assert pqn.policy.layers[-1].weight is not head
+        for number in range(1, 8):
+            pqn.fit(torch.randn((16, 4), generator=generator), torch.zeros(16, dtype=torch.int64), torch.ones(16))
+            share = 1 / number if number < 4 else 1 / 4  # 1, 1/2, 1/3, then a quarter is new each time
+            expected = (1 - share) * expected + share * head.detach()
+            torch.testing.assert_close(pqn.policy.layers[-1].weight.detach(), expected)
+
+
+def test_a_policy_that_is_not_averaged_is_the_network_itself() -> None:
+    with learner(averaging=1) as pqn:
+        assert pqn.policy is pqn.network
 
 
 @pytest.mark.parametrize("lives_as_episodes", [False, True])

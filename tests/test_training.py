@@ -187,13 +187,27 @@ def test_half_the_bytes_are_kept_on_request_and_the_score_is_theirs(tmp_path: Pa
     assert again["returns"] == half.provenance["score"]["returns"]
 
 
+def test_averaging_changes_the_policies_that_are_kept_and_nothing_of_what_is_learnt(tmp_path: Path) -> None:
+    config = changed(CARTPOLE_PQN, snapshots=(0.5,))
+    kept, learnt = [], []
+    for name, averaging in (("last", 1), ("averaged", 50)):
+        train("CartPole-v1", tmp_path / name, changed(config, averaging=averaging))
+        folders = (tmp_path / name / "policy", tmp_path / name / "snapshots" / "0.5")
+        kept.append([(folder / "weights.safetensors").read_bytes() for folder in folders])
+        rows = [row for row in read_metrics(tmp_path / name) if "loss" in row]
+        learnt.append([{key: value for key, value in row.items() if key != "seconds"} for row in rows])
+    assert learnt[0] == learnt[1]
+    assert kept[0][0] != kept[1][0]
+    assert kept[0][1] != kept[1][1]
+
+
 def test_settings_reach_the_configuration_resolved(tmp_path: Path) -> None:
     train("CartPole-v1", tmp_path / "run", TrainConfig(steps=600, final_episodes=1))
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["num_envs"] == 8
     assert config["warmup"] == 60
     assert config["clip_rewards"] is config["lives_as_episodes"] is False
-    assert config["bfloat16"] is False
+    assert config["bfloat16"] is None  # left to the machine, so that another one can go on
     assert config["dqn"]["minibatch"] == config["minibatch"] == 128
     assert "checkpoint_seconds" not in config
 
@@ -223,6 +237,8 @@ def test_settings_reach_the_configuration_resolved(tmp_path: Path) -> None:
         ("CartPole-v1", {"algo": "pqn", "replay_ratio": 4.0}, "--replay-ratio is for --algo dqn; pqn has none"),
         ("CartPole-v1", {"algo": "pqn", "n_step": 1}, "--n-step is for --algo dqn"),
         ("CartPole-v1", {"algo": "dqn", "steady": True}, "--steady is for --algo pqn; dqn has none"),
+        ("CartPole-v1", {"algo": "dqn", "averaging": 2}, "--averaging is for --algo pqn; dqn has none"),
+        ("CartPole-v1", {"algo": "pqn", "averaging": 0}, "--averaging is at least 1, not 0"),
         ("CartPole-v1", {"weights_dtype": "int8"}, "--weights-dtype is float32 or float16, not 'int8'"),
         ("CartPole-v1", {"sticky_actions": 0.25}, "does not take the option"),
     ],

@@ -117,7 +117,7 @@ def double_q_targets(r_t: Tensor, discount_t: Tensor, q_t_value: Tensor, q_t_sel
 
 
 class DQN:
-    """A learner: iterate `learn()`, save and load between two items.
+    """A learner: iterate `learn()`, save and load between two items. `policy` is what has been learnt.
 
     Args:
         network: trained in place.
@@ -155,6 +155,7 @@ class DQN:
         scratch: Path | None = None,
     ) -> None:
         self.network, self.environments, self.settings = network, environments, settings
+        self.policy = network
         self.discount, self.clip_rewards, self.lives_as_episodes = discount, clip_rewards, lives_as_episodes
         self.target = copy.deepcopy(network).eval().requires_grad_(False)
         self.optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, eps=1.5e-4, fused=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,8 @@ class PQNSettings:
     max_grad_norm: float = 10.0
     steady: bool = False
     """Gradients are taken for layers' inputs less their mean."""
+    averaging: int = 1
+    """Updates over which the weights of the policy are averaged, exponentially; 1 takes the last ones."""
 
 
 def q_lambda_targets(r_t: Tensor, discount_t: Tensor, v_t: Tensor, cut_t: Tensor, trace: float) -> Tensor:
@@ -60,7 +63,7 @@ def q_lambda_targets(r_t: Tensor, discount_t: Tensor, v_t: Tensor, cut_t: Tensor
 
 
 class PQN:
-    """A learner: iterate `learn()`, save and load between two items.
+    """A learner: iterate `learn()`, save and load between two items. `policy` is what has been learnt.
 
     Args:
         network: trained in place; wants layer normalization.
@@ -93,6 +96,7 @@ class PQN:
         settings: PQNSettings,
     ) -> None:
         self.network, self.environments, self.settings = network, environments, settings
+        self.policy = copy.deepcopy(network) if settings.averaging > 1 else network
         self.discount, self.clip_rewards, self.lives_as_episodes = discount, clip_rewards, lives_as_episodes
         self._centred = CentredInputs(network.layers if settings.steady else ())
         self.optimizer = torch.optim.RAdam(network.parameters(), lr=learning_rate)
@@ -176,7 +180,6 @@ class PQN:
             order = torch.from_numpy(self.generator.permutation(len(actions))).to(actions.device)
             for chosen in torch.split(order, self.settings.minibatch):
                 losses.append(self.fit(observations.index_select(0, chosen), actions[chosen], targets[chosen]))
-                self.updates += 1
         self.network.eval()
         return float(torch.stack(losses).mean())
 
@@ -190,6 +193,13 @@ class PQN:
         self._centred.enter()
         self.optimizer.step()
         self._centred.leave()
+        self.updates += 1
+        if self.policy is not self.network:
+            # The plain mean of all until there are as many as it is to hold: the first weights do not linger.
+            share = 1 / min(self.updates, self.settings.averaging)
+            with torch.no_grad():
+                for mean, last in zip(self.policy.parameters(), self.network.parameters(), strict=True):
+                    mean.lerp_(last, share)
         return loss.detach()
 
     @property
@@ -201,6 +211,7 @@ class PQN:
         """All that the next item depends on."""
         return {
             "network": self.network.state_dict(),
+            "policy": self.policy.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "means": self._centred.state_dict(),
             "environments": self.environments.state_dict(),
@@ -213,6 +224,7 @@ class PQN:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Puts back what `state_dict` gave."""
         self.network.load_state_dict(state["network"])
+        self.policy.load_state_dict(state["policy"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._centred.load_state_dict(state["means"])
         self.environments.load_state_dict(state["environments"])

@@ -65,6 +65,9 @@ class TrainConfig:
     steady: bool = False
     """pqn: take gradients for layers' inputs less their mean, as `distill --steady` does. For games whose rewards are rare, which
     otherwise teach a network one value for all states; values of some size it reaches late."""
+    averaging: int = 1
+    """pqn: the policy's weights are averages, exponential ones over about so many updates (a run of 1,000,000 steps on Atari has
+    7,800). 1 keeps the last weights. For games where a single slip ends the game, 2,000; what is learnt stays the same."""
     n_step: int = 3
     """dqn: rewards summed before the bootstrap."""
     replay: int = 400_000
@@ -81,7 +84,7 @@ class TrainConfig:
     """Probability of a repeated action; None leaves it to the environment id."""
     bfloat16: bool | None = None
     """Compute all layers but the last in bfloat16 (weights, scores, targets and the optimizer stay float32); by default for
-    images alone: elsewhere it gains nothing."""
+    images where that is faster: on a GPU, or a processor that multiplies matrices of it (AMX)."""
     device: str = "auto"
     """Where the networks are: `cpu`, `cuda`, `cuda:1`, or `auto`, a GPU if PyTorch sees one. Games are played on the processor.
     A run may be resumed on another device."""
@@ -165,6 +168,7 @@ def train(
                 "training_seconds": round(seconds(), 1),
                 "cpu_seconds": round(cpu_seconds(), 1),
                 "machine": machine_in_words(device),
+                "arithmetic": "bfloat16" if learner.network.bfloat16 else "float32",
             }
 
         saved = time.monotonic()
@@ -188,7 +192,8 @@ def train(
                     progress.update(learner.control_steps, **figures, epsilon=record["epsilon"], score=score)
                     while due and learner.control_steps >= due[0] * config.steps:
                         share = due.pop(0)
-                        save_policy(run.path / "snapshots" / f"{share:g}", network, task, provenance(), dtype="float16")
+                        at = run.path / "snapshots" / f"{share:g}"
+                        save_policy(at, learner.policy, task, provenance(), dtype="float16")
                     if interrupted():
                         keep()
                         progress.say(f"stopped at {learner.control_steps:,} control steps: go on with --resume")
@@ -199,7 +204,7 @@ def train(
         finally:
             learner.environments.close()
         keep()
-        network.eval().cpu()
+        network = learner.policy.eval().cpu()
         network.bfloat16 = False  # whoever loads it computes in float32
         made = provenance()
         if config.weights_dtype == "float16":
@@ -245,7 +250,8 @@ def _network(settings: dict[str, Any], task: Task) -> Network:
 
 def _learner(settings: dict[str, Any], task: Task, network: Network, scratch: Path) -> DQN | PQN:
     learning = _learning(settings, task)
-    network.bfloat16 = settings["bfloat16"]
+    asked = settings["bfloat16"]
+    network.bfloat16 = network.trains_faster_in_bfloat16 if asked is None else asked
     environments = Environments(task, settings["num_envs"], settings["seed"])
     names = (
         "steps",
@@ -270,7 +276,10 @@ def _round_to_half(network: Network) -> None:
             parameter.copy_(parameter.to(torch.float16))
 
 
-_OF_ONE = {"dqn": ("n_step", "replay", "warmup", "replay_ratio", "minibatch", "target_every"), "pqn": ("steady",)}
+_OF_ONE = {
+    "dqn": ("n_step", "replay", "warmup", "replay_ratio", "minibatch", "target_every"),
+    "pqn": ("steady", "averaging"),
+}
 """Settings that only one algorithm has."""
 
 
@@ -280,7 +289,7 @@ def _check(config: TrainConfig) -> None:
         config,
         least={
             "steps": 1, "seed": 0, "num_envs": 1, "n_step": 1, "replay": 1, "warmup": 0, "minibatch": 1, "target_every": 1,
-            "epsilon_steps": 0, "epsilon_repeats": 1, "final_episodes": 1, "checkpoint_seconds": 0,
+            "averaging": 1, "epsilon_steps": 0, "epsilon_repeats": 1, "final_episodes": 1, "checkpoint_seconds": 0,
         },
         positive=["learning_rate", "replay_ratio"],
         shares=["discount", "epsilon_end"],
@@ -306,13 +315,12 @@ def _kind(task: Task) -> Literal["vector", "grid", "image"]:
 
 def _resolve(config: TrainConfig, task: Task) -> dict[str, Any]:
     """The configuration with nothing left to default that the algorithm reads, as JSON data, without what does not change
-    the result."""
+    the result; what the machine decides (`bfloat16`) is left to it, so that another one can go on."""
     kind = _kind(task)
     defaults: dict[str, Any] = {
         "network": {"vector": "mlp:128,128", "grid": "cnn:16:128", "image": "dqn"}[kind],
         "clip_rewards": task.frame_skip > 1,
         "lives_as_episodes": task.frame_skip > 1,
-        "bfloat16": kind == "image",
     }
     if config.algo == "pqn":
         defaults |= {
@@ -343,7 +351,7 @@ def _learning(settings: dict[str, Any], task: Task) -> DQNSettings | PQNSettings
             "grid": PQNSettings(minibatch=128),
             "image": PQNSettings(),
         }
-        return replace(kinds[_kind(task)], steady=settings["steady"])
+        return replace(kinds[_kind(task)], steady=settings["steady"], averaging=settings["averaging"])
     least = settings["num_envs"] * (settings["n_step"] + task.frame_stack)
     if settings["replay"] < least:
         raise UserError(

@@ -84,7 +84,7 @@ def distill(
         config = replace(config, student=architecture.name)
     network = build(architecture, config.seed, loss.score_kind)
     config = suited(config, network, teacher.score_kind)
-    network.bfloat16 = config.bfloat16 and len(task.observation_shape) == 3
+    network.bfloat16 = network.trains_faster_in_bfloat16 if config.bfloat16 is None else config.bfloat16
     resolved = {"verb": "distill", "teacher": name, "task": task.as_dict()} | asdict(config)
     del resolved["checkpoint_seconds"], resolved["tensorboard"]
     if isinstance(teacher, ForeignTeacher):

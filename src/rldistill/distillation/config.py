@@ -95,8 +95,9 @@ class DistillConfig:
     """Fit mean and scale of the observations once; without it pixels are divided by 255 and vectors left as they are."""
     initialize: Literal["data", "torch"] = "data"
     """`data`: weights drawn so that every unit has mean 0 and variance 1 over the warm-up; `torch`: PyTorch's default."""
-    bfloat16: bool = True
-    """Train all layers but the last of a student of images in bfloat16; weights, scores, labels and the optimizer stay float32."""
+    bfloat16: bool | None = None
+    """Train all layers but the last in bfloat16 (weights, scores, labels and the optimizer stay float32); by default for images
+    where that is faster: on a GPU, or a processor that multiplies matrices of it (AMX)."""
     evaluate_every: int | None = None
     """Control steps (updates with --dataset) between two evaluations; default a fifth of the run, 0 only at the end."""
     evaluate_episodes: int = 10
