@@ -198,6 +198,18 @@ def test_no_policy_is_refused() -> None:
         evaluate([])
 
 
+def test_two_atari_games_with_as_many_actions_are_not_one_unless_it_is_said(tmp_path: Path) -> None:
+    for name, env in (("pong", "PongNoFrameskip-v4"), ("qbert", "QbertNoFrameskip-v4")):
+        task = make_task(env)
+        save_policy(tmp_path / name, build(Architecture("net3", task.observation_shape, 6), 0), task, {})
+    both = [tmp_path / "pong", tmp_path / "qbert"]
+    with pytest.raises(UserError, match=r"plays PongNoFrameskip-v4 and .* QbertNoFrameskip-v4: name with --env"):
+        evaluate(both, QUICK, json=tmp_path / "scores.json")
+    assert not (tmp_path / "scores.json").exists()
+    scores = evaluate(both, EvaluateConfig(env="ALE/Pong-v5", episodes=1, epsilon=1.0))
+    assert [score.task["env"] for score in scores] == ["ALE/Pong-v5"] * 2
+
+
 def test_policy_of_another_number_of_actions_is_refused_with_both_numbers(folders: tuple[Path, Path]) -> None:
     with pytest.raises(UserError, match="has 2 discrete actions, but Acrobot-v1 has 3 discrete actions"):
         evaluate(folders, EvaluateConfig(episodes=1, env="Acrobot-v1"))

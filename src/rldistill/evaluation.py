@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -25,7 +26,7 @@ from rldistill.policies import KeptPolicy
 from rldistill.progress import Progress, Silent
 from rldistill.rollout import Transition, play, uniform
 from rldistill.stats import bootstrap_ratio_interval, normalized_score, summarize
-from rldistill.teachers import TeacherOptions, load_fitting, parameters_of
+from rldistill.teachers import ForeignTeacher, TeacherOptions, load_fitting, parameters_of
 from rldistill.types import Actions, Observations, Policy, Task, UserError, check_numbers
 
 
@@ -227,7 +228,7 @@ def load_together(
     """Policies that play the same: their names, themselves, and what they play, the first one's task or that of `env`.
 
     Raises:
-        UserError: one cannot be loaded, or does not fit.
+        UserError: one cannot be loaded, does not fit, or plays another game and `env` does not say which it is to be.
     """
     loaded: list[KeptPolicy] = []
     for policy in policies:
@@ -239,7 +240,27 @@ def load_together(
     task = loaded[0].task if env is None else make_task(env)
     for name, policy in zip(names, loaded, strict=True):
         _check_fit(name, policy, task)
+    if env is None:
+        _check_same_game(names, loaded)
     return names, loaded, task
+
+
+def _check_same_game(names: Sequence[str], players: Sequence[KeptPolicy]) -> None:
+    """Two Atari games may have as many actions, and a policy of the one plays the other badly."""
+    envs = [
+        player.foreign.env or player.task.env if isinstance(player, ForeignTeacher) else player.task.env
+        for player in players
+    ]
+    for name, env in zip(names, envs, strict=True):
+        if _game(env) != _game(envs[0]):
+            raise UserError(
+                f"{names[0]} plays {envs[0]} and {name} {env}: name with --env what both are to play, if both can"
+            )
+
+
+def _game(env: str) -> str:
+    """PongNoFrameskip-v4 and ALE/Pong-v5 are one game, LunarLander-v2 and v3 too."""
+    return re.sub(r"^ALE/|NoFrameskip|-v\d+$", "", env)
 
 
 def write_scores(path: Path, scores: Sequence[Score]) -> None:

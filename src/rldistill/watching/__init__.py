@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from rldistill.machine import check_packages
 from rldistill.policies import KeptPolicy
 from rldistill.progress import Progress, Silent
 from rldistill.spectator import Moment, measure, preferences, spectate, undrawable, usual_temperature
-from rldistill.teachers import ForeignTeacher, TeacherOptions
+from rldistill.teachers import TeacherOptions
 from rldistill.types import Floats, Task, UserError, check_numbers
 from rldistill.watching.drawing import Caption, Stage, View
 from rldistill.watching.films import WRITERS
@@ -99,8 +98,6 @@ def watch(
     if not 1 <= len(given) <= 2:
         raise UserError(f"watch shows one policy, or two side by side, not {len(given)}")
     names, players, task = load_together(given, env=config.env, options=options, progress=progress)
-    if config.env is None:
-        _check_same_game(names, players)
     reason = undrawable(task)
     if reason is not None:
         raise UserError(f"{task.env} cannot be drawn here: {reason}")
@@ -270,20 +267,3 @@ def _target(path: Path, *, force: bool) -> Path:
     if path.suffix == ".mp4":
         check_packages("av", extra="video", what="an mp4 (a gif needs nothing)")
     return path
-
-
-def _check_same_game(names: Sequence[str], players: Sequence[KeptPolicy]) -> None:
-    """Two Atari games may have as many actions, and a policy of the one plays the other badly."""
-    envs = [
-        player.foreign.env or player.task.env if isinstance(player, ForeignTeacher) else player.task.env
-        for player in players
-    ]
-    if len({_game(env) for env in envs}) > 1:
-        raise UserError(
-            f"{names[0]} plays {envs[0]} and {names[1]} {envs[1]}: name with --env what both are to play, if both can"
-        )
-
-
-def _game(env: str) -> str:
-    """PongNoFrameskip-v4 and ALE/Pong-v5 are one game, LunarLander-v2 and v3 too."""
-    return re.sub(r"^ALE/|NoFrameskip|-v\d+$", "", env)
