@@ -16,7 +16,7 @@ from typing import Any
 from rldistill.files import load_state, read_json, replace_file, save_state
 from rldistill.types import UserError
 
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 """One more whenever something in a checkpoint gets another name or meaning, so that an older one is refused in one line."""
 
 
