@@ -201,6 +201,12 @@ def test_averaging_changes_the_policies_that_are_kept_and_nothing_of_what_is_lea
     assert kept[0][1] != kept[1][1]
 
 
+@pytest.mark.parametrize(("asked", "arithmetic"), [(True, "bfloat16"), (False, "float32"), (None, "float32")])
+def test_a_policy_says_in_what_it_was_computed(tmp_path: Path, asked: bool | None, arithmetic: str) -> None:
+    policy = train("CartPole-v1", tmp_path / "run", TrainConfig(steps=600, final_episodes=1, bfloat16=asked))
+    assert policy.provenance["arithmetic"] == arithmetic
+
+
 def test_settings_reach_the_configuration_resolved(tmp_path: Path) -> None:
     train("CartPole-v1", tmp_path / "run", TrainConfig(steps=600, final_episodes=1))
     config = json.loads((tmp_path / "run" / "config.json").read_text())

@@ -204,9 +204,9 @@ def train(
         finally:
             learner.environments.close()
         keep()
+        made = provenance()
         network = learner.policy.eval().cpu()
         network.bfloat16 = False  # whoever loads it computes in float32
-        made = provenance()
         if config.weights_dtype == "float16":
             _round_to_half(network)
         progress.start("final score", config.final_episodes, "games")
