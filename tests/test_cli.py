@@ -237,9 +237,17 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, command: Comm
     assert said.err.count("\n") == 1
 
 
+def test_version_is_said_without_importing_the_verbs(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise SystemExit(1)")
+    places = os.pathsep.join([str(tmp_path), str(SOURCE)])
+    words = [sys.executable, "-m", "rldistill", "--version"]
+    done = subprocess.run(words, env=os.environ | {"PYTHONPATH": places}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"rldistill {rldistill.__version__}\n")
+
+
 def test_ctrl_c_while_the_command_is_imported_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "tyro.py").write_text("raise KeyboardInterrupt")
-    places = os.pathsep.join([str(tmp_path), str(Path(rldistill.__file__).parents[1])])
+    places = os.pathsep.join([str(tmp_path), str(SOURCE)])
     words = [sys.executable, "-m", "rldistill", "--help"]
     done = subprocess.run(words, env=os.environ | {"PYTHONPATH": places}, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (130, "rldistill: interrupted; nothing was written\n")

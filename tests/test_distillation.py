@@ -262,6 +262,14 @@ def test_auto_takes_the_narrower_student_of_a_teacher_whose_size_nobody_knows() 
     assert suited_architecture(Architecture("auto", (4,), 2), Function()).name == "mlp:32,32"
 
 
+@pytest.mark.parametrize(("asked", "arithmetic"), [(True, "bfloat16"), (False, "float32"), (None, "float32")])
+def test_a_student_says_in_what_it_was_computed(
+    tmp_path: Path, root: Path, asked: bool | None, arithmetic: str
+) -> None:
+    student = distill(str(root / "cartpole"), tmp_path / "run", replace(TINY, bfloat16=asked))
+    assert student.provenance["arithmetic"] == arithmetic
+
+
 def test_what_suited_the_student_stands_in_the_run_folder(tmp_path: Path) -> None:
     teacher = SavedPolicy(
         build(Architecture("cnn:2:8", PONG.observation_shape, 6), 0), PONG, {"score": {"mean": -20.0}}

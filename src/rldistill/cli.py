@@ -336,7 +336,9 @@ def main() -> None:
     """Runs a verb. Exit status 2 and one line for a wrong input or a system that refuses, 130 for Ctrl-C."""
     try:
         tyro.extras.subcommand_cli_from_dict(
-            VERBS, description="Policy distillation for reinforcement learning: a trained policy becomes a smaller one."
+            VERBS,
+            description="Policy distillation for reinforcement learning: a trained policy becomes a smaller one. "
+            "`rldistill --version` says which rldistill this is.",
         )
     except UserError as error:
         print(f"rldistill: error: {error}", file=sys.stderr)

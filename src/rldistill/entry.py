@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import sys
 
+import rldistill
+
 
 def main() -> None:
     """Imports the command and runs it. Exit status 130 for Ctrl-C before it is there; the rest as `cli.main` has it."""
+    if sys.argv[1:] == ["--version"]:
+        print(f"rldistill {rldistill.__version__}")
+        return
     try:
         from rldistill import cli
     except KeyboardInterrupt:

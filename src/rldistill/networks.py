@@ -97,6 +97,11 @@ class Network(nn.Module):
         return self.shift.device
 
     @property
+    def arithmetic(self) -> str:
+        """What it computes in, for provenance."""
+        return "bfloat16" if self.bfloat16 else "float32"
+
+    @property
     def trains_faster_in_bfloat16(self) -> bool:
         """Where it is: large images alone gain, on GPUs and on processors that multiply such matrices (AMX). On one that only
         has AVX-512 for it, an update of `dqn` took 1.4 times what it takes in float32."""

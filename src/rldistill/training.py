@@ -168,7 +168,7 @@ def train(
                 "training_seconds": round(seconds(), 1),
                 "cpu_seconds": round(cpu_seconds(), 1),
                 "machine": machine_in_words(device),
-                "arithmetic": "bfloat16" if learner.network.bfloat16 else "float32",
+                "arithmetic": learner.network.arithmetic,
             }
 
         saved = time.monotonic()

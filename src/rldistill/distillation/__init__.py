@@ -23,7 +23,7 @@ from rldistill.envs import Environments, features_of, fitting_task
 from rldistill.exploration import explorer
 from rldistill.interrupts import deferred_interrupt
 from rldistill.losses import WeightedLoss, parse_loss
-from rldistill.machine import keep_freed_memory
+from rldistill.machine import keep_freed_memory, machine_in_words
 from rldistill.networks import Architecture, Network, build, parameter_count
 from rldistill.policies import SavedPolicy, check_finite, load_policy, save_policy
 from rldistill.progress import Progress, Silent
@@ -281,6 +281,8 @@ class _Distillation:
             "temperature": self.update.temperature,
             **self._position(),
             "evaluation_seconds": round(self.seconds["evaluation"], 2),
+            "machine": machine_in_words(),
+            "arithmetic": self.update.network.arithmetic,
             "score": self.scores,
         }
 

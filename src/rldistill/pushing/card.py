@@ -24,6 +24,7 @@ _FACTS = (
     ("seconds", "time without evaluations", " s"),
     ("training_seconds", "time", " s"),
     ("machine", "machine", ""),
+    ("arithmetic", "computed in", ""),
     ("made_by", "made by", ""),
 )
 
