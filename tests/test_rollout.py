@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rldistill.actions import mix_in_random
 from rldistill.envs import Environments, make_task
-from rldistill.rollout import EpsilonGreedy, MakePolicy, Transition, play, rollout, uniform
+from rldistill.rollout import EpsilonGreedy, MakePolicy, Transition, as_learnt, play, rollout, uniform
 from rldistill.types import Actions, Policy, ScoreKind, Task
 
 CARTPOLE = make_task("CartPole-v1")
@@ -23,6 +23,24 @@ def at_random(task: Task) -> MakePolicy:
 
 def choosing(num_actions: int) -> Task:
     return Task("choices", num_actions, (1,), "float32")
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("lives", [False, True])
+def test_learners_see_rewards_by_their_sign_and_lost_lives_as_ends_only_where_that_is_asked(
+    clip: bool, lives: bool
+) -> None:
+    no = np.zeros(3, dtype=np.bool_)
+    step = Transition(
+        observations=np.zeros((3, 1), dtype=np.float32), starts=no, actions=np.zeros(3, dtype=np.int64),
+        rewards=np.array([7.0, 0.0, -0.5], dtype=np.float32), terminated=np.array([True, False, False]), truncated=no,
+        life_lost=np.array([False, True, False]), final_observations=np.zeros((3, 1), dtype=np.float32),
+        returns=np.array([20.0, np.nan, np.nan], dtype=np.float32),
+    )  # fmt: skip
+    learnt = next(as_learnt(iter([step]), clip_rewards=clip, lives_as_episodes=lives))
+    assert learnt.rewards.tolist() == ([1.0, 0.0, -1.0] if clip else [7.0, 0.0, -0.5])
+    assert learnt.terminated.tolist() == [True, lives, False]
+    assert learnt.returns[0] == 20.0, "scores stay as the game gives them"
 
 
 def test_a_transition_is_what_was_seen_done_and_what_came_of_it() -> None:

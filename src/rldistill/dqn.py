@@ -18,7 +18,7 @@ from rldistill.exploration import EZGreedy
 from rldistill.files import generator_state, load_generator_state
 from rldistill.networks import Network
 from rldistill.replay import Replay
-from rldistill.rollout import rollout
+from rldistill.rollout import as_learnt, rollout
 from rldistill.schedules import constant, linear
 from rldistill.types import Actions, Bools, Floats, Observations, UserError, as_tensor
 
@@ -128,8 +128,7 @@ class DQN:
         epsilon_end: last probability of a random action.
         epsilon_steps: control steps over which it falls from 1, after the warm-up.
         epsilon_repeats: control steps that a random action lasts at most; see `EZGreedy`.
-        clip_rewards: to -1, 0, 1 by their sign, as Mnih et al. 2015 (the returns reported stay raw).
-        lives_as_episodes: a lost life ends the return that is learnt, as Mnih et al. 2015; the game goes on.
+        clip_rewards, lives_as_episodes: see `as_learnt`.
         seed: of exploration and minibatches.
         scratch: folder for the replay's files; None keeps it in the process, which then cannot be saved.
 
@@ -156,7 +155,7 @@ class DQN:
     ) -> None:
         self.network, self.environments, self.settings = network, environments, settings
         self.policy = network
-        self.discount, self.clip_rewards, self.lives_as_episodes = discount, clip_rewards, lives_as_episodes
+        self.discount = discount
         self.target = copy.deepcopy(network).eval().requires_grad_(False)
         self.optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, eps=1.5e-4, fused=True)
         self.learning_rate = constant(learning_rate)
@@ -189,7 +188,8 @@ class DQN:
                 f"returns: it needs {self._least_times * rows}"
             )
         self._saved_at = 0
-        self._rollout = rollout(environments, self._act)
+        played = rollout(environments, self._act)
+        self._rollout = as_learnt(played, clip_rewards=clip_rewards, lives_as_episodes=lives_as_episodes)
 
     def _act(self, observations: Observations) -> Actions:
         epsilon = self.epsilon(self.control_steps - self.settings.warmup)
@@ -226,8 +226,8 @@ class DQN:
             step.observations,
             step.starts,
             actions=step.actions,
-            rewards=np.sign(step.rewards) if self.clip_rewards else step.rewards,
-            terminated=step.terminated | step.life_lost if self.lives_as_episodes else step.terminated,
+            rewards=step.rewards,
+            terminated=step.terminated,
             truncated=step.truncated,
         )
         self.control_steps += self.environments.num_envs

@@ -16,7 +16,7 @@ from rldistill.envs import Environments
 from rldistill.exploration import EZGreedy
 from rldistill.files import generator_state, load_generator_state
 from rldistill.networks import Network
-from rldistill.rollout import rollout
+from rldistill.rollout import as_learnt, rollout
 from rldistill.schedules import linear
 from rldistill.types import Actions, Observations, as_tensor
 
@@ -74,8 +74,7 @@ class PQN:
         epsilon_end: last probability of a random action.
         epsilon_steps: control steps over which it falls from 1.
         epsilon_repeats: control steps that a random action lasts at most; see `EZGreedy`.
-        clip_rewards: to -1, 0, 1 by their sign, as Mnih et al. 2015 (the returns reported stay raw).
-        lives_as_episodes: a lost life ends the return that is learnt, as Mnih et al. 2015; the game goes on.
+        clip_rewards, lives_as_episodes: see `as_learnt`.
         seed: of exploration and minibatches.
     """
 
@@ -97,7 +96,7 @@ class PQN:
     ) -> None:
         self.network, self.environments, self.settings = network, environments, settings
         self.policy = copy.deepcopy(network) if settings.averaging > 1 else network
-        self.discount, self.clip_rewards, self.lives_as_episodes = discount, clip_rewards, lives_as_episodes
+        self.discount = discount
         self._centred = CentredInputs(network.layers if settings.steady else ())
         self.optimizer = torch.optim.RAdam(network.parameters(), lr=learning_rate)
         self.learning_rate = linear(learning_rate, learning_rate / 10, steps)
@@ -106,7 +105,8 @@ class PQN:
         self._explore = EZGreedy(environments.task, environments.num_envs, epsilon_repeats, self.generator)
         self.control_steps = 0
         self.updates = 0
-        self._rollout = rollout(environments, self._act)
+        played = rollout(environments, self._act)
+        self._rollout = as_learnt(played, clip_rewards=clip_rewards, lives_as_episodes=lives_as_episodes)
         self._seen_values: list[Tensor] = []
 
     def _act(self, observations: Observations) -> Actions:
@@ -142,10 +142,8 @@ class PQN:
         for t in range(length):
             step = next(self._rollout)
             observations.append(step.observations)
-            actions[t], cuts[t] = step.actions, step.truncated
-            rewards[t] = np.sign(step.rewards) if self.clip_rewards else step.rewards
-            ended = step.terminated | step.life_lost if self.lives_as_episodes else step.terminated
-            discounts[t] = np.where(ended, 0.0, self.discount)
+            actions[t], rewards[t], cuts[t] = step.actions, step.rewards, step.truncated
+            discounts[t] = np.where(step.terminated, 0.0, self.discount)
             if step.truncated.any():
                 finals[t] = step.final_observations
             returns += [float(score) for score in step.returns[~np.isnan(step.returns)]]

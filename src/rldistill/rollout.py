@@ -49,6 +49,23 @@ def rollout(environments: Environments, policy: Policy) -> Iterator[Transition]:
         )
 
 
+def as_learnt(
+    transitions: Iterator[Transition], *, clip_rewards: bool, lives_as_episodes: bool
+) -> Iterator[Transition]:
+    """What value-based learners make of them, as Mnih et al. 2015: `returns` stay raw and episodes whole.
+
+    Args:
+        transitions: of `rollout`.
+        clip_rewards: rewards become -1, 0, 1 by their sign.
+        lives_as_episodes: a lost life terminates, and the game goes on.
+    """
+    for step in transitions:
+        yield step._replace(
+            rewards=np.sign(step.rewards) if clip_rewards else step.rewards,
+            terminated=step.terminated | step.life_lost if lives_as_episodes else step.terminated,
+        )
+
+
 class EpsilonGreedy:
     """The greedy action, and with probability epsilon a uniformly random one instead."""
 
