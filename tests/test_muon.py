@@ -50,6 +50,17 @@ def test_nothing_to_follow_is_no_step() -> None:
     assert torch.equal(orthogonalized(torch.zeros(3, 5)), torch.zeros(3, 5))
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_faded_momentum_of_a_dead_unit_is_no_momentum(transposed: bool) -> None:
+    alive = matrix((8, 20))
+    faded, still = alive.clone(), alive.clone()
+    faded[2] = 7e-43  # a denormal number, as what is left of a momentum
+    still[2] = 0
+    turn = torch.t if transposed else torch.clone
+    assert torch.equal(orthogonalized(turn(faded)), orthogonalized(turn(still)))
+    assert not orthogonalized(still)[2].any()
+
+
 def test_steps_of_one_row_are_those_worked_out_by_hand() -> None:
     # One row of length l has the singular value l: divided by it, 1 goes through the polynomial five times.
     value = 1.0
