@@ -16,6 +16,7 @@ from rldistill.envs import Environments
 from rldistill.exploration import EZGreedy
 from rldistill.files import generator_state, load_generator_state
 from rldistill.networks import Network
+from rldistill.radam import RAdam
 from rldistill.rollout import as_learnt, rollout
 from rldistill.schedules import linear
 from rldistill.types import Actions, Observations, as_tensor
@@ -98,7 +99,8 @@ class PQN:
         self.policy = copy.deepcopy(network) if settings.averaging > 1 else network
         self.discount = discount
         self._centred = CentredInputs(network.layers if settings.steady else ())
-        self.optimizer = torch.optim.RAdam(network.parameters(), lr=learning_rate)
+        optimizer = RAdam if network.device.type == "cpu" else torch.optim.RAdam
+        self.optimizer = optimizer(network.parameters(), lr=learning_rate)
         self.learning_rate = linear(learning_rate, learning_rate / 10, steps)
         self.epsilon = linear(1.0, epsilon_end, epsilon_steps)
         self.generator = np.random.default_rng([seed, 2])
