@@ -11,7 +11,7 @@ import rldistill
 
 FLOORS = (
     "types actions schedules stats files machine progress interrupts",
-    "losses targets augmentation exploration bandits networks centring lowering ccode envs rollout replay pictures",
+    "losses targets augmentation exploration bandits networks centring radam lowering ccode envs rollout replay pictures",
     "policies teachers datasets dqn pqn runs plots spectator",
     "streams distillation evaluation reporting recording training inspection exporting watching pushing studies scale demo",
     "cli entry __main__ __init__",
