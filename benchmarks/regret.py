@@ -2,10 +2,10 @@
 
     python benchmarks/regret.py TEACHER RUN_A RUN_B --env BreakoutNoFrameskip-v4 --json regret.json
 
-Each policy in turn plays until it has `--states` states, every so many control steps apart (`--drivers` names those whose states
-are taken). Over them: *regret*, the teacher's probability of its best action less that of the student's action; *divergence*,
-KL(teacher || student) in nats; *agreement*. Scores of games are uncertain by their length and luck; these are means over
-thousands of states, and tell students apart that games do not. They do not say what a slip costs.
+Each policy in turn plays until it has `--states` states, in batches so many control steps apart (`--drivers` names those whose
+states are taken). Over them: *regret*, the teacher's probability of its best action less that of the student's action;
+*divergence*, KL(teacher || student) in nats; *agreement*. Scores of games are uncertain by their length and luck; these are means
+over thousands of states. They do not say what a slip costs.
 """
 
 from __future__ import annotations
@@ -15,23 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 import tyro
 from torch import Tensor
 
-from rldistill.actions import chosen
-from rldistill.envs import Environments
+from rldistill.actions import agreement, chosen
 from rldistill.evaluation import load_together
+from rldistill.exporting.checks import played_states
 from rldistill.losses import kl
 from rldistill.policies import KeptPolicy
-from rldistill.progress import Progress, Talking, table
-from rldistill.rollout import EpsilonGreedy, rollout
+from rldistill.progress import Talking, table
 from rldistill.stats import bootstrap_interval
 from rldistill.targets import auto_temperature
-from rldistill.types import Task, UserError, as_tensor
-
-ROWS = 8
+from rldistill.types import UserError, as_tensor
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,7 @@ class Options:
     """Places in the list of policies whose states are taken; by default all."""
     states: int = 1_200
     """Of each driver."""
-    apart: int = 20
+    apart: int = 40
     """Control steps between two states of a game."""
     epsilon: float = 0.01
     """In the games."""
@@ -62,14 +58,26 @@ def main(options: Options) -> None:
         if task.continuous or task.action_sizes:
             raise UserError(f"{task.env} has no single discrete action, which is what regret is measured of")
         drivers = options.drivers or tuple(range(len(policies)))
-        seen = torch.cat([states_of(policies[place], task, options, progress) for place in drivers])
-    values = scores_of(policies[0], seen)
+        seen: list[Tensor] = []
+        for place in drivers:
+            parts: list[Tensor] = []
+            progress.start(f"states of {names[place]}", options.states, "states")
+            met = played_states(
+                policies[place], options.states, options.seed, every=options.apart, epsilon=options.epsilon
+            )
+            for part in met:
+                parts.append(as_tensor(part).clone())
+                progress.update(sum(map(len, parts)))
+            seen += parts
+    states = torch.cat(seen)
+    values = scores_of(policies[0], states)
+    preferred = chosen(values, policies[0].score_kind, task)
     temperature = auto_temperature(values, policies[0].score_kind)
     probabilities = (values / temperature).softmax(dim=1)
     best = probabilities.amax(dim=1)
     rows = []
-    for name, policy in list(zip(names, policies, strict=True))[1:]:
-        scores = scores_of(policy, seen)
+    for name, policy in zip(names[1:], policies[1:], strict=True):
+        scores = scores_of(policy, states)
         actions = chosen(scores, policy.score_kind, task)
         regret = (best - probabilities.gather(1, actions[:, None]).squeeze(1)).double()
         low, high = bootstrap_interval([regret.numpy()], seed=options.seed)
@@ -79,7 +87,7 @@ def main(options: Options) -> None:
                 "policy": name,
                 "regret": f"{float(regret.mean()):.4f} [{low:.4f}, {high:.4f}]",
                 "divergence": f"{float(divergence.mean()):.4f}",
-                "agreement": f"{float((actions == values.argmax(dim=1)).double().mean()):.3f}",
+                "agreement": f"{float(agreement(actions, preferred, task).mean()):.3f}",
             }
         )
         for driver, part, parted in zip(
@@ -89,25 +97,6 @@ def main(options: Options) -> None:
     table(rows)
     if options.json is not None:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
-
-
-def states_of(policy: KeptPolicy, task: Task, options: Options, progress: Progress) -> Tensor:
-    """(states, *obs) of its play."""
-    environments = Environments(task, ROWS, options.seed)
-    player = EpsilonGreedy(policy, task, options.epsilon, np.random.default_rng(options.seed))
-    kept: list[Tensor] = []
-    times = -(-options.states // ROWS) * options.apart
-    progress.start(f"states of {task.env}", times * ROWS, "steps")
-    try:
-        for time, step in enumerate(rollout(environments, player), 1):
-            if time % options.apart == 0:
-                kept.append(as_tensor(step.observations).clone())
-                progress.update(time * ROWS)
-            if time == times:
-                break
-    finally:
-        environments.close()
-    return torch.cat(kept)[: options.states]
 
 
 def scores_of(policy: KeptPolicy, states: Tensor) -> Tensor:
