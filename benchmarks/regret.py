@@ -2,10 +2,11 @@
 
     python benchmarks/regret.py TEACHER RUN_A RUN_B --env BreakoutNoFrameskip-v4 --json regret.json
 
-Each policy in turn plays until it has `--states` states, in batches so many control steps apart (`--drivers` names those whose
-states are taken). Over them: *regret*, the teacher's probability of its best action less that of the student's action;
-*divergence*, KL(teacher || student) in nats; *agreement*. Scores of games are uncertain by their length and luck; these are means
-over thousands of states. They do not say what a slip costs.
+Each policy in turn plays full games, of which every so many control steps the state is taken (`--drivers` names those who play):
+the first thousand steps of a game say nothing of how it ends. Over all of them: *regret*, the teacher's probability of its best
+action less that of the student's action; *slips*, the share of states in which that is above 0.3; *divergence*,
+KL(teacher || student) in nats; *agreement*. Scores of games are uncertain by their length and luck; these are means over
+thousands of states. They do not say what a slip costs.
 """
 
 from __future__ import annotations
@@ -15,19 +16,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 import tyro
 from torch import Tensor
 
 from rldistill.actions import agreement, chosen
 from rldistill.evaluation import load_together
-from rldistill.exporting.checks import played_states
 from rldistill.losses import kl
 from rldistill.policies import KeptPolicy
-from rldistill.progress import Talking, table
+from rldistill.progress import Progress, Talking, table
+from rldistill.rollout import EpsilonGreedy, Transition, play
 from rldistill.stats import bootstrap_interval
 from rldistill.targets import auto_temperature
-from rldistill.types import UserError, as_tensor
+from rldistill.types import Observations, UserError, as_tensor
+
+_SLIP = 0.3
+"""Regret of an action that the teacher would hardly take."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,9 @@ class Options:
     """Where the files do not say."""
     drivers: tuple[int, ...] = ()
     """Places in the list of policies whose states are taken; by default all."""
-    states: int = 1_200
-    """Of each driver."""
-    apart: int = 40
+    games: int = 12
+    """Full games of each driver."""
+    apart: int = 25
     """Control steps between two states of a game."""
     epsilon: float = 0.01
     """In the games."""
@@ -58,18 +63,9 @@ def main(options: Options) -> None:
         if task.continuous or task.action_sizes:
             raise UserError(f"{task.env} has no single discrete action, which is what regret is measured of")
         drivers = options.drivers or tuple(range(len(policies)))
-        seen: list[Tensor] = []
-        for place in drivers:
-            parts: list[Tensor] = []
-            progress.start(f"states of {names[place]}", options.states, "states")
-            met = played_states(
-                policies[place], options.states, options.seed, every=options.apart, epsilon=options.epsilon
-            )
-            for part in met:
-                parts.append(as_tensor(part).clone())
-                progress.update(sum(map(len, parts)))
-            seen += parts
-    states = torch.cat(seen)
+        parts = [states_met(policies[place], names[place], options, progress) for place in drivers]
+    sizes = [len(part) for part in parts]
+    states = torch.cat(parts)
     values = scores_of(policies[0], states)
     preferred = chosen(values, policies[0].score_kind, task)
     temperature = auto_temperature(values, policies[0].score_kind)
@@ -86,12 +82,13 @@ def main(options: Options) -> None:
             {
                 "policy": name,
                 "regret": f"{float(regret.mean()):.4f} [{low:.4f}, {high:.4f}]",
+                "slips": f"{float((regret > _SLIP).double().mean()):.4f}",
                 "divergence": f"{float(divergence.mean()):.4f}",
                 "agreement": f"{float(agreement(actions, preferred, task).mean()):.3f}",
             }
         )
         for driver, part, parted in zip(
-            drivers, regret.split(options.states), divergence.split(options.states), strict=True
+            drivers, torch.split(regret, sizes), torch.split(divergence, sizes), strict=True
         ):
             rows[-1][f"states of {names[driver]}"] = f"{float(part.mean()):.4f}, {float(parted.mean()):.4f}"
     table(rows)
@@ -99,10 +96,36 @@ def main(options: Options) -> None:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
+def states_met(policy: KeptPolicy, name: str, options: Options, progress: Progress) -> Tensor:
+    """Observations (B, *obs) of one full game a row."""
+    met: list[Observations] = []
+    going = np.ones(options.games, dtype=np.bool_)
+    steps = 0
+
+    def seen(transition: Transition) -> None:
+        nonlocal going, steps
+        if steps % options.apart == 0:
+            met.append(transition.observations[going])
+        going &= np.isnan(transition.returns)
+        steps += 1
+
+    progress.start(f"games of {name}", options.games, "games")
+    play(
+        policy.task,
+        lambda generator: EpsilonGreedy(policy, policy.task, options.epsilon, generator),
+        options.games,
+        options.seed,
+        num_envs=options.games,
+        heard=progress.update,
+        seen=seen,
+    )
+    return torch.cat([as_tensor(part) for part in met])
+
+
 def scores_of(policy: KeptPolicy, states: Tensor) -> Tensor:
     """(B, A) float32."""
     with torch.no_grad():
-        return torch.cat([policy(part) for part in states.split(256)])
+        return torch.cat([policy(part) for part in torch.split(states, 256)])
 
 
 if __name__ == "__main__":

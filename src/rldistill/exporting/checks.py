@@ -81,9 +81,7 @@ def dataset_states(path: Path, task: Task, number: int, seed: int, progress: Pro
     return batches()
 
 
-def played_states(
-    policy: KeptPolicy, number: int, seed: int, *, every: int = 1, epsilon: float = EPSILON
-) -> Iterator[Observations]:
+def played_states(policy: KeptPolicy, number: int, seed: int, *, every: int = 1) -> Iterator[Observations]:
     """Observations that the policy meets while it plays, in batches (B, *obs), `number` in all.
 
     Args:
@@ -91,11 +89,10 @@ def played_states(
         number: how many.
         seed: of the games.
         every: control steps from one batch to the next.
-        epsilon: share of random actions.
     """
     rows = min(ROWS, number)
     environments = Environments(policy.task, rows, seed)
-    act = EpsilonGreedy(policy, policy.task, epsilon, np.random.default_rng([seed, 1]))
+    act = EpsilonGreedy(policy, policy.task, EPSILON, np.random.default_rng([seed, 1]))
     done = 0
     try:
         for count, step in enumerate(rollout(environments, act)):
