@@ -3,7 +3,7 @@
     python benchmarks/regret.py TEACHER RUN_A RUN_B --env BreakoutNoFrameskip-v4 --json regret.json
 
 Each policy in turn plays full games, of which every so many control steps the state is taken (`--drivers` names those who play):
-the first thousand steps of a game say nothing of how it ends. Over all of them: *regret*, the teacher's probability of its best
+the first steps of a game say nothing of how it ends. Over all of them: *regret*, the teacher's probability of its best
 action less that of the student's action; *slips*, the share of states in which that is above 0.3; *divergence*,
 KL(teacher || student) in nats; *agreement*. Scores of games are uncertain by their length and luck; these are means over
 thousands of states. They do not say what a slip costs.
