@@ -13,7 +13,7 @@ import torch
 from rldistill.actions import agreement, chosen, same_actions
 from rldistill.datasets import load_replay, open_dataset
 from rldistill.envs import Environments
-from rldistill.policies import KeptPolicy, SavedPolicy
+from rldistill.policies import SavedPolicy
 from rldistill.progress import Progress
 from rldistill.rollout import EpsilonGreedy, rollout
 from rldistill.types import Observations, Task, Teacher, UserError
@@ -81,8 +81,8 @@ def dataset_states(path: Path, task: Task, number: int, seed: int, progress: Pro
     return batches()
 
 
-def played_states(policy: KeptPolicy, number: int, seed: int, *, every: int = 1) -> Iterator[Observations]:
-    """Observations that the policy meets while it plays, in batches (B, *obs), `number` in all.
+def played_states(policy: SavedPolicy, number: int, seed: int, *, every: int = 1) -> Iterator[Observations]:
+    """Observations that the policy meets while it plays with epsilon 0.05, in batches (B, *obs), `number` in all.
 
     Args:
         policy: plays its own task.
