@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shutil
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,7 +36,7 @@ from rldistill.runs import read_metrics
 from rldistill.teachers import ForeignTeacher, TeacherOptions, load_fitting, load_teacher
 from rldistill.types import ScoreKind, UserError
 from test_distillation import PressesCtrlC
-from test_teachers_formats import MLP, MLP_NAMES, SB3_CARD, VECTORS, mlp_scores, onnx_mlp, relu, script
+from test_teachers_formats import MLP, MLP_NAMES, SB3_CARD, VECTORS, linear, mlp_scores, onnx_mlp, relu, script
 from test_teachers_sb3 import ARGS, CONFIG, Draw, actor_critic, dense, layers, make_zip, write_statistics
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore:.*torch.jit.*:FutureWarning")
@@ -194,6 +195,8 @@ def test_environment_that_no_file_names_is_asked_for(tmp_path: Path) -> None:
     refused(load_teacher, path, says="does not say which environment it plays: name it with --env")
     assert load_teacher(path, env="CartPole-v1").task.env == "CartPole-v1"
     refused(load_teacher, path, env="CartPole-v77", says="unknown environment 'CartPole-v77'")
+    mine = balancing_zip(tmp_path / "my-CartPole-v1.zip")
+    refused(load_teacher, mine, says=r"unknown environment 'my-CartPole-v1'.*my-CartPole-v1.zip.*--env")
 
 
 def test_environment_that_is_gone_is_played_as_its_next_version_and_said(tmp_path: Path) -> None:
@@ -244,6 +247,32 @@ def test_what_is_no_teacher_is_one_line(tmp_path: Path) -> None:
     refused(load_teacher, cut, says="ppo-CartPole-v1.zip")
     cut.write_bytes(whole[:1000])
     refused(load_teacher, cut, says="ppo-CartPole-v1.zip is damaged: it is a zip that ends early; get it anew")
+
+
+def test_zip_that_is_refused_says_why(tmp_path: Path) -> None:
+    path = balancing_zip(tmp_path / "ppo-CartPole-v1.zip")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("../outside", b"x")
+    refused(load_teacher, path, says="ppo-CartPole-v1.zip is refused: .*outside")
+
+
+@pytest.mark.parametrize("kind", ["TorchScript", "state dict", "CleanRL"])
+def test_file_that_tells_only_how_many_scores_it_gives_fits_several_actions_at_once(
+    tmp_path: Path, levers: str, kind: str
+) -> None:
+    """The environment has actions of two and three choices and observations of six numbers."""
+    module = nn.Linear(make_task(levers).observation_shape[0], 5)
+    path = tmp_path / ("p.cleanrl_model" if kind == "CleanRL" else "p.pt")
+    if kind == "TorchScript":
+        script(module, path)
+    else:
+        actor = {f"actor.0.{name}": tensor for name, tensor in module.state_dict().items()}
+        torch.save(OrderedDict(actor | linear("critic.0", module.in_features, 1)), path)
+    teacher = foreign(path, env=levers, options=TeacherOptions(teacher_scores="logits"))
+    assert teacher.mismatches == ()
+    x = torch.randn(3, module.in_features, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(teacher(x), module(x).detach())
+    assert "at once" in foreign(balancing_zip(tmp_path / "z.zip"), env=levers).mismatches[-1]
 
 
 @pytest.mark.parametrize(

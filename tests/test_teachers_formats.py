@@ -243,7 +243,7 @@ def test_heads_and_networks_beside_the_policy_are_left_out_and_named(tmp_path: P
         for name, t in (nets | targets).items()
     }
     torch.save(renamed, tmp_path / "p.pth")
-    refused(read_state_dict, tmp_path / "p.pth", architecture="mlp:8", says="Q-values or logits")
+    refused(read_state_dict, tmp_path / "p.pth", architecture="mlp:8", says="Q-values, logits or continuous actions")
 
 
 def test_a_file_from_before_pytorch_1_6_is_read(tmp_path: Path) -> None:
@@ -262,7 +262,11 @@ def test_a_file_from_before_pytorch_1_6_is_read(tmp_path: Path) -> None:
         (MLP, {"architecture": "mlp:8,5", "observation_shape": (3,)}, "takes 4 numbers"),
         (MLP, {"architecture": "mlp:8,5", "scores": "gaussian"}, "log standard deviations"),
         (MLP, {"architecture": "mlp:8,5", "scores": "values"}, "unknown kind of scores"),
-        ({**linear("0", 4, 8), **linear("2", 8, 2)}, {"architecture": "mlp:8"}, "Q-values or logits"),
+        ({**linear("0", 4, 8), **linear("2", 8, 2)}, {"architecture": "mlp:8"}, "Q-values, logits or continuous"),
+        (nature("c1", "c2", "c3", "f", "A") | linear("V", 16, 1), {}, "heads 'A' and 'V': of a dueling network"),
+        (MLP, {"architecture": "mlp:8,5:relu:tanh"}, "over the range of the actions; they have none here"),
+        (MLP, {"architecture": "mlp:8,5:relu:tanh", "scores": "logits"}, "gives actions, not logits"),
+        (MLP, {"architecture": "mlp:8,5:relu:tanh", "action_range": ((-1,), (1,))}, "gives 2 actions, the .* takes 1"),
         (nature(*NATURE), {"num_actions": 2}, "quantiles or atoms are not understood"),
         (nature(*NATURE), {"observation_shape": (1, 84, 84)}, "sees 4 channels"),
         (nature(*NATURE), {"observation_shape": (84,)}, "sees images"),
@@ -289,6 +293,28 @@ def test_what_a_file_does_not_say_or_does_not_fit_is_one_clear_line(
 ) -> None:
     torch.save(state, tmp_path / "p.pth")
     refused(read_state_dict, tmp_path / "p.pth", says=says, **options)
+
+
+def test_a_tanh_behind_the_last_layer_is_spread_over_the_range_of_the_actions(tmp_path: Path) -> None:
+    """As in the authors' own TD3, whose files hold its linear layers alone."""
+    torch.save(MLP, tmp_path / "p.pth")
+    bounds = ((-2.0, 0.0), (2.0, 1.0))
+    policy = read_state_dict(tmp_path / "p.pth", architecture="mlp:8,5:relu:tanh", action_range=bounds)
+    wanted = np.tanh(mlp_scores(MLP, MLP_NAMES, VECTORS, relu)) * [2, 0.5] + [0, 0.5]
+    np.testing.assert_allclose(policy.network(VECTORS).numpy(), wanted, atol=1e-6)
+    assert policy.scores == "deterministic"
+    assert not any("units" in supposed for supposed in policy.provenance["supposed"])
+    plain = read_state_dict(tmp_path / "p.pth", architecture="mlp:8,5", scores="deterministic", action_range=bounds)
+    np.testing.assert_allclose(plain.network(VECTORS).numpy(), mlp_scores(MLP, MLP_NAMES, VECTORS, relu), atol=1e-6)
+    assert any("in the environment's units" in supposed for supposed in plain.provenance["supposed"])
+
+
+def test_an_actor_named_a_beside_a_critic_is_taken_where_it_is_said_to_give_logits(tmp_path: Path) -> None:
+    state = nature("c1", "c2", "c3", "f", "A") | linear("V", 16, 1)
+    torch.save(state, tmp_path / "p.pth")
+    policy = read_state_dict(tmp_path / "p.pth", scores="logits")
+    torch.testing.assert_close(policy.network(IMAGES), nature_scores(state, ("c1", "c2", "c3", "f", "A"), IMAGES))
+    assert policy.provenance["left_out"] == ["V"]
 
 
 def test_a_tensor_of_petabytes_out_of_one_number_is_refused(tmp_path: Path) -> None:
@@ -445,6 +471,50 @@ class Late(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.linear((self.conv(x) / 255.0).flatten(1))
         return out
+
+
+def test_torchscript_that_only_casts_bytes_is_asked_for_their_range(tmp_path: Path) -> None:
+    """It runs on bytes, and may have been trained on 0 to 1 all the same."""
+    module = Scripted(divide=False)
+    path = script(module, tmp_path / "p.pt")
+    refused(read_torchscript, path, observation_shape=(4, 84, 84), scores="logits", says="of which range")
+    as_bytes = read_torchscript(path, observation_shape=(4, 84, 84), scores="logits", pixels="bytes")
+    torch.testing.assert_close(as_bytes.network(IMAGES), module(IMAGES.float()).detach())
+    unit = read_torchscript(path, observation_shape=(4, 84, 84), scores="logits", pixels="unit")
+    torch.testing.assert_close(unit.network(IMAGES), module(IMAGES.float() / 255).detach())
+
+
+def test_probabilities_become_logits(tmp_path: Path) -> None:
+    """A softmax of a softmax would be another policy, of the same best action."""
+    module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3), nn.Softmax(dim=1))
+    path = script(module, tmp_path / "p.pt")
+    policy = read_torchscript(path, observation_shape=(4,), num_actions=3, scores="logits")
+    torch.testing.assert_close(policy.network(VECTORS).softmax(dim=1), module(VECTORS).detach())
+    assert any("gives probabilities" in supposed for supposed in policy.provenance["supposed"])
+    sure = nn.Sequential(nn.Linear(4, 2), nn.Softmax(dim=1))
+    with torch.no_grad():
+        sure[0].bias.copy_(torch.tensor([300.0, -300.0]))
+    policy = read_torchscript(script(sure, tmp_path / "sure.pt"), observation_shape=(4,), scores="logits")
+    assert bool(torch.isfinite(policy.network(VECTORS)).all())
+    values = read_torchscript(path, observation_shape=(4,), num_actions=3, scores="q_values")
+    torch.testing.assert_close(values.network(VECTORS), module(VECTORS).detach())
+
+
+def test_what_units_a_programs_actions_have_is_said_to_be_supposed(tmp_path: Path) -> None:
+    """Stable-Baselines3's recipe for an ONNX file of SAC gives -1 to 1, whatever the environment takes."""
+    path = script(nn.Sequential(nn.Linear(4, 2), nn.Tanh()), tmp_path / "p.pt")
+    policy = read_torchscript(path, observation_shape=(4,), num_actions=2, scores="deterministic")
+    assert policy.provenance["supposed"] == ["actions are in the environment's units"]
+
+
+def test_torchscript_with_batchnorm_is_told_how_it_can_be_saved(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    path = script(module, tmp_path / "p.pt")
+    refused(read_torchscript, path, observation_shape=(4,), scores="logits", says=r"has a loop .* torch.jit.freeze")
+    frozen = torch.jit.freeze(torch.jit.script(module.eval()))
+    torch.jit.save(frozen, str(path))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    policy = read_torchscript(path, observation_shape=(4,), scores="logits")
+    torch.testing.assert_close(policy.network(VECTORS), module(VECTORS).detach())
 
 
 def test_torchscript_that_takes_floats_of_an_unknown_range_asks_for_it(tmp_path: Path) -> None:
@@ -1013,6 +1083,8 @@ def test_the_policy_of_a_model_s_folder_is_found(tmp_path: Path) -> None:
     refused(find_policy_file, tmp_path, says="has no policy")
     (tmp_path / "replay.mp4").write_bytes(b"video")
     (tmp_path / "config.json").write_text("{}")
+    with zipfile.ZipFile(tmp_path / "train_eval_metrics.zip", "w") as archive:  # the zoo puts one beside every policy
+        archive.writestr("0.monitor.csv", b"r,l,t")
     sb3_zip(tmp_path / "ppo-LunarLander-v2.zip")
     assert find_policy_file(tmp_path).name == "ppo-LunarLander-v2.zip"
     assert find_statistics(tmp_path) is None
@@ -1075,9 +1147,11 @@ def test_a_model_of_the_hub_is_fetched_without_its_videos(tmp_path: Path, hub: d
     assert hub["repo"] == "sb3/ppo-CartPole-v1"
     assert "*.zip" in hub["allow_patterns"]
     assert not any("mp4" in pattern for pattern in hub["allow_patterns"])
+    assert "*train_eval_metrics*" in hub["ignore_patterns"]
     refused(fetch, "hf://sb3/ppo-CartPole-v1/x.zip", says="has no file x.zip")
     sb3_zip(tmp_path / "x.zip")
     assert fetch("hf://sb3/ppo-CartPole-v1/x.zip") == tmp_path / "x.zip"
+    assert "*.yml" in hub["allow_patterns"]  # which say whether observations were normalized
     refused(fetch, "hf://no/such", says="no model no/such on the hub")
     refused(fetch, "hf://no/network", says="Connection refused; fetch it by hand")
 

@@ -12,10 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.wrappers import NormalizeObservation
 from numpy.testing import assert_array_equal
 
 from hostile_pickles import payload, pickle_bomb
@@ -138,6 +140,23 @@ def test_moments_that_are_none_are_refused(tmp_path: Path, fake: Any, mean: list
     moments = fake(MOMENTS, "RunningMeanStd", mean=np.array(mean), var=np.array(variance))
     with pytest.raises(UserError, match="no statistics that can be used"):
         read_statistics(write(tmp_path / "s.pkl", normalizer(fake, obs_rms=moments)))
+
+
+@pytest.mark.parametrize("trust_pickle", [False, True])
+def test_moments_of_gymnasiums_own_wrapper_are_statistics_too(tmp_path: Path, trust_pickle: bool) -> None:
+    """CleanRL's continuous PPO plays in `NormalizeObservation`, then clips to 10, and keeps neither in its checkpoint."""
+    wrapped = NormalizeObservation(gymnasium.make("Pendulum-v1"))
+    wrapped.reset(seed=0)
+    for _ in range(50):
+        wrapped.step(np.array([1.0], dtype=np.float32))
+    path = write(tmp_path / "obs_rms.pkl", wrapped.obs_rms)
+    statistics = read_statistics(path, trust_pickle=trust_pickle)
+    wrapped.update_running_mean = False
+    seen = np.array([0.3, -0.9, 4.0])
+    expected = wrapped.observation(seen)
+    found = statistics(torch.from_numpy(seen)[None])[0].numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert statistics.limit == 10
 
 
 class Payload:

@@ -412,6 +412,19 @@ def test_state_dependent_noise_of_soft_actors(tmp_path: Path, today: bool) -> No
     check(policy, VECTOR, wanted)
 
 
+def test_a_limit_of_0_on_the_means_is_none(tmp_path: Path) -> None:
+    """Stable-Baselines3 builds no Hardtanh then, and calls the layer otherwise."""
+    draw = soft_actor(gsde=True)
+    tensors = {name.replace("actor.mu.0.", "actor.mu."): array * 50 for name, array in draw.tensors.items()}
+    kwargs = {"clip_mean": 0.0, "use_sde": True}
+    policy = read_sb3(make_zip(tmp_path / "x.zip", "SAC", tensors, VECTOR, ACTIONS, kwargs=kwargs))
+    x = observed(VECTOR)
+    mean = dense(tensors, "actor.mu", layers(tensors, "actor.latent_pi", x, 2, relu, last=True))
+    assert np.abs(mean).max() > 2
+    found = policy.network(torch.from_numpy(x)).numpy()[:, : mean.shape[1]]
+    np.testing.assert_allclose(found, mean, rtol=1e-4)
+
+
 @pytest.mark.parametrize("algorithm", ["TD3", "DDPG"])
 def test_deterministic_actors_give_actions_in_units_of_the_environment(tmp_path: Path, algorithm: str) -> None:
     draw = Draw()
@@ -597,12 +610,24 @@ def test_algorithms_that_act_otherwise_are_refused(tmp_path: Path, module: str, 
     [
         ({"activation_fn": "<class '__main__.Mine'>"}, "activation .*Mine"),
         ({"features_extractor_class": "<class '__main__.Mine'>"}, "features extractor of its author's own"),
+        (
+            {"features_extractor_class": "<class '__main__.MyFlattenExtractor'>"},
+            "features extractor of its author's own",
+        ),
+        ({"features_extractor_class": "<class '__main__.FlattenExtractor'>"}, "features extractor of its author's own"),
     ],
 )
 def test_code_of_the_author_is_not_guessed_at(tmp_path: Path, kwargs: dict[str, Any], said: str) -> None:
     draw = actor_critic(5, 8, outputs=3)
     with pytest.raises(UserError, match=said):
         read_sb3(make_zip(tmp_path / "x.zip", "PPO", draw.tensors, VECTOR, spaces.Discrete(3), kwargs=kwargs))
+
+
+def test_an_extractor_of_sb3_may_be_named(tmp_path: Path) -> None:
+    draw = actor_critic(5, 8, outputs=3)
+    named = {"features_extractor_class": "<class 'stable_baselines3.common.torch_layers.FlattenExtractor'>"}
+    policy = read_sb3(make_zip(tmp_path / "x.zip", "PPO", draw.tensors, VECTOR, spaces.Discrete(3), kwargs=named))
+    assert policy.scores == "logits"
 
 
 def test_a_policy_class_of_the_author_is_remarked(tmp_path: Path) -> None:
@@ -750,6 +775,44 @@ def test_the_environment_is_read_from_args_beside_unless_they_are_anothers(tmp_p
     assert read_sb3(path).env is None
     assert not read_sb3(path).normalization_expected
     assert read_sb3(ppo(tmp_path / "ppo-CartPole-v1.zip")).env == "CartPole-v1"
+
+
+@pytest.mark.parametrize(
+    ("name", "env"),
+    [
+        ("PPO-CartPole-v1.zip", "CartPole-v1"),
+        ("ppo-ALE-Pong-v5.zip", "ALE/Pong-v5"),
+        ("ALE-Pong-v5_1/best_model.zip", "ALE/Pong-v5"),
+    ],
+)
+def test_a_name_tells_the_environment_in_any_case_and_without_its_slash(tmp_path: Path, name: str, env: str) -> None:
+    assert read_sb3(ppo(tmp_path / name)).env == env
+
+
+def test_another_environment_than_the_plain_one_is_remarked(tmp_path: Path) -> None:
+    path = ppo(tmp_path / "Acrobot-v1_1" / "best_model.zip")
+    args, config = path.parent / "args.yml", path.parent / "config.yml"
+    args.write_text(ARGS + "  - - env_kwargs\n    - null\n")
+    config.write_text(
+        CONFIG.format("false") + "  - - env_wrapper\n    - stable_baselines3.common.atari_wrappers.AtariWrapper\n"
+    )
+    assert "notes" not in read_sb3(path).provenance
+    config.write_text(CONFIG.format("false") + "  - - env_wrapper\n    - rl_zoo3.wrappers.MaskVelocityWrapper\n")
+    (note,) = read_sb3(path).provenance["notes"]
+    assert (
+        note
+        == "it was trained in an environment wrapped by rl_zoo3.wrappers.MaskVelocityWrapper, which is not applied here"
+    )
+    config.unlink()
+    args.write_text(ARGS + "  - - env_kwargs\n    - g: 1.0\n")
+    (note,) = read_sb3(path).provenance["notes"]
+    assert note == "its environment was made with g: 1.0, here it is made without"
+    args.write_text(ARGS)
+    (path.parent / "env_kwargs.yml").write_text("{}\n")
+    assert "notes" not in read_sb3(path).provenance
+    (path.parent / "env_kwargs.yml").write_text("book_or_nips: nips\ngravity: 9.0\n")
+    (note,) = read_sb3(path).provenance["notes"]
+    assert "made with book_or_nips: nips, gravity: 9.0," in note
 
 
 @pytest.mark.parametrize("name", ["ppo_acrobot.zip", "model.zip", "final-v1-model.zip"])

@@ -57,11 +57,13 @@ class TeacherOptions:
     """What a file of another tool may leave unsaid. Policy folders of rldistill need none of it."""
 
     teacher_network: str | None = None
-    """Of a plain state dict: `dqn`, `cnn:32,64,64:512`, `mlp:64,64`, `mlp:64,64:tanh`."""
+    """Of a plain state dict: `dqn`, `cnn:32,64,64:512`, `mlp:64,64`, `mlp:64,64:tanh`; `mlp:256,256:relu:tanh` has a tanh
+    behind its last layer too, spread over the range of the actions."""
     teacher_scores: Literal["q_values", "logits", "gaussian", "deterministic"] | None = None
     """What the network gives, where the file does not tell."""
     normalization: Path | None = None
-    """File of `VecNormalize` statistics, where it is not found beside the policy."""
+    """File of `VecNormalize` statistics, or a pickle of Gymnasium's `NormalizeObservation.obs_rms`, where none is found beside
+    the policy."""
     pixels: Literal["bytes", "unit"] | None = None
     """Of ONNX and TorchScript: whether images go in as 0 to 255 or as 0 to 1, where the file does not tell."""
     trust_pickle: bool = False
@@ -205,7 +207,12 @@ def load_teacher(
     if task is None:
         if foreign.env is None:
             raise UserError(f"{path} does not say which environment it plays: name it with --env")
-        task = _task(foreign.env)
+        try:
+            task = _task(foreign.env)
+        except UserError as error:
+            raise UserError(
+                f"{error} ({path} or what lies beside it is named so; --env names the environment itself)"
+            ) from None
     if task.env != (named or foreign.env):
         notes.append(f"{named or foreign.env} is no longer there: played as {task.env}")
     score_kind = _score_kind(foreign)
@@ -346,6 +353,7 @@ def parameters_of(policy: KeptPolicy) -> int:
 def _read(kind: str, path: Path, task: Task | None, options: TeacherOptions) -> ForeignPolicy:
     shape = task.observation_shape if task is not None else None
     actions = task.num_actions if task is not None else None
+    bounds = (task.action_low, task.action_high) if task is not None and task.continuous else None
     scores: ForeignScores | None = options.teacher_scores
     if kind == "sb3":
         return read_sb3(path, normalization=options.normalization, trust_pickle=options.trust_pickle)
@@ -357,7 +365,12 @@ def _read(kind: str, path: Path, task: Task | None, options: TeacherOptions) -> 
         )
     elif kind == "state dict":
         foreign = read_state_dict(
-            path, architecture=options.teacher_network, observation_shape=shape, num_actions=actions, scores=scores
+            path,
+            architecture=options.teacher_network,
+            observation_shape=shape,
+            num_actions=actions,
+            action_range=bounds,
+            scores=scores,
         )
     else:
         check_readable(path)
@@ -420,7 +433,7 @@ def _mismatches(foreign: ForeignPolicy, task: Task, score_kind: ScoreKind) -> li
     actions = foreign.action_space
     if isinstance(actions, DiscreteSpace):
         sizes = task.action_sizes or ((task.num_actions,) if not task.continuous else ())
-        if actions.sizes != sizes:
+        if actions.sizes != (sizes if actions.divided or not sizes else (sum(sizes),)):
             found.append(
                 f"it chooses among {' x '.join(map(str, actions.sizes))} actions, {task.env} has {describe(task)}"
             )

@@ -55,6 +55,8 @@ class Spec(NamedTuple):
     channels: tuple[int, ...]
     hidden: tuple[int, ...]
     activation: Activation
+    squashed: bool = False
+    """Whether a tanh follows the last layer, and what it gives is spread over the range of the actions."""
 
 
 class Chain(NamedTuple):
@@ -92,25 +94,41 @@ class Standardize(nn.Module):
         return (x.to(torch.float32) - shift) * scale
 
 
+class Rescale(nn.Module):
+    """A tanh, and from -1..1 to the range of the actions."""
+
+    def __init__(self, scale: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D) before the tanh to (B, D) actions."""
+        return torch.tanh(x) * self.get_buffer("scale") + self.get_buffer("bias")
+
+
 def parse_architecture(name: str) -> Spec:
     """`dqn`, `net1`, `net2`, `net3`, `cnn:32,64,64:512` or `mlp:64,64`, with `:tanh` (or elu, silu, ...) at will.
+
+    `mlp:256,256:relu:tanh` names a second one for what comes out, a tanh that is spread over the range of the actions.
 
     Raises:
         UserError: it is none of them.
     """
     spec = PAPER_NETWORKS.get(name, name)
     numbers = r"\d{1,5}(?:,\d{1,5})*"
-    found = re.fullmatch(rf"(?:cnn:({numbers}):|mlp:)({numbers})(?::({'|'.join(_ACTIVATIONS)}))?", spec)
+    found = re.fullmatch(rf"(?:cnn:({numbers}):|mlp:)({numbers})(?::({'|'.join(_ACTIVATIONS)})(:tanh)?)?", spec)
     if found is None:
         raise UserError(
             f"unknown network {name!r}: take {', '.join(PAPER_NETWORKS)}, cnn:32,64,64:512 or mlp:64,64, "
-            "with :tanh behind it where it has no ReLUs"
+            "with :tanh behind it where it has no ReLUs, with :relu:tanh where a tanh follows its last layer too"
         )
     channels = tuple(int(number) for number in found.group(1).split(",")) if found.group(1) else ()
     activation: Activation = "relu"
     for known in _ACTIVATIONS:
         activation = known if known == found.group(3) else activation
-    return Spec(channels, tuple(int(number) for number in found.group(2).split(",")), activation)
+    hidden = tuple(int(number) for number in found.group(2).split(","))
+    return Spec(channels, hidden, activation, squashed=found.group(4) is not None)
 
 
 def layers_of(tensors: Mapping[str, Tensor], path: Path) -> list[Layer]:

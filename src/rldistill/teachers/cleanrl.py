@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rldistill.teachers.chain import Activation, Chain, build_chain, in_order, layers_of
+from rldistill.teachers.chain import Activation, Chain, Rescale, build_chain, in_order, layers_of
 from rldistill.teachers.foreign import BoxSpace, DiscreteSpace, ForeignPolicy
 from rldistill.teachers.hub import read_card
 from rldistill.teachers.state_dict import observations_of
@@ -48,19 +48,6 @@ class MeanOfAtoms(nn.Module):
         """(B, actions * atoms) to (B, actions) float32."""
         atoms = self.get_buffer("atoms")
         return (logits.view(len(logits), -1, len(atoms)).softmax(dim=2) * atoms).sum(dim=2)
-
-
-class Rescale(nn.Module):
-    """Outputs of a tanh to the action range."""
-
-    def __init__(self, scale: Tensor, bias: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("scale", scale)
-        self.register_buffer("bias", bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, D) before the tanh to (B, D) actions."""
-        return torch.tanh(x) * self.get_buffer("scale") + self.get_buffer("bias")
 
 
 class FixedDeviation(nn.Module):
@@ -183,7 +170,7 @@ def _discrete(
         algorithm=algorithm,
         format=FORMAT,
         observation_space=observations_of(chain.observation_shape),
-        action_space=DiscreteSpace((chain.outputs,)),
+        action_space=DiscreteSpace((chain.outputs,), divided=False),
         provenance={"supposed": chain.supposed},
     )
 

@@ -43,7 +43,7 @@ def kind_of(path: Path) -> Kind:
 
 
 def check_readable(path: Path) -> None:
-    """Raises UserError where a file is of an unknown kind since it cannot be read, or is a zip cut short."""
+    """Raises UserError where a file is of an unknown kind since it cannot be read, is a zip cut short, or one that is refused."""
     try:
         with open(path, "rb") as file:
             zipped = file.read(4) == b"PK\x03\x04"
@@ -55,6 +55,8 @@ def check_readable(path: Path) -> None:
         whole = False
     if not whole:
         raise UserError(f"{path} is damaged: it is a zip that ends early; get it anew")
+    if zipped:
+        read_members(path, lambda name: None)
 
 
 def _kind_of_folder(path: Path) -> Kind:

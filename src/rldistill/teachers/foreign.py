@@ -36,6 +36,8 @@ class DiscreteSpace(NamedTuple):
     """Gymnasium's Discrete (one dimension) and MultiDiscrete (several)."""
 
     sizes: tuple[int, ...]
+    divided: bool = True
+    """False where the file tells how many scores there are in all, and not how many actions at once they are for."""
 
 
 class Statistics(NamedTuple):

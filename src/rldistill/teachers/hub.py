@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,8 @@ _PATTERNS = [
     "README.md",
     "policy/*",
 ]
-_UNWANTED = ["*replay_buffer*", "*.mp4", "*optimizer*", "*events.out*"]
+# `train_eval_metrics.zip` lies beside every policy that the zoo put there.
+_UNWANTED = ["*replay_buffer*", "*.mp4", "*optimizer*", "*events.out*", "*train_eval_metrics*"]
 # In the order in which a folder's policy is looked for: the first of them that is there is taken.
 _KINDS = (".zip", ".cleanrl_model", ".onnx", ".safetensors", ".pth", ".pt", ".bin")
 _MAX_CARD = 1 << 20
@@ -56,7 +58,7 @@ def fetch(ref: str) -> Path:
     except ImportError:
         raise UserError(f"{ref} needs huggingface_hub: pip install 'rldistill[hub]'") from None
     try:
-        patterns = _PATTERNS if file is None else [file, f"{file}.data", "README.md", "*.pkl"]
+        patterns = _PATTERNS if file is None else [file, f"{file}.data", "README.md", "*.pkl", "*.yml"]
         unwanted = [*_UNWANTED, "exports/*"] if file is None else _UNWANTED  # what `push` puts beside a policy
         folder = huggingface_hub.snapshot_download(f"{owner}/{name}", allow_patterns=patterns, ignore_patterns=unwanted)
     except (errors.RepositoryNotFoundError, errors.GatedRepoError):
@@ -162,4 +164,4 @@ def _bare(value: str) -> str:
 
 
 def _unwanted(file: Path) -> bool:
-    return "replay_buffer" in file.name or "optimizer" in file.name or file.name.startswith(".")
+    return file.name.startswith(".") or any(fnmatch(file.name, pattern) for pattern in _UNWANTED)

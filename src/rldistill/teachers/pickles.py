@@ -360,6 +360,7 @@ _NAMES = (
 )
 STATE_MODULES = re.compile(
     r"(gym|gymnasium)\.spaces(\.\w+)?"
+    r"|(gym|gymnasium)\.wrappers\.(normalize|utils)"
     r"|stable_baselines3?\.common\.(vec_env(\.\w+)*|running_mean_std)"
     r"|numpy\.random(\.\w+)?|numpy\.dtypes"
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -73,22 +73,40 @@ def policy_of(
     except Exception as error:  # of the runtime, which has kinds of its own
         raise UserError(f"{path} does not run on observations of shape {space.shape}: {reason(error)}") from None
     outputs = _checked_outputs(out, num_actions, scores, path)
+    supposed = [*provenance.get("supposed", ())]
+    if scores == "logits" and _are_probabilities(out):
+        network = LogProbabilities(network)
+        supposed.append("it gives probabilities, so logits are their logarithms")
+    if scores == "deterministic":
+        supposed.append("actions are in the environment's units")
     return ForeignPolicy(
         network=network,
         scores=scores,
         algorithm="unknown",
         format=format,
         observation_space=space,
-        action_space=DiscreteSpace((outputs,)) if scores in ("q_values", "logits") else None,
-        provenance=provenance,
+        action_space=DiscreteSpace((outputs,), divided=False) if scores in ("q_values", "logits") else None,
+        provenance={**provenance, "supposed": supposed},
     )
+
+
+class LogProbabilities(nn.Module):
+    """Logits of a network that ends in a softmax: (B, K) to (B, K)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Logarithms; of a probability that is 0 in float32, of the least number that is not."""
+        probabilities = cast(Tensor, self.network(observations))
+        return probabilities.clamp(min=torch.finfo(torch.float32).tiny).log()
 
 
 def unknown_range(path: Path) -> UserError:
     """To be raised where nothing tells how pixels are scaled."""
     return UserError(
-        f"{path} takes floating images but does not say of which range: "
-        "say --pixels bytes (0 to 255) or --pixels unit (0 to 1)"
+        f"{path} takes images but does not say of which range: say --pixels bytes (0 to 255) or --pixels unit (0 to 1)"
     )
 
 
@@ -100,6 +118,12 @@ def last_line(error: Exception) -> str:
 def first_line(error: Exception) -> str:
     """The beginning of an error's text, where onnxruntime says what went wrong."""
     return shown((str(error).strip().splitlines() or [type(error).__name__])[0], 200)
+
+
+def _are_probabilities(out: Tensor) -> bool:
+    """Whether rows are distributions, as logits are by an accident that does not happen."""
+    sums = out.double().sum(dim=1)
+    return out.shape[1] > 1 and bool((out >= 0).all()) and bool(((sums - 1).abs() < 1e-5).all())
 
 
 def _checked_outputs(out: Any, num_actions: int | None, scores: ForeignScores, path: Path) -> int:

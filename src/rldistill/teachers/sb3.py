@@ -46,6 +46,10 @@ _REFUSED = {
     "sb3_contrib.crossq.policies": "CrossQ, whose batch renormalization is not known here",
     "sb3_contrib.ars.policies": "ARS, whose policy is not known here",
 }
+# Whole, module and all: a class of its author's own may end in the same name, and computes something else.
+_EXTRACTORS = re.compile(
+    r"<class 'stable_baselines3\.common\.torch_layers\.(NatureCNN|FlattenExtractor|CombinedExtractor)'>"
+)
 _PREFIXES = ("ppo", "a2c", "dqn", "qrdqn", "trpo", "sac", "td3", "ddpg", "tqc", "her")
 _ENVIRONMENT = r"[A-Za-z][\w.:-]*-v\d+"
 
@@ -91,6 +95,10 @@ def read_sb3(path: Path, *, normalization: Path | None = None, trust_pickle: boo
         place = f" (of the module {shown(module)})" if module else ""
         notes.append(f"its policy class{place} is its author's own; only its tensors were looked at")
     training = read_training(path, algorithm)
+    if training.wrapper is not None and "AtariWrapper" not in training.wrapper:
+        notes.append(f"it was trained in an environment wrapped by {training.wrapper}, which is not applied here")
+    if training.arguments is not None:
+        notes.append(f"its environment was made with {training.arguments}, here it is made without")
     statistics, expected = _normalization(path, normalization, observations, training, trust_pickle, notes)
     return ForeignPolicy(
         network=acting.network,
@@ -152,7 +160,7 @@ def _algorithm(family: Family, data: Mapping[str, Any], module: str) -> tuple[st
 def _settings(data: Mapping[str, Any], family: Family, source: str) -> Settings:
     kwargs = entry_of(data, "policy_kwargs")
     extractor = text_of(kwargs, "features_extractor_class")
-    if extractor and not re.search(r"[.']?(NatureCNN|FlattenExtractor|CombinedExtractor)'?>?$", extractor):
+    if extractor and not _EXTRACTORS.fullmatch(extractor):
         raise UserError(
             f"{source} has a features extractor of its author's own ({shown(extractor)}); export it to ONNX or TorchScript"
         )
@@ -166,15 +174,15 @@ def _settings(data: Mapping[str, Any], family: Family, source: str) -> Settings:
                 "export it to ONNX or TorchScript"
             )
     clip_mean = _real(kwargs.get("clip_mean", 2.0))
-    if clip_mean is None or clip_mean <= 0:
-        raise UserError(f"{source} is damaged: its clip_mean is no limit")
+    if clip_mean is None:
+        raise UserError(f"{source} is damaged: its clip_mean is no number")
     quantiles = None
     if family == "qrdqn":
         quantiles = integer(data.get("n_quantiles", kwargs.get("n_quantiles")))
     return Settings(
         activation=activation,
         scale_images=not _is(kwargs.get("normalize_images"), False),
-        clip_mean=clip_mean,
+        clip_mean=clip_mean if clip_mean > 0 else math.inf,  # 0 and less: SB3 puts no limit there
         use_expln=_is(kwargs.get("use_expln"), True),
         squash_output=_is(kwargs.get("squash_output"), True),
         sde_net_is_empty=kwargs.get("sde_net_arch") in ([], "[]"),
@@ -207,6 +215,8 @@ class Training(NamedTuple):
     """Whether the zoo's configuration says that observations were normalized."""
     frame_stack: int | None = None
     wrapper: str | None = None
+    arguments: str | None = None
+    """What the environment was made with, such as `{g: 1.0}`."""
 
 
 def read_training(path: Path, algorithm: str = "") -> Training:
@@ -235,16 +245,23 @@ def read_training(path: Path, algorithm: str = "") -> Training:
     yes = bool(normalized) and normalized.lower() not in ("false", "none", "null", "no", "0")
     stack = integer(_yaml(config, "frame_stack") or "")
     wrapper = _yaml(config, "env_wrapper")
-    return Training(env, yes and not without, stack, shown(wrapper, 200) if wrapper else None)
+    # The zoo's copy on the hub has a file of them.
+    made_with = _yaml(arguments, "env_kwargs") or _beside(path, env, "env_kwargs.yml").strip().replace("\n", ", ")
+    return Training(env, yes and not without, stack, *(_said(value) for value in (wrapper, made_with)))
+
+
+def _said(value: str | None) -> str | None:
+    """For a note; None where it is empty in one of YAML's ways."""
+    empty = value is None or value.lower() in ("", "null", "none", "~", "{}", "[]", "false", "ordereddict()")
+    return None if empty else shown(value, 200)
 
 
 def _env_of_names(path: Path) -> str | None:
     """`<env>_1/` of the zoo, `ppo-<env>.zip`, `<env>.zip`; None where it would be a guess."""
-    known = re.fullmatch(rf"(?:(?:{'|'.join(_PREFIXES)})[-_])?({_ENVIRONMENT})", path.stem)
-    if known:
-        return known[1]
+    known = re.fullmatch(rf"(?i:(?:{'|'.join(_PREFIXES)})[-_])?({_ENVIRONMENT})", path.stem)
     folder = re.fullmatch(rf"({_ENVIRONMENT})_\d+", path.absolute().parent.name)
-    return folder[1] if folder else None
+    found = known or folder
+    return re.sub("^ALE-", "ALE/", found[1]) if found else None  # no file's name has a slash
 
 
 def _folders(path: Path, env: str | None) -> Iterator[Path]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import torch
 from torch import nn
 
 from rldistill.teachers.chain import (
     Layer,
+    Rescale,
+    Spec,
     Standardize,
     build_chain,
     check_spec,
@@ -39,6 +42,7 @@ def read_state_dict(
     architecture: str | None = None,
     observation_shape: tuple[int, ...] | None = None,
     num_actions: int | None = None,
+    action_range: tuple[Sequence[float], Sequence[float]] | None = None,
     scores: ForeignScores | None = None,
 ) -> ForeignPolicy:
     """A policy out of `.pth`, `.pt`, `.bin` (read with `weights_only`) or `.safetensors`.
@@ -49,10 +53,11 @@ def read_state_dict(
 
     Args:
         path: the file.
-        architecture: `dqn`, `net2`, `cnn:32,64,64:512`, `mlp:64,64`, `mlp:64,64:tanh`; needed where there are no
-            convolutions, since no file of weights says which activation stands between them.
+        architecture: `dqn`, `net2`, `cnn:32,64,64:512`, `mlp:64,64`, `mlp:64,64:tanh`, `mlp:64,64:relu:tanh`; needed
+            where there are no convolutions, since no file of weights says which activation stands between them.
         observation_shape: (channels, height, width) or (features,), where it is known.
         num_actions: where it is known.
+        action_range: the least and the largest of each dimension, where actions are continuous.
         scores: what the head gives; needed where neither its name nor the file's tells.
 
     Raises:
@@ -75,8 +80,13 @@ def read_state_dict(
     layers = in_order(layers, path)
     if not layers:
         raise UserError(f"{path} holds no layers")
-    if any({"advantage", "advantages", "adv"} & _words([layer.name]) for layer in layers):
+    if _words([layer.name for layer in layers]) & {"advantage", "advantages", "adv"}:
         raise UserError(f"{path}: {layers[-1].name!r} is of a dueling network, which is no chain; export it to ONNX")
+    if scores is None and "a" in _words([layers[-1].name]) and "v" in _words(left_out):
+        raise UserError(
+            f"{path} has heads {layers[-1].name!r} and {left_out[0]!r}: of a dueling network, which is no chain (export it to "
+            "ONNX), or an actor and a critic (say --teacher-scores logits)"
+        )
     if spec is not None:
         check_spec(spec, layers, path)
     elif not any(layer.kind == "convolution" for layer in layers) and len(layers) > 1:
@@ -94,22 +104,32 @@ def read_state_dict(
     )
     _check_standardization(standardization, chain.observation_shape, path)
     _check_outputs(chain.outputs, num_actions, layers[-1].name, path)
+    squash = _squash(spec, action_range, chain.outputs, scores, path)
+    if squash is not None:
+        scores = "deterministic"
     kind, told_by = (scores, "the caller") if scores is not None else _scores(layers, left_out, path)
     supposed = chain.supposed + (["ReLU after each hidden layer"] if spec is None and len(layers) > 1 else [])
+    if told_by.startswith("the value head"):
+        supposed.append(f"its head {layers[-1].name!r} gives logits, as {told_by} suggests")
+    if kind == "deterministic" and squash is None:
+        supposed.append(
+            "actions are in the environment's units as the last layer gives them (--teacher-network mlp:256,256:relu:tanh "
+            "names a tanh behind it)"
+        )
     provenance: dict[str, Any] = {
-        "architecture": chain.architecture,
+        "architecture": chain.architecture if squash is None or architecture is None else architecture,
         "layers": [layer.name for layer in layers],
         "left_out": left_out,
         "scores_told_by": told_by,
         "supposed": supposed,
     }
     return ForeignPolicy(
-        network=chain.network,
+        network=chain.network if squash is None else nn.Sequential(*chain.network, squash).eval(),
         scores=kind,
         algorithm="unknown",
         format="safetensors" if _forgets_order(path) else "state dict",
         observation_space=observations_of(chain.observation_shape),
-        action_space=None if kind == "deterministic" else DiscreteSpace((chain.outputs,)),
+        action_space=None if kind == "deterministic" else DiscreteSpace((chain.outputs,), divided=False),
         provenance=provenance,
     )
 
@@ -129,6 +149,30 @@ def scores_named(names: Iterable[str]) -> ForeignScores | None:
     return "logits" if words & _POLICIES else None
 
 
+def _squash(
+    spec: Spec | None,
+    action_range: tuple[Sequence[float], Sequence[float]] | None,
+    outputs: int,
+    scores: ForeignScores | None,
+    path: Path,
+) -> Rescale | None:
+    """What follows the last layer of an actor with a tanh at its end; None where none was named."""
+    if spec is None or not spec.squashed:
+        return None
+    if scores not in (None, "deterministic"):
+        raise UserError(
+            f"{path}: a tanh after the last layer gives actions, not {scores}: --teacher-scores deterministic"
+        )
+    if action_range is None or not np.isfinite(action_range).all():
+        raise UserError(
+            f"{path}: a tanh after the last layer is spread over the range of the actions; they have none here"
+        )
+    low, high = (torch.tensor(side, dtype=torch.float32) for side in action_range)
+    if low.shape != (outputs,):
+        raise UserError(f"{path} gives {outputs} actions, the environment takes {len(low)}")
+    return Rescale((high - low) / 2, (high + low) / 2)
+
+
 def _scores(layers: list[Layer], left_out: list[str], path: Path) -> tuple[ForeignScores, str]:
     named = scores_named([layers[-1].name])
     # PyTorch's own tutorial calls DQN's online network `policy_net`, beside a `target_net`.
@@ -140,7 +184,8 @@ def _scores(layers: list[Layer], left_out: list[str], path: Path) -> tuple[Forei
     if any({"v", "value", "critic", "vf"} & _words([name]) for name in left_out):
         return "logits", f"the value head {left_out[0]!r} beside it"
     raise UserError(
-        f"{path} does not say whether its head {layers[-1].name!r} gives Q-values or logits: name it with --teacher-scores"
+        f"{path} does not say whether its head {layers[-1].name!r} gives Q-values, logits or continuous actions: name it with "
+        "--teacher-scores q_values, logits or deterministic"
     )
 
 

@@ -1,4 +1,4 @@
-"""The statistics of `VecNormalize`, out of the pickle that it writes."""
+"""The statistics of `VecNormalize` or of Gymnasium's `NormalizeObservation`, out of the pickle that their owner wrote."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TRUST_HINT = (
 
 
 def read_statistics(path: Path, *, trust_pickle: bool = False) -> Statistics:
-    """The observation statistics in a file that `VecNormalize.save` wrote.
+    """The observation statistics in a file that `VecNormalize.save` wrote, or in a pickle of `NormalizeObservation`'s `obs_rms`.
 
     Args:
         path: such as `vecnormalize.pkl`.
@@ -92,7 +92,7 @@ def _normalization(root: Any, source: str) -> Statistics | None:
             raise UserError("they are of a dictionary of observations, which is not supported")
         name, inner = _class_and_state(moments)
         epsilon, limit = number(state.get("epsilon", 1e-8)), number(state.get("clip_obs", 10.0))
-    else:  # Stable-Baselines 2 kept the moments alone; the rest is VecNormalize's default
+    else:  # the moments alone: of Stable-Baselines 2, or Gymnasium's; CleanRL clips after these at 10 as VecNormalize does
         inner, epsilon, limit = state, 1e-8, 10.0
     if not name.endswith("RunningMeanStd"):
         raise UserError(f"it holds {shown(name or type(root).__name__, 60)}, no VecNormalize")

@@ -25,11 +25,12 @@ from rldistill.types import UserError
 # are operators like any other), calls to other machines, and loops, whose end nobody can foresee. A network needs none of
 # them, so they are looked for in the program's text, whatever the context, before PyTorch gets to see it. Loading alone
 # can run a program already (`__setstate__`), before its graph can be looked at.
+_LOOP = "has a loop"
 _REFUSED = {
     r"\b(save|from_file|_save|load|_load)\b": "reads or writes files",
     r"\brpc\w*|\bfork\b|\b_?awaitable\b": "starts other programs",
     r"\bops\b(?!\s*\.\s*(aten|prim|quantized)\b)": "calls operators of other libraries",
-    r"^\s*(for|while)\b": "has a loop",
+    r"^\s*(for|while)\b": _LOOP,
     r"\bdef __setstate__\b": "runs while it is loaded",
     r"\b(set_data|_?storage|set_source)\b": "reaches into raw memory",
 }
@@ -79,7 +80,7 @@ def read_torchscript(
         observation_shape: what it sees; needed, since the file does not say.
         num_actions: where it is known.
         scores: what it gives; needed, since the file does not say.
-        pixels: whether images go in as 0 to 255 or 0 to 1; needed where it takes no bytes and has no 255 in it.
+        pixels: whether images go in as 0 to 255 or 0 to 1; needed where it has no 255 in it.
 
     Raises:
         UserError: the file is damaged, refused, or does not run on such observations or give scores for them; or
@@ -93,8 +94,10 @@ def read_torchscript(
     for pattern, what in _REFUSED.items():
         found = re.search(pattern, text, re.MULTILINE)
         if found:
+            # BatchNorm's own source has a loop over sizes, which is gone from what is traced or frozen.
+            mend = "; save it by torch.jit.freeze or torch.jit.trace, which leave none" if what == _LOOP else ""
             raise UserError(
-                f"{path} is refused: its program {what} ({found.group().strip()!r}), which no network needs"
+                f"{path} is refused: its program {what} ({found.group().strip()!r}), which no network needs{mend}"
             )
     if observation_shape is None:
         raise UserError(f"{path} is TorchScript, which does not say what it sees; name the environment (--env)")
@@ -139,23 +142,21 @@ def _with_input(
     pixels: Pixels | None,
     path: Path,
 ) -> tuple[ScriptNetwork, list[str]]:
-    """What the program is fed with: bytes if it takes them, else floats from 0 to 255 or from 0 to 1."""
+    """What the program is fed with: bytes if it takes and scales them, else floats from 0 to 255 or from 0 to 1."""
     if dtype != "uint8":
         return ScriptNetwork(script, floats=True, divide=False), []
     if pixels is not None:
-        # A program that casts by itself takes bytes and floats alike.
         return ScriptNetwork(script, floats=True, divide=pixels == "unit"), []
+    tensors = [*script.parameters(), *script.buffers()]
+    if not (_divides(script) or any(_is_scale(tensor) for tensor in tensors)):
+        raise unknown_range(path)  # even where it takes bytes: it may only cast them, and have been fed with 0 to 1
+    supposed = ["has a 255 in it, so scales pixels itself"]
     raw = ScriptNetwork(script, floats=False, divide=False)
     try:
         raw(torch.zeros((2, *shape), dtype=torch.uint8))
     except Exception:  # the interpreter's own
-        pass
-    else:
-        return raw, ["takes bytes, so scales them itself"]
-    tensors = [*script.parameters(), *script.buffers()]
-    if _divides(script) or any(_is_scale(tensor) for tensor in tensors):
-        return ScriptNetwork(script, floats=True, divide=False), ["has a 255 in it, so scales pixels itself"]
-    raise unknown_range(path)
+        return ScriptNetwork(script, floats=True, divide=False), supposed
+    return raw, supposed
 
 
 def _divides(script: Any) -> bool:
