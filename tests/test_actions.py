@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -150,6 +151,21 @@ def test_no_chosen_action_leaves_the_range(pair: tuple[float, float], mean: floa
     check_actions(chosen(scores, kind, task).numpy(), 1, task)
     check_actions(drawn(scores, kind, task, np.random.default_rng(0)), 1, task)
     check_actions(uniform_actions(task, 3, np.random.default_rng(0)), 3, task)
+
+
+def test_no_action_leaves_a_range_that_float32_cannot_say() -> None:
+    """The float32 next to 0.1 is more than 0.1, and an environment in float64 may say that this is none of its actions."""
+    space = gymnasium.spaces.Box(-0.1, 0.1, (2,), np.float64)
+    task = Task("narrow", 2, (3,), "float32", action_low=(-0.1, -0.1), action_high=(0.1, 0.1))
+    assert float(np.float32(0.1)) > 0.1
+    taken = chosen(tensor([5.0, -5.0]), "actions", task).numpy()[0]
+    assert space.contains(taken.astype(np.float64))
+    np.testing.assert_allclose(taken, [0.1, -0.1], rtol=1e-6)
+    squashed = chosen(tensor([50.0, -50.0, 0.0, 0.0]), "squashed_gaussian", task).numpy()[0]
+    assert space.contains(squashed.astype(np.float64))
+    for action in uniform_actions(task, 1000, np.random.default_rng(0)):
+        assert space.contains(action.astype(np.float64))
+    check_actions(taken[None], 1, task)
 
 
 class Table:

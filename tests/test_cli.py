@@ -377,7 +377,7 @@ BAD = {
         "has 2 discrete actions here, the policy's task says 3 discrete actions"),
     "observations do not fit": (
         "distill --teacher {shelf}/three --env MountainCar-v0 --student mlp:4 --out {out}",
-        "observations of shape (2,), the teacher sees (6,)"),
+        "observations of shape (2,), the teacher (6,)"),
     "missing dataset": (
         "distill --teacher {shelf}/good --dataset {shelf}/absent --student mlp:4 --out {out}", "absent"),
     "dataset without card": (

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from rldistill.envs import make_task
+from rldistill.envs import make_task, same_game
 from rldistill.evaluation import EvaluateConfig, Score, decision_microseconds, evaluate, read_scores, score_table
 from rldistill.networks import Architecture, Network, build
 from rldistill.policies import SavedPolicy, load_policy, save_policy
@@ -198,6 +198,32 @@ def test_no_policy_is_refused() -> None:
         evaluate([])
 
 
+def test_policies_of_other_named_parts_are_not_compared(levers: str) -> None:
+    """They read features by their place, so parts of other names or in another order are other observations."""
+    task = make_task(levers)
+    network = build(Architecture("mlp:2", (6,), 5), 0, "logits").eval().requires_grad_(False)
+    renamed = tuple(("weather" if name == "wind" else name, size) for name, size in task.observation_keys)
+    other = SavedPolicy(network, dataclasses.replace(task, observation_keys=renamed))
+    with pytest.raises(UserError, match=r"has the parts age \(1\), .* of observations, but .* has age \(1\)"):
+        evaluate([SavedPolicy(network, task), other], QUICK)
+    with pytest.raises(UserError, match=r"here, the policy's task says age .*weather \(2\)"):
+        evaluate([other], QUICK)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("PongNoFrameskip-v4", "ALE/Pong-v5", True),
+        ("LunarLander-v2", "LunarLander-v3", True),
+        ("my.module:Track-v0", "Track-v0", True),
+        ("PongNoFrameskip-v4", "QbertNoFrameskip-v4", False),
+        ("MinAtar/Breakout-v1", "BreakoutNoFrameskip-v4", False),
+    ],
+)
+def test_ids_are_of_the_same_game_or_not(one: str, other: str, same: bool) -> None:
+    assert same_game(one, other) is same_game(other, one) is same
+
+
 def test_two_atari_games_with_as_many_actions_are_not_one_unless_it_is_said(tmp_path: Path) -> None:
     for name, env in (("pong", "PongNoFrameskip-v4"), ("qbert", "QbertNoFrameskip-v4")):
         task = make_task(env)
@@ -218,7 +244,7 @@ def test_policy_of_another_number_of_actions_is_refused_with_both_numbers(folder
 def test_policy_of_other_observations_is_refused_with_both_shapes(folders: tuple[Path, Path]) -> None:
     three = build(Architecture("mlp:4", (3,), 2), 0)
     task = CARTPOLE.from_dict(CARTPOLE.as_dict() | {"observation_shape": [3]})
-    with pytest.raises(UserError, match=r"shape \(3,\) \(float32\), but CartPole-v1 gives \(4,\)"):
+    with pytest.raises(UserError, match=r"has observations of shape \(3,\), but CartPole-v1 has \(4,\)"):
         evaluate([folders[0], SavedPolicy(three, task)], QUICK)
 
 

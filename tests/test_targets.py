@@ -41,6 +41,18 @@ def test_transforms_worked_out_by_hand() -> None:
     torch.testing.assert_close(transform(BY_HAND, "standardized", 2.0), advantages / 2)
 
 
+def test_several_actions_at_once_have_a_mean_each() -> None:
+    # Two choices, then three: means 2 and 5, so (-1, 1) and (-1, 0, 1); squares sum to 2 + 2 over five numbers.
+    values = torch.tensor([[1.0, 3.0, 4.0, 5.0, 6.0]])
+    spread = advantage_spread(values, (2, 3))
+    assert spread == pytest.approx(math.sqrt(4 / 5))
+    expected = torch.tensor([[-1.0, 1.0, -1.0, 0.0, 1.0]])
+    torch.testing.assert_close(transform(values, "advantage", spread, (2, 3)), expected)
+    torch.testing.assert_close(transform(values, "standardized", spread, (2, 3)), expected / spread)
+    offset = values + torch.tensor([[0.0, 0.0, 9.0, 9.0, 9.0]])  # which no softmax of a head shows
+    torch.testing.assert_close(transform(offset, "advantage", spread, (2, 3)), expected)
+
+
 @pytest.mark.parametrize("targets", ["raw", "advantage", "standardized"])
 def test_no_transform_changes_the_best_action(targets: str) -> None:
     values = values_of_a_game(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import pickle
 import re
 import shutil
 import zipfile
@@ -117,7 +118,7 @@ def test_every_kind_of_file_is_a_teacher_with_task_scores_and_checksum(tmp_path:
     teacher = foreign(path, env=None if says_it else "CartPole-v1", options=KINDS[kind])
     assert (teacher.task, teacher.score_kind) == (make_task("CartPole-v1"), "q_values")
     assert kind in teacher.foreign.format
-    assert teacher.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert teacher.provenance["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert teacher.weights() == path.read_bytes()
     assert teacher.mismatches == ()
     np.testing.assert_allclose(teacher(VECTORS).numpy(), mlp_scores(MLP, MLP_NAMES, VECTORS, relu), atol=1e-6)
@@ -168,6 +169,35 @@ def test_scores_are_those_of_the_normalized_observations(tmp_path: Path, monkeyp
     np.testing.assert_allclose(teacher(torch.from_numpy(x)).numpy(), wanted, rtol=1e-5, atol=1e-6)
     assert np.abs(wanted - scores(x)).max() > 0.1
     assert (teacher.mismatches, teacher.score_kind, teacher.task.env) == ((), "logits", "Acrobot-v1")
+
+
+def test_a_teacher_is_another_one_with_other_statistics_or_another_word_about_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a resumed run could learn from another teacher than it began with, and a dataset could mix the labels of two."""
+    path = balancing_zip(tmp_path / "ppo-CartPole-v1.zip")
+    plain = foreign(path)
+    assert plain.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    statistics = write_statistics(tmp_path / "stats.pkl", 4, monkeypatch)
+    options = TeacherOptions(normalization=statistics)
+    normalized = foreign(path, options=options)
+    assert normalized.sha256 != plain.sha256
+    moved = TeacherOptions(normalization=Path(shutil.copy(statistics, tmp_path / "moved.pkl")))
+    assert foreign(path, options=moved).sha256 == normalized.sha256
+    record(path, tmp_path / "data", RecordConfig(steps=100, num_envs=4), options=options)
+    distill(path, tmp_path / "run", QUICK, options=replace(options, accept_mismatch=True))
+    whole = pickle.loads(statistics.read_bytes())
+    whole.obs_rms.mean += 1
+    statistics.write_bytes(pickle.dumps(whole))
+    assert foreign(path, options=options).sha256 not in (plain.sha256, normalized.sha256)
+    again = RecordConfig(steps=100, num_envs=4)
+    refused(record, path, tmp_path / "data", again, append=True, options=options, says="recorded with teacher = ")
+    accepting = replace(options, accept_mismatch=True)
+    refused(distill, path, tmp_path / "run", QUICK, resume=True, options=accepting, says="begun with teacher_sha256")
+    net = of_kind("state dict", tmp_path)
+    said = [TeacherOptions(teacher_network=f"mlp:8,5{activation}") for activation in ("", ":tanh")]
+    relu_net, tanh_net = (foreign(net, env="CartPole-v1", options=options) for options in said)
+    assert relu_net.sha256 != tanh_net.sha256
 
 
 def test_statistics_named_go_before_any_file_of_any_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -483,10 +513,19 @@ def test_teacher_no_better_than_chance_is_refused_when_it_is_first_played(tmp_pa
     config = replace(QUICK, evaluate_episodes=10)
     for _ in range(2):  # the same command can be given again
         refused(
-            distill, path, tmp_path / "run", config, says=r"mean return is \d\.\d, that of random play .*--accept-mism"
+            distill,
+            path,
+            tmp_path / "run",
+            config,
+            says=r"mean return in 10 games is \d\.\d, that of random play \d+\.\d \[.*--accept-mism",
         )
         assert not (tmp_path / "run").exists()
-    distill(path, tmp_path / "run", config, options=ACCEPT)
+    heard = Heard()
+    distill(path, tmp_path / "run", config, options=ACCEPT, progress=heard)
+    assert any(
+        re.match(r"warning: the teacher's mean return in 10 games is \d\.\d, that of random", line)
+        for line in heard.lines
+    )
     level = next(line for line in read_metrics(tmp_path / "run") if line["event"] == "teacher")
     assert level["mean"] < 12
 

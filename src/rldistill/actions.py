@@ -114,7 +114,7 @@ def _in_range(actions: Tensor, kind: ScoreKind, task: Task) -> Tensor:
     if kind == "squashed_gaussian":
         low, high = bounds(task)
         actions = low + (actions.tanh() + 1) / 2 * (high - low)  # may be rounded to beyond the range
-    return torch.clamp(actions, torch.tensor(task.action_low), torch.tensor(task.action_high))
+    return torch.clamp(actions, *(torch.from_numpy(end) for end in _ends(task)))
 
 
 def greedy(values: ActionValues, observations: Observations, task: Task) -> Actions:
@@ -124,8 +124,13 @@ def greedy(values: ActionValues, observations: Observations, task: Task) -> Acti
 
 
 def _ends(task: Task) -> tuple[Floats, Floats]:
-    """The range as it is, (D,) each."""
-    return np.asarray(task.action_low, dtype=np.float32), np.asarray(task.action_high, dtype=np.float32)
+    """The range, (D,) each: the outermost float32 that are in it, for the float32 next to 0.1 is more than 0.1."""
+    low, high = np.asarray(task.action_low), np.asarray(task.action_high)
+    least, largest = low.astype(np.float32), high.astype(np.float32)
+    return (
+        np.where(least < low, np.nextafter(least, np.float32(np.inf)), least),
+        np.where(largest > high, np.nextafter(largest, -np.float32(np.inf)), largest),
+    )
 
 
 def uniform_actions(task: Task, number: int, generator: np.random.Generator) -> Actions:

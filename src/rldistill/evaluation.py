@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -19,8 +18,8 @@ import numpy.typing as npt
 import torch
 
 from rldistill.actions import agreement as agreement_of
-from rldistill.actions import describe, greedy, mix_in_random, same_actions
-from rldistill.envs import make_task
+from rldistill.actions import greedy, mix_in_random
+from rldistill.envs import make_task, same_game, unlike
 from rldistill.files import replace_file
 from rldistill.policies import KeptPolicy
 from rldistill.progress import Progress, Silent
@@ -241,26 +240,23 @@ def load_together(
     for name, policy in zip(names, loaded, strict=True):
         _check_fit(name, policy, task)
     if env is None:
-        _check_same_game(names, loaded)
+        # Of a file its own word; who hands over a loaded policy has said what it plays.
+        own = [
+            player.foreign.env or player.task.env
+            if isinstance(player, ForeignTeacher) and isinstance(policy, str | os.PathLike)
+            else player.task.env
+            for policy, player in zip(policies, loaded, strict=True)
+        ]
+        _check_same_game(names, own)
     return names, loaded, task
 
 
-def _check_same_game(names: Sequence[str], players: Sequence[KeptPolicy]) -> None:
-    """Two Atari games may have as many actions, and a policy of the one plays the other badly."""
-    envs = [
-        player.foreign.env or player.task.env if isinstance(player, ForeignTeacher) else player.task.env
-        for player in players
-    ]
+def _check_same_game(names: Sequence[str], envs: Sequence[str]) -> None:
     for name, env in zip(names, envs, strict=True):
-        if _game(env) != _game(envs[0]):
+        if not same_game(env, envs[0]):
             raise UserError(
                 f"{names[0]} plays {envs[0]} and {name} {env}: name with --env what both are to play, if both can"
             )
-
-
-def _game(env: str) -> str:
-    """PongNoFrameskip-v4 and ALE/Pong-v5 are one game, LunarLander-v2 and v3 too."""
-    return re.sub(r"^ALE/|NoFrameskip|-v\d+$", "", env)
 
 
 def write_scores(path: Path, scores: Sequence[Score]) -> None:
@@ -374,14 +370,9 @@ def _play(
 
 
 def _check_fit(name: str, policy: KeptPolicy, task: Task) -> None:
-    own = policy.task
-    if not same_actions(own, task):
-        raise UserError(f"{name} has {describe(own)}, but {task.env} has {describe(task)}")
-    if (own.observation_shape, own.observation_dtype) != (task.observation_shape, task.observation_dtype):
-        raise UserError(
-            f"{name} reads observations of shape {own.observation_shape} ({own.observation_dtype}), "
-            f"but {task.env} gives {task.observation_shape} ({task.observation_dtype})"
-        )
+    differ = unlike(policy.task, task)
+    if differ is not None:
+        raise UserError(f"{name} has {differ[0]}, but {task.env} has {differ[1]}")
 
 
 def name_of(policy: str | os.PathLike[str] | KeptPolicy) -> str:

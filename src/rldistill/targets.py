@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
@@ -23,17 +24,25 @@ class Standardization(NamedTuple):
     scale: Tensor
 
 
-def transform(values: Tensor, targets: Targets, spread: float) -> Tensor:
-    """Teacher's values (B, A) as they are, less their mean over actions, or that in units of `spread`."""
+def transform(values: Tensor, targets: Targets, spread: float, sizes: Sequence[int] = ()) -> Tensor:
+    """Teacher's values (B, A) as they are, less their mean over actions, or that in units of `spread`.
+
+    Of several discrete actions at once, of `sizes` choices each, every one has its own mean.
+    """
     if targets == "raw":
         return values
-    advantages = values - values.mean(dim=1, keepdim=True)
+    advantages = _advantages(values, sizes)
     return advantages if targets == "advantage" else advantages / spread
 
 
-def advantage_spread(values: Tensor) -> float:
-    """Root mean square of the advantages over states and actions, 1 where all are equal."""
-    spread = float((values - values.mean(dim=1, keepdim=True)).square().mean().sqrt())
+def _advantages(values: Tensor, sizes: Sequence[int]) -> Tensor:
+    parts = torch.split(values, list(sizes), dim=1) if sizes else (values,)
+    return torch.cat([part - part.mean(dim=1, keepdim=True) for part in parts], dim=1)
+
+
+def advantage_spread(values: Tensor, sizes: Sequence[int] = ()) -> float:
+    """Root mean square of the advantages over states and actions, 1 where all are equal; `sizes` as in `transform`."""
+    spread = float(_advantages(values, sizes).square().mean().sqrt())
     return spread if spread > 0 else 1.0
 
 

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 import rldistill
-from rldistill.actions import describe, same_actions, score_width
+from rldistill.actions import describe, score_width
 from rldistill.datasets import Dataset, load_replay, open_dataset
 from rldistill.distillation.config import DistillConfig, checked
 from rldistill.distillation.update import Update
-from rldistill.envs import Environments, features_of, fitting_task
+from rldistill.envs import Environments, features_of, fitting_task, same_game, unlike
 from rldistill.exploration import explorer
 from rldistill.interrupts import deferred_interrupt
 from rldistill.losses import WeightedLoss, parse_loss
@@ -69,9 +69,14 @@ def distill(
         name = os.fspath(teacher)
         teacher = load_fitting(teacher, env=config.env, options=options, progress=progress)
     task = fitting_task(teacher.task, config.env)
+    if task.continuous:
+        _check_continuous(config, task)
     loss = parse_loss(config.loss, teacher.score_kind, task.action_sizes)
-    if task.continuous and config.targets != "raw":
-        raise UserError(f"--targets {config.targets} is for scores of discrete actions, not for {describe(task)}")
+    if config.explore == "boltzmann" and loss.score_kind == "actions":
+        raise UserError(
+            "--explore boltzmann draws from a Gaussian, and this student gives actions alone: take --explore epsilon, or a teacher "
+            "and a loss (kl_gaussian) with deviations"
+        )
     architecture = Architecture(
         config.student,
         task.observation_shape,
@@ -95,6 +100,9 @@ def distill(
     dataset = None
     if config.dataset is not None:
         dataset = _fitting_dataset(config.dataset, teacher, task, augment=bool(config.augment))
+        if not same_game(dataset.task.env, task.env):
+            _stop_or_say(f"the dataset {config.dataset} was recorded in {dataset.task.env}, the student plays {task.env}",
+                         options, progress)  # fmt: skip
         shards = "".join(shard.sha256 for shard in dataset.shards)
         resolved["dataset_sha256"] = hashlib.sha256(shards.encode()).hexdigest()
     if not Path(out).exists():
@@ -106,8 +114,7 @@ def distill(
             return load_policy(run.policy_path)
         stream = make_stream(teacher, network, task, config, run.scratch, progress, dataset)
         try:
-            accept = options is not None and options.accept_mismatch
-            return _Distillation(teacher, name, network, task, loss, config, stream, run, progress, accept).finish()
+            return _Distillation(teacher, name, network, task, loss, config, stream, run, progress, options).finish()
         finally:
             stream.close()
 
@@ -126,9 +133,9 @@ class _Distillation:
         stream: Stream,
         run: Run,
         progress: Progress,
-        accept_mismatch: bool,
+        options: TeacherOptions | None,
     ) -> None:
-        self.accept_mismatch = accept_mismatch
+        self.options = options
         self.teacher, self.teacher_name, self.task, self.config = teacher, teacher_name, task, config
         self.stream, self.run, self.progress = stream, run, progress
         self.offline = config.dataset is not None
@@ -226,20 +233,21 @@ class _Distillation:
         if known:
             return {name: known[name] for name in ("mean", "ci_low", "ci_high", "episodes", "epsilon") if name in known}
         level = self._play(self.teacher, "score of the teacher")
-        if isinstance(self.teacher, ForeignTeacher) and not self.accept_mismatch:
+        if isinstance(self.teacher, ForeignTeacher):
             self._check_level(level)
         return level
 
     def _check_level(self, level: dict[str, Any]) -> None:
-        """Refuses a teacher of another tool that plays no better than chance: something of its making is not as it was."""
+        """Stops at a teacher of another tool that plays no better than chance: something of its making is not as it was."""
         games = len(level["returns"])
         random = play(self.task, lambda generator: uniform(self.task, generator), games, self.config.seed + 1_000_000)
-        _, best = bootstrap_interval([random], seed=self.config.seed)
+        low, best = bootstrap_interval([random], seed=self.config.seed)
         if level["mean"] <= best:
-            raise UserError(
-                f"the teacher's mean return is {level['mean']:.1f}, that of random play {random.mean():.1f}: are its "
-                "observations normalized, scaled, stacked and ordered as in its training? (--accept-mismatch goes on)"
-            )
+            _stop_or_say(
+                f"the teacher's mean return in {games} games is {level['mean']:.1f}, that of random play {random.mean():.1f} "
+                f"[{low:.1f}, {best:.1f}]: are its observations normalized, scaled, stacked and ordered as in its training?",
+                self.options, self.progress,
+            )  # fmt: skip
 
     def _evaluate(self, check: Callable[[], None]) -> None:
         began = time.monotonic()
@@ -299,14 +307,31 @@ def _check_teacher(teacher: Teacher, task: Task) -> None:
         environments.close()
 
 
+def _check_continuous(config: DistillConfig, task: Task) -> None:
+    """Refuses what is for scores of discrete actions, and would do nothing."""
+    given = {
+        f"--preset {config.preset}": config.preset != "none",
+        f"--targets {config.targets}": config.targets != "raw",
+        f"--temperature {config.temperature}": config.temperature != "auto",
+    }
+    for option, is_given in given.items():
+        if is_given:
+            raise UserError(f"{option} is for scores of discrete actions, not for {describe(task)}")
+
+
+def _stop_or_say(mismatch: str, options: TeacherOptions | None, progress: Progress) -> None:
+    """Raises UserError, or where mismatches are accepted says it and goes on."""
+    if options is None or not options.accept_mismatch:
+        raise UserError(f"{mismatch} (--accept-mismatch goes on all the same)")
+    progress.say(f"warning: {mismatch}")
+
+
 def _fitting_dataset(path: str, teacher: Teacher, task: Task, *, augment: bool) -> Dataset:
     """The dataset, if it was made for this task and kind of scores."""
     dataset = open_dataset(path)
-    if not same_actions(dataset.task, task) or dataset.task.observation_shape != task.observation_shape:
-        raise UserError(
-            f"the dataset {path} has {describe(dataset.task)} and observations of shape "
-            f"{dataset.task.observation_shape}, the teacher {describe(task)} and {task.observation_shape}"
-        )
+    differ = unlike(dataset.task, task)
+    if differ is not None:
+        raise UserError(f"the dataset {path} has {differ[0]}, the teacher {differ[1]}")
     if dataset.score_kind != teacher.score_kind:
         raise UserError(f"the dataset {path} holds {dataset.score_kind}, the teacher gives {teacher.score_kind}")
     labelled_by = dataset.card["teacher"].get("sha256")

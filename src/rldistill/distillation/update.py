@@ -163,8 +163,8 @@ class Update:
 
     def fit(self, examples: Batch) -> None:
         """What is fitted once, to the first labelled observations: temperature, spread, and the network's standardization."""
-        self.spread = advantage_spread(examples.values)
-        values = transform(examples.values, self.config.targets, self.spread)
+        self.spread = advantage_spread(examples.values, self.task.action_sizes)
+        values = transform(examples.values, self.config.targets, self.spread, self.task.action_sizes)
         auto = self.config.temperature == "auto"
         self.temperature = auto_temperature(values, self.teacher_kind) if auto else float(self.config.temperature)
         if self.config.standardize:
@@ -202,7 +202,7 @@ class Update:
     def _matched(self, scores: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """What the loss compares: scores and transformed values, or actions in halves of their range."""
         if self.loss.score_kind != "actions":
-            return scores, transform(values, self.config.targets, self.spread)
+            return scores, transform(values, self.config.targets, self.spread, self.task.action_sizes)
         low, high = bounds(self.task)
         middle, half = (low + high) / 2, (high - low) / 2
         # Less the middle, which changes no distance but keeps small ones from being rounded away.

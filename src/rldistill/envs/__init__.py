@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,8 @@ __all__ = [
     "make_task",
     "observation_bounds",
     "observed_range",
+    "same_game",
+    "unlike",
 ]
 
 MINATAR_ACTIONS = ("NOOP", "LEFT", "UP", "RIGHT", "DOWN", "FIRE")
@@ -74,14 +77,33 @@ def fitting_task(own: Task, env: str | None) -> Task:
     if env is None:
         return own
     task = make_task(env)
-    if not same_actions(task, own):
-        raise UserError(f"{env} has {describe(task)}, the teacher {describe(own)}")
-    if task.observation_shape != own.observation_shape:
-        seen = f"the teacher sees {own.observation_shape}"
-        raise UserError(f"{env} has observations of shape {task.observation_shape}, {seen}")
-    if task.observation_dtype != own.observation_dtype:
-        raise UserError(f"{env} has {task.observation_dtype} observations, the teacher sees {own.observation_dtype}")
+    differ = unlike(task, own)
+    if differ is not None:
+        raise UserError(f"{env} has {differ[0]}, the teacher {differ[1]}")
     return task
+
+
+def unlike(one: Task, other: Task) -> tuple[str, str] | None:
+    """Why a policy of the one task cannot play the other: what each has instead, in words. None where it can."""
+    if not same_actions(one, other):
+        return describe(one), describe(other)
+    if one.observation_shape != other.observation_shape:
+        return f"observations of shape {one.observation_shape}", f"{other.observation_shape}"
+    if one.observation_dtype != other.observation_dtype:
+        return f"{one.observation_dtype} observations", other.observation_dtype
+    if one.observation_keys != other.observation_keys:  # flattened in their order, which policies know them by
+        parts = [", ".join(f"{name} ({size})" for name, size in task.observation_keys) for task in (one, other)]
+        return f"the parts {parts[0] or 'without names'} of observations", parts[1] or "without names"
+    return None
+
+
+def same_game(one: str, other: str) -> bool:
+    """Whether two ids are of one game: PongNoFrameskip-v4 and ALE/Pong-v5 are, LunarLander-v2 and v3, `module:Id` and `Id` too.
+
+    Two Atari games may have as many actions, and a policy of the one plays the other badly.
+    """
+    first, second = (re.sub(r"^[\w.]+:|^ALE/|NoFrameskip|-v\d+$", "", env) for env in (one, other))
+    return first == second
 
 
 def action_names(task: Task) -> list[str]:
@@ -164,13 +186,10 @@ def make_backend(task: Task, num_envs: int, *, pixels: bool = False) -> Backend:
         UserError: no such environment here, or it has another number of actions or another observation than the task.
     """
     fresh = make_task(task.env)
-    if not same_actions(fresh, task):
-        raise UserError(f"{task.env} has {describe(fresh)} here, the policy's task says {describe(task)}")
     stacked = (task.frame_stack, *fresh.observation_shape[1:]) if fresh.frame_stack > 1 else fresh.observation_shape
-    if stacked != task.observation_shape:
-        raise UserError(
-            f"{task.env} has observations of shape {stacked} here, the policy's task says {task.observation_shape}"
-        )
+    differ = unlike(replace(fresh, observation_shape=stacked), task)
+    if differ is not None:
+        raise UserError(f"{task.env} has {differ[0]} here, the policy's task says {differ[1]}")
     if is_atari(task.env):
         return AtariBackend(task, num_envs, pixels=pixels)
     if is_minatar(task.env):

@@ -72,10 +72,14 @@ def _observations(
     shape = tuple(int(n) for n in space.shape)
     if len(shape) not in (1, 3):
         raise UserError(f"{env} has observations of shape {shape}; vectors and images (three axes) are understood")
-    if space.dtype != np.uint8:
-        return shape, "float32", ()
-    # Gymnasium's images have their channels last.
-    return ((shape[2], shape[0], shape[1]) if len(shape) == 3 else shape), "uint8", ()
+    if _channels_last(shape):
+        shape = (shape[2], shape[0], shape[1])
+    return shape, "uint8" if space.dtype == np.uint8 else "float32", ()
+
+
+def _channels_last(shape: tuple[int, ...]) -> bool:
+    """Of images: whether their last axis is the channels. That is the shortest, as for Stable-Baselines3; of equals the last."""
+    return len(shape) == 3 and shape[2] == min(shape)
 
 
 def _actions(env: str, space: Any) -> dict[str, Any]:
@@ -106,7 +110,7 @@ class GymnasiumBackend:
         self._envs = [_gymnasium(task.env, "rgb_array" if pixels else None) for _ in range(num_envs)]
         self._space = self._envs[0].observation_space
         self._flattened = not isinstance(self._space, Box)
-        self._images = len(task.observation_shape) == 3 and task.observation_dtype == "uint8"
+        self._channels_last = not self._flattened and _channels_last(self._space.shape)
         self._discrete = not task.continuous and not task.action_sizes
         self.life_lost = np.zeros(num_envs, dtype=np.bool_)
         shape = (num_envs, *task.observation_shape)
@@ -119,7 +123,7 @@ class GymnasiumBackend:
             from gymnasium.spaces import flatten
 
             return flatten(self._space, observation)
-        return observation.transpose(2, 0, 1) if self._images else observation
+        return observation.transpose(2, 0, 1) if self._channels_last else observation
 
     def reset(self, rows: Bools, seeds: npt.NDArray[np.int64]) -> None:
         self.observations = self.observations.copy()

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from rldistill.actions import agreement, chosen, same_actions
+from rldistill.actions import agreement, chosen
 from rldistill.datasets import load_replay, open_dataset
-from rldistill.envs import Environments
+from rldistill.envs import Environments, unlike
 from rldistill.policies import SavedPolicy
 from rldistill.progress import Progress
 from rldistill.rollout import EpsilonGreedy, rollout
@@ -59,11 +59,11 @@ def dataset_states(path: Path, task: Task, number: int, seed: int, progress: Pro
     """
     dataset = open_dataset(path)
     theirs = dataset.task
-    alike = (theirs.env, theirs.observation_shape, theirs.observation_dtype, theirs.frame_skip, theirs.frame_stack)
-    own = (task.env, task.observation_shape, task.observation_dtype, task.frame_skip, task.frame_stack)
-    if alike != own or not same_actions(theirs, task):
+    alike = (theirs.env, theirs.frame_skip, theirs.frame_stack)
+    own = (task.env, task.frame_skip, task.frame_stack)
+    if alike != own or unlike(theirs, task) is not None:
         raise UserError(
-            f"{path} was recorded in {theirs.env} {theirs.observation_shape}, the policy plays {task.env} {own[1]}"
+            f"{path} was recorded in {theirs.env} {theirs.observation_shape}, the policy plays {task.env} {task.observation_shape}"
         )
     steps, shards = 0, []
     for shard in dataset.shards:  # no more of them in memory than the number needs

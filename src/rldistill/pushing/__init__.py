@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import rldistill
-from rldistill.actions import same_actions
-from rldistill.envs import decisions_per_second
+from rldistill.envs import decisions_per_second, unlike
 from rldistill.evaluation import EvaluateConfig, Score, evaluate, name_of, read_scores, write_scores
 from rldistill.exporting import Format
 from rldistill.files import new_folder, read_json, replace_file
@@ -247,10 +246,8 @@ def _played(
     options = TeacherOptions.from_dict(settings.get("teacher_options", {}))
     teacher = teacher_beside(named, env=source.task.env, chosen=config.teacher, options=options, say=progress.say)
     if teacher is not None:
-        theirs, ours = teacher.task, source.task
-        seen = (ours.observation_shape, ours.observation_dtype)
-        if same_actions(theirs, ours) and (theirs.observation_shape, theirs.observation_dtype) == seen:
-            teacher = replace(teacher, task=ours)  # the student's environment is played by both
+        if unlike(teacher.task, source.task) is None:
+            teacher = replace(teacher, task=source.task)  # the student's environment is played by both
         else:
             progress.say("the teacher plays another environment than the policy: the table goes without it")
             teacher = None

@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from rldistill.envs import unlike
 from rldistill.evaluation import EvaluateConfig, Score, evaluate, read_scores, write_scores
 from rldistill.files import read_json, replace_file
 from rldistill.policies import KeptPolicy, load_policy
@@ -79,7 +80,7 @@ def report(
         notes.append("The run is not finished: there is no policy to play with yet.")
     teacher = _teacher(settings, config, notes)
     players = [player for player in (teacher, policy) if player is not None]
-    if policy is not None and teacher is not None and _sees(policy.task) != _sees(teacher.task):
+    if policy is not None and teacher is not None and unlike(policy.task, teacher.task) is not None:
         notes.append("The teacher plays another environment than the student, so the two are not compared.")
         players = [policy]
 
@@ -130,17 +131,6 @@ def _env(settings: Mapping[str, Any]) -> str | None:
     """The environment that a teacher of another tool was told to play."""
     task = settings.get("task")
     return str(task["env"]) if isinstance(task, Mapping) and "env" in task else None
-
-
-def _sees(task: Task) -> tuple[Any, ...]:
-    return (
-        task.num_actions,
-        task.action_sizes,
-        task.action_low,
-        task.action_high,
-        task.observation_shape,
-        task.observation_dtype,
-    )
 
 
 def _scores(

@@ -108,6 +108,8 @@ class ForeignTeacher:
     notes: tuple[str, ...] = ()
     """What was supposed, since the file does not say."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    said: Mapping[str, str] = field(default_factory=dict)
+    """What a user said of its network, pixels and scores."""
 
     @cached_property
     def _generator(self) -> np.random.Generator:
@@ -126,8 +128,20 @@ class ForeignTeacher:
 
     @property
     def sha256(self) -> str:
-        """Of the file."""
-        return str(self.provenance["sha256"])
+        """Tells whether two teachers are the same: of the file, and where its scores depend on more, of that too."""
+        told = [self.provenance["sha256"], *self._beside]
+        return told[0] if len(told) == 1 else hashlib.sha256("\n".join(told).encode()).hexdigest()
+
+    @property
+    def _beside(self) -> list[str]:
+        """What changes the scores and is not in the file: statistics of observations, and what a user has said."""
+        statistics = self.foreign.normalization
+        found = [f"{name} = {value}" for name, value in sorted(self.said.items())]
+        if statistics is not None:
+            numbers = np.concatenate([part.ravel() for part in (statistics.mean, statistics.variance)])
+            limits = np.array([statistics.epsilon, statistics.limit])
+            found.append(hashlib.sha256(np.concatenate([numbers, limits]).tobytes()).hexdigest())
+        return found
 
     @property
     def network(self) -> nn.Module:
@@ -218,9 +232,10 @@ def load_teacher(
     score_kind = _score_kind(foreign)
     mismatches = _mismatches(foreign, task, score_kind)
     provenance = {"format": foreign.format, "algorithm": foreign.algorithm, "sha256": _sha256(path)}
-    return ForeignTeacher(
-        foreign, task, score_kind, path, tuple(mismatches), tuple(notes), provenance | dict(foreign.provenance)
-    )
+    known = provenance | dict(foreign.provenance)
+    names = ("teacher_network", "teacher_scores", "pixels")
+    said = {name: str(getattr(options, name)) for name in names if getattr(options, name) is not None}
+    return ForeignTeacher(foreign, task, score_kind, path, tuple(mismatches), tuple(notes), known, said)
 
 
 def load_policy(path: Ref) -> SavedPolicy | ForeignTeacher:
