@@ -72,14 +72,17 @@ def _observations(
     shape = tuple(int(n) for n in space.shape)
     if len(shape) not in (1, 3):
         raise UserError(f"{env} has observations of shape {shape}; vectors and images (three axes) are understood")
-    if _channels_last(shape):
+    if _channels_last(space):
         shape = (shape[2], shape[0], shape[1])
     return shape, "uint8" if space.dtype == np.uint8 else "float32", ()
 
 
-def _channels_last(shape: tuple[int, ...]) -> bool:
-    """Of images: whether their last axis is the channels. That is the shortest, as for Stable-Baselines3; of equals the last."""
-    return len(shape) == 3 and shape[2] == min(shape)
+def _channels_last(space: Any) -> bool:
+    """Of images in bytes: whether their last axis is the channels, which are the shortest axis, of equals the last.
+
+    As Stable-Baselines3 tells it, which leaves arrays of floats as they are too.
+    """
+    return space.dtype == np.uint8 and len(space.shape) == 3 and space.shape[2] == min(space.shape)
 
 
 def _actions(env: str, space: Any) -> dict[str, Any]:
@@ -110,7 +113,7 @@ class GymnasiumBackend:
         self._envs = [_gymnasium(task.env, "rgb_array" if pixels else None) for _ in range(num_envs)]
         self._space = self._envs[0].observation_space
         self._flattened = not isinstance(self._space, Box)
-        self._channels_last = not self._flattened and _channels_last(self._space.shape)
+        self._channels_last = not self._flattened and _channels_last(self._space)
         self._discrete = not task.continuous and not task.action_sizes
         self.life_lost = np.zeros(num_envs, dtype=np.bool_)
         shape = (num_envs, *task.observation_shape)
