@@ -248,7 +248,7 @@ def test_layer_normalization_makes_scores_deaf_to_the_size_of_the_input() -> Non
         ("mlp:99999999", (4,), "absurd"),
         ("cnn:8,8,8,8:16", ATARI, "4 convolutions; at most 3"),
         ("net2", (4,), "reads images, but the observations have shape"),
-        ("net2", (4, 5, 5), "too deep for observations of shape"),
+        ("net2", (4, 5, 5), r"too deep for observations of shape \(4, 5, 5\) \(channels, height, width\)"),
     ],
 )
 def test_a_network_that_cannot_be_is_refused_in_one_line(name: str, shape: tuple[int, ...], says: str) -> None:

@@ -242,7 +242,9 @@ def _layers(architecture: Architecture) -> list[nn.Module]:
             layers.append(nn.Conv2d(depth, out, kernel, stride))
             depth, height, width = out, (height - kernel) // stride + 1, (width - kernel) // stride + 1
             if min(height, width) < 1:
-                raise UserError(f"network {name!r} is too deep for observations of shape {shape}")
+                raise UserError(
+                    f"network {name!r} is too deep for observations of shape {shape} (channels, height, width)"
+                )
             # Over all units of the layer, as PQN's LayerNorm, but with scale and shift a channel.
             layers += [nn.GroupNorm(1, out)] if architecture.normalization == "layer" else []
             layers.append(nn.ReLU())
