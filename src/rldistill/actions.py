@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import cast
 
 import numpy as np
@@ -125,11 +126,15 @@ def greedy(values: ActionValues, observations: Observations, task: Task) -> Acti
 
 def _ends(task: Task) -> tuple[Floats, Floats]:
     """The range, (D,) each: the outermost float32 that are in it, for the float32 next to 0.1 is more than 0.1."""
-    low, high = np.asarray(task.action_low), np.asarray(task.action_high)
-    least, largest = low.astype(np.float32), high.astype(np.float32)
+    return _float32_ends(task.action_low, task.action_high)
+
+
+@cache  # asked at every control step
+def _float32_ends(low: tuple[float, ...], high: tuple[float, ...]) -> tuple[Floats, Floats]:
+    least, largest = np.asarray(low, dtype=np.float32), np.asarray(high, dtype=np.float32)
     return (
-        np.where(least < low, np.nextafter(least, np.float32(np.inf)), least),
-        np.where(largest > high, np.nextafter(largest, -np.float32(np.inf)), largest),
+        np.where(least < np.asarray(low), np.nextafter(least, np.float32(np.inf)), least),
+        np.where(largest > np.asarray(high), np.nextafter(largest, -np.float32(np.inf)), largest),
     )
 
 
