@@ -6,9 +6,10 @@ the learner's share of the serial bound
 
     1 / (1/env + 1/act + updates_per_step/learn)
 
-Beside it, on Atari, runs Stable-Baselines3's DQN on the same game: as many environments, the same network, minibatch and replay
-ratio, its own wrappers and vector environment (pip install stable-baselines3 opencv-python). Warm-ups are not counted. Run it on
-an idle machine:
+Beside it, on Atari, runs Stable-Baselines3's DQN on the same game, with the same network and replay ratio and its own wrappers
+and vector environment (pip install stable-baselines3 opencv-python), twice: as its zoo of trained agents has it (one
+environment, 32 samples every 4 control steps), and with our number of environments and minibatch. Warm-ups are not counted.
+Run it on an idle machine:
 
     python benchmarks/training.py [--env PongNoFrameskip-v4] [--algos dqn pqn] [--rounds 5]
 """
@@ -43,7 +44,8 @@ class Options:
     """What is measured."""
 
     env: str = "PongNoFrameskip-v4"
-    algos: tuple[Literal["dqn", "pqn"], ...] = ("dqn", "pqn")
+    algos: tuple[Literal["dqn", "plain-dqn", "pqn"], ...] = ("dqn", "plain-dqn", "pqn")
+    """`plain-dqn` is dqn with `--double False`: what Stable-Baselines3's does."""
     device: str = "auto"
     """Where our networks are, as in `rldistill train`; the peer's are on the processor."""
     sb3: bool = True
@@ -117,8 +119,16 @@ def works_of(learner: DQN | PQN) -> tuple[dict[str, Callable[[], int]], dict[str
     return works, {"env": 1.0, "act": 1.0, "learn": updates_per_step}, said
 
 
-def sb3_work(env: str, learner: DQN, replay: int) -> tuple[Callable[[], int], str]:
-    """Some control steps of Stable-Baselines3's DQN with our DQN's sizes, and a line about it."""
+def sb3_work(env: str, learner: DQN, replay: int, rows: int, minibatch: int) -> tuple[Callable[[], int], str]:
+    """Some control steps of Stable-Baselines3's DQN with the network and replay ratio of ours, and a line about it.
+
+    Args:
+        env: environment id.
+        learner: ours.
+        replay: control steps kept.
+        rows: environments.
+        minibatch: samples an update.
+    """
     import ale_py
     import cv2
     import gymnasium
@@ -128,7 +138,8 @@ def sb3_work(env: str, learner: DQN, replay: int) -> tuple[Callable[[], int], st
 
     cv2.setNumThreads(torch.get_num_threads())
     gymnasium.register_envs(ale_py)
-    rows, settings = learner.environments.num_envs, learner.settings
+    settings = learner.settings
+    a_round = minibatch / settings.replay_ratio / rows  # steps of all environments together between two updates
     warmup, chunk = 1_000, 512
     model = Theirs(
         "CnnPolicy",
@@ -136,9 +147,9 @@ def sb3_work(env: str, learner: DQN, replay: int) -> tuple[Callable[[], int], st
         learning_rate=1e-4,
         buffer_size=replay,
         learning_starts=warmup,
-        batch_size=settings.minibatch,
-        train_freq=(1, "step"),  # of all environments together
-        gradient_steps=max(round(rows * settings.replay_ratio / settings.minibatch), 1),
+        batch_size=minibatch,
+        train_freq=(max(round(a_round), 1), "step"),
+        gradient_steps=max(round(1 / a_round), 1),
         target_update_interval=int(settings.target_every * settings.minibatch / settings.replay_ratio),
         exploration_fraction=1e-9,
         exploration_final_eps=0.01,  # a random action would not need the network
@@ -154,7 +165,7 @@ def sb3_work(env: str, learner: DQN, replay: int) -> tuple[Callable[[], int], st
         return int(model.num_timesteps - before)
 
     parameters = parameter_count(model.q_net)
-    return work, f"{rows} environments, {parameters:,} parameters, {settings.minibatch} samples an update"
+    return work, f"{rows} environment{'s' * (rows > 1)}, {parameters:,} parameters, {minibatch} samples an update"
 
 
 def main(options: Options) -> None:
@@ -168,22 +179,24 @@ def main(options: Options) -> None:
         for algo in options.algos:
             scratch = Path(folder) / algo
             scratch.mkdir()
-            config = TrainConfig(steps=100_000_000, algo=algo, device=options.device)
-            if algo == "dqn":
-                config = replace(config, replay=options.replay, warmup=1_000)
+            config = TrainConfig(steps=100_000_000, algo="pqn", device=options.device)
+            if algo != "pqn":
+                config = replace(config, algo="dqn", double=algo == "dqn", replay=options.replay, warmup=1_000)
             learners[algo] = make_learner(options.env, config, scratch)
         parts = {algo: works_of(learner) for algo, learner in learners.items()}
         for algo, (own, _, said) in parts.items():
             print(f"{algo}: {said}")
             works |= {f"{algo} {name}": work for name, work in own.items()}
-        beside = learners.get("dqn")
-        if options.sb3 and isinstance(beside, DQN):
+        beside = next((learner for learner in learners.values() if isinstance(learner, DQN)), None)
+        if options.sb3 and beside is not None:
             if not is_atari(options.env):
                 print("Stable-Baselines3 is compared with on Atari alone")
             else:
+                own_sizes = (beside.environments.num_envs, beside.settings.minibatch)
                 try:
-                    works["sb3"], said = sb3_work(options.env, beside, options.replay)
-                    print(f"Stable-Baselines3's DQN: {said}")
+                    for name, sizes in {"its zoo's sizes": (1, 32), "our sizes": own_sizes}.items():
+                        works[f"sb3, {name}"], said = sb3_work(options.env, beside, options.replay, *sizes)
+                        print(f"Stable-Baselines3's DQN, {name}: {said}")
                 except ImportError as error:
                     print(f"Stable-Baselines3 is left out, {error.name} is not installed: "
                           "pip install stable-baselines3 opencv-python")  # fmt: skip
@@ -199,12 +212,16 @@ def main(options: Options) -> None:
         print(f"{algo}: serial bound {bound:,.0f} control steps/s; share of it: median {np.median(shares):.2f}, "
               f"{min(shares):.2f} to {max(shares):.2f} over {options.rounds} rounds")  # fmt: skip
         figures[algo] = {"rates": rates, "shares": shares, "a_step": a_step}
-    if "sb3" in measured:
-        theirs = measured["sb3"]
-        ratios = [ours / other for ours, other in zip(measured["dqn pipeline"], theirs, strict=True)]
-        print(f"Stable-Baselines3's DQN: {np.median(theirs):,.0f} control steps/s ({min(theirs):,.0f} to {max(theirs):,.0f}); "
-              f"ours by theirs: median {np.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")  # fmt: skip
-        figures["sb3"] = {"rates": theirs, "ratios": ratios}
+    for name, theirs in measured.items():
+        if not name.startswith("sb3"):
+            continue
+        span = f"{np.median(theirs):,.0f} control steps/s ({min(theirs):,.0f} to {max(theirs):,.0f})"
+        print(f"Stable-Baselines3's DQN, {name[5:]}: {span}")
+        figures[name] = {"rates": theirs, "ratios": {}}
+        for algo in (algo for algo in parts if algo != "pqn"):
+            ratios = [ours / other for ours, other in zip(measured[f"{algo} pipeline"], theirs, strict=True)]
+            print(f"  {algo} by it: median {np.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
+            figures[name]["ratios"][algo] = ratios
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=2))
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rldistill.dqn import DQN, DQNSettings, double_q_targets, n_step_returns
+from rldistill.dqn import DQN, DQNSettings, n_step_returns, q_targets
 from rldistill.envs import Environments, make_task
 from rldistill.files import load_state, save_state
 from rldistill.networks import Architecture, build
@@ -49,7 +49,7 @@ def weights(dqn: DQN) -> list[bytes]:
 
 
 def test_the_target_network_values_what_the_learning_network_chooses() -> None:
-    targets = double_q_targets(
+    targets = q_targets(
         r_t=torch.tensor([1.0, 0.5, -1.0]),
         discount_t=torch.tensor([0.5, 0.9, 0.0]),
         q_t_value=torch.tensor([[10.0, 2.0], [3.0, 4.0], [100.0, 100.0]]),
@@ -57,6 +57,12 @@ def test_the_target_network_values_what_the_learning_network_chooses() -> None:
     )
     # 1 + 0.5 * 2 (not 10, the target network's best); 0.5 + 0.9 * 3 (not 4); and an end has no future.
     assert targets.tolist() == pytest.approx([2.0, 3.2, -1.0])
+
+
+def test_without_a_network_to_choose_it_is_the_target_networks_largest_value() -> None:
+    values = torch.tensor([[10.0, 2.0], [3.0, 4.0]])
+    targets = q_targets(torch.tensor([1.0, 0.5]), torch.tensor([0.5, 0.9]), values, values)
+    assert targets.tolist() == pytest.approx([6.0, 4.1])  # 1 + 0.5 * 10, 0.5 + 0.9 * 4
 
 
 def test_rewards_are_summed_up_to_the_window_the_end_or_the_cut() -> None:
@@ -115,13 +121,14 @@ def test_n_step_returns_are_those_of_a_walk_along_the_episode(steps: list[tuple[
     assert following.valid[0] == (used > 0)
 
 
-def test_an_update_is_a_step_on_the_huber_loss_of_the_samples_drawn() -> None:
-    with learner(minibatch=64) as dqn:
+@pytest.mark.parametrize("double", [True, False])
+def test_an_update_is_a_step_on_the_huber_loss_of_the_samples_drawn(double: bool) -> None:
+    with learner(minibatch=64, double=double) as dqn:
         while dqn.control_steps < 600:  # the ring has gone round
             dqn._play()
         with torch.no_grad():
             for parameter in dqn.target.parameters():
-                parameter.mul_(1.5)  # so that it matters which network is asked for what
+                parameter.mul_(-1.5)  # so that it matters which network is asked for what
         generator = np.random.default_rng()
         generator.bit_generator.state = dqn.generator.bit_generator.state
         replay, errors = dqn.replay, []
@@ -144,7 +151,8 @@ def test_an_update_is_a_step_on_the_huber_loss_of_the_samples_drawn() -> None:
                     weight = 0.0
                     break
             else:
-                best = int(values(dqn.network, time + 3, row).argmax())
+                chooses = dqn.network if double else dqn.target
+                best = int(values(chooses, time + 3, row).argmax())
                 target += weight * float(values(dqn.target, time + 3, row)[best])
             error = abs(float(values(dqn.network, time, row)[int(column("actions", time, row))]) - target)
             errors.append(error**2 / 2 if error <= 1 else error - 0.5)

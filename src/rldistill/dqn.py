@@ -1,4 +1,4 @@
-"""Double DQN with replay and target network (Mnih et al. 2015; van Hasselt et al. 2015, arXiv 1509.06461), vectorized."""
+"""DQN with replay and target network (Mnih et al. 2015), double by default (van Hasselt et al. 2015, arXiv 1509.06461)."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ class DQNSettings:
     """Control steps kept to learn from (7 kB each on Atari)."""
     n_step: int = 3
     """Rewards summed before the bootstrap; 1 is the paper's."""
+    double: bool = True
+    """The learning network chooses the action whose value is bootstrapped from; otherwise it is the target network's largest."""
     warmup: int = 20_000
     """Control steps of uniformly random play before the first update."""
     replay_ratio: float = 8.0
@@ -100,14 +102,17 @@ def n_step_returns(rewards: Floats, terminated: Bools, truncated: Bools, discoun
     return NStep(returns, discounts, steps, steps > 0)
 
 
-def double_q_targets(r_t: Tensor, discount_t: Tensor, q_t_value: Tensor, q_t_selector: Tensor) -> Tensor:
-    """r + discount * Q_target(s, argmax Q_online(s)); van Hasselt et al. 2015, arXiv 1509.06461, equation 4.
+def q_targets(r_t: Tensor, discount_t: Tensor, q_t_value: Tensor, q_t_selector: Tensor) -> Tensor:
+    """r + discount * Q_value(s, argmax Q_selector(s)).
+
+    With the learning network's values as selector, van Hasselt et al. 2015, arXiv 1509.06461, equation 4 (double Q-learning);
+    with the target network's, r + discount * max Q_target(s) of Mnih et al. 2015.
 
     Args:
         r_t: (B,) rewards, or n-step returns.
         discount_t: (B,), 0 where the episode terminated.
         q_t_value: (B, A) the target network's values of the observation bootstrapped from.
-        q_t_selector: (B, A) the learning network's values of it.
+        q_t_selector: (B, A) the values that choose among its actions.
 
     Returns:
         (B,) float32.
@@ -270,9 +275,9 @@ class DQN:
     def fit(self, drawn: Drawn) -> tuple[Tensor, Tensor]:
         """One gradient step on a minibatch; the mean loss and the mean target."""
         with torch.no_grad():
-            targets = double_q_targets(
-                drawn.returns, drawn.discounts, self.target(drawn.bootstrap), self.network(drawn.bootstrap)
-            )
+            values = self.target(drawn.bootstrap)
+            selector = self.network(drawn.bootstrap) if self.settings.double else values
+            targets = q_targets(drawn.returns, drawn.discounts, values, selector)
         self.network.train()
         values = self.network(drawn.observations).gather(1, drawn.actions[:, None]).squeeze(1)
         # The paper's error clipped to [-1, 1] is the gradient of the Huber loss.
