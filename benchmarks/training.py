@@ -45,7 +45,7 @@ class Options:
 
     env: str = "PongNoFrameskip-v4"
     algos: tuple[Literal["dqn", "plain-dqn", "pqn"], ...] = ("dqn", "plain-dqn", "pqn")
-    """`plain-dqn` is dqn with `--double False`: what Stable-Baselines3's does."""
+    """`plain-dqn` is dqn with `--no-double`: what Stable-Baselines3's does."""
     device: str = "auto"
     """Where our networks are, as in `rldistill train`; the peer's are on the processor."""
     sb3: bool = True

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 
 # Before torch is loaded: the workers share the cores, and sums over another number of threads round differently.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -17,6 +18,10 @@ import numpy.typing as npt
 import pytest
 from gymnasium import spaces
 from hypothesis import settings
+
+# Tests press Ctrl-C; where the whole of them runs in the background of a script, that would be ignored.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples each time, so that a change that breaks something is the one that is tested; no deadline, because
 # emulators share the cores with the other workers.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -206,6 +207,20 @@ def test_verbs_follow_each_other_from_a_teacher_to_a_page(tmp_path: Path, comman
     assert page.read_text().startswith("<!")
 
 
+def test_a_machine_without_memory_is_one_line(tmp_path: Path) -> None:
+    words = ["train", "CartPole-v1", "--network", "mlp:65536,65536", "--out", str(tmp_path / "run")]  # 17 GB
+    script = (
+        "import resource, sys, rldistill.cli\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, resource.getrlimit(resource.RLIMIT_AS)[1]))\n"
+        f"sys.argv = ['rldistill', *{words!r}]\n"
+        "rldistill.cli.main()\n"
+    )
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert said.returncode == 2
+    assert re.fullmatch(r"rldistill: error: the machine has no memory left for this: take [^\n]*\n", said.stderr)
+    assert not (tmp_path / "run").exists()
+
+
 def test_finished_run_with_resume_is_done_at_once(tmp_path: Path, command: Command) -> None:
     teacher = policy(tmp_path / "teacher")
     words = ["distill", "--teacher", teacher, *SMALL, "--out", tmp_path / "run"]
@@ -403,7 +418,7 @@ BAD = {
     "part of no observation": (
         "distill --teacher {shelf}/good --student mlp:4 --student-observation age --out {out}", "they have no named parts"),
     "existing out": ("distill --teacher {shelf}/good --student mlp:4 --out {shelf}/empty", "exists: continue it with --resume"),
-    "existing out of train": ("train CartPole-v1 --out {shelf}/good", "exists: continue it with --resume"),
+    "existing out of train": ("train CartPole-v1 --out {shelf}/good", "good is no run folder"),
     "existing out of record": ("record --teacher {shelf}/good --out {shelf}/data", "exists: add to it with --append"),
     "resume of no run": ("distill --teacher {shelf}/good --student mlp:4 --out {shelf}/good --resume", "is no run folder"),
     "scores over something else": ("evaluate {shelf}/good --json {shelf}/good/policy.json", "holds no scores"),

@@ -565,8 +565,9 @@ def test_ctrl_c_during_an_evaluation_changes_nothing(tmp_path: Path, root: Path,
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_at_the_command_says_how_to_resume_and_resuming_ends_in_the_same_weights(
-    tmp_path: Path, root: Path
+    tmp_path: Path, root: Path, number: signal.Signals
 ) -> None:
     """The command, its flags as typed, against the function."""
     config = replace(TINY, steps=4000, batch_size=16, driver="student", evaluate_every=0, checkpoint_seconds=3600)
@@ -585,7 +586,7 @@ def test_ctrl_c_at_the_command_says_how_to_resume_and_resuming_ends_in_the_same_
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (metrics.is_file() and metrics.read_bytes().count(b"train") > 3):
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130
     assert re.search(r"interrupted; continue with the same command and --resume$", said.strip())
@@ -763,7 +764,7 @@ def test_existing_folder_is_left_alone_without_resume(tmp_path: Path, root: Path
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
     for name, resume, words in (
         ("run", False, "exists: continue it with --resume, or choose another --out"),
-        ("mine", False, "exists: continue it with --resume"),
+        ("mine", False, "is no run folder"),
         ("mine", True, "is no run folder"),
     ):
         before = files_of(tmp_path / name)

@@ -28,6 +28,7 @@ def learner(
     scratch: Path | None = None,
     num_envs: int = 4,
     lives_as_episodes: bool = False,
+    epsilon_steps: int = 200,
     **changed: Any,
 ) -> Iterator[DQN]:
     task = make_task(env)
@@ -35,7 +36,7 @@ def learner(
     network = build(Architecture(name, task.observation_shape, task.num_actions), 0)
     environments = Environments(task, num_envs, 0)
     common: dict[str, Any] = dict(
-        steps=1_000, learning_rate=1e-2, discount=0.9, epsilon_end=0.1, epsilon_steps=200, epsilon_repeats=5,
+        steps=1_000, learning_rate=1e-2, discount=0.9, epsilon_end=0.1, epsilon_steps=epsilon_steps, epsilon_repeats=5,
         clip_rewards=False, lives_as_episodes=lives_as_episodes, seed=0,
     )  # fmt: skip
     try:
@@ -158,6 +159,18 @@ def test_an_update_is_a_step_on_the_huber_loss_of_the_samples_drawn(double: bool
             errors.append(error**2 / 2 if error <= 1 else error - 0.5)
         loss, _ = dqn._update()
         assert float(loss) == pytest.approx(np.mean(errors), rel=1e-4)
+
+
+def test_the_warm_up_is_random_play_whatever_the_schedule_after_it() -> None:
+    with learner("MinAtar/Breakout-v1", warmup=10_000) as dqn:
+        assert dqn.epsilon == 1.0
+    with learner("MinAtar/Breakout-v1", epsilon_steps=0, warmup=10_000) as dqn:
+        for _ in range(150):
+            dqn._play()
+        actions = dqn.replay.column("actions", np.arange(50, 150)[:, None], np.arange(4)[None])
+        assert dqn.epsilon == 1.0
+        # 400 draws of three actions alike: each has 133 on average, with a deviation of 9.4.
+        assert np.bincount(actions.ravel(), minlength=3).min() > 90
 
 
 def test_updates_follow_from_the_control_steps_alone() -> None:

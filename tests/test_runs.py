@@ -32,23 +32,22 @@ def test_a_run_leaves_its_complete_configuration(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "a" / "run" / "config.json").read_text()) == CONFIG | {"shares": [0.5, 1.0]}
 
 
-@pytest.mark.parametrize("kind", ["run", "empty folder", "file"])
+@pytest.mark.parametrize("kind", ["run", "empty folder"])
 def test_what_exists_is_not_touched_without_resume(tmp_path: Path, kind: str) -> None:
     out = tmp_path / "run"
     if kind == "run":
         Run(out, CONFIG, resume=False).close()
-    elif kind == "empty folder":
-        out.mkdir()
     else:
-        out.write_text("mine")
+        out.mkdir()
     before = listing(tmp_path)
     with pytest.raises(UserError, match=r"run exists: continue it with --resume, or choose another --out"):
         Run(out, CONFIG, resume=False)
     assert listing(tmp_path) == before
 
 
+@pytest.mark.parametrize("resume", [False, True])
 @pytest.mark.parametrize("kind", ["folder of somebody", "file", "checkpoint without config"])
-def test_what_is_no_run_folder_is_not_resumed(tmp_path: Path, kind: str) -> None:
+def test_what_is_no_run_folder_is_not_touched(tmp_path: Path, kind: str, resume: bool) -> None:
     out = tmp_path / "run"
     if kind == "file":
         out.write_text("mine")
@@ -59,9 +58,15 @@ def test_what_is_no_run_folder_is_not_resumed(tmp_path: Path, kind: str) -> None
         (out / "checkpoint").mkdir(parents=True)
         (out / "checkpoint" / "state").write_text("mine")
     before = listing(tmp_path)
-    with pytest.raises(UserError, match="is no run folder"):
-        Run(out, CONFIG, resume=True)
+    with pytest.raises(UserError, match=r"is no run folder .*: choose another --out"):
+        Run(out, CONFIG, resume=resume)
     assert listing(tmp_path) == before
+
+
+def test_a_link_to_nothing_is_said_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "run").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match="is a link to nothing"):
+        Run(tmp_path / "run", CONFIG, resume=False)
 
 
 def test_resume_begins_a_run_that_is_not_there_yet(tmp_path: Path) -> None:
@@ -83,7 +88,7 @@ def test_a_run_killed_before_it_wrote_its_configuration_can_be_resumed(tmp_path:
     ("change", "says"),
     [
         ({"steps": 200}, "begun with steps = 100, not 200"),
-        ({"task": {"env": "b"}}, r"begun with task = {\"env\": \"a\"}, not {\"env\": \"b\"}"),
+        ({"task": {"env": "b"}}, r'begun with task.env = "a", not "b"'),
         ({"extra": 1}, "begun with extra = null, not 1"),
     ],
 )
@@ -130,6 +135,55 @@ def test_a_run_holds_its_folder_until_it_is_closed(tmp_path: Path) -> None:
         Run(tmp_path / "run", CONFIG, resume=True)
     first.close()
     Run(tmp_path / "run", CONFIG, resume=True).close()
+
+
+def test_what_was_logged_is_kept_where_a_run_has_lost_its_checkpoint(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    for said, files in [([], 0), (["metrics.1.jsonl"], 1), (["metrics.2.jsonl"], 2)]:
+        run = Run(out, CONFIG, resume=True)
+        assert [remark.rsplit("/", 1)[-1] for remark in run.remarks] == said
+        assert all("begins anew" in remark for remark in run.remarks)
+        assert read_metrics(out) == []
+        assert len(list(out.glob("metrics.*.jsonl"))) == files
+        run.log(step=files)
+        run.close()
+    assert (out / "metrics.1.jsonl").read_text() == '{"step": 0}\n'
+    assert (out / "metrics.2.jsonl").read_text() == '{"step": 1}\n'
+
+
+def test_lost_lines_of_the_metrics_are_told(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", CONFIG, resume=False)
+    run.log(step=1)
+    run.checkpoint({})
+    run.close()
+    again = Run(tmp_path / "run", CONFIG, resume=True)
+    assert again.remarks == []
+    again.close()
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    with Run(tmp_path / "run", CONFIG, resume=True) as run:
+        assert len(run.remarks) == 1
+        assert "lost lines" in run.remarks[0]
+
+
+def test_a_checkpoint_goes_only_when_what_the_run_made_can_be_read(tmp_path: Path) -> None:
+    def damaged(path: Path) -> str:
+        raise UserError(f"{path} is damaged")
+
+    with Run(tmp_path / "run", CONFIG, resume=False) as run:
+        said: list[str] = []
+        assert run.result(str, said.append) is None  # not finished
+        assert said == []
+        run.checkpoint({})
+        finish(run)
+    with Run(tmp_path / "run", CONFIG, resume=True) as run:
+        assert run.result(damaged, said.append) is None
+        assert said[-1].endswith("is damaged: made again from the last checkpoint")
+        assert run.state is not None
+        assert run.result(str, said.append) == str(tmp_path / "run" / "policy")
+        assert "finished already" in said[-1]
+        assert not run.scratch.exists()
+    with Run(tmp_path / "run", CONFIG, resume=True) as run, pytest.raises(UserError, match="is damaged"):
+        run.result(damaged, said.append)
 
 
 def test_metrics_go_back_to_the_checkpoint_on_resume(tmp_path: Path) -> None:

@@ -357,6 +357,12 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "DefaultCPUAllocator" not in str(error):  # PyTorch's way of saying it
+            raise
+        print("rldistill: error: the machine has no memory left for this: take fewer environments, smaller batches or a smaller "
+              "network", file=sys.stderr)  # fmt: skip
+        sys.exit(2)
     except OSError as error:  # a folder that may not be entered, a name too long, a disk that goes away
         place = f"{error.filename}: " if error.filename is not None else ""
         print(f"rldistill: error: {place}{error.strerror or error}", file=sys.stderr)

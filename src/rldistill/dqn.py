@@ -102,6 +102,20 @@ def n_step_returns(rewards: Floats, terminated: Bools, truncated: Bools, discoun
     return NStep(returns, discounts, steps, steps > 0)
 
 
+def updates_due(control_steps: int, num_envs: int, stack: int, settings: DQNSettings) -> int:
+    """Updates after so many control steps: a function of them alone, so that a resumed run does the same ones.
+
+    Args:
+        control_steps: of all environments together.
+        num_envs: environments stepped together.
+        stack: frames in an observation.
+        settings: the learner's.
+    """
+    # So many must have been added before one can be drawn with all that it needs.
+    first = max(settings.warmup, (stack + settings.n_step - 1) * num_envs)
+    return max(int((control_steps - first) * settings.replay_ratio / settings.minibatch), 0)
+
+
 def q_targets(r_t: Tensor, discount_t: Tensor, q_t_value: Tensor, q_t_selector: Tensor) -> Tensor:
     """r + discount * Q_value(s, argmax Q_selector(s)).
 
@@ -164,7 +178,7 @@ class DQN:
         self.target = copy.deepcopy(network).eval().requires_grad_(False)
         self.optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, eps=1.5e-4, fused=True)
         self.learning_rate = constant(learning_rate)
-        self.epsilon = linear(1.0, epsilon_end, epsilon_steps)
+        self._falling = linear(1.0, epsilon_end, epsilon_steps)
         self.generator = np.random.default_rng([seed, 2])
         self._explore = EZGreedy(environments.task, environments.num_envs, epsilon_repeats, self.generator)
         self.control_steps = 0
@@ -185,24 +199,28 @@ class DQN:
             scratch=scratch,
             slack=self._slack_times * rows,
         )
-        # So many times must have been added before one can be drawn with all that it needs.
-        self._least_times = self.replay.stack + settings.n_step
-        if self.replay.capacity < self._least_times:
+        least_times = self.replay.stack + settings.n_step
+        if self.replay.capacity < least_times:
             raise UserError(
                 f"a replay of {settings.capacity} control steps is too small for {rows} environments and {settings.n_step}-step "
-                f"returns: it needs {self._least_times * rows}"
+                f"returns: it needs {least_times * rows}"
             )
         self._saved_at = 0
         played = rollout(environments, self._act)
         self._rollout = as_learnt(played, clip_rewards=clip_rewards, lives_as_episodes=lives_as_episodes)
 
+    @property
+    def epsilon(self) -> float:
+        """Probability of a random action now."""
+        since = self.control_steps - self.settings.warmup
+        return self._falling(since) if since >= 0 else 1.0
+
     def _act(self, observations: Observations) -> Actions:
-        epsilon = self.epsilon(self.control_steps - self.settings.warmup)
         greedy = np.zeros(len(observations), dtype=np.int64)
         if self.control_steps >= self.settings.warmup:
             with torch.no_grad():
                 greedy = np.asarray(self.network(as_tensor(observations)).argmax(dim=1).cpu().numpy())
-        return self._explore(greedy, epsilon)
+        return self._explore(greedy, self.epsilon)
 
     def learn(self) -> Iterator[dict[str, Any]]:
         """`item_steps` control steps and the updates that are due with them an item: a record with the mean loss (None
@@ -213,13 +231,15 @@ class DQN:
             returns: list[float] = []
             for _ in range(self._item_times):
                 returns += self._play()
-                while self.updates < self._updates_due():
+                while self.updates < updates_due(
+                    self.control_steps, self.environments.num_envs, self.replay.stack, self.settings
+                ):
                     loss, target = self._update()
                     losses.append(loss)
                     targets.append(target)
             yield {
                 "loss": float(torch.stack(losses).mean()) if losses else None,
-                "epsilon": self.epsilon(self.control_steps - self.settings.warmup),
+                "epsilon": self.epsilon,
                 "learning_rate": self.learning_rate(self.control_steps),
                 "mean_value": float(torch.stack(targets).mean()) if targets else None,
                 "returns": returns,
@@ -237,11 +257,6 @@ class DQN:
         )
         self.control_steps += self.environments.num_envs
         return [float(score) for score in step.returns[~np.isnan(step.returns)]]
-
-    def _updates_due(self) -> int:
-        """Updates after so many control steps: a function of them alone, so that a resumed run does the same ones."""
-        since = self.control_steps - max(self.settings.warmup, (self._least_times - 1) * self.environments.num_envs)
-        return max(int(since * self.settings.replay_ratio / self.settings.minibatch), 0)
 
     def _update(self) -> tuple[Tensor, Tensor]:
         """One gradient step on a fresh minibatch, and what else is due with it; the mean loss and the mean target."""

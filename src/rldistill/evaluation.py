@@ -26,7 +26,7 @@ from rldistill.progress import Progress, Silent
 from rldistill.rollout import Transition, play, uniform
 from rldistill.stats import bootstrap_ratio_interval, normalized_score, summarize
 from rldistill.teachers import ForeignTeacher, TeacherOptions, load_fitting, parameters_of
-from rldistill.types import Actions, Observations, Policy, Task, UserError, check_numbers
+from rldistill.types import Actions, Observations, Policy, Task, UserError, check_numbers, plain_numbers
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def evaluate(
         UserError: no policy, a wrong configuration, a folder that cannot be loaded, a policy that does not fit the
             environment, or a JSON file that cannot be written.
     """
-    config, progress = config or EvaluateConfig(), progress or Silent()
+    config, progress = plain_numbers(config or EvaluateConfig()), progress or Silent()
     check_numbers(config, least={"episodes": 1, "num_envs": 1, "seed": 0}, shares=["epsilon"])
     if not policies:
         raise UserError("nothing to evaluate: name at least one policy folder")

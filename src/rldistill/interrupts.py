@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -11,9 +12,11 @@ from types import FrameType
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Within it, the first Ctrl-C only makes the yielded function say True; a second one interrupts at once.
+    """Within it, the first Ctrl-C (or SIGTERM, of those who stop a service or a job) only makes the yielded function say True,
+    and one line on stderr; a second one interrupts at once.
 
-    Only the main thread hears of Ctrl-C, so elsewhere nothing changes.
+    Only the main thread hears of signals, so elsewhere nothing changes. A signal that the process was told to ignore stays so:
+    jobs that a script leaves in the background do not die of a Ctrl-C that is meant for another.
     """
     pressed = threading.Event()
 
@@ -21,12 +24,16 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
         if pressed.is_set():
             raise KeyboardInterrupt
         pressed.set()
+        # Not print: a handler may come while another one writes.
+        os.write(2, b"\nstopping where it can be resumed; once more stops at once\n")
 
     if threading.current_thread() is not threading.main_thread():
         yield pressed.is_set
         return
-    before = signal.signal(signal.SIGINT, hear)
+    heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, hear) for number in heard}
     try:
         yield pressed.is_set
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

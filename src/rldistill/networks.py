@@ -245,7 +245,7 @@ def _layers(architecture: Architecture) -> list[nn.Module]:
                 raise UserError(
                     f"network {name!r} is too deep for observations of shape {shape} (channels, height, width)"
                 )
-            # Over all units of the layer, as PQN's LayerNorm, but with scale and shift a channel.
+            # Over all units of the layer (PQN's own code: over the channels of each place), with scale and shift a channel.
             layers += [nn.GroupNorm(1, out)] if architecture.normalization == "layer" else []
             layers.append(nn.ReLU())
         features = depth * height * width
@@ -266,7 +266,8 @@ def _layers(architecture: Architecture) -> list[nn.Module]:
 
 
 def _numbers(text: str, name: str) -> list[int]:
-    numbers = [int(number) for number in text.split(",")]
+    words = text.split(",")
+    numbers = [int(word[:9]) for word in words]  # Python refuses to read numbers of thousands of digits
     if min(numbers) < 1 or max(numbers) > 65_536:
         raise UserError(f"network {name!r} has a layer without units, or an absurd one")
     return numbers

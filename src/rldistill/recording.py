@@ -26,7 +26,7 @@ from rldistill.rollout import EpsilonGreedy, rollout
 from rldistill.runs import command_line
 from rldistill.streams import checked_labels
 from rldistill.teachers import TeacherOptions, known_of, load_fitting
-from rldistill.types import ScoreKind, Task, Teacher, UserError, as_tensor, check_numbers
+from rldistill.types import ScoreKind, Task, Teacher, UserError, as_tensor, check_numbers, plain_numbers
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def record(
             teacher or kind of scores (the message names the field), or the teacher's values hold NaN or infinity.
         KeyboardInterrupt: Ctrl-C, after what was played is safe.
     """
-    config, progress = config or RecordConfig(), progress or Silent()
+    config, progress = plain_numbers(config or RecordConfig()), progress or Silent()
     check_numbers(config, least={"steps": 1, "num_envs": 1, "shard_steps": 1, "seed": 0}, shares=["epsilon"])
     path = Path(out)
     if not append and (path.exists() or path.is_symlink()):

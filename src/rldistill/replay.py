@@ -88,7 +88,7 @@ class Replay:
             return np.asarray(self._mapped[-1])  # a plain view: what indexes a memmap goes through Python each time
         except (MemoryError, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) else "out of memory"
-            raise UserError(f"no room for a replay of {size / 2**30:.1f} GiB ({reason}): {self._advice}") from None
+            raise UserError(f"no room for a replay of {size / 2**30:.3g} GiB ({reason}): {self._advice}") from None
 
     def __len__(self) -> int:
         """Control steps to sample from."""

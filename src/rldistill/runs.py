@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import shlex
 import shutil
 import sys
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rldistill.files import load_state, read_json, replace_file, save_state
 from rldistill.types import UserError
+
+Result = TypeVar("Result")
 
 CHECKPOINT_FORMAT = 3
 """One more whenever something in a checkpoint gets another name or meaning, so that an older one is refused in one line."""
@@ -44,25 +47,26 @@ class Run:
         self.path = out
         self.policy_path = out / "policy"
         self._state_path = out / "checkpoint" / "state"
-        if out.exists() and not resume:
-            raise UserError(f"{out} exists: continue it with --resume, or choose another --out")
         # A process killed before config.json was there leaves a checkpoint folder without a state, perhaps half a file.
         alien = [out]
         if out.is_dir():
             alien = [
                 path for path in out.iterdir() if path.name != "checkpoint" and not path.match(".config.json.*.tmp")
             ]
+        if out.is_symlink() and not out.exists():
+            raise UserError(f"{out} is a link to nothing: remove it, or choose another --out")
         if out.exists() and not (out / "config.json").is_file() and (alien or self._state_path.exists()):
             raise UserError(f"{out} is no run folder (it has no config.json): choose another --out")
+        if out.exists() and not resume:
+            raise UserError(f"{out} exists: continue it with --resume, or choose another --out")
         self._fresh = not out.exists()
         before = read_json(out / "config.json") if (out / "config.json").is_file() else None
         if before is not None:
             for name in [*config, *before]:
                 if before.get(name) != config.get(name):
                     raise UserError(
-                        f"{out} was begun with {name} = {json.dumps(before.get(name))}, "
-                        f"not {json.dumps(config.get(name))}: resume with the same configuration, "
-                        "or choose another --out"
+                        f"{out} was begun with {_difference(name, before.get(name), config.get(name))}: resume with the same "
+                        "configuration, or choose another --out"
                     )
         try:
             (out / "checkpoint").mkdir(parents=True, exist_ok=True)
@@ -82,13 +86,33 @@ class Run:
                 "one, or start anew with another --out"
             )
         if before is None:
-            replace_file(out / "config.json", json.dumps(config, indent=2).encode() + b"\n")
+            try:
+                replace_file(out / "config.json", json.dumps(config, indent=2).encode() + b"\n")
+            except UserError:
+                self._lock.close()
+                if self._fresh:
+                    shutil.rmtree(out)
+                raise
         self.state: dict[str, Any] | None = state
         """The last checkpoint, None at the beginning."""
+        self.remarks: list[str] = []
+        """What the user should hear of the folder as it was found."""
         metrics = out / "metrics.jsonl"
         metrics.touch()
-        if not self.finished:  # lines written after the checkpoint will be written again
-            os.truncate(metrics, min(int(self.state["metrics_bytes"]) if self.state else 0, metrics.stat().st_size))
+        there = metrics.stat().st_size
+        if not self.finished and state is None and there:
+            # Killed before its first checkpoint, or somebody took that away: hours of records are not thrown away unsaid.
+            aside = next(path for n in itertools.count(1) if not (path := out / f"metrics.{n}.jsonl").exists())
+            metrics.rename(aside)
+            metrics.touch()
+            self.remarks.append(
+                f"{out} has no checkpoint: it begins anew, and what it logged before is kept in {aside}"
+            )
+        elif not self.finished and state is not None:  # lines written after the checkpoint will be written again
+            kept = int(state["metrics_bytes"])
+            if there < kept:
+                self.remarks.append(f"warning: {metrics} has lost lines, so the curve of this run will have a gap")
+            os.truncate(metrics, min(kept, there))
         self._metrics = open(metrics, "ab", buffering=0)  # noqa: SIM115
         self._events: Events | NoEvents = Events(out / "tensorboard", read_metrics(out)) if tensorboard else NoEvents()
 
@@ -126,7 +150,10 @@ class Run:
             os.fsync(self._metrics.fileno())
         except OSError as error:
             raise self._cannot_go_on("metrics.jsonl", error) from None
-        save_state(self._state_path, {**state, "metrics_bytes": self._metrics.tell(), "format": CHECKPOINT_FORMAT})
+        try:
+            save_state(self._state_path, {**state, "metrics_bytes": self._metrics.tell(), "format": CHECKPOINT_FORMAT})
+        except UserError as error:
+            raise UserError(f"{error}; go on with --resume") from None
 
     def _cannot_go_on(self, name: str, error: OSError) -> UserError:
         way = "the last checkpoint is untouched, go on with --resume"
@@ -138,6 +165,29 @@ class Run:
             path.unlink()
         (self.path / "checkpoint").rmdir()
 
+    def result(self, load: Callable[[Path], Result], say: Callable[[str], object]) -> Result | None:
+        """What the run made, if it is finished; only then does its checkpoint go.
+
+        Args:
+            load: reads `policy_path`.
+            say: told that the run is finished, or that its policy is damaged and made again from the checkpoint.
+
+        Raises:
+            UserError: the policy is damaged, and there is no checkpoint any more.
+        """
+        if not self.finished:
+            return None
+        try:
+            made = load(self.policy_path)
+        except UserError as error:
+            if self.state is None:
+                raise
+            say(f"{error}: made again from the last checkpoint")
+            return None
+        say(f"{self.path} is finished already: its policy is {self.policy_path}")
+        self.clean()
+        return made
+
     def close(self) -> None:
         """Lets others work on the folder."""
         self._metrics.close()
@@ -148,9 +198,9 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Closes. A folder made here for a command that is refused goes away with it, so that it can be given again."""
+        """Closes. A folder made here for a command that fails at once goes away with it, so that it can be given again."""
         empty = not self._state_path.exists() and self._metrics.tell() == 0
-        if kind is not None and issubclass(kind, UserError) and self._fresh and empty:
+        if kind is not None and issubclass(kind, Exception) and self._fresh and empty:
             self._events.close()
             shutil.rmtree(self.path)
         self.close()
@@ -170,18 +220,19 @@ class Events:
     def __init__(self, folder: Path, records: Iterable[Mapping[str, Any]]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         self._writer = _summary_writer()(str(folder))
+        self._step = 0
         for record in records:
             self.add(record)
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """One curve's point for each number in a record, and the mean of its `returns`."""
-        step = record.get("control_steps") or record.get("updates") or 0
+        """One curve's point for each number in a record, and the mean of its `returns`; what tells no step has the last one."""
+        self._step = record.get("control_steps") or record.get("updates") or self._step
         figures = dict(record)
         if figures.get("returns"):
             figures["return"] = sum(figures["returns"]) / len(figures["returns"])
         for name, figure in figures.items():
             if isinstance(figure, int | float) and name not in ("control_steps", "updates"):
-                self._writer.add_scalar(f"{record.get('event', 'train')}/{name}", figure, step)
+                self._writer.add_scalar(f"{record.get('event', 'train')}/{name}", figure, self._step)
 
     def close(self) -> None:
         """Writes what is left."""
@@ -196,6 +247,14 @@ class NoEvents:
 
     def close(self) -> None:
         """Nothing."""
+
+
+def _difference(name: str, before: Any, now: Any) -> str:
+    """The first field that differs, inside fields too."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        inner = next(key for key in [*now, *before] if before.get(key) != now.get(key))
+        return _difference(f"{name}.{inner}", before.get(inner), now.get(inner))
+    return f"{name} = {json.dumps(before)}, not {json.dumps(now)}"
 
 
 def _summary_writer() -> Any:

@@ -16,7 +16,7 @@ import torch
 
 import rldistill
 from rldistill.actions import describe
-from rldistill.dqn import DQN, DQNSettings
+from rldistill.dqn import DQN, DQNSettings, updates_due
 from rldistill.envs import Environments, make_task
 from rldistill.files import replace_file
 from rldistill.interrupts import deferred_interrupt
@@ -27,7 +27,7 @@ from rldistill.pqn import PQN, PQNSettings
 from rldistill.progress import Progress, Silent
 from rldistill.rollout import play_scored
 from rldistill.runs import Run, command_line, curve_csv, read_metrics
-from rldistill.types import Task, UserError, check_numbers
+from rldistill.types import Task, UserError, check_numbers, plain_numbers
 
 
 @dataclass(frozen=True)
@@ -123,22 +123,20 @@ def train(
     Raises:
         UserError: a wrong configuration, an unknown environment or network, a run folder that cannot be used.
     """
-    config, progress = config or TrainConfig(), progress or Silent()
-    _check(config)
-    task = make_task(env, sticky_actions=config.sticky_actions)
-    if task.continuous or task.action_sizes:
-        raise UserError(f"{env} has {describe(task)}; deep Q-learning needs one discrete action")
+    config, progress = plain_numbers(config or TrainConfig()), progress or Silent()
+    task = _task(env, config)
     settings = _resolve(config, task)
     device = torch_device(config.device)
     network = _network(settings, task).to(device)
     keep_freed_memory()
     resolved = settings | {config.algo: asdict(_learning(settings, task))}
-    shown = {"verb": "train", "task": task.as_dict()} | resolved
+    shown = {"verb": "train", "task": task.as_dict(), "weights_dtype": config.weights_dtype} | resolved
     with Run(Path(out), shown, resume=resume, tensorboard=config.tensorboard) as run:
-        if run.finished:
-            progress.say(f"{run.path} is finished already: its policy is {run.policy_path}")
-            run.clean()
-            return load_policy(run.policy_path)
+        for remark in run.remarks:
+            progress.say(remark)
+        made_before = run.result(load_policy, progress.say)
+        if made_before is not None:
+            return made_before
         learner = _learner(settings, task, network, run.scratch)
         recent: deque[float] = deque(maxlen=100)
         spent, began = 0.0, time.monotonic()
@@ -186,13 +184,13 @@ def train(
                     loss = record["loss"]  # None while dqn warms up
                     if loss is not None and not math.isfinite(loss):
                         raise UserError(
-                            f"the loss became {loss} after {learner.control_steps} steps: lower --learning-rate"
+                            f"the loss became {loss} after {learner.control_steps} steps: lower --learning-rate, with another --out"
                         )
                     recent.extend(record["returns"])
                     run.log(control_steps=learner.control_steps, seconds=round(seconds(), 2), **record)
                     figures = {"loss": loss} if loss is not None else {}
-                    score = float(np.mean(recent)) if recent else math.nan
-                    progress.update(learner.control_steps, **figures, epsilon=record["epsilon"], score=score)
+                    score = {"score": float(np.mean(recent))} if recent else {}
+                    progress.update(learner.control_steps, **figures, epsilon=record["epsilon"], **score)
                     while due and learner.control_steps >= due[0] * config.steps:
                         share = due.pop(0)
                         at = run.path / "snapshots" / f"{share:g}"
@@ -238,10 +236,19 @@ def make_learner(env: str, config: TrainConfig, scratch: Path) -> DQN | PQN:
     Raises:
         UserError: a wrong configuration, an unknown environment or network, no room for the replay.
     """
-    _check(config)
-    task = make_task(env, sticky_actions=config.sticky_actions)
+    config = plain_numbers(config)
+    task = _task(env, config)
     settings = _resolve(config, task)
     return _learner(settings, task, _network(settings, task).to(torch_device(config.device)), scratch)
+
+
+def _task(env: str, config: TrainConfig) -> Task:
+    """What is learnt, if it and the configuration are such as can be."""
+    _check(config)
+    task = make_task(env, sticky_actions=config.sticky_actions)
+    if task.continuous or task.action_sizes:
+        raise UserError(f"{env} has {describe(task)}; deep Q-learning needs one discrete action")
+    return task
 
 
 def _network(settings: dict[str, Any], task: Task) -> Network:
@@ -291,11 +298,14 @@ def _check(config: TrainConfig) -> None:
     check_numbers(
         config,
         least={
-            "steps": 1, "seed": 0, "num_envs": 1, "n_step": 1, "replay": 1, "warmup": 0, "minibatch": 1, "target_every": 1,
-            "averaging": 1, "epsilon_steps": 0, "epsilon_repeats": 1, "final_episodes": 1, "checkpoint_seconds": 0,
+            "steps": 1, "seed": 0, "n_step": 1, "replay": 1, "warmup": 0, "target_every": 1, "averaging": 1, "epsilon_steps": 0,
+            "final_episodes": 1, "checkpoint_seconds": 0,
         },
-        positive=["learning_rate", "replay_ratio"],
+        positive=["learning_rate"],
         shares=["discount", "epsilon_end"],
+        within={
+            "num_envs": (1, 10_000), "minibatch": (1, 100_000), "epsilon_repeats": (1, 1_000_000), "replay_ratio": (0, 10_000),
+        },
     )  # fmt: skip
     if config.algo not in ("dqn", "pqn"):
         raise UserError(f"--algo is dqn or pqn, not {config.algo!r}")
@@ -305,6 +315,8 @@ def _check(config: TrainConfig) -> None:
             raise UserError(f"--{set_in_vain[0].replace('_', '-')} is for --algo {algorithm}; {config.algo} has none")
     if any(not 0 < share < 1 for share in config.snapshots):
         raise UserError(f"--snapshots are shares of the training between 0 and 1, not {config.snapshots}")
+    if len({f"{share:g}" for share in config.snapshots}) < len(config.snapshots):
+        raise UserError(f"--snapshots names a share twice: {config.snapshots}")
     if config.weights_dtype not in ("float32", "float16"):
         raise UserError(f"--weights-dtype is float32 or float16, not {config.weights_dtype!r}")
 
@@ -365,7 +377,7 @@ def _learning(settings: dict[str, Any], task: Task) -> DQNSettings | PQNSettings
         raise UserError(
             f"--warmup {settings['warmup']} leaves none of --steps {settings['steps']} for learning: take fewer"
         )
-    return DQNSettings(
+    learning = DQNSettings(
         capacity=settings["replay"],
         n_step=settings["n_step"],
         double=settings["double"],
@@ -375,3 +387,9 @@ def _learning(settings: dict[str, Any], task: Task) -> DQNSettings | PQNSettings
         target_every=settings["target_every"],
         slack=min(settings["replay"], DQNSettings.slack),
     )
+    if not updates_due(settings["steps"], settings["num_envs"], task.frame_stack, learning):
+        raise UserError(
+            f"--steps {settings['steps']} end before the first update: take more, or a smaller --minibatch ({learning.minibatch}), "
+            f"a larger --replay-ratio ({learning.replay_ratio:g}) or a shorter --warmup ({learning.warmup})"
+        )
+    return learning

@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args, get_type_hints
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, get_args, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Configuration = TypeVar("Configuration", bound="DataclassInstance")
 
 ScoreKind: TypeAlias = Literal["q_values", "logits", "gaussian", "squashed_gaussian", "actions"]
 """What a policy's scores are: action values in units of return, unnormalized logits of a softmax policy; for continuous
@@ -60,13 +65,25 @@ def check_numbers(
     for name, (low, high, told) in ranges.items():
         value = getattr(config, name)
         flag = f"--{name.replace('_', '-')}"
+        if value is not None and not isinstance(value, int | float | np.number):
+            raise UserError(f"{flag} is a number, not {value!r}")
         if value is not None and not low <= value <= high:
             raise UserError(f"{flag} {told}, not {value}")
         kinds = {hints.get(name), *get_args(hints.get(name))}
         if isinstance(value, float) and int in kinds and float not in kinds:
             raise UserError(f"{flag} is a whole number, not {value}")
-        if name == "seed" and value > _LARGEST_SEED:
+        if name == "seed" and value is not None and value > _LARGEST_SEED:
             raise UserError(f"{flag} is at most {_LARGEST_SEED}, not {value}")
+
+
+def plain_numbers(config: Configuration) -> Configuration:
+    """A configuration whose NumPy numbers (of a `for seed in np.arange(3)`) are Python's, which JSON can hold."""
+    changed = {
+        field.name: value.item()
+        for field in fields(config)
+        if isinstance(value := getattr(config, field.name), np.generic)
+    }
+    return replace(config, **changed)
 
 
 @dataclass(frozen=True, slots=True)

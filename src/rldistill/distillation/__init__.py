@@ -34,7 +34,7 @@ from rldistill.schedules import constant, linear
 from rldistill.stats import bootstrap_interval
 from rldistill.streams import Composed, Driven, Offline, Stream, checked_labels, minibatches, times_an_item
 from rldistill.teachers import ForeignTeacher, TeacherOptions, load_fitting
-from rldistill.types import ScoreKind, Task, Teacher, UserError, as_tensor
+from rldistill.types import ScoreKind, Task, Teacher, UserError, as_tensor, plain_numbers
 
 __all__ = ["DistillConfig", "Update", "checked", "distill", "make_stream", "suited", "suited_architecture"]
 
@@ -62,7 +62,7 @@ def distill(
         UserError: a wrong configuration or input; one line says which and how to mend it.
     """
     progress = progress or Silent()
-    config = checked(config or DistillConfig())
+    config = checked(plain_numbers(config or DistillConfig()))
     keep_freed_memory()
     name = "a policy in memory"
     if isinstance(teacher, str | os.PathLike):
@@ -108,10 +108,11 @@ def distill(
     if not Path(out).exists():
         _check_teacher(teacher, task)
     with Run(Path(out), resolved, resume=resume, tensorboard=config.tensorboard) as run:
-        if run.finished:
-            progress.say(f"{run.path} is finished already: its student is {run.policy_path}")
-            run.clean()
-            return load_policy(run.policy_path)
+        for remark in run.remarks:
+            progress.say(remark)
+        made_before = run.result(load_policy, progress.say)
+        if made_before is not None:
+            return made_before
         stream = make_stream(teacher, network, task, config, run.scratch, progress, dataset)
         try:
             return _Distillation(teacher, name, network, task, loss, config, stream, run, progress, options).finish()
@@ -210,7 +211,7 @@ class _Distillation:
                 if self.done >= next_log:
                     next_log = self.done + max(self.total // 200, 1)
                     if not math.isfinite(figures.loss):
-                        raise UserError(f"the loss became {figures.loss}: lower --learning-rate")
+                        raise UserError(f"the loss became {figures.loss}: lower --learning-rate, with another --out")
                     run.log(event="train", **self._position(), loss=figures.loss,
                             agreement=figures.agreement, learning_rate=update.rate(update.updates))  # fmt: skip
                 if now - told > 0.5:
