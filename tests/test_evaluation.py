@@ -184,7 +184,7 @@ def test_a_json_path_without_a_folder_is_refused_before_playing(folders: tuple[P
         (EvaluateConfig(episodes=0), "--episodes is at least 1, not 0"),
         (EvaluateConfig(epsilon=1.5), "--epsilon lies between 0 and 1, not 1.5"),
         (EvaluateConfig(epsilon=math.nan), "--epsilon lies between 0 and 1"),
-        (EvaluateConfig(num_envs=0), "--num-envs is at least 1, not 0"),
+        (EvaluateConfig(num_envs=0), "--num-envs lies between 1 and 10000, not 0"),
         (EvaluateConfig(seed=-1), "--seed is at least 0"),
     ],
 )

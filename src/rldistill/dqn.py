@@ -290,9 +290,9 @@ class DQN:
     def fit(self, drawn: Drawn) -> tuple[Tensor, Tensor]:
         """One gradient step on a minibatch; the mean loss and the mean target."""
         with torch.no_grad():
-            values = self.target(drawn.bootstrap)
-            selector = self.network(drawn.bootstrap) if self.settings.double else values
-            targets = q_targets(drawn.returns, drawn.discounts, values, selector)
+            q_t = self.target(drawn.bootstrap)
+            selector = self.network(drawn.bootstrap) if self.settings.double else q_t
+            targets = q_targets(drawn.returns, drawn.discounts, q_t, selector)
         self.network.train()
         values = self.network(drawn.observations).gather(1, drawn.actions[:, None]).squeeze(1)
         # The paper's error clipped to [-1, 1] is the gradient of the Huber loss.

@@ -26,7 +26,16 @@ from rldistill.progress import Progress, Silent
 from rldistill.rollout import Transition, play, uniform
 from rldistill.stats import bootstrap_ratio_interval, normalized_score, summarize
 from rldistill.teachers import ForeignTeacher, TeacherOptions, load_fitting, parameters_of
-from rldistill.types import Actions, Observations, Policy, Task, UserError, check_numbers, plain_numbers
+from rldistill.types import (
+    MOST_ENVIRONMENTS,
+    Actions,
+    Observations,
+    Policy,
+    Task,
+    UserError,
+    check_numbers,
+    plain_numbers,
+)
 
 
 @dataclass(frozen=True)
@@ -148,7 +157,9 @@ def evaluate(
             environment, or a JSON file that cannot be written.
     """
     config, progress = plain_numbers(config or EvaluateConfig()), progress or Silent()
-    check_numbers(config, least={"episodes": 1, "num_envs": 1, "seed": 0}, shares=["epsilon"])
+    check_numbers(
+        config, least={"episodes": 1, "seed": 0}, shares=["epsilon"], within={"num_envs": (1, MOST_ENVIRONMENTS)}
+    )
     if not policies:
         raise UserError("nothing to evaluate: name at least one policy folder")
     target = scores_file(Path(json)) if json is not None else None

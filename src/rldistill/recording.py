@@ -26,7 +26,16 @@ from rldistill.rollout import EpsilonGreedy, rollout
 from rldistill.runs import command_line
 from rldistill.streams import checked_labels
 from rldistill.teachers import TeacherOptions, known_of, load_fitting
-from rldistill.types import ScoreKind, Task, Teacher, UserError, as_tensor, check_numbers, plain_numbers
+from rldistill.types import (
+    MOST_ENVIRONMENTS,
+    ScoreKind,
+    Task,
+    Teacher,
+    UserError,
+    as_tensor,
+    check_numbers,
+    plain_numbers,
+)
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,12 @@ def record(
         KeyboardInterrupt: Ctrl-C, after what was played is safe.
     """
     config, progress = plain_numbers(config or RecordConfig()), progress or Silent()
-    check_numbers(config, least={"steps": 1, "num_envs": 1, "shard_steps": 1, "seed": 0}, shares=["epsilon"])
+    check_numbers(
+        config,
+        least={"steps": 1, "shard_steps": 1, "seed": 0},
+        shares=["epsilon"],
+        within={"num_envs": (1, MOST_ENVIRONMENTS)},
+    )
     path = Path(out)
     if not append and (path.exists() or path.is_symlink()):
         raise UserError(f"{path} exists: add to it with --append, or choose another --out")

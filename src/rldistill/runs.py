@@ -170,11 +170,13 @@ class Run:
 
         Args:
             load: reads `policy_path`.
-            say: told that the run is finished, or that its policy is damaged and made again from the checkpoint.
+            say: told the remarks, and that the run is finished, or that its policy is damaged and made again from the checkpoint.
 
         Raises:
             UserError: the policy is damaged, and there is no checkpoint any more.
         """
+        for remark in self.remarks:
+            say(remark)
         if not self.finished:
             return None
         try:

@@ -27,7 +27,7 @@ from rldistill.pqn import PQN, PQNSettings
 from rldistill.progress import Progress, Silent
 from rldistill.rollout import play_scored
 from rldistill.runs import Run, command_line, curve_csv, read_metrics
-from rldistill.types import Task, UserError, check_numbers, plain_numbers
+from rldistill.types import MOST_ENVIRONMENTS, MOST_SAMPLES, Task, UserError, check_numbers, plain_numbers
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,6 @@ def train(
     resolved = settings | {config.algo: asdict(_learning(settings, task))}
     shown = {"verb": "train", "task": task.as_dict(), "weights_dtype": config.weights_dtype} | resolved
     with Run(Path(out), shown, resume=resume, tensorboard=config.tensorboard) as run:
-        for remark in run.remarks:
-            progress.say(remark)
         made_before = run.result(load_policy, progress.say)
         if made_before is not None:
             return made_before
@@ -304,7 +302,8 @@ def _check(config: TrainConfig) -> None:
         positive=["learning_rate"],
         shares=["discount", "epsilon_end"],
         within={
-            "num_envs": (1, 10_000), "minibatch": (1, 100_000), "epsilon_repeats": (1, 1_000_000), "replay_ratio": (0, 10_000),
+            "num_envs": (1, MOST_ENVIRONMENTS), "minibatch": (1, MOST_SAMPLES), "epsilon_repeats": (1, 1_000_000),
+            "replay_ratio": (0, 10_000),
         },
     )  # fmt: skip
     if config.algo not in ("dqn", "pqn"):

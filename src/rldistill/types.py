@@ -35,6 +35,9 @@ class UserError(ValueError):
 
 
 _LARGEST_SEED = 2**63 - 1  # what PyTorch's generators take
+# A slip of the keyboard is told at once, not after an hour of making environments or a lack of memory.
+MOST_ENVIRONMENTS = 10_000
+MOST_SAMPLES = 100_000
 
 
 def check_numbers(

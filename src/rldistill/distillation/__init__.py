@@ -108,8 +108,6 @@ def distill(
     if not Path(out).exists():
         _check_teacher(teacher, task)
     with Run(Path(out), resolved, resume=resume, tensorboard=config.tensorboard) as run:
-        for remark in run.remarks:
-            progress.say(remark)
         made_before = run.result(load_policy, progress.say)
         if made_before is not None:
             return made_before

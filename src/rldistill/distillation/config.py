@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from rldistill.exploration import Explore
 from rldistill.targets import Targets
-from rldistill.types import UserError, check_numbers
+from rldistill.types import MOST_ENVIRONMENTS, MOST_SAMPLES, UserError, check_numbers
 
 Driver = Literal["mixture", "teacher", "student"]
 
@@ -159,11 +159,12 @@ def checked(config: DistillConfig) -> DistillConfig:
     check_numbers(
         config,
         least={
-            "steps": 1, "seed": 0, "share_steps": 0, "updates": 1, "num_envs": 1, "batch_size": 1, "replay": 1, "warmup": 0,
-            "evaluate_every": 0, "evaluate_episodes": 1, "max_grad_norm": 0, "weight_decay": 0, "checkpoint_seconds": 0,
+            "steps": 1, "seed": 0, "share_steps": 0, "updates": 1, "replay": 1, "warmup": 0, "evaluate_every": 0,
+            "evaluate_episodes": 1, "max_grad_norm": 0, "weight_decay": 0, "checkpoint_seconds": 0,
         },
         shares=["teacher_share", "teacher_epsilon", "epsilon", "evaluate_epsilon", "augment", "average"],
         positive=["samples_per_step", "learning_rate"],
+        within={"num_envs": (1, MOST_ENVIRONMENTS), "batch_size": (1, MOST_SAMPLES)},
     )  # fmt: skip
     if config.explore == "dropout" and config.dropout == 0:
         raise UserError("--explore dropout needs units to drop: add --dropout 0.1")
