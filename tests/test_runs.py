@@ -319,12 +319,14 @@ def test_events_hold_what_was_logged_and_a_resumed_run_repeats_no_point(tmp_path
     run = Run(tmp_path / "run", CONFIG, resume=True, tensorboard=True)
     run.log(event="train", control_steps=48, updates=3, loss=0.125)
     run.log(event="evaluation", control_steps=48, mean=3.0, returns=[2.0, 4.0])
+    run.log(event="final_score", mean=2.0)  # tells no step
     run.log(updates=5, loss=1.0)
     run.close()
     assert scalars(tmp_path / "run" / "tensorboard") == {
         "train/loss": [(16, 0.5), (48, 0.125), (5, 1.0)],
         "evaluation/mean": [(48, 3.0)],
         "evaluation/return": [(48, 3.0)],
+        "final_score/mean": [(48, 2.0)],
     }
 
 
