@@ -3,6 +3,8 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,14 @@ def test_what_is_no_run_folder_is_not_touched(tmp_path: Path, kind: str, resume:
     with pytest.raises(UserError, match=r"is no run folder .*: choose another --out"):
         Run(out, CONFIG, resume=resume)
     assert listing(tmp_path) == before
+
+
+def test_a_folder_whose_configuration_finds_no_room_goes_away(
+    tmp_path: Path, full_disk: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    with full_disk(10), pytest.raises(UserError, match=r"cannot write .*config.json"):
+        Run(tmp_path / "run", CONFIG, resume=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_link_to_nothing_is_said_to_be_one(tmp_path: Path) -> None:

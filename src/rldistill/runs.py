@@ -11,8 +11,9 @@ import shutil
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from io import RawIOBase
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from rldistill.files import load_state, read_json, replace_file, save_state
 from rldistill.types import UserError
@@ -47,6 +48,31 @@ class Run:
         self.path = out
         self.policy_path = out / "policy"
         self._state_path = out / "checkpoint" / "state"
+        self._fresh = not out.exists()
+        self._check_place(resume)
+        begun = (out / "config.json").is_file()
+        if begun:
+            self._check_same(config)
+        self._lock = self._locked()
+        for aside in [*out.glob(".*.tmp"), *(out / "checkpoint").glob(".*.tmp")]:
+            aside.unlink()  # half a file, of a process that was killed
+        self.state = self._last_checkpoint()
+        """The last checkpoint, None at the beginning."""
+        if not begun:
+            try:
+                replace_file(out / "config.json", json.dumps(config, indent=2).encode() + b"\n")
+            except UserError:
+                self._lock.close()
+                if self._fresh:
+                    shutil.rmtree(out)
+                raise
+        self.remarks: list[str] = []
+        """What the user should hear of the folder as it was found."""
+        self._metrics = self._opened_metrics()
+        self._events: Events | NoEvents = Events(out / "tensorboard", read_metrics(out)) if tensorboard else NoEvents()
+
+    def _check_place(self, resume: bool) -> None:
+        out = self.path
         # A process killed before config.json was there leaves a checkpoint folder without a state, perhaps half a file.
         alien = [out]
         if out.is_dir():
@@ -59,62 +85,58 @@ class Run:
             raise UserError(f"{out} is no run folder (it has no config.json): choose another --out")
         if out.exists() and not resume:
             raise UserError(f"{out} exists: continue it with --resume, or choose another --out")
-        self._fresh = not out.exists()
-        before = read_json(out / "config.json") if (out / "config.json").is_file() else None
-        if before is not None:
-            for name in [*config, *before]:
-                if before.get(name) != config.get(name):
-                    raise UserError(
-                        f"{out} was begun with {_difference(name, before.get(name), config.get(name))}: resume with the same "
-                        "configuration, or choose another --out"
-                    )
+
+    def _check_same(self, config: Mapping[str, Any]) -> None:
+        before = read_json(self.path / "config.json")
+        for name in [*config, *before]:
+            if before.get(name) != config.get(name):
+                raise UserError(
+                    f"{self.path} was begun with {_difference(name, before.get(name), config.get(name))}: resume with the same "
+                    "configuration, or choose another --out"
+                )
+
+    def _locked(self) -> TextIO:
+        """A file that this process alone has a lock on, as long as it is open."""
         try:
-            (out / "checkpoint").mkdir(parents=True, exist_ok=True)
-            self._lock = open(out / "checkpoint" / "lock", "w")  # noqa: SIM115 (held as long as the run)
+            (self.path / "checkpoint").mkdir(parents=True, exist_ok=True)
+            lock = open(self.path / "checkpoint" / "lock", "w")  # noqa: SIM115 (held as long as the run)
         except OSError as error:
-            raise UserError(f"cannot write to {out}: {error.strerror}") from None
+            raise UserError(f"cannot write to {self.path}: {error.strerror}") from None
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"another process works on {out}: wait for it or choose another --out") from None
-        for aside in [*out.glob(".*.tmp"), *(out / "checkpoint").glob(".*.tmp")]:
-            aside.unlink()  # half a file, of a process that was killed
-        state = load_state(self._state_path) if self._state_path.exists() else None
-        if state is not None and state.get("format") != CHECKPOINT_FORMAT:
+            raise UserError(f"another process works on {self.path}: wait for it or choose another --out") from None
+        return lock
+
+    def _last_checkpoint(self) -> dict[str, Any] | None:
+        if not self._state_path.exists():
+            return None
+        state = load_state(self._state_path)
+        if state.get("format") != CHECKPOINT_FORMAT:
             raise UserError(
-                f"{out} was begun by another version of rldistill, whose checkpoints this one does not read: finish it with that "
-                "one, or start anew with another --out"
+                f"{self.path} was begun by another version of rldistill, whose checkpoints this one does not read: finish it with "
+                "that one, or start anew with another --out"
             )
-        if before is None:
-            try:
-                replace_file(out / "config.json", json.dumps(config, indent=2).encode() + b"\n")
-            except UserError:
-                self._lock.close()
-                if self._fresh:
-                    shutil.rmtree(out)
-                raise
-        self.state: dict[str, Any] | None = state
-        """The last checkpoint, None at the beginning."""
-        self.remarks: list[str] = []
-        """What the user should hear of the folder as it was found."""
-        metrics = out / "metrics.jsonl"
+        return state
+
+    def _opened_metrics(self) -> RawIOBase:
+        """`metrics.jsonl`, at the place of the last checkpoint."""
+        metrics = self.path / "metrics.jsonl"
         metrics.touch()
         there = metrics.stat().st_size
-        if not self.finished and state is None and there:
-            # Killed before its first checkpoint, or somebody took that away: hours of records are not thrown away unsaid.
-            aside = next(path for n in itertools.count(1) if not (path := out / f"metrics.{n}.jsonl").exists())
-            metrics.rename(aside)
-            metrics.touch()
-            self.remarks.append(
-                f"{out} has no checkpoint: it begins anew, and what it logged before is kept in {aside}"
-            )
-        elif not self.finished and state is not None:  # lines written after the checkpoint will be written again
-            kept = int(state["metrics_bytes"])
+        if not self.finished and self.state is not None:  # lines written after the checkpoint will be written again
+            kept = int(self.state["metrics_bytes"])
             if there < kept:
                 self.remarks.append(f"warning: {metrics} has lost lines, so the curve of this run will have a gap")
             os.truncate(metrics, min(kept, there))
-        self._metrics = open(metrics, "ab", buffering=0)  # noqa: SIM115
-        self._events: Events | NoEvents = Events(out / "tensorboard", read_metrics(out)) if tensorboard else NoEvents()
+        elif not self.finished and there:
+            # Killed before its first checkpoint, or somebody took that away: hours of records are not thrown away unsaid.
+            aside = next(path for n in itertools.count(1) if not (path := self.path / f"metrics.{n}.jsonl").exists())
+            metrics.rename(aside)
+            self.remarks.append(
+                f"{self.path} has no checkpoint: it begins anew, and what it logged before is kept in {aside}"
+            )
+        return open(metrics, "ab", buffering=0)
 
     @property
     def finished(self) -> bool:
