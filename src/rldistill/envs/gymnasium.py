@@ -182,6 +182,6 @@ def _gymnasium(env: str, render_mode: str | None) -> Any:
         raise UserError(f"{env} needs a package that is not installed: {str(error).splitlines()[0]}") from None
     except (gymnasium.error.Error, ImportError) as error:  # the latter of MuJoCo's v2 and v3
         names = [str(name) for name in gymnasium.registry]
-        if env in names and isinstance(error, ImportError):
+        if env in names and isinstance(error, ModuleNotFoundError):
             raise UserError(f"{env} needs a package that is not installed: {str(error).splitlines()[0]}") from None
         raise UserError(f"unknown environment {env!r}{nearest(env, names)} ({str(error).splitlines()[0]})") from None
