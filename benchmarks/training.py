@@ -174,6 +174,7 @@ def main(options: Options) -> None:
     print(f"{options.env} on {machine_in_words(torch_device(options.device))}")
     figures: dict[str, Any] = {}
     works: dict[str, Callable[[], int]] = {}
+    peers: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         learners = {}
         for algo in options.algos:
@@ -195,8 +196,10 @@ def main(options: Options) -> None:
                 own_sizes = (beside.environments.num_envs, beside.settings.minibatch)
                 try:
                     for name, sizes in {"its zoo's sizes": (1, 32), "our sizes": own_sizes}.items():
-                        works[f"sb3, {name}"], said = sb3_work(options.env, beside, options.replay, *sizes)
-                        print(f"Stable-Baselines3's DQN, {name}: {said}")
+                        peer = f"Stable-Baselines3's DQN, {name}"
+                        works[peer], said = sb3_work(options.env, beside, options.replay, *sizes)
+                        peers.append(peer)
+                        print(f"{peer}: {said}")
                 except ImportError as error:
                     print(f"Stable-Baselines3 is left out, {error.name} is not installed: "
                           "pip install stable-baselines3 opencv-python")  # fmt: skip
@@ -212,16 +215,14 @@ def main(options: Options) -> None:
         print(f"{algo}: serial bound {bound:,.0f} control steps/s; share of it: median {np.median(shares):.2f}, "
               f"{min(shares):.2f} to {max(shares):.2f} over {options.rounds} rounds")  # fmt: skip
         figures[algo] = {"rates": rates, "shares": shares, "a_step": a_step}
-    for name, theirs in measured.items():
-        if not name.startswith("sb3"):
-            continue
-        span = f"{np.median(theirs):,.0f} control steps/s ({min(theirs):,.0f} to {max(theirs):,.0f})"
-        print(f"Stable-Baselines3's DQN, {name[5:]}: {span}")
-        figures[name] = {"rates": theirs, "ratios": {}}
+    for peer in peers:
+        theirs = measured[peer]
+        print(f"{peer}: {np.median(theirs):,.0f} control steps/s ({min(theirs):,.0f} to {max(theirs):,.0f})")
+        figures[peer] = {"rates": theirs, "ratios": {}}
         for algo in (algo for algo in parts if algo != "pqn"):
             ratios = [ours / other for ours, other in zip(measured[f"{algo} pipeline"], theirs, strict=True)]
             print(f"  {algo} by it: median {np.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
-            figures[name]["ratios"][algo] = ratios
+            figures[peer]["ratios"][algo] = ratios
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=2))
 

@@ -29,6 +29,7 @@ from rldistill.teachers import load_teacher
 from rldistill.teachers.exported import description
 from rldistill.teachers.hub import Card, read_card
 from rldistill.types import Task, UserError
+from test_ccode import NO_COMPILER
 
 hub_package = pytest.importorskip("huggingface_hub")
 
@@ -326,7 +327,7 @@ def test_files_that_are_no_exports_of_this_policy_are_refused(shelf: Path, task:
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-@pytest.mark.skipif(compiler() is None, reason="there is no C compiler here")
+@NO_COMPILER
 def test_a_c_file_goes_with_its_own_header_or_not_at_all(shelf: Path, tmp_path: Path) -> None:
     file = tmp_path / "p.c"
     export(shelf / "run", file, "c", FEW)

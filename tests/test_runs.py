@@ -99,6 +99,8 @@ def test_a_run_killed_before_it_wrote_its_configuration_can_be_resumed(tmp_path:
     [
         ({"steps": 200}, "begun with steps = 100, not 200"),
         ({"task": {"env": "b"}}, r'begun with task.env = "a", not "b"'),
+        ({"task": {"env": "a", "new": 1}}, "begun with task.new = null, not 1"),
+        ({"task": {"env": "a", "new": None}}, r'begun with task = {"env": "a"}, not {"env": "a", "new": null}'),
         ({"extra": 1}, "begun with extra = null, not 1"),
     ],
 )

@@ -373,12 +373,11 @@ def test_a_disk_that_fills_up_is_told_in_one_line_and_the_last_checkpoint_surviv
     assert weights(out) == weights(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("algo", "steps", "least"), [("dqn", 20_000, 100), ("pqn", 40_000, 100)])
+@pytest.mark.parametrize(("algo", "steps", "least"), [("dqn", 20_000, 150), ("pqn", 60_000, 200)])
 def test_teachers_learn_to_balance_a_pole(
     tmp_path: Path, algo: Literal["dqn", "pqn"], steps: int, least: float
 ) -> None:
-    """Random play falls after some 22 steps. So short a run ends anywhere above a hundred, and elsewhere on another processor:
-    `docs/train.md` has returns."""
+    """Random play falls after some 22 steps. Four seeds of dqn had 229 to 293, of pqn 421 to 500 (after 40,000 steps 169 on)."""
     policy = train("CartPole-v1", tmp_path / "run", TrainConfig(algo=algo, steps=steps, final_episodes=10))
     assert policy.provenance["score"]["mean"] >= least
 

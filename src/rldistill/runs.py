@@ -276,8 +276,9 @@ class NoEvents:
 def _difference(name: str, before: Any, now: Any) -> str:
     """The first field that differs, inside fields too."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
-        inner = next(key for key in [*now, *before] if before.get(key) != now.get(key))
-        return _difference(f"{name}.{inner}", before.get(inner), now.get(inner))
+        for inner in [*now, *before]:
+            if before.get(inner) != now.get(inner):
+                return _difference(f"{name}.{inner}", before.get(inner), now.get(inner))
     return f"{name} = {json.dumps(before)}, not {json.dumps(now)}"
 
 

@@ -130,7 +130,7 @@ def train(
     network = _network(settings, task).to(device)
     keep_freed_memory()
     resolved = settings | {config.algo: asdict(_learning(settings, task))}
-    shown = {"verb": "train", "task": task.as_dict(), "weights_dtype": config.weights_dtype} | resolved
+    shown = {"verb": "train", "task": task.as_dict()} | resolved
     with Run(Path(out), shown, resume=resume, tensorboard=config.tensorboard) as run:
         made_before = run.result(load_policy, progress.say)
         if made_before is not None:
@@ -353,7 +353,7 @@ def _resolve(config: TrainConfig, task: Task) -> dict[str, Any]:
             "target_every": {"vector": 100, "grid": 125, "image": 500}[kind],
         }
     settings = asdict(config)
-    del settings["checkpoint_seconds"], settings["tensorboard"], settings["weights_dtype"], settings["device"]
+    del settings["checkpoint_seconds"], settings["tensorboard"], settings["device"]
     return settings | {name: default for name, default in defaults.items() if settings[name] is None}
 
 

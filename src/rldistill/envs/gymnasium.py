@@ -178,10 +178,10 @@ def _gymnasium(env: str, render_mode: str | None) -> Any:
     try:
         # Not every environment takes a render mode, so it is given only where one is wanted.
         return gymnasium.make(env, render_mode=render_mode) if render_mode else gymnasium.make(env)
-    except gymnasium.error.DependencyNotInstalled as error:
-        raise UserError(f"{env} needs a package that is not installed: {str(error).splitlines()[0]}") from None
-    except (gymnasium.error.Error, ImportError) as error:  # the latter of MuJoCo's v2 and v3
+    except (gymnasium.error.Error, ImportError) as error:  # a plain ImportError is that of MuJoCo's v2 and v3
+        said = str(error).splitlines()[0]
         names = [str(name) for name in gymnasium.registry]
-        if env in names and isinstance(error, ModuleNotFoundError):
-            raise UserError(f"{env} needs a package that is not installed: {str(error).splitlines()[0]}") from None
-        raise UserError(f"unknown environment {env!r}{nearest(env, names)} ({str(error).splitlines()[0]})") from None
+        without_its_package = env in names and isinstance(error, ModuleNotFoundError)
+        if without_its_package or isinstance(error, gymnasium.error.DependencyNotInstalled):
+            raise UserError(f"{env} needs a package that is not installed: {said}") from None
+        raise UserError(f"unknown environment {env!r}{nearest(env, names)} ({said})") from None
