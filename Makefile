@@ -12,7 +12,7 @@ STAMP := .venv/installed
 EXTRAS := box2d,hub,minari,minatar,onnx,tensorboard,video,window,test,lint
 WORKERS ?= 2
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test quick lint bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ lint: $(STAMP) ## ruff and mypy
 
 test: lint ## lint, then all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+quick: $(STAMP) ## the tests that are not marked slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow"
 
 bench: $(STAMP) ## measure the rates of this machine and of the pipeline
 	$(BIN)/python benchmarks/throughput.py

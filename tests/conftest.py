@@ -74,14 +74,24 @@ def levers() -> Iterator[str]:
     del gymnasium.registry["Levers-v0"]
 
 
+def _beside(name: str, variable: str) -> Path:
+    """A folder beside the checkout, or where an environment variable says; the test is skipped where there is none."""
+    folder = Path(os.environ.get(variable, Path(__file__).resolve().parents[2] / "shared" / name))
+    if not folder.is_dir():
+        pytest.skip(f"no {name} at {folder}")
+    return folder
+
+
 @pytest.fixture
 def teachers() -> Path:
     """The folder of policies from elsewhere, where there is one."""
-    beside = Path(__file__).resolve().parents[2] / "shared" / "teachers"
-    folder = Path(os.environ.get("RLDISTILL_TEACHERS", beside))
-    if not folder.is_dir():
-        pytest.skip(f"no teachers at {folder}")
-    return folder
+    return _beside("teachers", "RLDISTILL_TEACHERS")
+
+
+@pytest.fixture
+def cases() -> Path:
+    """The folder of policies and environments that once failed, where there is one."""
+    return _beside("cases", "RLDISTILL_CASES")
 
 
 @pytest.fixture
