@@ -108,8 +108,8 @@ def test_what_was_supposed_is_noted(tmp_path: Path) -> None:
     assert known["parameters"] == f"{4 * 64 * 8 + 8 + 8 * 16 * 8 + 8 + 8 * 9 * 8 + 8 + 392 * 16 + 16 + 16 * 6 + 6:,}"
     assert known["does not fit"] == []
     assert known["notes"] == [
-        "supposed, since the file does not say: strides of the convolutions are 4, 2, 1, pixels are divided by 255, "
-        "ReLU after each hidden layer"
+        "supposed, since the file does not say: strides of the convolutions are 4, 2, 1, pixels are divided by 255 "
+        "(--pixels bytes leaves them as they are), ReLU after each hidden layer"
     ]
 
 

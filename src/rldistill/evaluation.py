@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import compress
 from json import dumps, loads
 from pathlib import Path
 from statistics import median
@@ -25,7 +26,7 @@ from rldistill.policies import KeptPolicy
 from rldistill.progress import Progress, Silent
 from rldistill.rollout import Transition, play, uniform
 from rldistill.stats import bootstrap_ratio_interval, normalized_score, summarize
-from rldistill.teachers import ForeignTeacher, TeacherOptions, load_fitting, parameters_of
+from rldistill.teachers import ForeignTeacher, TeacherOptions, check_all_act, load_fitting, parameters_of
 from rldistill.types import (
     MOST_ENVIRONMENTS,
     Actions,
@@ -244,9 +245,11 @@ def load_together(
     for policy in policies:
         if isinstance(policy, str | os.PathLike):
             said = env or (loaded[0].task.env if loaded else None)  # what a file leaves unsaid, the first one says
-            policy = load_fitting(policy, env=said, options=options, progress=progress)
+            policy = load_fitting(policy, env=said, options=options, alone=False, progress=progress)
         loaded.append(policy)
     names = [name_of(policy) for policy in policies]
+    here = [isinstance(policy, str | os.PathLike) for policy in policies]
+    check_all_act(options, list(compress(loaded, here)), list(compress(names, here)))
     task = loaded[0].task if env is None else make_task(env)
     for name, policy in zip(names, loaded, strict=True):
         _check_fit(name, policy, task)

@@ -25,7 +25,7 @@ from rldistill.progress import Progress, Silent
 from rldistill.rollout import EpsilonGreedy, rollout
 from rldistill.runs import command_line
 from rldistill.streams import checked_labels
-from rldistill.teachers import TeacherOptions, known_of, load_fitting
+from rldistill.teachers import TeacherOptions, check_all_act, known_of, load_fitting
 from rldistill.types import (
     MOST_ENVIRONMENTS,
     ScoreKind,
@@ -97,6 +97,8 @@ def record(
     name = None
     if isinstance(teacher, str | os.PathLike):
         name, teacher = os.fspath(teacher), load_fitting(teacher, env=config.env, options=options, progress=progress)
+    else:
+        check_all_act(options, (), ())
     task = fitting_task(teacher.task, config.env)
     known = known_of(teacher, name)
     with ExitStack() as held:

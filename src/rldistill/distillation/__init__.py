@@ -33,7 +33,7 @@ from rldistill.runs import Run, command_line
 from rldistill.schedules import constant, linear
 from rldistill.stats import bootstrap_interval
 from rldistill.streams import Composed, Driven, Offline, Stream, checked_labels, minibatches, times_an_item
-from rldistill.teachers import ForeignTeacher, TeacherOptions, load_fitting
+from rldistill.teachers import ForeignTeacher, TeacherOptions, check_all_act, load_fitting
 from rldistill.types import ScoreKind, Task, Teacher, UserError, as_tensor, plain_numbers
 
 __all__ = ["DistillConfig", "Update", "checked", "distill", "make_stream", "suited", "suited_architecture"]
@@ -68,6 +68,8 @@ def distill(
     if isinstance(teacher, str | os.PathLike):
         name = os.fspath(teacher)
         teacher = load_fitting(teacher, env=config.env, options=options, progress=progress)
+    else:
+        check_all_act(options, (), ())
     task = fitting_task(teacher.task, config.env)
     if task.continuous:
         _check_continuous(config, task)

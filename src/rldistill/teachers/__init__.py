@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ from rldistill.teachers.exported import Exported, exported_in, read_exported
 from rldistill.teachers.foreign import ForeignPolicy, ForeignScores
 from rldistill.teachers.hub import PREFIX, fetch, find_policy_file, find_statistics, read_card
 from rldistill.teachers.matching import mismatches_of
+from rldistill.teachers.options import TeacherOptions, check_acting
 from rldistill.teachers.sb3 import read_sb3
 from rldistill.teachers.state_dict import read_state_dict
 from rldistill.teachers.statistics import read_normalization, read_statistics
@@ -37,6 +38,7 @@ from rldistill.types import Actions, ScoreKind, Task, Teacher, UserError
 __all__ = [
     "ForeignTeacher",
     "TeacherOptions",
+    "check_all_act",
     "known_of",
     "load_fitting",
     "load_own",
@@ -47,49 +49,6 @@ __all__ = [
 ]
 
 Ref: TypeAlias = str | os.PathLike[str]
-
-
-@dataclass(frozen=True)
-class TeacherOptions:
-    """What a file of another tool may leave unsaid. Policy folders of rldistill need none of it."""
-
-    teacher_network: str | None = None
-    """Of a plain state dict: `dqn`, `cnn:32,64,64:512`, `mlp:64,64`, `mlp:64,64:tanh`; `mlp:256,256:relu:tanh` has a tanh
-    behind its last layer too, spread over the range of the actions."""
-    teacher_scores: Literal["q_values", "logits", "gaussian", "deterministic"] | None = None
-    """What the network gives, where the file does not tell."""
-    normalization: Path | None = None
-    """File of `VecNormalize` statistics, or a pickle of Gymnasium's `NormalizeObservation.obs_rms`, where none is found beside
-    the policy."""
-    pixels: Literal["bytes", "unit"] | None = None
-    """Of ONNX and TorchScript: whether images go in as 0 to 255 or as 0 to 1, where the file does not tell."""
-    trust_pickle: bool = False
-    """Unpickle statistics as Python does. That runs whatever program their author put into the file: only for your own."""
-    accept_mismatch: bool = False
-    """Go on although something does not fit (it is still said)."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON data."""
-        return {name: os.fspath(value) if isinstance(value, Path) else value for name, value in vars(self).items()}
-
-    @staticmethod
-    def from_dict(data: Mapping[str, Any]) -> TeacherOptions:
-        """The inverse of `as_dict`, but that it trusts no pickle: a run folder may be a stranger's, and only users may say so.
-
-        Raises:
-            UserError: it holds what no options hold.
-        """
-        known = vars(TeacherOptions())
-        if not isinstance(data, Mapping):
-            raise UserError(f"teacher_options in the run's config.json is {data!r}, not a table")
-        for name, value in data.items():
-            if name not in known or not isinstance(value, bool if isinstance(known[name], bool) else str | None):
-                raise UserError(
-                    f"teacher_options in the run's config.json has {name} = {value!r}, unknown to rldistill"
-                )
-        given = {**data, "trust_pickle": False}
-        given["normalization"] = Path(given["normalization"]) if given.get("normalization") else None
-        return TeacherOptions(**given)
 
 
 @dataclass(frozen=True)
@@ -107,6 +66,11 @@ class ForeignTeacher:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     said: Mapping[str, str] = field(default_factory=dict)
     """What a user said of its network, pixels and scores."""
+
+    @property
+    def used(self) -> frozenset[str]:
+        """Names of the options that acted when it was loaded."""
+        return self.foreign.used
 
     @cached_property
     def _generator(self) -> np.random.Generator:
@@ -190,9 +154,16 @@ def load_teacher(
 
     Raises:
         UserError: nothing there, a file that is damaged, hostile or not understood, or something that it does not say is
-            not given.
+            not given, or an option is given that does not act on it.
     """
-    options = options or TeacherOptions()
+    teacher = _load(ref, env, options or TeacherOptions())
+    check_acting(options, _used(teacher), os.fspath(ref))
+    return teacher
+
+
+def _load(ref: Ref, env: str | None, options: TeacherOptions) -> SavedPolicy | ForeignTeacher:
+    """As `load_teacher`, whether or not the options act."""
+    given = options
     place = os.fspath(ref)
     path = fetch(place) if place.startswith(PREFIX) else Path(place)
     kind = kind_of(path)
@@ -202,7 +173,7 @@ def load_teacher(
         return load_folder(path)
     exported = exported_in(kind, path)
     if exported is not None:
-        return _exported(kind, path, exported, env, options)
+        return _exported(kind, path, exported, env)
     named = env
     if kind == "hub folder":
         named = env or read_card(path).env
@@ -214,6 +185,8 @@ def load_teacher(
         kind = kind_of(path)
     task = _task(named) if named is not None else None
     foreign = _read(kind, path, task, options)
+    if given.teacher_scores == foreign.scores:  # what agrees with the file is checked by it, and acts so
+        foreign = replace(foreign, used=foreign.used | {"teacher_scores"})
     notes = [str(note) for note in (*foreign.provenance.get("notes", ()), *_supposed(foreign))]
     if task is None:
         if foreign.env is None:
@@ -230,8 +203,8 @@ def load_teacher(
     mismatches = mismatches_of(foreign, task, score_kind)
     provenance = {"format": foreign.format, "algorithm": foreign.algorithm, "sha256": _sha256(path)}
     known = provenance | dict(foreign.provenance)
-    names = ("teacher_network", "teacher_scores", "pixels")
-    said = {name: str(getattr(options, name)) for name in names if getattr(options, name) is not None}
+    # Statistics count by their contents, wherever they lie.
+    said = {name: str(value) for name, value in given.given().items() if name in foreign.used - {"normalization"}}
     return ForeignTeacher(foreign, task, score_kind, path, tuple(mismatches), tuple(notes), known, said)
 
 
@@ -251,7 +224,7 @@ def load_policy(path: Ref) -> SavedPolicy | ForeignTeacher:
     exported = exported_in(kind, place)
     if exported is None:
         raise UserError(f"{place} was not exported by rldistill; load_teacher reads the files of other tools")
-    return _exported(kind, place, exported, None, TeacherOptions())
+    return _exported(kind, place, exported, None)
 
 
 def load_own(policy: Ref | SavedPolicy, *, verb: str) -> SavedPolicy:
@@ -285,7 +258,7 @@ def teacher_beside(
         named: the teacher's place, as the student's run or provenance has it.
         env: what the student plays, for a file that does not name an environment.
         chosen: another place, or `none`, as a user has it.
-        options: what the teacher's file does not say.
+        options: what the teacher's file does not say, as a run's configuration has it; what does not act is passed over.
         say: given a line about a named teacher that cannot be loaded.
 
     Raises:
@@ -294,25 +267,37 @@ def teacher_beside(
     if chosen == "none":
         return None
     if chosen is not None:
-        return load_teacher(chosen, env=env, options=options)
+        return _load(chosen, env, options or TeacherOptions())
     if not isinstance(named, str):
         return None
     try:
-        return load_teacher(named, env=env, options=options)
+        return _load(named, env, options or TeacherOptions())
     except UserError as error:
         say(f"the teacher {named} is left out: {error} (--teacher names another)")
         return None
 
 
 def load_fitting(
-    ref: Ref, *, env: str | None = None, options: TeacherOptions | None = None, progress: Progress
+    ref: Ref,
+    *,
+    env: str | None = None,
+    options: TeacherOptions | None = None,
+    alone: bool = True,
+    progress: Progress,
 ) -> SavedPolicy | ForeignTeacher:
     """As `load_teacher`, for a verb that goes on with it: what was supposed is said, and what does not fit stops it.
+
+    Args:
+        ref: where it is.
+        env: environment id; needed where the file does not name one.
+        options: what the file does not say.
+        alone: whether the options are for this file only; where they are for several, `check_all_act` looks at them.
+        progress: given a line for each thing that was supposed.
 
     Raises:
         UserError: also where something does not fit and `accept_mismatch` is not set.
     """
-    teacher = load_teacher(ref, env=env, options=options)
+    teacher = load_teacher(ref, env=env, options=options) if alone else _load(ref, env, options or TeacherOptions())
     if not isinstance(teacher, ForeignTeacher):
         return teacher
     for note in teacher.notes:
@@ -322,6 +307,25 @@ def load_fitting(
     for mismatch in teacher.mismatches:
         progress.say(f"warning: {teacher.path.name}: {mismatch}")
     return teacher
+
+
+def check_all_act(options: TeacherOptions | None, policies: Sequence[object], names: Sequence[str]) -> None:
+    """Refuses options that act on none of several policies.
+
+    Args:
+        options: as a user gave them.
+        policies: those that were loaded with them.
+        names: what the message calls them.
+
+    Raises:
+        UserError: an option is given that acted on none.
+    """
+    used = frozenset[str]().union(*map(_used, policies))
+    check_acting(options, used, " and ".join(names) or "policies that are loaded already")
+
+
+def _used(policy: object) -> frozenset[str]:
+    return policy.used if isinstance(policy, ForeignTeacher) else frozenset()
 
 
 def known_of(teacher: Teacher, path: str | None) -> dict[str, Any]:
@@ -343,7 +347,7 @@ def known_of(teacher: Teacher, path: str | None) -> dict[str, Any]:
     )
 
 
-def _exported(kind: str, path: Path, exported: Exported, env: str | None, options: TeacherOptions) -> ForeignTeacher:
+def _exported(kind: str, path: Path, exported: Exported, env: str | None) -> ForeignTeacher:
     """A file of `export`, which says all that there is to know."""
     foreign = read_exported(kind, path, exported)
     task = exported.task if env is None else _task(env)
@@ -352,9 +356,7 @@ def _exported(kind: str, path: Path, exported: Exported, env: str | None, option
     own = {"format": foreign.format, "algorithm": foreign.algorithm, "sha256": _sha256(path)}
     provenance: dict[str, Any] = {**foreign.provenance, **exported.known, **own, "supposed": [], "notes": []}
     mismatches = () if env is None else tuple(mismatches_of(foreign, task, score_kind))
-    if options.normalization is not None:
-        raise UserError(f"{path} was exported with its normalization inside: leave --normalization out")
-    return ForeignTeacher(foreign, task, score_kind, path, mismatches, (), provenance)
+    return ForeignTeacher(replace(foreign, used=frozenset()), task, score_kind, path, mismatches, (), provenance)
 
 
 def parameters_of(policy: KeptPolicy) -> int:
@@ -383,6 +385,7 @@ def _read(kind: str, path: Path, task: Task | None, options: TeacherOptions) -> 
             num_actions=actions,
             action_range=bounds,
             scores=scores,
+            pixels=options.pixels,
         )
     else:
         check_readable(path)
@@ -392,7 +395,7 @@ def _read(kind: str, path: Path, task: Task | None, options: TeacherOptions) -> 
         )
     if options.normalization is not None:
         statistics = read_statistics(options.normalization, trust_pickle=options.trust_pickle)
-        foreign = replace(foreign, normalization=statistics)
+        foreign = replace(foreign, normalization=statistics, used=foreign.used | {"normalization"})
     return foreign
 
 

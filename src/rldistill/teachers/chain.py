@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rldistill.networks import PAPER_NETWORKS
+from rldistill.teachers.foreign import Pixels
 from rldistill.types import UserError
 
 Activation: TypeAlias = Literal["relu", "tanh", "elu", "silu", "gelu", "leaky_relu"]
@@ -73,11 +74,15 @@ class Chain(NamedTuple):
 
 
 class Scale(nn.Module):
-    """Pixels to [0, 1]."""
+    """Pixels as the network takes them: divided by 255, or as they are."""
+
+    def __init__(self, divisor: float) -> None:
+        super().__init__()
+        self.divisor = divisor
 
     def forward(self, x: Tensor) -> Tensor:
         """The same shape, float32."""
-        return x.to(torch.float32) / 255.0
+        return x.to(torch.float32) / self.divisor
 
 
 class Standardize(nn.Module):
@@ -198,6 +203,7 @@ def build_chain(
     activation: Activation,
     observation_shape: tuple[int, ...] | None,
     standardization: nn.Module | None = None,
+    pixels: Pixels | None = None,
 ) -> Chain:
     """The network of layers that follow one another, with the activation after each but the last.
 
@@ -207,6 +213,7 @@ def build_chain(
         activation: after every layer and its normalization.
         observation_shape: None supposes 84 x 84 pixels for large kernels and takes a vector's size from its layer.
         standardization: what stands in front, where the file has it; None is pixels / 255, and nothing for small grids.
+        pixels: whether images go in as 0 to 255 or as 0 to 1, where there is no standardization; None supposes 0 to 1.
 
     Raises:
         UserError: sizes do not fit each other or the observations, or strides cannot be told.
@@ -237,8 +244,8 @@ def build_chain(
     if standardization is not None:
         modules.append(standardization)
     elif len(observation_shape) == 3 and min(observation_shape[1:]) >= _PIXELS_FROM:
-        modules.append(Scale())
-        supposed.append("pixels are divided by 255")
+        modules.append(Scale(1.0 if pixels == "bytes" else 255.0))
+        supposed += [] if pixels else ["pixels are divided by 255 (--pixels bytes leaves them as they are)"]
     modules += [] if convolutions else [nn.Flatten()]
     shape = observation_shape
     flattened = not convolutions

@@ -20,6 +20,9 @@ ForeignScores: TypeAlias = Literal["q_values", "logits", "gaussian", "determinis
 * `deterministic`: K = D actions in the environment's units.
 """
 
+Pixels: TypeAlias = Literal["bytes", "unit"]
+"""What a network of images takes: numbers from 0 to 255, or from 0 to 1."""
+
 
 class BoxSpace(NamedTuple):
     """Gymnasium's Box."""
@@ -58,6 +61,11 @@ class Statistics(NamedTuple):
         return ((observations.double() - mean) / scale).clamp(-self.limit, self.limit).float()
 
 
+def acted(**options: object) -> frozenset[str]:
+    """For `ForeignPolicy.used`: the names of those that are neither None nor False."""
+    return frozenset(name for name, value in options.items() if value is not None and value is not False)
+
+
 @dataclass(frozen=True)
 class ForeignPolicy:
     """A policy that another tool trained."""
@@ -82,3 +90,5 @@ class ForeignPolicy:
     """Environment id, where the file, its folder or its name tells one."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Versions, control steps and whatever else the file says; plain JSON data."""
+    used: frozenset[str] = frozenset()
+    """Names of the fields of `TeacherOptions` that acted while it was read. The loader refuses the others."""

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from rldistill.teachers.archives import shown
-from rldistill.teachers.foreign import ForeignPolicy, ForeignScores
+from rldistill.teachers.foreign import ForeignPolicy, ForeignScores, Pixels, acted
 from rldistill.teachers.onnx_contents import Contents, check_contents, contents_of
-from rldistill.teachers.programs import Pixels, first_line, in_batches, policy_of, unknown_range
+from rldistill.teachers.programs import first_line, in_batches, policy_of, unknown_range
 from rldistill.teachers.state_dict import observations_of, scores_named
 from rldistill.teachers.weights import read_bytes
 from rldistill.types import UserError
@@ -101,6 +101,7 @@ def read_onnx(
     session = _session(str(path) if contents.external else data, threads, path)
     shape, channels_last = _input(session, observation_shape, path)
     name, named = _output(session, output, path)
+    used = acted(teacher_scores=scores)
     if scores is None:
         kind = session.get_modelmeta().custom_metadata_map.get("score_kind")
         scores = "q_values" if kind == "q_values" else "logits" if kind == "logits" else named
@@ -112,7 +113,9 @@ def read_onnx(
     takes_bytes = session.get_inputs()[0].type == "tensor(uint8)"
     if takes_bytes:
         space = space._replace(low=np.zeros(shape), high=np.full(shape, 255.0), dtype="uint8")
-    divide = space.dtype == "uint8" and not takes_bytes and _divide(contents, pixels, path)
+    as_floats = space.dtype == "uint8" and not takes_bytes
+    used |= acted(pixels=as_floats and pixels)
+    divide = as_floats and _divide(contents, pixels, path)
     network = OnnxNetwork(session, name, channels_last=channels_last, divide=divide)
     with _stopped_in_time(network):
         return policy_of(
@@ -123,6 +126,7 @@ def read_onnx(
             format="ONNX",
             path=path,
             reason=first_line,
+            used=used,
             provenance={
                 "output": name,
                 "parameters": contents.parameters,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,6 @@ from torch import Tensor, nn
 from rldistill.teachers.archives import shown
 from rldistill.teachers.foreign import BoxSpace, DiscreteSpace, ForeignPolicy, ForeignScores
 from rldistill.types import UserError
-
-Pixels: TypeAlias = Literal["bytes", "unit"]
-"""What a network of images takes: numbers from 0 to 255, or from 0 to 1."""
 
 _LARGEST_BATCH = 256
 _NUMBERS_OF_BATCH = 2**20
@@ -50,6 +47,7 @@ def policy_of(
     format: str,
     path: Path,
     reason: Callable[[Exception], str],
+    used: frozenset[str],
     provenance: Mapping[str, Any],
 ) -> ForeignPolicy:
     """A policy around a program, once it has given finite scores for two observations of zeros.
@@ -62,6 +60,7 @@ def policy_of(
         format: name of the file's format.
         path: the file, for messages.
         reason: what went wrong, in one line, of an error of the program's runtime.
+        used: names of the options that acted.
         provenance: what else is known.
 
     Raises:
@@ -87,6 +86,7 @@ def policy_of(
         observation_space=space,
         action_space=DiscreteSpace((outputs,), divided=False) if scores in ("q_values", "logits") else None,
         provenance={**provenance, "supposed": supposed},
+        used=used,
     )
 
 

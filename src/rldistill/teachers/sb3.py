@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rldistill.teachers.archives import MIB, PATH_LENGTH, read_file, read_members, shown
-from rldistill.teachers.foreign import BoxSpace, ForeignPolicy, Statistics
+from rldistill.teachers.foreign import BoxSpace, ForeignPolicy, Statistics, acted
 from rldistill.teachers.sb3_networks import ACTIVATIONS, Family, Settings, build_acting, family_of
 from rldistill.teachers.sb3_spaces import MOST_ACTIONS, action_space, entry_of, integer, observation_space, text_of
 from rldistill.teachers.statistics import read_normalization, read_statistics
@@ -112,6 +112,7 @@ def read_sb3(path: Path, *, normalization: Path | None = None, trust_pickle: boo
         normalization_expected=expected,
         env=training.env,
         provenance=_provenance(data, members, name, training, notes),
+        used=acted(normalization=normalization),
     )
 
 

@@ -23,7 +23,7 @@ from rldistill.teachers.chain import (
     natural_order,
     parse_architecture,
 )
-from rldistill.teachers.foreign import BoxSpace, DiscreteSpace, ForeignPolicy, ForeignScores
+from rldistill.teachers.foreign import BoxSpace, DiscreteSpace, ForeignPolicy, ForeignScores, Pixels, acted
 from rldistill.teachers.weights import is_safetensors, read_tensor_file, state_dict_of
 from rldistill.types import UserError
 
@@ -44,12 +44,13 @@ def read_state_dict(
     num_actions: int | None = None,
     action_range: tuple[Sequence[float], Sequence[float]] | None = None,
     scores: ForeignScores | None = None,
+    pixels: Pixels | None = None,
 ) -> ForeignPolicy:
     """A policy out of `.pth`, `.pt`, `.bin` (read with `weights_only`) or `.safetensors`.
 
     Convolutions, linear layers and LayerNorms follow one another in the order of the file; a head for state values
     (`v`, `critic`, `value`) is left out. Strides are those of Mnih et al. 2015 for their kernels, or the only ones with
-    which the sizes fit. Pixels are divided by 255 inside the network.
+    which the sizes fit. Pixels are divided by 255 inside the network, where `pixels` is not `bytes`.
 
     Args:
         path: the file.
@@ -59,12 +60,14 @@ def read_state_dict(
         num_actions: where it is known.
         action_range: the least and the largest of each dimension, where actions are continuous.
         scores: what the head gives; needed where neither its name nor the file's tells.
+        pixels: whether images go in as 0 to 255 or as 0 to 1.
 
     Raises:
         UserError: the file is damaged or something else, does not fit what is said of it, or does not say enough.
     """
     if scores is not None and scores not in get_args(ForeignScores):
         raise UserError(f"unknown kind of scores {scores!r}: take one of {', '.join(get_args(ForeignScores))}")
+    used = acted(teacher_network=architecture, teacher_scores=scores)
     if scores == "gaussian":
         raise UserError(f"{path}: a plain state dict does not say where its log standard deviations are; use ONNX")
     spec = None if architecture is None else parse_architecture(architecture)
@@ -101,7 +104,10 @@ def read_state_dict(
         activation="relu" if spec is None else spec.activation,
         observation_shape=observation_shape,
         standardization=standardization,
+        pixels=pixels,
     )
+    space = observations_of(chain.observation_shape)
+    used |= acted(pixels=space.dtype == "uint8" and standardization is None and pixels)
     _check_standardization(standardization, chain.observation_shape, path)
     _check_outputs(chain.outputs, num_actions, layers[-1].name, path)
     squash = _squash(spec, action_range, chain.outputs, scores, path)
@@ -128,9 +134,10 @@ def read_state_dict(
         scores=kind,
         algorithm="unknown",
         format="safetensors" if _forgets_order(path) else "state dict",
-        observation_space=observations_of(chain.observation_shape),
+        observation_space=space,
         action_space=None if kind == "deterministic" else DiscreteSpace((chain.outputs,), divided=False),
         provenance=provenance,
+        used=used,
     )
 
 

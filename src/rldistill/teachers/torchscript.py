@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from rldistill.teachers.archives import DEFAULT_LIMITS, read_members, shown
-from rldistill.teachers.foreign import ForeignPolicy, ForeignScores
-from rldistill.teachers.programs import Pixels, in_batches, last_line, policy_of, unknown_range
+from rldistill.teachers.foreign import ForeignPolicy, ForeignScores, Pixels, acted
+from rldistill.teachers.programs import in_batches, last_line, policy_of, unknown_range
 from rldistill.teachers.script_graphs import check_graph
 from rldistill.teachers.state_dict import observations_of
 from rldistill.teachers.tensors import MOST_BYTES
@@ -131,6 +131,7 @@ def read_torchscript(
         format="TorchScript",
         path=path,
         reason=last_line,
+        used=acted(teacher_scores=scores, pixels=space.dtype == "uint8" and pixels),
         provenance={"supposed": supposed, "parameters": sum(parameter.numel() for parameter in script.parameters())},
     )
 

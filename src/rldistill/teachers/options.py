@@ -1,0 +1,86 @@
+"""What a user says of a teacher's file where the file itself does not say it, and whether each of it acts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rldistill.types import UserError
+
+# These two permit something, and say nothing of the file: a permission that is not needed does no harm.
+_PERMISSIONS = ("trust_pickle", "accept_mismatch")
+
+
+@dataclass(frozen=True)
+class TeacherOptions:
+    """What a file of another tool may leave unsaid. Policy folders of rldistill need none of it."""
+
+    teacher_network: str | None = None
+    """Of a plain state dict: `dqn`, `cnn:32,64,64:512`, `mlp:64,64`, `mlp:64,64:tanh`; `mlp:256,256:relu:tanh` has a tanh
+    behind its last layer too, spread over the range of the actions."""
+    teacher_scores: Literal["q_values", "logits", "gaussian", "deterministic"] | None = None
+    """What the network gives, where the file does not tell."""
+    normalization: Path | None = None
+    """File of `VecNormalize` statistics, or a pickle of Gymnasium's `NormalizeObservation.obs_rms`, where none is found beside
+    the policy."""
+    pixels: Literal["bytes", "unit"] | None = None
+    """Of ONNX, TorchScript and plain state dicts: whether images go in as 0 to 255 or as 0 to 1, where the file does not tell."""
+    trust_pickle: bool = False
+    """Unpickle statistics as Python does. That runs whatever program their author put into the file: only for your own."""
+    accept_mismatch: bool = False
+    """Go on although something does not fit (it is still said)."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return {name: os.fspath(value) if isinstance(value, Path) else value for name, value in vars(self).items()}
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> TeacherOptions:
+        """The inverse of `as_dict`, but that it trusts no pickle: a run folder may be a stranger's, and only users may say so.
+
+        Raises:
+            UserError: it holds what no options hold.
+        """
+        known = vars(TeacherOptions())
+        if not isinstance(data, Mapping):
+            raise UserError(f"teacher_options in the run's config.json is {data!r}, not a table")
+        for name, value in data.items():
+            if name not in known or not isinstance(value, bool if isinstance(known[name], bool) else str | None):
+                raise UserError(
+                    f"teacher_options in the run's config.json has {name} = {value!r}, unknown to rldistill"
+                )
+        given = {**data, "trust_pickle": False}
+        given["normalization"] = Path(given["normalization"]) if given.get("normalization") else None
+        return TeacherOptions(**given)
+
+    def given(self) -> dict[str, Any]:
+        """Names and values of what is said of the file, permissions left out."""
+        default = vars(TeacherOptions())
+        return {
+            name: value for name, value in vars(self).items() if name not in _PERMISSIONS and value != default[name]
+        }
+
+
+def flag(name: str) -> str:
+    """`--teacher-network` of `teacher_network`."""
+    return f"--{name.replace('_', '-')}"
+
+
+def check_acting(options: TeacherOptions | None, used: Collection[str], subject: str) -> None:
+    """Refuses options that act nowhere.
+
+    Args:
+        options: as a user gave them.
+        used: names of those that acted.
+        subject: the file or files, for the message.
+
+    Raises:
+        UserError: an option is given that did not act.
+    """
+    idle = [flag(name) for name in (options or TeacherOptions()).given() if name not in used]
+    if idle:
+        verb, it = ("has", "it") if len(idle) == 1 else ("have", "them")
+        raise UserError(f"{', '.join(idle)} {verb} no effect on {subject}: leave {it} out")
