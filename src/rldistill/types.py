@@ -26,12 +26,22 @@ the actions themselves. See `actions`."""
 Observations: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 Actions: TypeAlias = npt.NDArray[np.int64] | npt.NDArray[np.float32]
 """(N,) numbers of actions, (N, dimensions) of several at once, or (N, D) continuous ones in the environment's units."""
+EnvArgument: TypeAlias = str | int | float | bool | None
+"""What an environment can be made with: a JSON scalar."""
 Floats: TypeAlias = npt.NDArray[np.float32]
 Bools: TypeAlias = npt.NDArray[np.bool_]
 
 
 class UserError(ValueError):
     """A wrong input. Its text is one line that says what is wrong and how to mend it; the command exits with 2."""
+
+
+_UNBOUNDED = 1e30
+
+
+def unbounded(bound: float) -> float:
+    """A bound of a space; infinity where it is beyond 1e30, for some environments declare the largest float32 instead."""
+    return bound if abs(bound) <= _UNBOUNDED else math.copysign(math.inf, bound)
 
 
 _LARGEST_SEED = 2**63 - 1  # what PyTorch's generators take
@@ -128,6 +138,8 @@ class Task:
     """Of continuous actions: the largest of each dimension."""
     observation_keys: tuple[tuple[str, int], ...] = ()
     """Of observations with named parts (Dict), flattened in this order: names and sizes."""
+    env_kwargs: tuple[tuple[str, EnvArgument], ...] = ()
+    """Arguments that a Gymnasium environment is made with, sorted by name."""
 
     @property
     def continuous(self) -> bool:
@@ -137,7 +149,8 @@ class Task:
     def as_dict(self) -> dict[str, Any]:
         """The task as plain JSON data."""
         data = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-        data["observation_keys"] = [list(pair) for pair in self.observation_keys]
+        for name in ("observation_keys", "env_kwargs"):
+            data[name] = [list(pair) for pair in getattr(self, name)]
         for name in ("action_low", "action_high"):  # JSON has no infinity
             data[name] = [n if math.isfinite(n) else None for n in data[name]]
         # What Discrete actions and plain observations have no use for is left out, as files from before it leave it out.
@@ -157,10 +170,11 @@ class Task:
         try:
             given = {**data, "observation_shape": tuple(int(n) for n in data["observation_shape"])}
             given["action_sizes"] = tuple(int(n) for n in data.get("action_sizes", ()))
-            for name, unbounded in (("action_low", -math.inf), ("action_high", math.inf)):
+            for name, infinity in (("action_low", -math.inf), ("action_high", math.inf)):
                 # Files of before have Python's `Infinity`, which is read as it is.
-                given[name] = tuple(unbounded if n is None else float(n) for n in data.get(name, ()))
+                given[name] = tuple(infinity if n is None else unbounded(float(n)) for n in data.get(name, ()))
             given["observation_keys"] = tuple((str(key), int(size)) for key, size in data.get("observation_keys", ()))
+            given["env_kwargs"] = tuple((name, value) for name, value in data.get("env_kwargs", ()))
             task = Task(**given)
             widths = {len(task.action_low), len(task.action_high)}
             if widths != ({task.num_actions} if task.continuous else {0}):
@@ -190,6 +204,7 @@ def _check_kinds(task: Task) -> None:
         if not _is_number(getattr(task, name), int) or not least <= getattr(task, name) <= largest
     ]
     wrong += [] if isinstance(task.env, str) else ["env"]
+    wrong += [] if all(_is_argument(*pair) for pair in task.env_kwargs) else ["env_kwargs"]
     wrong += [] if task.observation_dtype in ("uint8", "float32") else ["observation_dtype"]
     wrong += [] if isinstance(task.difficulty_ramping, bool) else ["difficulty_ramping"]
     wrong += [] if _is_number(task.sticky_actions, int | float) else ["sticky_actions"]
@@ -200,6 +215,11 @@ def _check_kinds(task: Task) -> None:
 
 def _is_number(value: Any, kind: Any) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_argument(name: Any, value: Any) -> bool:
+    kinds = isinstance(value, str | bool | None) or _is_number(value, int | float)
+    return isinstance(name, str) and name.isidentifier() and kinds
 
 
 class Batch(NamedTuple):

@@ -16,17 +16,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rldistill.actions import check_actions, describe, same_actions, uniform_actions
+from rldistill.actions import check_actions, uniform_actions
 from rldistill.envs.atari import ATARI_RANDOM_SCORES, AtariBackend, atari_task, is_atari
-from rldistill.envs.gymnasium import GymnasiumBackend, gymnasium_task, render_rate, vector_bounds
+from rldistill.envs.boundary import EnvironmentFailed
+from rldistill.envs.gymnasium import GymnasiumBackend, gymnasium_task, own_shape, render_rate, vector_bounds
+from rldistill.envs.ids import arguments_of, canonical, name_environment
 from rldistill.envs.minatar import MINATAR_GAMES, MinAtarBackend, is_minatar, minatar_task
-from rldistill.envs.world import Backend, Pixels, Step
+from rldistill.envs.world import Backend, Pixels, Step, unlike
 from rldistill.types import Actions, Bools, Observations, Task, UserError
 
 __all__ = [
     "ATARI_RANDOM_SCORES",
     "MINATAR_GAMES",
     "Backend",
+    "EnvironmentFailed",
     "Environments",
     "Pixels",
     "Step",
@@ -38,9 +41,12 @@ __all__ = [
     "is_minatar",
     "make_backend",
     "make_task",
+    "name_environment",
     "observation_bounds",
     "observed_range",
+    "own_shape",
     "same_game",
+    "task_in_file",
     "unlike",
 ]
 
@@ -52,12 +58,27 @@ def make_task(env: str, **options: Any) -> Task:
 
     `ALE/<Game>-v5` has sticky actions 0.25 (Machado et al. 2018), `<Game>NoFrameskip-v4` has none (Mnih et al. 2015);
     both are played with frame skip 4, 84 x 84 grey frames stacked by 4 and up to 30 no-ops, and one life lost does not
-    end an episode. `MinAtar/<Game>-v0` has all six actions, `-v1` the minimal set. Other ids go to `gymnasium.make`.
+    end an episode. `MinAtar/<Game>-v0` has all six actions, `-v1` the minimal set. Other ids go to `gymnasium.make`, with the
+    option `env_kwargs` (a mapping, or texts `name=value`) as arguments of the constructor.
+
+    `module:Id` imports the module, which runs its code: call this with ids that you trust. `task_in_file` does not.
 
     Raises:
-        UserError: no such environment, or its spaces are not understood.
+        UserError: no such environment, its spaces are not understood, or it fails.
     """
-    given = {name: value for name, value in options.items() if value is not None}
+    arguments = options.get("env_kwargs")
+    name_environment(env, arguments_of(arguments) if arguments else ())
+    return task_in_file(env, **options)
+
+
+def task_in_file(env: str, **options: Any) -> Task:
+    """As `make_task`, for an id that a file names: no module is imported that the user has not named in this process.
+
+    Raises:
+        UserError: as `make_task`, and where the id names such a module.
+    """
+    given = {name: value for name, value in options.items() if value is not None and value != ()}
+    env = canonical(env)
     if is_atari(env):
         task = atari_task(env, given)
     elif is_minatar(env):
@@ -81,20 +102,6 @@ def fitting_task(own: Task, env: str | None) -> Task:
     if differ is not None:
         raise UserError(f"{env} has {differ[0]}, the teacher {differ[1]}")
     return task
-
-
-def unlike(one: Task, other: Task) -> tuple[str, str] | None:
-    """Why a policy of the one task cannot play the other: what each has instead, in words. None where it can."""
-    if not same_actions(one, other):
-        return describe(one), describe(other)
-    if one.observation_shape != other.observation_shape:
-        return f"observations of shape {one.observation_shape}", f"{other.observation_shape}"
-    if one.observation_dtype != other.observation_dtype:
-        return f"{one.observation_dtype} observations", other.observation_dtype
-    if one.observation_keys != other.observation_keys:  # flattened in their order, which policies know them by
-        parts = [", ".join(f"{name} ({size})" for name, size in task.observation_keys) for task in (one, other)]
-        return f"the parts {parts[0] or 'without names'} of observations", parts[1] or "without names"
-    return None
 
 
 def same_game(one: str, other: str) -> bool:
@@ -157,14 +164,14 @@ def decisions_per_second(task: Task) -> float:
         return 60 / task.frame_skip
     if is_minatar(task.env):
         return 15.0
-    return render_rate(task.env) or 30.0
+    return render_rate(task) or 30.0
 
 
 def observation_bounds(task: Task) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None:
     """Least and largest number of each feature, (features,) each, as the environment declares them; None of images."""
     if is_atari(task.env) or is_minatar(task.env) or len(task.observation_shape) != 1:
         return None
-    return vector_bounds(task.env)
+    return vector_bounds(task)
 
 
 def observed_range(task: Task, steps: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -185,16 +192,14 @@ def make_backend(task: Task, num_envs: int, *, pixels: bool = False) -> Backend:
     Raises:
         UserError: no such environment here, or it has another number of actions or another observation than the task.
     """
-    fresh = make_task(task.env)
+    if not is_atari(task.env) and not is_minatar(task.env):
+        return GymnasiumBackend(task, num_envs, pixels=pixels)
+    fresh = task_in_file(task.env)
     stacked = (task.frame_stack, *fresh.observation_shape[1:]) if fresh.frame_stack > 1 else fresh.observation_shape
     differ = unlike(replace(fresh, observation_shape=stacked), task)
     if differ is not None:
         raise UserError(f"{task.env} has {differ[0]} here, the policy's task says {differ[1]}")
-    if is_atari(task.env):
-        return AtariBackend(task, num_envs, pixels=pixels)
-    if is_minatar(task.env):
-        return MinAtarBackend(task, num_envs)
-    return GymnasiumBackend(task, num_envs, pixels=pixels)
+    return AtariBackend(task, num_envs, pixels=pixels) if is_atari(task.env) else MinAtarBackend(task, num_envs)
 
 
 class Environments:

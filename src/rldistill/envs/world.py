@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rldistill.types import Actions, Bools, Floats, Observations, UserError
+from rldistill.actions import describe, same_actions
+from rldistill.types import Actions, Bools, Floats, Observations, Task, UserError
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -53,9 +54,26 @@ def understood(env: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) 
     """The options given, if this world takes them: one without effect would be a wrong record of what was played."""
     for name in given:
         if name not in defaults:
-            takes = f"it takes {', '.join(defaults)}" if defaults else "those are for Atari and MinAtar games"
+            games = (
+                "those are for other environments" if name == "env_kwargs" else "those are for Atari and MinAtar games"
+            )
+            takes = f"it takes {', '.join(defaults)}" if defaults else games
             raise UserError(f"{env} does not take the option {name!r}: {takes}")
     return dict(given)
+
+
+def unlike(one: Task, other: Task) -> tuple[str, str] | None:
+    """Why a policy of the one task cannot play the other: what each has instead, in words. None where it can."""
+    if not same_actions(one, other):
+        return describe(one), describe(other)
+    if one.observation_shape != other.observation_shape:
+        return f"observations of shape {one.observation_shape}", f"{other.observation_shape}"
+    if one.observation_dtype != other.observation_dtype:
+        return f"{one.observation_dtype} observations", other.observation_dtype
+    if one.observation_keys != other.observation_keys:  # flattened in their order, which policies know them by
+        parts = [", ".join(f"{name} ({size})" for name, size in task.observation_keys) for task in (one, other)]
+        return f"the parts {parts[0] or 'without names'} of observations", parts[1] or "without names"
+    return None
 
 
 def nearest(name: str, known: list[str]) -> str:

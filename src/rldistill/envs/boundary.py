@@ -1,0 +1,189 @@
+"""The boundary around a user's environment: every call into it is made here, and whatever it raises becomes one line.
+
+An environment may be any program: a simulator behind a socket, a script that exits, code that prints. What it prints goes to
+stderr, since stdout is for what a verb gives out.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rldistill.types import UserError
+
+Info = Mapping[str, Any]
+_WORDS = 200
+
+
+class EnvironmentFailed(UserError):
+    """An environment raised an error, or gave what no environment may give."""
+
+    details: str = ""
+    """The environment's own traceback; empty where it raised nothing."""
+
+
+class Boundary:
+    """One environment of a user's, in which nothing but Ctrl-C can go wrong unnoticed.
+
+    Args:
+        env: its id, for messages.
+        make: makes it.
+
+    Raises:
+        EnvironmentFailed: it cannot be made. So do all methods where the environment fails in them.
+    """
+
+    def __init__(self, env: str, make: Callable[[], Any]) -> None:
+        self.env = env
+        self._made = self._call("making", make)
+        self.observation_space = self._call("the observation space", lambda: self._made.observation_space)
+        self.action_space = self._call("the action space", lambda: self._made.action_space)
+
+    @property
+    def metadata(self) -> Info:
+        """What the environment says of itself, such as `render_fps`."""
+        metadata = self._call("the metadata", lambda: self._made.metadata)
+        return metadata if isinstance(metadata, Mapping) else {}
+
+    def reset(self, seed: int) -> tuple[Any, Info]:
+        """Its first observation, as it gives it, and its info."""
+        answer = self._call("reset", lambda: self._made.reset(seed=seed))
+        if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], Mapping)):
+            raise EnvironmentFailed(
+                f"reset of {self.env} gives no pair of an observation and a dictionary (info): that is the old Gym API; "
+                "move the environment to Gymnasium's"
+            )
+        return answer
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, Info]:
+        """Observation as it gives it, reward, terminated, truncated and info of one action."""
+        answer = self._call("step", lambda: self._made.step(action))
+        if not isinstance(answer, tuple) or len(answer) != 5:
+            size = f"{len(answer)} values" if isinstance(answer, tuple) else "no tuple"
+            raise EnvironmentFailed(
+                f"step of {self.env} gives {size}; Gymnasium's API has 5 (observation, reward, terminated, truncated, "
+                "info), the old Gym API 4: move the environment to Gymnasium's"
+            )
+        observation, reward, terminated, truncated, info = answer
+        return (
+            observation,
+            self._reward(reward),
+            self._flag(terminated, "terminated"),
+            self._flag(truncated, "truncated"),
+            info if isinstance(info, Mapping) else {},
+        )
+
+    def render(self) -> npt.NDArray[np.uint8]:
+        """What a spectator sees, (height, width, 3)."""
+        picture = self._call("render", lambda: self._made.render())
+        try:
+            array = np.asarray(picture)
+        except Exception:  # of a picture that is no array: anything
+            array = np.empty(0)
+        if array.ndim != 3 or array.shape[2] != 3 or array.dtype.kind not in "biuf":
+            kind = f"an array of shape {array.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
+            raise EnvironmentFailed(f"render of {self.env} gives {kind}, no picture (height, width, 3)")
+        return array.astype(np.uint8, copy=False)
+
+    def close(self) -> None:
+        """Frees it. What goes wrong here is only logged: it must not cost the work that is done."""
+        try:
+            self._call("close", lambda: self._made.close())
+        except EnvironmentFailed as error:
+            logging.getLogger("rldistill").warning("warning: %s", error)
+
+    def _call(self, name: str, function: Callable[[], Any]) -> Any:
+        stdout, sys.stdout = sys.stdout, sys.stderr
+        try:
+            return function()
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise failure(name, self.env, error) from error
+        finally:
+            sys.stdout = stdout
+
+    def _reward(self, reward: Any) -> float:
+        number = _number(reward)
+        if number is None:
+            raise EnvironmentFailed(f"step of {self.env} gives the reward {_shown(reward)}, which is no number")
+        if not abs(number) <= np.finfo(np.float32).max:  # nor NaN
+            raise EnvironmentFailed(f"step of {self.env} gives the reward {number}: rewards must be finite")
+        return number
+
+    def _flag(self, flag: Any, name: str) -> bool:
+        number = _number(flag)
+        if number not in (0.0, 1.0):
+            raise EnvironmentFailed(
+                f"step of {self.env} gives {_shown(flag)} as {name}, which is neither true nor false"
+            )
+        return bool(number)
+
+
+def failure(call: str, env: str, error: BaseException) -> EnvironmentFailed:
+    """The one line for an error that an environment raised; the traceback is in its `details`."""
+    words = printable(str(error))
+    said = f"{type(error).__name__}: {words}" if words else type(error).__name__
+    old = "values to unpack" in words or "of the form `(obs, info)`" in words
+    hint = "; is it of the old Gym API? move it to Gymnasium's" if old else ""
+    if call == "making" and isinstance(error, TypeError) and "required" in words:
+        hint = "; name the constructor's arguments with --env-kwargs name=value"
+    failed = EnvironmentFailed(f"{call} of {env} failed: {said}{_place(error)}{hint}")
+    failed.details = "".join(traceback.format_exception(error))
+    return failed
+
+
+def printable(text: str, length: int = _WORDS) -> str:
+    """The first line of a stranger's text, cut, without what moves a terminal's cursor."""
+    first = (text.strip().splitlines() or [""])[0]
+    clean = "".join(letter if letter.isprintable() else " " for letter in first)
+    return clean if len(clean) <= length else f"{clean[: length - 3]}..."
+
+
+def _place(error: BaseException) -> str:
+    """Where in the environment's own code it was raised: ` (file, line N)`, the innermost frame outside of Gymnasium."""
+    frames = traceback.extract_tb(error.__traceback__)
+    inner = os.path.dirname(os.path.dirname(__file__))
+    own = [frame for frame in frames if not frame.filename.startswith((inner, "<"))]
+    own = [frame for frame in own if f"{os.sep}gymnasium{os.sep}" not in frame.filename]
+    if not own:
+        return ""
+    path = Path(own[-1].filename)
+    return f" ({printable('/'.join(path.parts[-2:]), 80)}, line {own[-1].lineno})"
+
+
+def _number(value: Any) -> float | None:
+    """A number, or an array of one; None for anything else."""
+    if isinstance(value, float | int):
+        return _as_float(value)
+    if value is None or isinstance(value, str | bytes):
+        return None
+    try:
+        array = np.asarray(value)
+    except Exception:  # a stranger's object may fail in any way
+        return None
+    if array.size != 1 or array.dtype.kind not in "biuf":
+        return None
+    return _as_float(array.item())
+
+
+def _as_float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # a whole number of four hundred digits
+        return float("inf")
+
+
+def _shown(value: Any) -> str:
+    try:
+        return printable(repr(value), 60)
+    except Exception:  # a stranger's object may fail in any way
+        return type(value).__name__
