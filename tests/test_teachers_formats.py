@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from rldistill.networks import Architecture, build
 from rldistill.policies import save_policy
+from rldistill.teachers.beside import statistics_files
 from rldistill.teachers.chain import parse_architecture
 from rldistill.teachers.cleanrl import read_cleanrl
 from rldistill.teachers.detect import kind_of
-from rldistill.teachers.hub import Card, fetch, find_policy_file, find_statistics, parse_ref, read_card
+from rldistill.teachers.hub import Card, fetch, find_policy_file, parse_ref, read_card
 from rldistill.teachers.onnx import contents_of, read_onnx
 from rldistill.teachers.state_dict import read_state_dict
 from rldistill.teachers.torchscript import read_torchscript
@@ -1087,12 +1088,10 @@ def test_the_policy_of_a_model_s_folder_is_found(tmp_path: Path) -> None:
         archive.writestr("0.monitor.csv", b"r,l,t")
     sb3_zip(tmp_path / "ppo-LunarLander-v2.zip")
     assert find_policy_file(tmp_path).name == "ppo-LunarLander-v2.zip"
-    assert find_statistics(tmp_path) is None
+    assert not list(statistics_files([tmp_path]))
     (tmp_path / "vec_normalize.pkl").write_bytes(b"x")
     (tmp_path / "sac_replay_buffer.pkl").write_bytes(b"x")
-    statistics = find_statistics(tmp_path)
-    assert statistics is not None
-    assert statistics.name == "vec_normalize.pkl"
+    assert [file.name for file in statistics_files([tmp_path])] == ["vec_normalize.pkl"]
     sb3_zip(tmp_path / "dqn-LunarLander-v2.zip")
     refused(find_policy_file, tmp_path, says="several policies .dqn-LunarLander-v2.zip, ppo-LunarLander-v2.zip.")
 

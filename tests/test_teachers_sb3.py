@@ -679,9 +679,9 @@ CONFIG = (
 )
 
 
-def ppo(path: Path) -> Path:
+def ppo(path: Path, **changes: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    return make_zip(path, "PPO", actor_critic(5, 8, outputs=3).tensors, VECTOR, spaces.Discrete(3))
+    return make_zip(path, "PPO", actor_critic(5, 8, outputs=3).tensors, VECTOR, spaces.Discrete(3), changes=changes)
 
 
 @pytest.mark.parametrize(
@@ -790,7 +790,7 @@ def test_a_name_tells_the_environment_in_any_case_and_without_its_slash(tmp_path
 
 
 def test_another_environment_than_the_plain_one_is_remarked(tmp_path: Path) -> None:
-    path = ppo(tmp_path / "Acrobot-v1_1" / "best_model.zip")
+    path = ppo(tmp_path / "Acrobot-v1_1" / "best_model.zip", _last_obs={}, _last_original_obs=None)
     args, config = path.parent / "args.yml", path.parent / "config.yml"
     args.write_text(ARGS + "  - - env_kwargs\n    - null\n")
     config.write_text(

@@ -22,16 +22,16 @@ from rldistill.networks import parameter_count
 from rldistill.policies import KeptPolicy, SavedPolicy
 from rldistill.policies import load_policy as load_folder
 from rldistill.progress import Progress
+from rldistill.teachers.beside import folders_in, with_statistics
 from rldistill.teachers.cleanrl import read_cleanrl
 from rldistill.teachers.detect import check_readable, kind_of
 from rldistill.teachers.exported import Exported, exported_in, read_exported
 from rldistill.teachers.foreign import ForeignPolicy, ForeignScores
-from rldistill.teachers.hub import PREFIX, fetch, find_policy_file, find_statistics, read_card
+from rldistill.teachers.hub import PREFIX, fetch, find_policy_file, read_card
 from rldistill.teachers.matching import mismatches_of
 from rldistill.teachers.options import TeacherOptions, check_acting
 from rldistill.teachers.sb3 import read_sb3
 from rldistill.teachers.state_dict import read_state_dict
-from rldistill.teachers.statistics import read_normalization, read_statistics
 from rldistill.teachers.trial import read_program
 from rldistill.types import Actions, ScoreKind, Task, Teacher, UserError
 
@@ -175,16 +175,14 @@ def _load(ref: Ref, env: str | None, options: TeacherOptions) -> SavedPolicy | F
     if exported is not None:
         return _exported(kind, path, exported, env)
     named = env
+    folder = None
     if kind == "hub folder":
+        folder = path
         named = env or read_card(path).env
-        statistics = find_statistics(path) if options.normalization is None else None
-        # None too where they are of rewards alone.
-        if statistics is not None and read_normalization(statistics, trust_pickle=options.trust_pickle) is not None:
-            options = replace(options, normalization=statistics)
         path = find_policy_file(path)
         kind = kind_of(path)
     task = _task(named) if named is not None else None
-    foreign = _read(kind, path, task, options)
+    foreign = _read(kind, path, task, options, folder)
     if given.teacher_scores == foreign.scores:  # what agrees with the file is checked by it, and acts so
         foreign = replace(foreign, used=foreign.used | {"teacher_scores"})
     notes = [str(note) for note in (*foreign.provenance.get("notes", ()), *_supposed(foreign))]
@@ -197,6 +195,9 @@ def _load(ref: Ref, env: str | None, options: TeacherOptions) -> SavedPolicy | F
             raise UserError(
                 f"{error} ({path} or what lies beside it is named so; --env names the environment itself)"
             ) from None
+    if kind != "sb3":
+        foreign, of_statistics = with_statistics(foreign, path, folder, task, options)
+        notes += of_statistics
     if task.env != (named or foreign.env):
         notes.append(f"{named or foreign.env} is no longer there: played as {task.env}")
     score_kind = _score_kind(foreign)
@@ -364,13 +365,17 @@ def parameters_of(policy: KeptPolicy) -> int:
     return parameter_count(policy.network) or int(policy.provenance.get("parameters", 0))
 
 
-def _read(kind: str, path: Path, task: Task | None, options: TeacherOptions) -> ForeignPolicy:
+def _read(
+    kind: str, path: Path, task: Task | None, options: TeacherOptions, folder: Path | None = None
+) -> ForeignPolicy:
     shape = task.observation_shape if task is not None else None
     actions = task.num_actions if task is not None else None
     bounds = (task.action_low, task.action_high) if task is not None and task.continuous else None
     scores: ForeignScores | None = options.teacher_scores
     if kind == "sb3":
-        return read_sb3(path, normalization=options.normalization, trust_pickle=options.trust_pickle)
+        return read_sb3(
+            path, normalization=options.normalization, folders=folders_in(folder), trust_pickle=options.trust_pickle
+        )
     if kind == "cleanrl":
         foreign = read_cleanrl(path, observation_shape=shape)
     elif kind in ("onnx", "torchscript"):
@@ -393,9 +398,6 @@ def _read(kind: str, path: Path, task: Task | None, options: TeacherOptions) -> 
             f"{path} is no policy that rldistill knows: it reads policy folders, Stable-Baselines3 zips, CleanRL "
             "checkpoints, ONNX, TorchScript, plain state dicts and what its own export wrote"
         )
-    if options.normalization is not None:
-        statistics = read_statistics(options.normalization, trust_pickle=options.trust_pickle)
-        foreign = replace(foreign, normalization=statistics, used=foreign.used | {"normalization"})
     return foreign
 
 

@@ -120,7 +120,7 @@ def read_exported(kind: str, path: Path, exported: Exported) -> ForeignPolicy:
         )
     else:
         # What lies beside it may be another policy's: this one has its normalization inside.
-        return replace(read_sb3(path), normalization=None, normalization_expected=False)
+        return read_sb3(path, folders=None)
     top = np.full(shape, 255.0 if task.observation_dtype == "uint8" else np.inf)
     low = np.zeros(shape) if task.observation_dtype == "uint8" else -top
     return replace(

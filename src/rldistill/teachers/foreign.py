@@ -52,13 +52,53 @@ class Statistics(NamedTuple):
     limit: float
     source: str
     """The file that they come from."""
+    keys: tuple[tuple[str, int], ...] = ()
+    """Of observations with named parts: names and sizes of the parts that are normalized, in the order of these numbers."""
+    untouched: npt.NDArray[np.bool_] | None = None
+    """Where True, a number of the observation is left as it is."""
+    rule: str = ""
+    """Whose statistics they are and how they are applied, for a reader; empty for `VecNormalize`."""
 
     def __call__(self, observations: Tensor) -> Tensor:
         """The same shape, float32."""
         # In double precision, as VecNormalize does: of an observation that hardly varies, float32 leaves only noise.
         mean = torch.from_numpy(self.mean)
         scale = torch.from_numpy(np.sqrt(self.variance + self.epsilon))
-        return ((observations.double() - mean) / scale).clamp(-self.limit, self.limit).float()
+        normalized = ((observations.double() - mean) / scale).clamp(-self.limit, self.limit).float()
+        if self.untouched is None:
+            return normalized
+        return torch.where(torch.from_numpy(self.untouched), observations.float(), normalized)
+
+    def arranged(self, shape: tuple[int, ...], keys: tuple[tuple[str, int], ...] = ()) -> Statistics | None:
+        """These statistics for observations of a shape, flattened from these named parts; None where they do not fit.
+
+        Args:
+            shape: of an observation.
+            keys: names and sizes of its parts, in their order. A part without statistics is left as it is.
+        """
+        if not self.keys:
+            return self if self.mean.shape == shape else None
+        sizes = dict(keys)
+        if any(sizes.get(name) != size for name, size in self.keys):
+            return None
+        mean, variance = np.zeros(shape), np.ones(shape)
+        untouched = np.ones(shape, dtype=np.bool_)
+        ends = np.cumsum([size for _, size in keys])
+        places = {name: slice(end - size, end) for (name, size), end in zip(keys, ends, strict=True)}
+        start = 0
+        for name, size in self.keys:
+            mean[places[name]] = self.mean[start : start + size]
+            variance[places[name]] = self.variance[start : start + size]
+            untouched[places[name]] = False
+            start += size
+        return self._replace(mean=mean, variance=variance, untouched=untouched if untouched.any() else None)
+
+    def misfit(self, shape: tuple[int, ...], keys: tuple[tuple[str, int], ...] = ()) -> str:
+        """Why `arranged` gave None, to follow the name of the file."""
+        if not self.keys:
+            return f"is for observations of shape {self.mean.shape}, not {shape}"
+        own, given = (", ".join(f"{name} ({size})" for name, size in parts[:8]) for parts in (self.keys, keys))
+        return f"is for observations with the parts {own}, not {given or f'of shape {shape} without parts'}"
 
 
 def acted(**options: object) -> frozenset[str]:

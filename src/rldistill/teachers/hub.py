@@ -110,20 +110,6 @@ def find_policy_file(folder: Path) -> Path:
     raise UserError(f"{folder} has no policy: no file that ends in {', '.join(_KINDS)}")
 
 
-def find_statistics(folder: Path) -> Path | None:
-    """The `VecNormalize` statistics in a model's folder, or in the folder that SB3's zoo names after the environment.
-
-    Raises:
-        UserError: there are several.
-    """
-    names = ("vecnormalize.pkl", "vec_normalize.pkl")
-    places = [*folder.glob("*.pkl"), *folder.glob("*/*.pkl")] if folder.is_dir() else []
-    found = sorted(file for file in places if file.name.endswith(names))
-    if len(found) > 1:
-        raise UserError(f"{folder} has several statistics ({', '.join(file.name for file in found[:5])}); name one")
-    return found[0] if found else None
-
-
 def read_card(folder: Path) -> Card:
     """What the block of metadata at the top of the folder's README says, as far as it is of use; nothing if it has none.
 

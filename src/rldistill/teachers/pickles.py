@@ -390,18 +390,27 @@ def array(value: Any) -> npt.NDArray[np.float64]:
     Raises:
         UserError: it is no array of numbers, or its shape does not fit its bytes.
     """
+    return plain_array(value).astype(np.float64)
+
+
+def plain_array(value: Any) -> npt.NDArray[Any]:
+    """As `array`, in the type of its own elements.
+
+    Raises:
+        UserError: as there.
+    """
     try:
         return _array(value)
     except _DAMAGE as error:
         raise UserError(f"an array is missing or damaged ({shown(error)})") from None
 
 
-def _array(value: Any) -> npt.NDArray[np.float64]:
+def _array(value: Any) -> npt.NDArray[Any]:
     if isinstance(value, bool | int | float | np.ndarray | np.generic):  # arrays come from a trusted pickle
         made = np.asarray(value)
         if made.dtype.kind not in "biuf":
             raise _Damaged("no numbers")
-        return np.asarray(made, dtype=np.float64)
+        return made
     if not isinstance(value, Inert):
         raise _Damaged("no array")
     module, _, function = value.name.rpartition(".")
@@ -419,14 +428,14 @@ def _array(value: Any) -> npt.NDArray[np.float64]:
     raise _Damaged(f"{shown(value.name, 60)} is no array")
 
 
-def _from_bytes(raw: Any, kind: np.dtype[Any], shape: Any, order: Any) -> npt.NDArray[np.float64]:
+def _from_bytes(raw: Any, kind: np.dtype[Any], shape: Any, order: Any) -> npt.NDArray[Any]:
     if not isinstance(raw, bytes) or not isinstance(shape, tuple) or len(shape) > 16:
         raise _Damaged("no bytes or no shape")
     if not all(isinstance(length, int) and 0 <= length <= MOST_BYTES for length in shape):
         raise _Damaged("absurd shape")
     if math.prod(shape) * kind.itemsize != len(raw):
         raise _Damaged("its shape does not fit its bytes")
-    return np.frombuffer(raw, dtype=kind).reshape(shape, order=order).astype(np.float64)
+    return np.frombuffer(raw, dtype=kind).reshape(shape, order=order)
 
 
 def _dtype(value: Any) -> np.dtype[Any]:

@@ -10,15 +10,17 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from rldistill.teachers.archives import MIB, PATH_LENGTH, read_file, read_members, shown
+from rldistill.teachers.archives import MIB, PATH_LENGTH, read_members, shown
+from rldistill.teachers.beside import Shape, find_beside
 from rldistill.teachers.foreign import BoxSpace, ForeignPolicy, Statistics, acted
 from rldistill.teachers.sb3_networks import ACTIVATIONS, Family, Settings, build_acting, family_of
 from rldistill.teachers.sb3_spaces import MOST_ACTIONS, action_space, entry_of, integer, observation_space, text_of
-from rldistill.teachers.statistics import read_normalization, read_statistics
+from rldistill.teachers.sb3_training import LastObservations, Training, last_observations, own_folders, read_training
+from rldistill.teachers.statistics import read_statistics
 from rldistill.teachers.tensors import load_state_dict
 from rldistill.types import UserError
 
@@ -50,17 +52,22 @@ _REFUSED = {
 _EXTRACTORS = re.compile(
     r"<class 'stable_baselines3\.common\.torch_layers\.(NatureCNN|FlattenExtractor|CombinedExtractor)'>"
 )
-_PREFIXES = ("ppo", "a2c", "dqn", "qrdqn", "trpo", "sac", "td3", "ddpg", "tqc", "her")
-_ENVIRONMENT = r"[A-Za-z][\w.:-]*-v\d+"
 
 
-def read_sb3(path: Path, *, normalization: Path | None = None, trust_pickle: bool = False) -> ForeignPolicy:
+def read_sb3(
+    path: Path,
+    *,
+    normalization: Path | None = None,
+    folders: Sequence[Path] | None = (),
+    trust_pickle: bool = False,
+) -> ForeignPolicy:
     """Reads a Stable-Baselines3 zip: DQN, QR-DQN, PPO, A2C, TRPO, SAC, TD3, DDPG or TQC; MLP or Nature CNN.
 
     Args:
         path: the zip file.
-        normalization: the file of `VecNormalize.save`; looked for beside the zip where it is None (in `<env>/vecnormalize.pkl`
-            as the zoo lays it out, `<name>.vecnormalize.pkl`, `vecnormalize.pkl` or `vec_normalize.pkl`).
+        normalization: the file of `VecNormalize.save`; where it is None, any pickle of one is looked for in the zip's folder
+            and in `<env>/` and `<name>/` there, as the zoo lays it out.
+        folders: searched for statistics as well; None searches nowhere.
         trust_pickle: unpickle the statistics as Python does. The zip's own pickles are never run.
 
     Raises:
@@ -99,7 +106,13 @@ def read_sb3(path: Path, *, normalization: Path | None = None, trust_pickle: boo
         notes.append(f"it was trained in an environment wrapped by {training.wrapper}, which is not applied here")
     if training.arguments is not None:
         notes.append(f"its environment was made with {training.arguments}, here it is made without")
-    statistics, expected = _normalization(path, normalization, observations, training, trust_pickle, notes)
+    statistics, expected = None, False
+    if normalization is not None or folders is not None:
+        last = last_observations(data, observations, on_policy=family == "actor-critic")
+        searched = [*own_folders(path, training.env), *(folders or ())]
+        statistics, expected = _normalization(
+            path, normalization, observations, training, last, searched, trust_pickle, notes
+        )
     return ForeignPolicy(
         network=acting.network,
         scores=acting.scores,
@@ -205,134 +218,36 @@ def _real(value: Any) -> float | None:
     return real if math.isfinite(real) else None
 
 
-# --- what lies beside the file
-
-
-class Training(NamedTuple):
-    """What names and files beside a zip tell of its training."""
-
-    env: str | None = None
-    normalized: bool = False
-    """Whether the zoo's configuration says that observations were normalized."""
-    frame_stack: int | None = None
-    wrapper: str | None = None
-    arguments: str | None = None
-    """What the environment was made with, such as `{g: 1.0}`."""
-
-
-def read_training(path: Path, algorithm: str = "") -> Training:
-    """What the file's name, its folders and the zoo's `args.yml` and `config.yml` tell.
-
-    Args:
-        path: of the zip.
-        algorithm: of the zip; an `args.yml` of another is not about this file.
-
-    Raises:
-        UserError: one of these files cannot be read.
-    """
-    env = _env_of_names(path)
-    arguments = _beside(path, env, "args.yml")
-    said, algo = _yaml(arguments, "env"), _yaml(arguments, "algo")
-    if said is not None and not re.fullmatch(r"[A-Za-z][\w.:/-]{0,99}", said):
-        said = None
-    plain = algorithm.replace("-", "").lower()
-    other_env = env is not None and said is not None and said.replace("/", "-") != env.replace("/", "-")
-    if other_env or (algo is not None and algo.lower() in _PREFIXES and plain in _PREFIXES and algo.lower() != plain):
-        return Training(env)  # a folder of many files, and these are about another
-    env = said or env
-    config = _beside(path, env, "config.yml")
-    normalized = _yaml(config, "normalize") or ""
-    without = re.search(r"norm_obs['\"]*\s*[:=]\s*false", config, re.IGNORECASE)
-    yes = bool(normalized) and normalized.lower() not in ("false", "none", "null", "no", "0")
-    stack = integer(_yaml(config, "frame_stack") or "")
-    wrapper = _yaml(config, "env_wrapper")
-    # The zoo's copy on the hub has a file of them.
-    made_with = _yaml(arguments, "env_kwargs") or _beside(path, env, "env_kwargs.yml").strip().replace("\n", ", ")
-    return Training(env, yes and not without, stack, *(_said(value) for value in (wrapper, made_with)))
-
-
-def _said(value: str | None) -> str | None:
-    """For a note; None where it is empty in one of YAML's ways."""
-    empty = value is None or value.lower() in ("", "null", "none", "~", "{}", "[]", "false", "ordereddict()")
-    return None if empty else shown(value, 200)
-
-
-def _env_of_names(path: Path) -> str | None:
-    """`<env>_1/` of the zoo, `ppo-<env>.zip`, `<env>.zip`; None where it would be a guess."""
-    known = re.fullmatch(rf"(?i:(?:{'|'.join(_PREFIXES)})[-_])?({_ENVIRONMENT})", path.stem)
-    folder = re.fullmatch(rf"({_ENVIRONMENT})_\d+", path.absolute().parent.name)
-    found = known or folder
-    return re.sub("^ALE-", "ALE/", found[1]) if found else None  # no file's name has a slash
-
-
-def _folders(path: Path, env: str | None) -> Iterator[Path]:
-    """Where the zoo keeps what belongs to a zip, nearest first."""
-    yield path.parent / path.stem
-    if env is not None and ".." not in env:
-        yield path.parent / env.replace("/", "-")
-
-
-def _beside(path: Path, env: str | None, name: str) -> str:
-    for folder in (*_folders(path, env), path.parent):
-        if (folder / name).is_file():
-            return read_file(folder / name, MIB, what="configuration").decode(errors="replace")
-    return ""
-
-
-def _yaml(text: str, key: str) -> str | None:
-    """A value in the zoo's YAML (a list of pairs, or `key: value`), as text. What it means is not looked into."""
-    pair = re.search(rf"^[ \t-]*-[ \t]+{key}[ \t]*\n((?:[ \t]+-[ \t]|[ \t]+\S).*)$", text, re.MULTILINE)
-    line = pair or re.search(rf"^[ \t]*{key}[ \t]*:[ \t]*(\S.*)$", text, re.MULTILINE)
-    if not line:
-        return None
-    return re.sub(r"^[ \t]*-[ \t]+", "", line[1]).strip().strip("'\"").strip() or None
-
-
 def _normalization(
     path: Path,
     given: Path | None,
     observations: BoxSpace,
     training: Training,
+    last: LastObservations,
+    folders: Sequence[Path],
     trust_pickle: bool,
     notes: list[str],
 ) -> tuple[Statistics | None, bool]:
     """Statistics where there are some, and whether observations were normalized as far as anybody can tell."""
+    wanted = Shape(observations.shape, observations.keys)
     if given is not None:
         statistics = read_statistics(given, trust_pickle=trust_pickle)
-        if statistics.mean.shape != observations.shape:
-            raise UserError(
-                f"{shown(given, PATH_LENGTH)} {_misfit(statistics, observations)}; name the one of this teacher"
-            )
-        return statistics, True
-    for found, own in _statistics_beside(path, training.env):
-        beside = read_normalization(found, trust_pickle=trust_pickle)
-        if beside is None:
-            notes.append(f"{shown(found.name)} says that observations were not normalized")
-            return None, False
-        if beside.mean.shape == observations.shape:
-            return beside, True
-        if own:
-            raise UserError(f"{shown(found, PATH_LENGTH)} lies beside the teacher, but {_misfit(beside, observations)}")
-        notes.append(f"{shown(found.name)} beside it {_misfit(beside, observations)}; it is another policy's")
-    return None, training.normalized
-
-
-def _misfit(statistics: Statistics, observations: BoxSpace) -> str:
-    return f"is for observations of shape {statistics.mean.shape}, not {observations.shape}"
-
-
-def _statistics_beside(path: Path, env: str | None) -> Iterator[tuple[Path, bool]]:
-    """Files of statistics, and whether their names say that they are this file's own."""
-    step = re.fullmatch(r"(.+)_(\d+_steps)", path.stem)  # of CheckpointCallback
-    own = [folder / "vecnormalize.pkl" for folder in _folders(path, env)]
-    own += [path.with_name(f"{path.stem}.vecnormalize.pkl"), path.with_name(f"{path.stem}_vecnormalize.pkl")]
-    own += [path.with_name(f"{step[1]}_vecnormalize_{step[2]}.pkl")] if step else []
-    for candidate in own:
-        if candidate.is_file():
-            yield candidate, True
-    for name in ("vecnormalize.pkl", "vec_normalize.pkl"):
-        if path.with_name(name).is_file():
-            yield path.with_name(name), False
+        arranged = statistics.arranged(*wanted)
+        if arranged is None:
+            raise UserError(f"{shown(given, PATH_LENGTH)} {statistics.misfit(*wanted)}; name the one of this teacher")
+        return arranged, True
+    beside = find_beside(
+        path, wanted, folders=folders, normalized=last.normalized, refutes=last.refute, trust_pickle=trust_pickle
+    )
+    notes += beside.notes
+    if beside.statistics is not None or beside.normalized is False:
+        return beside.statistics, beside.statistics is not None
+    if last.normalized is None and training.normalized is None:
+        notes.append(
+            "the file does not tell whether its observations were normalized (VecNormalize), and no statistics lie beside it; "
+            "if they were, name them with --normalization"
+        )
+    return None, training.normalized is True or last.normalized is True
 
 
 def _provenance(

@@ -1,8 +1,12 @@
-"""The statistics of `VecNormalize` or of Gymnasium's `NormalizeObservation`, out of the pickle that their owner wrote."""
+"""The statistics of `VecNormalize` or of Gymnasium's `NormalizeObservation`, out of the pickle that their owner wrote.
+
+Those of other tools go into a JSON file of `mean`, `std` and `clip`: an observation becomes clip((x - mean) / std).
+"""
 
 from __future__ import annotations
 
 import io
+import json
 import math
 import pickle
 from collections.abc import Iterator, Mapping
@@ -10,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from rldistill.teachers.archives import PATH_LENGTH, read_file, shown
 from rldistill.teachers.foreign import Statistics
 from rldistill.teachers.pickles import MOST_BYTES, STATE_MODULES, Inert, admits_statistics, array, interpret, number
 from rldistill.types import UserError
 
+_MOST_PARTS = 1024
 TRUST_HINT = (
     "; what a pickle calls may do anything on this machine. Get the file from somebody you trust, "
     "or run it with --trust-pickle"
@@ -26,7 +32,7 @@ def read_statistics(path: Path, *, trust_pickle: bool = False) -> Statistics:
     """The observation statistics in a file that `VecNormalize.save` wrote, or in a pickle of `NormalizeObservation`'s `obs_rms`.
 
     Args:
-        path: such as `vecnormalize.pkl`.
+        path: such as `vecnormalize.pkl`, or a JSON file of `mean`, `std` and `clip`.
         trust_pickle: unpickle it as Python does, running whatever it asks for.
 
     Raises:
@@ -43,6 +49,8 @@ def read_statistics(path: Path, *, trust_pickle: bool = False) -> Statistics:
 def read_normalization(path: Path, *, trust_pickle: bool = False) -> Statistics | None:
     """As `read_statistics`, but None where the file says that only rewards were normalized."""
     data = read_file(path, MOST_BYTES, what="statistics file")
+    if data[:1] == b"{":
+        return _of_json(data, path)
     if trust_pickle:
         root = _unpickled(data, path)
     else:
@@ -88,15 +96,23 @@ def _normalization(root: Any, source: str) -> Statistics | None:
         if state.get("norm_obs", True) is False:
             return None
         moments = state.get("obs_rms")
-        if isinstance(moments, dict):
-            raise UserError("they are of a dictionary of observations, which is not supported")
-        name, inner = _class_and_state(moments)
         epsilon, limit = number(state.get("epsilon", 1e-8)), number(state.get("clip_obs", 10.0))
+        if isinstance(moments, dict):
+            return _of_parts(moments, state.get("norm_obs_keys"), epsilon, limit, source)
     else:  # the moments alone: of Stable-Baselines 2, or Gymnasium's; CleanRL clips after these at 10 as VecNormalize does
-        inner, epsilon, limit = state, 1e-8, 10.0
-    if not name.endswith("RunningMeanStd"):
-        raise UserError(f"it holds {shown(name or type(root).__name__, 60)}, no VecNormalize")
-    mean, variance = array(inner.get("mean")), array(inner.get("var"))
+        moments, epsilon, limit = root, 1e-8, 10.0
+    mean, variance = _moments(moments)
+    return checked_statistics(mean, variance, epsilon, limit, source)
+
+
+def checked_statistics(
+    mean: npt.NDArray[np.float64], variance: npt.NDArray[np.float64], epsilon: float, limit: float, source: str
+) -> Statistics:
+    """Statistics of one shape, finite, without a division by zero.
+
+    Raises:
+        UserError: they are not.
+    """
     if mean.shape != variance.shape:
         raise UserError(f"the mean has shape {mean.shape}, the variance {variance.shape}")
     if not (np.isfinite(mean).all() and np.isfinite(variance).all() and (variance >= 0).all()):
@@ -104,6 +120,47 @@ def _normalization(root: Any, source: str) -> Statistics | None:
     if not (0 <= epsilon < math.inf and limit > 0) or not ((variance + epsilon) > 0).all():
         raise UserError(f"epsilon {epsilon} and limit {limit} are no such numbers")
     return Statistics(mean, variance, epsilon, limit, source)
+
+
+def _of_parts(parts: Mapping[Any, Any], names: Any, epsilon: float, limit: float, source: str) -> Statistics:
+    """Of a dictionary of observations: the parts' numbers one after the other."""
+    wanted = list(parts) if names is None else names
+    if not isinstance(wanted, list | tuple) or not 1 <= len(wanted) <= _MOST_PARTS:
+        raise UserError("they are of a dictionary of observations without parts")
+    means, variances, keys = [], [], []
+    for name in wanted:
+        if not isinstance(name, str) or name not in parts:
+            raise UserError(f"they lack the moments of the part {shown(name, 40)!r}")
+        mean, variance = _moments(parts[name])
+        checked_statistics(mean, variance, epsilon, limit, source)
+        means.append(mean.ravel())
+        variances.append(variance.ravel())
+        keys.append((name, mean.size))
+    return Statistics(np.concatenate(means), np.concatenate(variances), epsilon, limit, source, tuple(keys))
+
+
+def _moments(value: Any) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Mean and variance of a RunningMeanStd."""
+    name, state = _class_and_state(value)
+    if not name.endswith("RunningMeanStd"):
+        raise UserError(f"it holds {shown(name or type(value).__name__, 60)}, no VecNormalize")
+    return array(state.get("mean")), array(state.get("var"))
+
+
+def _of_json(data: bytes, path: Path) -> Statistics:
+    """Statistics that a user wrote down: `{"mean": [...], "std": [...], "clip": 10}`, `clip` null or absent for none."""
+    title = shown(path, PATH_LENGTH)
+    try:
+        said = json.loads(data)
+        if not isinstance(said, dict) or not {"mean", "std"} <= set(said) <= {"mean", "std", "clip"}:
+            raise UserError("it should have mean, std and clip (null for none)")
+        mean, deviation = (np.asarray(said[name], dtype=np.float64) for name in ("mean", "std"))
+        limit = math.inf if said.get("clip") is None else float(said["clip"])
+        return checked_statistics(mean, np.where(deviation > 0, deviation**2, np.nan), 0.0, limit, str(path))
+    except UserError as error:
+        raise UserError(f"{title} holds no statistics that can be used: {error}") from None
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise UserError(f"{title} holds no statistics that can be used: {shown(error, 120)}") from None
 
 
 def _class_and_state(value: Any) -> tuple[str, Mapping[Any, Any]]:
