@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from rldistill.teachers.archives import shown
 from rldistill.teachers.foreign import ForeignPolicy, ForeignScores, Pixels, acted
 from rldistill.teachers.onnx_contents import Contents, check_contents, contents_of
+from rldistill.teachers.onnx_contents import Contents, check_contents, contents_of
+from rldistill.teachers.onnx_sizes import check_sizes
 from rldistill.teachers.programs import first_line, in_batches, policy_of, unknown_range
 from rldistill.teachers.state_dict import observations_of, scores_named
 from rldistill.teachers.weights import read_bytes
@@ -97,6 +99,7 @@ def read_onnx(
     data = read_bytes(path)
     contents = contents_of(data, path)
     check_contents(contents, path)
+    check_sizes(contents, path)
     # By its path where there are files beside it, by the bytes that were looked at where there are none.
     session = _session(str(path) if contents.external else data, threads, path)
     shape, channels_last = _input(session, observation_shape, path)

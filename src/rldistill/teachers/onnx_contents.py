@@ -35,12 +35,6 @@ _REFUSED_OPERATORS = {
     "GreedySearch": "whose end nobody can foresee",
     "Sampling": "whose end nobody can foresee",
 }
-# Operators whose result is as large as the contents of an input say, and the places of these inputs.
-_SIZES: dict[str, tuple[int, ...]] = {
-    "AffineGrid": (1,), "BlackmanWindow": (0,), "CenterCropPad": (1,), "Col2Im": (1, 2), "ConstantOfShape": (0,), "DFT": (1,),
-    "Expand": (1,), "HammingWindow": (0,), "HannWindow": (0,), "MaxUnpool": (2,), "MelWeightMatrix": (0, 1, 2, 3, 4),
-    "OneHot": (1,), "Pad": (1,), "Range": (0, 1, 2), "Resize": (2, 3), "STFT": (1, 3), "Tile": (1,), "Upsample": (1,),
-}  # fmt: skip
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}  # that onnxruntime brings along
 _METADATA = 14
 _MAX_DEPTH = 32
@@ -54,6 +48,17 @@ class Node(NamedTuple):
     domain: str
     inputs: list[str]
     outputs: list[str]
+    scope: int
+    """Whose names these are: 0 for the graph, n for the n-th function."""
+
+
+class Function(NamedTuple):
+    """One of the model's own functions, whose nodes are among the model's."""
+
+    name: str
+    domain: str
+    inputs: list[str]
+    outputs: list[str]
 
 
 class Contents(NamedTuple):
@@ -63,11 +68,11 @@ class Contents(NamedTuple):
     """Files that hold weights, as the model names them."""
     nodes: list[Node]
     given: set[str]
-    """Names of what comes in: the graph's inputs (some of which weights give a value), and those of functions."""
+    """Names of the graph's inputs, some of which weights give a value."""
     weights: set[str]
     """Names of the weights."""
-    functions: set[str]
-    """Domains of the model's own functions, which are made of nodes that are here."""
+    functions: list[Function]
+    """The model's own; the first has scope 1."""
     divides: bool
     """Whether 255, or one over it, is among its constants."""
     parameters: int
@@ -84,12 +89,12 @@ def contents_of(data: bytes, path: Path) -> Contents:
     Raises:
         UserError: it is no ONNX model.
     """
-    contents = Contents([], [], set(), set(), set(), False, 0, 0, False)
+    contents = Contents([], [], set(), set(), [], False, 0, 0, False)
     budget = iter(range(_MAX_FIELDS))
     try:
         if not any(number == 7 for number, _ in _fields(memoryview(data), budget)):
             raise ValueError("it has no graph")
-        return _walk(memoryview(data), "model", contents, 0, budget)
+        return _walk(memoryview(data), "model", contents, 0, budget, 0)
     except (ValueError, IndexError, struct.error) as error:
         raise UserError(f"{path} is damaged or no ONNX model ({error}); get the file anew") from None
 
@@ -112,18 +117,25 @@ def metadata_of(data: bytes, path: Path) -> dict[str, str]:
     return found
 
 
-def _walk(data: memoryview, message: str, contents: Contents, depth: int, budget: Iterator[int]) -> Contents:
+def _walk(
+    data: memoryview, message: str, contents: Contents, depth: int, budget: Iterator[int], scope: int
+) -> Contents:
     if depth > _MAX_DEPTH:
         raise ValueError("it is nested too deeply")
     inside = _MESSAGES[message]
-    node = Node("", "", [], [])
+    node = Node("", "", [], [], scope)
     for number, value in _fields(data, budget):
         if message == "node" and number in (1, 2) and isinstance(value, memoryview):
             (node.inputs if number == 1 else node.outputs).append(_text(value))
         elif message == "node" and number in (4, 7) and isinstance(value, memoryview):
             node = node._replace(operator=_text(value)) if number == 4 else node._replace(domain=_text(value))
-        elif message == "function" and number in (4, 10) and isinstance(value, memoryview):
-            (contents.given if number == 4 else contents.functions).add(_text(value))
+        elif message == "function" and number in (1, 4, 5, 10) and isinstance(value, memoryview):
+            function, text = contents.functions[scope - 1], _text(value)
+            if number in (4, 5):
+                (function.inputs if number == 4 else function.outputs).append(text)
+            else:
+                named = function._replace(name=text) if number == 1 else function._replace(domain=text)
+                contents.functions[scope - 1] = named
         elif message == "graph" and number == 11 and isinstance(value, memoryview):
             contents.given.update(
                 _text(part) for key, part in _fields(value, budget) if key == 1 and not isinstance(part, int)
@@ -132,10 +144,15 @@ def _walk(data: memoryview, message: str, contents: Contents, depth: int, budget
             contents = contents._replace(divides=contents.divides or _is_scale(value.to_bytes(8, "little")[:4]))
         elif number in inside and isinstance(value, memoryview):
             if inside[number] == "tensor":
-                contents = _tensor(value, contents, budget)
+                # Of the outermost graph alone: a constant elsewhere that bears an input's name gives it no value.
+                contents = _tensor(value, contents, budget, is_weight=message in ("graph", "sparse") and depth <= 2)
             elif inside[number] == "sparse":
                 contents = contents._replace(largest=max(contents.largest, _dense_size(value, budget)))
-            contents = _walk(value, inside[number], contents, depth + 1, budget)
+            within = scope
+            if inside[number] == "function":
+                contents.functions.append(Function("", "", [], []))
+                within = len(contents.functions)
+            contents = _walk(value, inside[number], contents, depth + 1, budget, within)
     if message == "node":
         contents.nodes.append(node)
     return contents
@@ -155,31 +172,7 @@ def _dense_size(data: memoryview, budget: Iterator[int]) -> int:
     return count
 
 
-def _sized_by_observations(contents: Contents) -> str | None:
-    """An operator that makes as much as the contents of an observation say; None where there is none.
-
-    Then the shape of the observations alone decides what a run takes, and one run says it for all others.
-    """
-    users: dict[str, list[Node]] = {}
-    for node in contents.nodes:
-        for name in set(node.inputs) - {""}:
-            users.setdefault(name, []).append(node)
-    left = list(contents.given - contents.weights)
-    seen = set(left)
-    while left:
-        name = left.pop()
-        for node in users.get(name, ()):
-            sizes = _SIZES.get(node.operator, ())
-            if any(place < len(node.inputs) and node.inputs[place] == name for place in sizes):
-                return node.operator
-            if node.operator in ("Shape", "Size"):
-                continue
-            left += [output for output in node.outputs if output and output not in seen]
-            seen.update(node.outputs)
-    return None
-
-
-def _tensor(data: memoryview, contents: Contents, budget: Iterator[int]) -> Contents:
+def _tensor(data: memoryview, contents: Contents, budget: Iterator[int], *, is_weight: bool) -> Contents:
     """Dims 1, element type 2, floats 4, raw data 9, external data 13 (entries of key 1 and value 2)."""
     count, kind, raw = 1, 0, memoryview(b"")
     for number, value in _fields(data, budget):
@@ -192,7 +185,7 @@ def _tensor(data: memoryview, contents: Contents, budget: Iterator[int]) -> Cont
             raw = value
         elif number == 4 and isinstance(value, int):  # one float that is not packed
             raw = memoryview(struct.pack("<I", value & 0xFFFFFFFF))
-        elif number == 8 and isinstance(value, memoryview):
+        elif number == 8 and isinstance(value, memoryview) and is_weight:
             contents.weights.add(_text(value))
         elif number == 13 and isinstance(value, memoryview):
             entry = {key: bytes(part) for key, part in _fields(value, budget) if isinstance(part, memoryview)}
@@ -260,25 +253,21 @@ def _varints(data: memoryview) -> Iterator[int]:
 
 
 def check_contents(contents: Contents, path: Path) -> None:
-    """Refuses what has loops or branches, sizes that depend on observations, absurd tensors, and weights elsewhere.
+    """Refuses what has loops or branches, operators of others, absurd tensors, and weights elsewhere.
 
     Raises:
         UserError: any of these.
     """
+    domains = _DOMAINS | {function.domain for function in contents.functions}
     for node in contents.nodes:
         if node.operator in _REFUSED_OPERATORS:
             why = _REFUSED_OPERATORS[node.operator]
             raise UserError(f"{path} is refused: it has a {node.operator}, {why} and no network needs")
-        if node.domain not in _DOMAINS | contents.functions:
+        if node.domain not in domains:
             raise UserError(
                 f"{path} is refused: its operator {shown(node.operator, 60)!r} is of {shown(node.domain, 60)!r}, "
                 "which is not known here; export it with ONNX's own operators"
             )
-    told = _sized_by_observations(contents)
-    if told is not None:
-        raise UserError(
-            f"{path} is refused: what its {told} makes is as large as the observations say, which no network needs"
-        )
     if contents.largest * 4 > MOST_BYTES:
         raise UserError(f"{path} is refused: it declares a tensor of {contents.largest:,} numbers")
     if contents.nan:
