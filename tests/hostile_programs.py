@@ -24,6 +24,13 @@ SCRIPTS: dict[str, str] = {
     "repeated": "return x[:, :2] + torch.repeat_interleave((x[0] * 1e12).long()).sum()",
     "counted": "return x[:, :2] + torch.bincount((x[0].abs() * 1e10).long()).sum()",
     "one-hot": "return torch.one_hot((x[:, 0].abs() * 1e12).long())[:, :2].float()",
+    "masked": "y = x[x > 0]\n    return x[:, :2] + torch.zeros([int(y.size(0) ** 12)]).sum()",
+    "byte-mask": "y = x[(x > 0).to(torch.uint8)]\n    return x[:, :2] + torch.outer(y, y).sum()",
+    "non-zero": "n = torch.nonzero(x).size(0)\n    return x[:, :2] + torch.zeros([int(n ** 12)]).sum()",
+    "where": "n = torch.where(x > 0)[0].size(0)\n    return x[:, :2] + torch.zeros([int(n ** 12)]).sum()",
+    "selected": "y = torch.masked_select(x, x > 0)\n    return x[:, :2] + torch.outer(y, y).sum()",
+    "distinct": "y = torch.unique_consecutive(x)[0]\n    return x[:, :2] + torch.outer(y, y).sum()",
+    "split-by-contents": "y = torch.tensor_split(x[0], x[0].long())[0]\n    return x[:, :2] + torch.outer(y, y).sum()",
     "writes": "torch.save(x, {canary!r})\n    return x[:, :2]",
     "maps": "return x[:, :2] + torch.from_file({canary!r}, True, 4).sum()",
     "prints": "print(x)\n    return x[:, :2]",
@@ -145,7 +152,83 @@ def onnx_models() -> dict[str, bytes]:
         node("ConstantOfShape", ["side"], ["p0"]),
         *(node("MatMul", [f"p{n}"] * 2, [f"p{n + 1}"]) for n in range(300)),
     ]
+    power = [node("Mul", [f"n{n}" if n else "length"] * 2, [f"n{n + 1}"]) for n in range(4)]  # length to the sixteenth
+    filled = [*power, node("ConstantOfShape", ["n4"], ["z"])]
+    positive = [
+        node("Relu", ["x"], ["r"]),
+        node("Reshape", ["r", "flat"], ["f"]),
+        node("Cast", ["f"], ["yes"], to=kinds.BOOL),
+    ]
+    cut += [whole("flat", -1)]
+    counts = helper.make_function(
+        "mine", "Counts", ["a"], ["b"], [node("NonZero", ["a"], ["i"]), node("Size", ["i"], ["b"])], [
+            helper.make_opsetid("", 17)])  # fmt: skip
+    outer = [
+        node("NonZero", ["x"], ["i"]),
+        node("Cast", ["i"], ["i0"], to=kinds.FLOAT),
+        node("Reshape", ["i0", "flat"], ["v0"]),
+    ]
+    for n in range(5):
+        outer += [node("Unsqueeze", [f"v{n}", "one"], [f"c{n}"]), node("Mul", [f"v{n}", f"c{n}"], [f"p{n}"]),
+                  node("Reshape", [f"p{n}", "flat"], [f"v{n + 1}"])]  # fmt: skip
     return {
+        "fills-by-non-zeros": model(
+            [
+                node("NonZero", ["x"], ["i"]),
+                node("Shape", ["i"], ["s"]),
+                node("Gather", ["s", "one"], ["length"]),
+                *filled,
+                *ending("z"),
+            ],
+            cut,
+        ),
+        "fills-by-compressed": model(
+            [*positive, node("Compress", ["f", "yes"], ["y"]), node("Shape", ["y"], ["length"]), *filled, *ending("z")],
+            cut,
+        ),
+        "fills-by-distinct": model(
+            [node("Unique", ["x"], ["u"]), node("Shape", ["u"], ["length"]), *filled, *ending("z")], cut
+        ),
+        "fills-by-sliced": model(
+            [
+                *as_number,
+                node("Reshape", ["x", "flat"], ["f"]),
+                node("Slice", ["f", "zero", "size"], ["y"]),
+                node("Shape", ["y"], ["length"]),
+                *filled,
+                *ending("z"),
+            ],
+            cut,
+        ),
+        "fills-by-function": model(
+            [
+                node("Counts", ["x"], ["n"], domain="mine"),
+                node("Unsqueeze", ["n", "zero"], ["length"]),
+                *filled,
+                *ending("z"),
+            ],
+            cut,
+            functions=[counts],
+        ),
+        "fills-by-chance": model(
+            [
+                node("RandomUniform", [], ["u"], shape=[1], high=1e6),
+                node("Cast", ["u"], ["length"], to=kinds.INT64),
+                *filled,
+                *ending("z"),
+            ],
+            cut,
+        ),
+        "outer-products": model([*outer, *ending("v5")], cut),
+        "hidden-input": model(
+            [
+                node("Constant", [], ["k"], value=helper.make_tensor("x", kinds.FLOAT, [1], [0.0])),
+                *as_number,
+                node("ConstantOfShape", ["size"], ["z"]),
+                *ending("z"),
+            ],
+            cut,
+        ),
         "loop": model([node("Loop", ["", ""], [], body=branch), *ending("x")], cut),
         "scan": model([node("Scan", ["x"], ["s", "t"], body=scan, num_scan_inputs=1), *ending("x")], cut),
         "if": model([node("If", ["yes"], ["y"], then_branch=branch, else_branch=branch), *ending("y")], cut),

@@ -534,6 +534,30 @@ def test_torchscript_of_vectors_needs_no_range_and_a_tuple_s_first_is_taken(tmp_
     assert policy.network(VECTORS).shape == (5, 2)
 
 
+class Indexes(nn.Module):
+    """Features in another order, and each row's largest score once more."""
+
+    order: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 2)
+        self.register_buffer("order", torch.tensor([3, 2, 1, 0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.linear(x[:, self.order])
+        return out + out[torch.arange(x.shape[0]), out.argmax(1)][:, None]
+
+
+@pytest.mark.parametrize("traced", [True, False])
+def test_torchscript_may_index_by_numbers(tmp_path: Path, traced: bool) -> None:
+    """A mask gives as many rows as it has ones; numbers give as many rows as there are numbers."""
+    module = Indexes()
+    path = script(module, tmp_path / "p.pt", trace=VECTORS if traced else None)
+    policy = read_torchscript(path, observation_shape=(4,), scores="logits")
+    torch.testing.assert_close(policy.network(VECTORS), module(VECTORS).detach())
+
+
 class ActorCritic(nn.Module):
     def __init__(self) -> None:
         super().__init__()

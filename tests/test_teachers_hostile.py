@@ -38,7 +38,9 @@ def test_every_torchscript_program_made_to_harm_is_refused(tmp_path: Path, name:
 
 @pytest.mark.parametrize(
     "name", ["loop", "scan", "if", "nest", "fills", "gigabytes", "fills-by-contents", "tiles-by-contents", "huge-weight",
-             "sparse-weight", "own-operator", "calls-itself", "cycle", "missing-input", "external-0", "external-1"]
+             "sparse-weight", "own-operator", "calls-itself", "cycle", "missing-input", "external-0", "external-1",
+             "fills-by-non-zeros", "fills-by-compressed", "fills-by-distinct", "fills-by-sliced", "fills-by-function",
+             "fills-by-chance", "outer-products", "hidden-input"]
 )  # fmt: skip
 def test_every_onnx_model_made_to_harm_is_refused(tmp_path: Path, name: str) -> None:
     pytest.importorskip("onnxruntime")

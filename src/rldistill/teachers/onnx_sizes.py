@@ -24,39 +24,46 @@ _SIZES: dict[str, tuple[int, ...]] = {
     **{f"Reduce{name}": (1,) for name in (
         "L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")},
 }  # fmt: skip
-_RANDOM = {"Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+_RANDOM = {
+    "Bernoulli",
+    "Dropout",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+}
 # Operators whose results' shapes follow from the shapes of their inputs and from attributes.
-_SHAPED: dict[str, set[str]] = {
-    "": set("""
-        Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh Attention AveragePool BatchNormalization Bernoulli BitCast
-        BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike CausalConvWithState Ceil Celu Clip Concat
-        ConcatFromSequence Constant Conv ConvInteger ConvTranspose Cos Cosh CumProd CumSum DeformConv DepthToSpace
-        DequantizeLinear Det Div Dropout DynamicQuantizeLinear Einsum Elu Equal Erf Exp EyeLike Flatten Floor GRU Gather
-        GatherElements GatherND Gelu Gemm GlobalAveragePool GlobalLpPool GlobalMaxPool Greater GreaterOrEqual GridSample
-        GroupNormalization HardSigmoid HardSwish Hardmax Identity InstanceNormalization IsInf IsNaN LRN LSTM
-        LayerNormalization LeakyRelu Less LessOrEqual LinearAttention Log LogSoftmax LpNormalization LpPool MatMul
-        MatMulInteger Max MaxPool MaxRoiPool Mean MeanVarianceNormalization Min Mish Mod Mul Multinomial Neg
-        NegativeLogLikelihoodLoss Not Optional OptionalGetElement OptionalHasElement Or PRelu Pow QLinearConv QLinearMatMul
-        QuantizeLinear RMSNormalization RNN RandomNormal RandomNormalLike RandomUniform RandomUniformLike Reciprocal Relu
-        ReverseSequence RoiAlign RotaryEmbedding Round Scatter ScatterElements ScatterND Selu SequenceConstruct
-        SequenceEmpty SequenceLength Shape Shrink Sigmoid Sign SimplifiedLayerNormalization Sin Sinh Size Softmax
-        SoftmaxCrossEntropyLoss Softplus Softsign SpaceToDepth Sqrt Sub Sum SwiGLU Swish Tan Tanh TensorScatter
-        ThresholdedRelu Transpose Trilu Where Xor
-    """.split()),
-    "ai.onnx.ml": set("""
-        ArrayFeatureExtractor Binarizer FeatureVectorizer Imputer LabelEncoder LinearClassifier LinearRegressor Normalizer
-        OneHotEncoder SVMClassifier SVMRegressor Scaler TreeEnsemble TreeEnsembleClassifier TreeEnsembleRegressor ZipMap
-    """.split()),
-    "com.microsoft": set("""
-        Attention BiasAdd BiasDropout BiasGelu BiasSoftmax BiasSplitGelu CDist DequantizeLinear DynamicQuantizeLSTM
-        DynamicQuantizeMatMul EmbedLayerNormalization FastGelu FusedConv FusedGemm FusedMatMul FusedMatMulActivation GatherND
-        Gelu GemmFastGelu GridSample GroupNorm Inverse IsAllFinite MatMulBnb4 MatMulInteger16 MatMulIntegerToFloat MatMulNBits
-        MultiHeadAttention NhwcConv NhwcFusedConv NhwcMaxPool QAttention QEmbedLayerNormalization QGemm QLinearAdd
-        QLinearAveragePool QLinearConcat QLinearConv QLinearGlobalAveragePool QLinearLeakyRelu QLinearMul QLinearReduceMean
-        QLinearSigmoid QLinearSoftmax QLinearWhere QuantizeLinear QuickGelu ReduceSumInteger SkipGroupNorm
-        SkipLayerNormalization SkipSimplifiedLayerNormalization TransposeMatMul Trilu
-    """.split()),
-}  # fmt: skip
+_ONNX = """
+Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh Attention AveragePool BatchNormalization Bernoulli
+BitCast BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike CausalConvWithState Ceil Celu Clip Concat
+ConcatFromSequence Constant Conv ConvInteger ConvTranspose Cos Cosh CumProd CumSum DeformConv DepthToSpace
+DequantizeLinear Det Div Dropout DynamicQuantizeLinear Einsum Elu Equal Erf Exp EyeLike Flatten Floor GRU Gather
+GatherElements GatherND Gelu Gemm GlobalAveragePool GlobalLpPool GlobalMaxPool Greater GreaterOrEqual GridSample
+GroupNormalization HardSigmoid HardSwish Hardmax Identity InstanceNormalization IsInf IsNaN LRN LSTM
+LayerNormalization LeakyRelu Less LessOrEqual LinearAttention Log LogSoftmax LpNormalization LpPool MatMul
+MatMulInteger Max MaxPool MaxRoiPool Mean MeanVarianceNormalization Min Mish Mod Mul Multinomial Neg
+NegativeLogLikelihoodLoss Not Optional OptionalGetElement OptionalHasElement Or PRelu Pow QLinearConv QLinearMatMul
+QuantizeLinear RMSNormalization RNN RandomNormal RandomNormalLike RandomUniform RandomUniformLike Reciprocal Relu
+ReverseSequence RoiAlign RotaryEmbedding Round Scatter ScatterElements ScatterND Selu SequenceConstruct
+SequenceEmpty SequenceLength Shape Shrink Sigmoid Sign SimplifiedLayerNormalization Sin Sinh Size Softmax
+SoftmaxCrossEntropyLoss Softplus Softsign SpaceToDepth Sqrt Sub Sum SwiGLU Swish Tan Tanh TensorScatter
+ThresholdedRelu Transpose Trilu Where Xor
+"""
+_ONNX_ML = """
+ArrayFeatureExtractor Binarizer FeatureVectorizer Imputer LabelEncoder LinearClassifier LinearRegressor Normalizer
+OneHotEncoder SVMClassifier SVMRegressor Scaler TreeEnsemble TreeEnsembleClassifier TreeEnsembleRegressor ZipMap
+"""
+_MICROSOFT = """
+Attention BiasAdd BiasDropout BiasGelu BiasSoftmax BiasSplitGelu CDist DequantizeLinear DynamicQuantizeLSTM
+DynamicQuantizeMatMul EmbedLayerNormalization FastGelu FusedConv FusedGemm FusedMatMul FusedMatMulActivation
+GatherND Gelu GemmFastGelu GridSample GroupNorm Inverse IsAllFinite MatMulBnb4 MatMulInteger16 MatMulIntegerToFloat
+MatMulNBits MultiHeadAttention NhwcConv NhwcFusedConv NhwcMaxPool QAttention QEmbedLayerNormalization QGemm
+QLinearAdd QLinearAveragePool QLinearConcat QLinearConv QLinearGlobalAveragePool QLinearLeakyRelu QLinearMul
+QLinearReduceMean QLinearSigmoid QLinearSoftmax QLinearWhere QuantizeLinear QuickGelu ReduceSumInteger SkipGroupNorm
+SkipLayerNormalization SkipSimplifiedLayerNormalization TransposeMatMul Trilu
+"""
+_SHAPED = {"": set(_ONNX.split()), "ai.onnx.ml": set(_ONNX_ML.split()), "com.microsoft": set(_MICROSOFT.split())}
 _SHAPED["ai.onnx"] = _SHAPED[""]
 _ONLY_SHAPES = {"Shape", "Size", "SequenceLength", "OptionalHasElement"}
 """Operators that see nothing of what is in their input."""
@@ -71,8 +78,8 @@ def check_sizes(contents: Contents, path: Path) -> None:
     node = _sized_by_contents(contents)
     if node is not None:
         raise UserError(
-            f"{path} is refused: the size of what its {shown(node.operator, 60)} gives may depend on what is in an observation or on chance, "
-            "which no network needs (in PyTorch, torch.where does what indexing with a mask does)"
+            f"{path} is refused: the size of what its {shown(node.operator, 60)} gives may depend on what is in an "
+            "observation or on chance, which no network needs (in PyTorch, torch.where does what indexing with a mask does)"
         )
 
 

@@ -13,13 +13,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rldistill.types import UserError
 
 _MAX_NODES = 200_000
+_MAX_STEPS = 50
 _LOOKS_AT_CONTENTS = re.compile(
-    r"aten::\w*(sparse|coo|csr|csc|bsr|bsc|nested|repeat_interleave|bincount|one_hot|histogram|resize|as_strided|seed)\w*"
-    r"|aten::(to_dense|set_|set_data)"
+    r"aten::\w*(sparse|coo|csr|csc|bsr|bsc|nested|jagged|repeat_interleave|bincount|one_hot|histogram|resize|as_strided|seed"
+    r"|unique|nonzero_numpy|argwhere|masked_select|masked_index|pack_padded|pad_packed|ctc_loss|reshape_from_tensor|lstsq)\w*"
+    r"|aten::(to_dense|set_|set_data|nonzero|segment_reduce)"
 )
+_INDEXING = re.compile(r"aten::_?(unsafe_)?index")
+# A tensor that another is indexed by is a mask, or the numbers of rows. These give numbers, whatever goes in,
+_GIVES_NUMBERS = re.compile(r"aten::(arange|argmax|argmin|argsort|searchsorted|bucketize)")
+_GIVES_NUMBERS_SECOND = re.compile(r"aten::(topk|sort|max|min)")
+# and these give numbers where numbers go in.
+_KEEPS_TYPE = re.compile(
+    r"aten::(view|reshape|flatten|unsqueeze|squeeze|expand|expand_as|select|slice|clamp|contiguous|detach|t|transpose|permute|clone"
+    r"|add|sub|mul)"
+)
+_WHOLE = {torch.int64, torch.int32}
+_WHOLE_CODES = {3, 4}  # of `aten::to`
 _SEES_ONLY_SHAPES = re.compile(
     r"aten::(size|sym_size|dim|ndimension|len|numel|stride|storage_offset|is_floating_point|is_complex|is_signed|is_contiguous"
     r"|is_conj|is_neg|is_inference|__is__|__isnot__|__contains__|element_size|get_device|result_type|can_cast|is_same_size)"
@@ -61,6 +76,15 @@ def check_graph(script: Any, path: Path) -> None:
             raise _refusal(path, f"has a step {kind!r}")
         if _LOOKS_AT_CONTENTS.fullmatch(kind):
             raise _refusal(path, f"has a step {kind!r}, whose result may be of any length")
+        if (kind == "aten::where" and len(list(node.inputs())) == 1) or (
+            kind == "aten::tensor_split" and _splits_by_tensor(node)
+        ):
+            raise _refusal(path, f"has a step {kind!r}, whose result may be of any length")
+        if _INDEXING.fullmatch(kind) and not _indexes_by_numbers(node, script):
+            raise _refusal(
+                path,
+                "indexes by what may be a mask, whose result may be of any length (torch.where does the same without)",
+            )
         if _makes_number(node) and not _SEES_ONLY_SHAPES.fullmatch(kind) and not _is_of_sizes(node):
             raise _refusal(path, f"decides by what is in its tensors ({kind!r})")
 
@@ -90,6 +114,49 @@ def _holds(kind: Any, wanted: set[str]) -> bool:
         return True
     # A class, such as a module, is opened by `prim::GetAttr` alone.
     return kind.kind() != "ClassType" and any(_holds(inner, wanted) for inner in kind.containedTypes())
+
+
+def _splits_by_tensor(node: Any) -> bool:
+    return bool([*node.inputs()][1].type().kind() == "TensorType")
+
+
+def _indexes_by_numbers(node: Any, script: Any) -> bool:
+    """Whether each tensor that another is indexed by holds whole numbers for certain, and so is no mask."""
+    indices = [*node.inputs()][1].node()
+    return indices.kind() == "prim::ListConstruct" and all(_is_whole(value, script, 0) for value in indices.inputs())
+
+
+def _is_whole(value: Any, script: Any, depth: int) -> bool:
+    maker = value.node()
+    kind = maker.kind()
+    if depth > _MAX_STEPS:
+        return False
+    if kind == "prim::Constant":
+        constant = value.toIValue()
+        return constant is None or (isinstance(constant, torch.Tensor) and constant.dtype in _WHOLE)
+    if kind == "prim::GetAttr":
+        kept = _attribute(value, script)
+        return isinstance(kept, torch.Tensor) and kept.dtype in _WHOLE
+    inputs = [*maker.inputs()]
+    if kind == "aten::to":
+        return len(inputs) > 1 and inputs[1].node().kind() == "prim::Constant" and inputs[1].toIValue() in _WHOLE_CODES
+    if _GIVES_NUMBERS_SECOND.fullmatch(kind):
+        outputs = [output.debugName() for output in maker.outputs()]
+        return len(outputs) == 2 and outputs[1] == value.debugName()
+    if _KEEPS_TYPE.fullmatch(kind):
+        return all(_is_whole(given, script, depth + 1) for given in inputs if _holds(given.type(), {"TensorType"}))
+    return _GIVES_NUMBERS.fullmatch(kind) is not None
+
+
+def _attribute(value: Any, script: Any) -> Any:
+    """What the program keeps under a name, such as a buffer; None where it cannot be told."""
+    names = []
+    while value.node().kind() == "prim::GetAttr":
+        names.append(value.node().s("name"))
+        (value,) = value.node().inputs()
+    for name in reversed(names):
+        script = getattr(script, name, None)
+    return script
 
 
 def _is_of_sizes(node: Any) -> bool:
