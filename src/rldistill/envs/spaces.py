@@ -65,9 +65,10 @@ class ObservationReader:
                 f"{env} has observations of shape {own}; vectors, tables of two axes and images (three axes) are understood: "
                 "wrap it, such as in gymnasium.wrappers.ReshapeObservation"
             )
-        self._turned = len(own) == 3 and shape != own and channels_last(own, self.dtype)
+        turned = own[2:] + own[:2]
+        self._turned = len(own) == 3 and channels_last(own, self.dtype) and (shape != own or turned == own)
         if self._turned:
-            self.shape = (own[2], own[0], own[1])
+            self.shape = turned
         elif len(own) in (1, 3):
             self.shape = own
         elif len(own) == 2 and self.dtype == "uint8" and min(own) >= _LEAST_IMAGE:
