@@ -20,7 +20,7 @@ import torch
 
 from rldistill.actions import agreement as agreement_of
 from rldistill.actions import greedy, mix_in_random
-from rldistill.envs import make_task, same_game, unlike
+from rldistill.envs import chosen_task, same_game, unlike
 from rldistill.files import replace_file
 from rldistill.policies import KeptPolicy
 from rldistill.progress import Progress, Silent
@@ -53,6 +53,9 @@ class EvaluateConfig:
     """Games played side by side; each row plays equally many, so that short games do not count more often."""
     env: str | None = None
     """Another environment than that of the first policy, with this id's own options."""
+    env_kwargs: tuple[str, ...] = ()
+    """Arguments name=value that a Gymnasium environment is made with; values are JSON's scalars or else text. They are kept with
+    the policy; given here, they count instead."""
 
 
 _KINDS: dict[str, Any] = {
@@ -166,7 +169,9 @@ def evaluate(
     target = scores_file(Path(json)) if json is not None else None
     if isinstance(policies, str | os.PathLike):
         policies = [policies]
-    names, loaded, task = load_together(policies, env=config.env, options=options, progress=progress)
+    names, loaded, task = load_together(
+        policies, env=config.env, env_kwargs=config.env_kwargs, options=options, progress=progress
+    )
 
     first = loaded[0]
     played = [_play(name, policy, first, task, config, progress) for name, policy in zip(names, loaded, strict=True)]
@@ -233,6 +238,7 @@ def load_together(
     policies: Sequence[str | os.PathLike[str] | KeptPolicy],
     *,
     env: str | None = None,
+    env_kwargs: Sequence[str] = (),
     options: TeacherOptions | None = None,
     progress: Progress,
 ) -> tuple[list[str], list[KeptPolicy], Task]:
@@ -244,13 +250,15 @@ def load_together(
     loaded: list[KeptPolicy] = []
     for policy in policies:
         if isinstance(policy, str | os.PathLike):
-            said = env or (loaded[0].task.env if loaded else None)  # what a file leaves unsaid, the first one says
-            policy = load_fitting(policy, env=said, options=options, alone=False, progress=progress)
+            first = loaded[0].task if loaded else None  # what a file leaves unsaid, the first one says
+            policy = load_fitting(
+                policy, env=env, env_kwargs=env_kwargs, like=first, options=options, alone=False, progress=progress
+            )
         loaded.append(policy)
     names = [name_of(policy) for policy in policies]
     here = [isinstance(policy, str | os.PathLike) for policy in policies]
     check_all_act(options, list(compress(loaded, here)), list(compress(names, here)))
-    task = loaded[0].task if env is None else make_task(env)
+    task = chosen_task(loaded[0].task, env, env_kwargs)
     for name, policy in zip(names, loaded, strict=True):
         _check_fit(name, policy, task)
     if env is None:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from rldistill.actions import describe
+from rldistill.envs import fitting_task
 from rldistill.policies import SavedPolicy
 from rldistill.progress import Progress, Silent
 from rldistill.rollout import play_scored
@@ -22,6 +23,9 @@ class InspectConfig:
 
     env: str | None = None
     """Environment id, where the file does not name one."""
+    env_kwargs: tuple[str, ...] = ()
+    """Arguments name=value that a Gymnasium environment is made with; values are JSON's scalars or else text. They are kept with
+    the policy; given here, they count instead."""
     play: int = 0
     """Full games to play."""
     epsilon: float = 0.01
@@ -50,7 +54,7 @@ def inspect(
     """
     config, progress = config or InspectConfig(), progress or Silent()
     check_numbers(config, least={"play": 0, "seed": 0}, shares=["epsilon"])
-    policy = load_teacher(ref, env=config.env, options=options)
+    policy = load_teacher(ref, env=config.env, env_kwargs=config.env_kwargs, options=options)
     task = policy.task
     known: dict[str, Any] = {"policy": os.fspath(ref)}
     if isinstance(policy, ForeignTeacher):
@@ -72,6 +76,7 @@ def inspect(
     if isinstance(policy, ForeignTeacher):
         known |= {"does not fit": list(policy.mismatches), "notes": list(policy.notes)}
     if config.play:
+        task = fitting_task(task, config.env, config.env_kwargs)
         progress.start(f"play {task.env}", config.play, "games")
         score = play_scored(task, policy, config.play, config.epsilon, config.seed, heard=progress.update)
         known["plays"] = (

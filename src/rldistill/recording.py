@@ -55,6 +55,9 @@ class RecordConfig:
     """Control steps a shard. A shard is what a kill can cost, and it is held in memory (7 kB a step on Atari)."""
     env: str | None = None
     """Another environment id than the teacher's own, with the same actions and observations."""
+    env_kwargs: tuple[str, ...] = ()
+    """Arguments name=value that a Gymnasium environment is made with; values are JSON's scalars or else text. They are kept with
+    the policy; given here, they count instead."""
 
 
 def record(
@@ -96,10 +99,13 @@ def record(
     keep_freed_memory()
     name = None
     if isinstance(teacher, str | os.PathLike):
-        name, teacher = os.fspath(teacher), load_fitting(teacher, env=config.env, options=options, progress=progress)
+        name, teacher = (
+            os.fspath(teacher),
+            load_fitting(teacher, env=config.env, env_kwargs=config.env_kwargs, options=options, progress=progress),
+        )
     else:
         check_all_act(options, (), ())
-    task = fitting_task(teacher.task, config.env)
+    task = fitting_task(teacher.task, config.env, config.env_kwargs)
     known = known_of(teacher, name)
     with ExitStack() as held:
         before = _held(path, held) if path.exists() else None

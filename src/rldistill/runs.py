@@ -15,11 +15,14 @@ from io import RawIOBase
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
+from rldistill.envs import EnvironmentFailed
 from rldistill.files import load_state, read_json, replace_file, save_state
 from rldistill.types import UserError
 
 Result = TypeVar("Result")
 
+ENVIRONMENT_ERROR = "environment-error.txt"
+"""File of a run folder: the traceback of an environment's last failure."""
 CHECKPOINT_FORMAT = 3
 """One more whenever something in a checkpoint gets another name or meaning, so that an older one is refused in one line."""
 
@@ -221,13 +224,29 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Closes. A folder made here for a command that fails at once goes away with it, so that it can be given again."""
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        """Closes. A folder made here for a command that fails at once goes away with it, so that it can be given again.
+
+        The traceback of an environment that failed is kept in a folder that stays, and named in the error's text.
+        """
         empty = not self._state_path.exists() and self._metrics.tell() == 0
-        if kind is not None and issubclass(kind, Exception) and self._fresh and empty:
+        if isinstance(error, Exception) and self._fresh and empty:
             self._events.close()
             shutil.rmtree(self.path)
+        elif isinstance(error, EnvironmentFailed):
+            error.args = (f"{error}{self._kept(error)}",)
         self.close()
+
+    def _kept(self, error: EnvironmentFailed) -> str:
+        """What the user can do after an environment has failed: the end of the message."""
+        way = "go on with --resume" if self._state_path.exists() else "begin it anew with --resume"
+        if not error.details:
+            return f"; {way}"
+        try:
+            (self.path / ENVIRONMENT_ERROR).write_text(error.details, errors="backslashreplace")
+        except OSError:
+            return f"; {way}"
+        return f"; the traceback is in {self.path / ENVIRONMENT_ERROR}; {way}"
 
 
 class Events:
@@ -288,6 +307,11 @@ def _summary_writer() -> Any:
     except ImportError:
         raise UserError("TensorBoard is not installed: pip install 'rldistill[tensorboard]'") from None
     return SummaryWriter
+
+
+def begun_with(out: Path) -> dict[str, Any]:
+    """The configuration of the run in a folder; empty where there is none."""
+    return read_json(out / "config.json") if (out / "config.json").is_file() else {}
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:

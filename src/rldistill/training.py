@@ -85,6 +85,9 @@ class TrainConfig:
     """dqn: updates between two copies to the target network (Atari 500)."""
     sticky_actions: float | None = None
     """Probability of a repeated action; None leaves it to the environment id."""
+    env_kwargs: tuple[str, ...] = ()
+    """Arguments name=value that a Gymnasium environment is made with; values are JSON's scalars or else text. They are kept with
+    the policy."""
     bfloat16: bool | None = None
     """Compute all layers but the last in bfloat16 (weights, scores, targets and the optimizer stay float32); by default for
     images where that is faster: on a GPU, or a processor that multiplies matrices of it (AMX)."""
@@ -243,7 +246,7 @@ def make_learner(env: str, config: TrainConfig, scratch: Path) -> DQN | PQN:
 def _task(env: str, config: TrainConfig) -> Task:
     """What is learnt, if it and the configuration are such as can be."""
     _check(config)
-    task = make_task(env, sticky_actions=config.sticky_actions)
+    task = make_task(env, sticky_actions=config.sticky_actions, env_kwargs=config.env_kwargs)
     if task.continuous or task.action_sizes:
         raise UserError(f"{env} has {describe(task)}; deep Q-learning needs one discrete action")
     return task
@@ -353,7 +356,8 @@ def _resolve(config: TrainConfig, task: Task) -> dict[str, Any]:
             "target_every": {"vector": 100, "grid": 125, "image": 500}[kind],
         }
     settings = asdict(config)
-    del settings["checkpoint_seconds"], settings["tensorboard"], settings["device"]
+    for name in ("checkpoint_seconds", "tensorboard", "device", "env_kwargs"):  # the last are in the task
+        del settings[name]
     return settings | {name: default for name, default in defaults.items() if settings[name] is None}
 
 

@@ -29,7 +29,7 @@ from rldistill.policies import SavedPolicy, check_finite, load_policy, save_poli
 from rldistill.progress import Progress, Silent
 from rldistill.replay import Replay
 from rldistill.rollout import play, play_scored, uniform
-from rldistill.runs import Run, command_line
+from rldistill.runs import Run, begun_with, command_line
 from rldistill.schedules import constant, linear
 from rldistill.stats import bootstrap_interval
 from rldistill.streams import Composed, Driven, Offline, Stream, checked_labels, minibatches, times_an_item
@@ -67,10 +67,12 @@ def distill(
     name = "a policy in memory"
     if isinstance(teacher, str | os.PathLike):
         name = os.fspath(teacher)
-        teacher = load_fitting(teacher, env=config.env, options=options, progress=progress)
+        teacher = load_fitting(
+            teacher, env=config.env, env_kwargs=config.env_kwargs, options=options, progress=progress
+        )
     else:
         check_all_act(options, (), ())
-    task = fitting_task(teacher.task, config.env)
+    task = fitting_task(teacher.task, config.env, config.env_kwargs)
     if task.continuous:
         _check_continuous(config, task)
     loss = parse_loss(config.loss, teacher.score_kind, task.action_sizes)
@@ -93,7 +95,10 @@ def distill(
     config = suited(config, network, teacher.score_kind)
     network.bfloat16 = network.trains_faster_in_bfloat16 if config.bfloat16 is None else config.bfloat16
     resolved = {"verb": "distill", "teacher": name, "task": task.as_dict()} | asdict(config)
-    del resolved["checkpoint_seconds"], resolved["tensorboard"]
+    for setting in ("checkpoint_seconds", "tensorboard", "env_kwargs"):  # the last are in the task
+        del resolved[setting]
+    if config.env == teacher.task.env and begun_with(Path(out)).get("env") is None:
+        resolved["env"] = None  # it only confirms the teacher's own, which older runs did not have to name
     if isinstance(teacher, ForeignTeacher):
         resolved["teacher_options"] = (options or TeacherOptions()).as_dict()
     # Of what lies under a name now: a resumed run learns from the same, or says so.

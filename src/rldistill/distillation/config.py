@@ -59,6 +59,9 @@ class DistillConfig:
     """A folder made by `rldistill record`: distil from it instead of playing."""
     env: str | None = None
     """Another environment id than the teacher's own, with the same actions and observations."""
+    env_kwargs: tuple[str, ...] = ()
+    """Arguments name=value that a Gymnasium environment is made with; values are JSON's scalars or else text. They are kept with
+    the policy; given here, they count instead."""
     num_envs: int = 8
     """Environments stepped together."""
     samples_per_step: float = 64.0

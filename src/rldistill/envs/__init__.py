@@ -19,7 +19,7 @@ import numpy.typing as npt
 from rldistill.actions import check_actions, uniform_actions
 from rldistill.envs.atari import ATARI_RANDOM_SCORES, AtariBackend, atari_task, is_atari
 from rldistill.envs.boundary import EnvironmentFailed
-from rldistill.envs.gymnasium import GymnasiumBackend, gymnasium_task, own_shape, render_rate, vector_bounds
+from rldistill.envs.gymnasium import GymnasiumBackend, declared_shape, gymnasium_task, render_rate, vector_bounds
 from rldistill.envs.ids import arguments_of, canonical, name_environment
 from rldistill.envs.minatar import MINATAR_GAMES, MinAtarBackend, is_minatar, minatar_task
 from rldistill.envs.world import Backend, Pixels, Step, unlike
@@ -34,6 +34,9 @@ __all__ = [
     "Pixels",
     "Step",
     "action_names",
+    "arguments_of",
+    "chosen_task",
+    "confirm",
     "decisions_per_second",
     "features_of",
     "fitting_task",
@@ -89,19 +92,43 @@ def task_in_file(env: str, **options: Any) -> Task:
     return task
 
 
-def fitting_task(own: Task, env: str | None) -> Task:
-    """What a policy plays: its own task, or that of another environment id if it fits.
+def chosen_task(own: Task, env: str | None, env_kwargs: Sequence[str] = ()) -> Task:
+    """What a policy plays: its own task, or that of another id or other arguments, as the user names them.
+
+    Where the id is that of the policy's own Gymnasium environment, it only confirms it, and the task is the policy's.
+
+    Raises:
+        UserError: no such environment.
+    """
+    arguments = arguments_of(env_kwargs)
+    name_environment(env, arguments)
+    if not arguments and (env is None or (env == own.env and not is_atari(env) and not is_minatar(env))):
+        return own
+    return task_in_file(own.env if env is None else env, env_kwargs=arguments)
+
+
+def fitting_task(own: Task, env: str | None, env_kwargs: Sequence[str] = ()) -> Task:
+    """As `chosen_task`, if it fits.
 
     Raises:
         UserError: no such environment, or other actions or observations (the message has both numbers).
     """
-    if env is None:
-        return own
-    task = make_task(env)
+    task = chosen_task(own, env, env_kwargs)
     differ = unlike(task, own)
     if differ is not None:
-        raise UserError(f"{env} has {differ[0]}, the teacher {differ[1]}")
+        raise UserError(f"{task.env} has {differ[0]}, the teacher {differ[1]}")
     return task
+
+
+def confirm(env: str | None, own: Task) -> None:
+    """Takes an id from the user as the confirmation of a policy's own environment, whose module may then be imported.
+
+    Raises:
+        UserError: it is another id.
+    """
+    name_environment(env)
+    if env is not None and env != own.env:
+        raise UserError(f"the policy plays {own.env}: --env only confirms it, and {env} is another one")
 
 
 def same_game(one: str, other: str) -> bool:
@@ -172,6 +199,14 @@ def observation_bounds(task: Task) -> tuple[npt.NDArray[np.float64], npt.NDArray
     if is_atari(task.env) or is_minatar(task.env) or len(task.observation_shape) != 1:
         return None
     return vector_bounds(task)
+
+
+def own_shape(task: Task) -> tuple[int, ...]:
+    """The shape of the environment's own observations: another than the task's where images have their channels last there, or
+    tables are flattened; () of spaces that are no Box."""
+    if is_minatar(task.env):
+        return task.observation_shape[1:] + task.observation_shape[:1]
+    return task.observation_shape if is_atari(task.env) else declared_shape(task)
 
 
 def observed_range(task: Task, steps: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

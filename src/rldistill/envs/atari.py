@@ -49,7 +49,7 @@ def atari_task(env: str, options: Mapping[str, Any]) -> Task:
 
 def is_atari(env: str) -> bool:
     """Whether the id is written as an Atari game's, known or not."""
-    return env.startswith("ALE/") or "NoFrameskip-v" in env
+    return env.startswith("ALE/") or ("NoFrameskip-v" in env and ":" not in env)
 
 
 class AtariBackend:

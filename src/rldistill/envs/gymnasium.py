@@ -66,7 +66,7 @@ def vector_bounds(task: Task) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.f
     return low, high
 
 
-def own_shape(task: Task) -> tuple[int, ...]:
+def declared_shape(task: Task) -> tuple[int, ...]:
     """The shape of the environment's own observations, which differs from the task's where these are turned or flattened; () of
     spaces that are no Box.
 

@@ -14,6 +14,7 @@ import numpy as np
 
 import rldistill
 from rldistill.ccode import c_policy, compiler, render
+from rldistill.envs import confirm
 from rldistill.evaluation import EvaluateConfig, Score, decision_microseconds, evaluate
 from rldistill.exporting.checks import (
     BATCH,
@@ -77,6 +78,8 @@ class ExportConfig:
     """Of games and draws."""
     teacher: str | None = None
     """A policy for a row of its own in the table; by default the teacher, if it is still where it was; `none` for none."""
+    env: str | None = None
+    """The policy's own environment id, to confirm it where it is written module:Id: the module is imported only then."""
     prefix: str = "rldistill"
     """Of C: what the names of functions begin with."""
 
@@ -143,8 +146,9 @@ def export(
     files = _files(target, format, config, force=force)
     report = None if json is None else _report_file(Path(json), files, force=force)
     source = load_own(policy, verb="export")
+    confirm(config.env, source.task)
     named = source.provenance.get("teacher")
-    teacher = teacher_beside(named, env=source.task.env, chosen=config.teacher, say=progress.say)
+    teacher = teacher_beside(named, like=source.task, chosen=config.teacher, say=progress.say)
     known = {
         "made_by": f"rldistill {rldistill.__version__}",
         "network": source.name,

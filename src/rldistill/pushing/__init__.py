@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import rldistill
-from rldistill.envs import decisions_per_second, unlike
+from rldistill.envs import confirm, decisions_per_second, unlike
 from rldistill.evaluation import EvaluateConfig, Score, evaluate, name_of, read_scores, write_scores
 from rldistill.exporting import Format
 from rldistill.files import new_folder, read_json, replace_file
@@ -45,6 +45,8 @@ class PushConfig:
     """Scores that `evaluate --json` wrote, this policy's among them; by default it plays now, beside its teacher."""
     teacher: str | None = None
     """The teacher, if it is no longer where the run or the policy says; `none` leaves it out."""
+    env: str | None = None
+    """The policy's own environment id, to confirm it where it is written module:Id: the module is imported only then."""
     episodes: int = 30
     """Full games of policy and teacher."""
     epsilon: float = 0.05
@@ -115,6 +117,7 @@ def push(
         raise UserError("--dry-run needs --out: the folder to write")
     target = _target(Path(out), force=force) if out is not None else None
     source = load_own(policy, verb="push")
+    confirm(config.env, source.task)
     checked = check_exports(source, [Path(file) for file in files])
     known = _scored(config.scores, source) if config.scores is not None else None
     settings, curve = _of_run(policy, source)
@@ -244,7 +247,7 @@ def _played(
 ) -> tuple[list[Score], int]:
     """Scores of now: the teacher's first, if it is there, and the policy's last."""
     options = TeacherOptions.from_dict(settings.get("teacher_options", {}))
-    teacher = teacher_beside(named, env=source.task.env, chosen=config.teacher, options=options, say=progress.say)
+    teacher = teacher_beside(named, like=source.task, chosen=config.teacher, options=options, say=progress.say)
     if teacher is not None:
         if unlike(teacher.task, source.task) is None:
             teacher = replace(teacher, task=source.task)  # the student's environment is played by both

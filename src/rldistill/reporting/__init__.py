@@ -9,15 +9,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from rldistill.envs import unlike
+from rldistill.envs import confirm, unlike
 from rldistill.evaluation import EvaluateConfig, Score, evaluate, read_scores, write_scores
 from rldistill.files import read_json, replace_file
-from rldistill.policies import KeptPolicy, load_policy
+from rldistill.policies import KeptPolicy, SavedPolicy, load_policy
 from rldistill.progress import Progress, Silent
 from rldistill.reporting.animation import animation
 from rldistill.runs import read_metrics
 from rldistill.spectator import undrawable
-from rldistill.teachers import TeacherOptions, teacher_beside
+from rldistill.teachers import ForeignTeacher, TeacherOptions, teacher_beside
 from rldistill.types import Task, UserError, check_numbers
 
 GENERATOR = "rldistill report"
@@ -40,6 +40,8 @@ class ReportConfig:
     """Length of the animation at 15 decisions a second, the speed of a real Atari; 0 leaves it out."""
     teacher: str | None = None
     """The teacher, if it is no longer where the run's configuration says; `none` leaves it out."""
+    env: str | None = None
+    """The policy's own environment id, to confirm it where it is written module:Id: the module is imported only then."""
     trust_pickle: bool = False
     """Unpickle the teacher's statistics as Python does. That runs whatever program their author put into the file: only for
     your own. What the run's configuration says of it does not count: the folder may be a stranger's."""
@@ -78,6 +80,8 @@ def report(
     policy = load_policy(folder) if (folder / "policy" / "policy.json").is_file() else None
     if policy is None:
         notes.append("The run is not finished: there is no policy to play with yet.")
+    if policy is not None:
+        confirm(config.env, policy.task)
     teacher = _teacher(settings, config, notes)
     players = [player for player in (teacher, policy) if player is not None]
     if policy is not None and teacher is not None and unlike(policy.task, teacher.task) is not None:
@@ -124,13 +128,13 @@ def _teacher(settings: Mapping[str, Any], config: ReportConfig, notes: list[str]
         notes.append(f"{line[:1].upper()}{line[1:]}.")
 
     named = settings.get("teacher")
-    return teacher_beside(named, env=_env(settings), chosen=config.teacher, options=options, say=note)
+    return teacher_beside(named, like=_task(settings), chosen=config.teacher, options=options, say=note)
 
 
-def _env(settings: Mapping[str, Any]) -> str | None:
-    """The environment that a teacher of another tool was told to play."""
+def _task(settings: Mapping[str, Any]) -> Task | None:
+    """What a teacher of another tool was told to play."""
     task = settings.get("task")
-    return str(task["env"]) if isinstance(task, Mapping) and "env" in task else None
+    return Task.from_dict(task) if isinstance(task, Mapping) else None
 
 
 def _scores(
@@ -151,9 +155,12 @@ def _scores(
         epsilon=config.epsilon,
         seed=config.seed,
         num_envs=config.num_envs,
-        env=None if task == players[0].task else task.env,  # a student may have learnt in another environment (--env)
     )
-    scores = evaluate(players, chosen, progress=progress)
+    # A student may have learnt in another environment than its teacher (--env), and both play that.
+    alike = [
+        replace(player, task=task) if isinstance(player, SavedPolicy | ForeignTeacher) else player for player in players
+    ]
+    scores = evaluate(alike, chosen, progress=progress)
     write_scores(path, scores)
     return scores
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from rldistill.actions import describe, predicted, score_width
-from rldistill.envs import make_task
+from rldistill.envs import arguments_of, chosen_task, name_environment, task_in_file
 from rldistill.networks import parameter_count
 from rldistill.policies import KeptPolicy, SavedPolicy
 from rldistill.policies import load_policy as load_folder
@@ -126,7 +127,7 @@ class ForeignTeacher:
         """
         space, shape = self.foreign.observation_space, tuple(observations.shape[1:])
         if space is not None and space.shape != shape:
-            raise UserError(f"{self.path} cannot play {self.task.env}: it reads {space.shape}, and is given {shape}")
+            observations = self._as_declared(observations, space.shape)
         if self.foreign.normalization is not None:
             observations = self.foreign.normalization(observations)
         with torch.no_grad():
@@ -139,9 +140,18 @@ class ForeignTeacher:
             )
         return scores
 
+    def _as_declared(self, observations: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Observations (B, *obs) as the environment declares them, channels last or as a table, for a teacher that reads that."""
+        given = tuple(observations.shape[1:])
+        if len(shape) == 3 and given == shape[2:] + shape[:2]:
+            return observations.permute(0, 2, 3, 1).contiguous()
+        if len(shape) in (0, 2) and given in ((math.prod(shape),), (1, *shape)):
+            return observations.reshape(len(observations), *shape)
+        raise UserError(f"{self.path} cannot play {self.task.env}: it reads {shape}, and is given {given}")
+
 
 def load_teacher(
-    ref: Ref, *, env: str | None = None, options: TeacherOptions | None = None
+    ref: Ref, *, env: str | None = None, env_kwargs: Sequence[str] = (), options: TeacherOptions | None = None
 ) -> SavedPolicy | ForeignTeacher:
     """A teacher out of a policy folder, a file of another tool, a folder of the hub's layout, or `hf://owner/name`.
 
@@ -149,20 +159,24 @@ def load_teacher(
 
     Args:
         ref: where it is.
-        env: environment id; needed where the file does not name one.
+        env: environment id; needed where the file does not name one. Where it is written `module:Id`, the module is imported.
+        env_kwargs: arguments name=value that a Gymnasium environment is made with.
         options: what the file does not say.
 
     Raises:
         UserError: nothing there, a file that is damaged, hostile or not understood, or something that it does not say is
             not given, or an option is given that does not act on it.
     """
-    teacher = _load(ref, env, options or TeacherOptions())
+    name_environment(env, arguments_of(env_kwargs))
+    teacher = _load(ref, env, options or TeacherOptions(), env_kwargs)
     check_acting(options, _used(teacher), os.fspath(ref))
     return teacher
 
 
-def _load(ref: Ref, env: str | None, options: TeacherOptions) -> SavedPolicy | ForeignTeacher:
-    """As `load_teacher`, whether or not the options act."""
+def _load(
+    ref: Ref, env: str | None, options: TeacherOptions, env_kwargs: Sequence[str] = (), like: Task | None = None
+) -> SavedPolicy | ForeignTeacher:
+    """As `load_teacher`, whether or not the options act; where no `env` is given, it plays what `like` is."""
     given = options
     place = os.fspath(ref)
     path = fetch(place) if place.startswith(PREFIX) else Path(place)
@@ -173,15 +187,16 @@ def _load(ref: Ref, env: str | None, options: TeacherOptions) -> SavedPolicy | F
         return load_folder(path)
     exported = exported_in(kind, path)
     if exported is not None:
-        return _exported(kind, path, exported, env)
-    named = env
+        return _exported(kind, path, exported, _asked(env, env_kwargs, like, exported.task), env_kwargs)
+    asked = _asked(env, env_kwargs, like)
+    named = asked.env if env is None and asked is not None else env
     folder = None
     if kind == "hub folder":
         folder = path
-        named = env or read_card(path).env
+        named = named or read_card(path).env
         path = find_policy_file(path)
         kind = kind_of(path)
-    task = _task(named) if named is not None else None
+    task = asked if asked is not None or named is None else _task(named, env_kwargs)
     foreign = _read(kind, path, task, options, folder)
     if given.teacher_scores == foreign.scores:  # what agrees with the file is checked by it, and acts so
         foreign = replace(foreign, used=foreign.used | {"teacher_scores"})
@@ -190,7 +205,7 @@ def _load(ref: Ref, env: str | None, options: TeacherOptions) -> SavedPolicy | F
         if foreign.env is None:
             raise UserError(f"{path} does not say which environment it plays: name it with --env")
         try:
-            task = _task(foreign.env)
+            task = _task(foreign.env, env_kwargs)
         except UserError as error:
             raise UserError(
                 f"{error} ({path} or what lies beside it is named so; --env names the environment itself)"
@@ -225,7 +240,7 @@ def load_policy(path: Ref) -> SavedPolicy | ForeignTeacher:
     exported = exported_in(kind, place)
     if exported is None:
         raise UserError(f"{place} was not exported by rldistill; load_teacher reads the files of other tools")
-    return _exported(kind, place, exported, None)
+    return _exported(kind, place, exported, None, ())
 
 
 def load_own(policy: Ref | SavedPolicy, *, verb: str) -> SavedPolicy:
@@ -248,7 +263,7 @@ def load_own(policy: Ref | SavedPolicy, *, verb: str) -> SavedPolicy:
 def teacher_beside(
     named: object,
     *,
-    env: str | None,
+    like: Task | None,
     chosen: str | None,
     options: TeacherOptions | None = None,
     say: Callable[[str], None],
@@ -257,7 +272,7 @@ def teacher_beside(
 
     Args:
         named: the teacher's place, as the student's run or provenance has it.
-        env: what the student plays, for a file that does not name an environment.
+        like: what the student plays, which the teacher is to play too.
         chosen: another place, or `none`, as a user has it.
         options: what the teacher's file does not say, as a run's configuration has it; what does not act is passed over.
         say: given a line about a named teacher that cannot be loaded.
@@ -268,11 +283,11 @@ def teacher_beside(
     if chosen == "none":
         return None
     if chosen is not None:
-        return _load(chosen, env, options or TeacherOptions())
+        return _load(chosen, None, options or TeacherOptions(), like=like)
     if not isinstance(named, str):
         return None
     try:
-        return _load(named, env, options or TeacherOptions())
+        return _load(named, None, options or TeacherOptions(), like=like)
     except UserError as error:
         say(f"the teacher {named} is left out: {error} (--teacher names another)")
         return None
@@ -282,6 +297,8 @@ def load_fitting(
     ref: Ref,
     *,
     env: str | None = None,
+    env_kwargs: Sequence[str] = (),
+    like: Task | None = None,
     options: TeacherOptions | None = None,
     alone: bool = True,
     progress: Progress,
@@ -290,7 +307,9 @@ def load_fitting(
 
     Args:
         ref: where it is.
-        env: environment id; needed where the file does not name one.
+        env: environment id, as the user names it; needed where the file does not name one.
+        env_kwargs: arguments name=value that a Gymnasium environment is made with.
+        like: what it is to play where `env` is None.
         options: what the file does not say.
         alone: whether the options are for this file only; where they are for several, `check_all_act` looks at them.
         progress: given a line for each thing that was supposed.
@@ -298,7 +317,10 @@ def load_fitting(
     Raises:
         UserError: also where something does not fit and `accept_mismatch` is not set.
     """
-    teacher = load_teacher(ref, env=env, options=options) if alone else _load(ref, env, options or TeacherOptions())
+    name_environment(env, arguments_of(env_kwargs))
+    teacher = _load(ref, env, options or TeacherOptions(), env_kwargs, like)
+    if alone:
+        check_acting(options, _used(teacher), os.fspath(ref))
     if not isinstance(teacher, ForeignTeacher):
         return teacher
     for note in teacher.notes:
@@ -348,15 +370,24 @@ def known_of(teacher: Teacher, path: str | None) -> dict[str, Any]:
     )
 
 
-def _exported(kind: str, path: Path, exported: Exported, env: str | None) -> ForeignTeacher:
+def _asked(env: str | None, env_kwargs: Sequence[str], like: Task | None, own: Task | None = None) -> Task | None:
+    """What a file is to play by the user's word or like another policy; None where its own word counts."""
+    if env is not None:
+        return chosen_task(own, env, env_kwargs) if own is not None and own.env == env else _task(env, env_kwargs)
+    return None if like is None else chosen_task(like, None, env_kwargs)
+
+
+def _exported(
+    kind: str, path: Path, exported: Exported, asked: Task | None, env_kwargs: Sequence[str]
+) -> ForeignTeacher:
     """A file of `export`, which says all that there is to know."""
     foreign = read_exported(kind, path, exported)
-    task = exported.task if env is None else _task(env)
+    task = chosen_task(exported.task, None, env_kwargs) if asked is None else asked
     # Stable-Baselines3 keeps deterministic actions as the means of a Gaussian.
     score_kind = _score_kind(foreign) if kind == "sb3" else exported.score_kind
     own = {"format": foreign.format, "algorithm": foreign.algorithm, "sha256": _sha256(path)}
     provenance: dict[str, Any] = {**foreign.provenance, **exported.known, **own, "supposed": [], "notes": []}
-    mismatches = () if env is None else tuple(mismatches_of(foreign, task, score_kind))
+    mismatches = () if asked is None else tuple(mismatches_of(foreign, task, score_kind))
     return ForeignTeacher(replace(foreign, used=frozenset()), task, score_kind, path, mismatches, (), provenance)
 
 
@@ -406,17 +437,17 @@ def _supposed(foreign: ForeignPolicy) -> list[str]:
     return [f"supposed, since the file does not say: {', '.join(map(str, supposed))}"] if supposed else []
 
 
-def _task(env: str) -> Task:
+def _task(env: str, env_kwargs: Sequence[str]) -> Task:
     """The task of an id, or of its next version where that one is gone (LunarLander-v2 is played as v3)."""
     try:
-        return make_task(env)
+        return task_in_file(env, env_kwargs=env_kwargs)
     except UserError:
         found = re.fullmatch(r"(.+)-v(\d+)", env)
         if found is None or env.startswith("ALE/") or "NoFrameskip" in env:
             raise
         for version in range(int(found[2]) + 1, int(found[2]) + 4):
             try:
-                return make_task(f"{found[1]}-v{version}")
+                return task_in_file(f"{found[1]}-v{version}", env_kwargs=env_kwargs)
             except UserError as error:
                 if "not installed" in str(error):  # it is there, but for a package
                     raise

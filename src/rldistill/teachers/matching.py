@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from rldistill.actions import describe, score_width
-from rldistill.envs import observation_bounds, observed_range
+from rldistill.envs import is_minatar, observation_bounds, observed_range, own_shape
 from rldistill.teachers.archives import shown
 from rldistill.teachers.foreign import BoxSpace, DiscreteSpace, ForeignPolicy, Statistics
-from rldistill.types import ScoreKind, Task, UserError
+from rldistill.types import ScoreKind, Task, UserError, unbounded
 
 _INFINITE = 1e30  # some environments declare the largest float32
 _ANOTHER_SCALE = 10.0
@@ -42,9 +43,10 @@ def mismatches_of(foreign: ForeignPolicy, task: Task, score_kind: ScoreKind) -> 
             )
     elif isinstance(actions, BoxSpace) and task.continuous:
         low, high = np.asarray(task.action_low), np.asarray(task.action_high)
+        ends = [np.array([unbounded(float(n)) for n in side.ravel()]) for side in (actions.low, actions.high)]
         if actions.low.size != low.size:
             found.append(f"its actions have {actions.low.size} dimensions, {task.env} has {describe(task)}")
-        elif not (np.allclose(actions.low.ravel(), low) and np.allclose(actions.high.ravel(), high)):
+        elif not (np.allclose(ends[0], low) and np.allclose(ends[1], high)):
             found.append(
                 f"its actions lie in {_range(actions.low, actions.high)}, those of {task.env} in {_range(low, high)}"
             )
@@ -53,7 +55,8 @@ def mismatches_of(foreign: ForeignPolicy, task: Task, score_kind: ScoreKind) -> 
             "it was trained on normalized observations, and their statistics are not here: name them with --normalization"
         )
     statistics: Statistics | None = foreign.normalization
-    if statistics is not None and statistics.mean.shape not in ((), task.observation_shape):
+    read = foreign.observation_space.shape if foreign.observation_space is not None else task.observation_shape
+    if statistics is not None and statistics.mean.shape not in ((), task.observation_shape, read):
         found.append(f"its statistics are of shape {statistics.mean.shape}, observations of {task.observation_shape}")
     stack = foreign.provenance.get("frame_stack")
     if isinstance(stack, int) and stack != task.frame_stack:
@@ -62,11 +65,16 @@ def mismatches_of(foreign: ForeignPolicy, task: Task, score_kind: ScoreKind) -> 
 
 
 def _unlike(space: BoxSpace, task: Task) -> list[str]:
-    if space.shape == task.observation_shape:
-        known = space.dtype == "uint8"
-        if known != (task.observation_dtype == "uint8") and len(space.shape) == 3:
-            return [f"it reads {space.dtype} observations, {task.env} gives {task.observation_dtype}: another scaling"]
-        return _scaled_otherwise(space, task)
+    fits = space.shape == task.observation_shape
+    # Otherwise it is given what the environment declares, unturned.
+    declared = (
+        not fits and math.prod(space.shape) == math.prod(task.observation_shape) and space.shape == own_shape(task)
+    )
+    bytes_alike = (space.dtype == "uint8") == (task.observation_dtype == "uint8")
+    if (fits or (declared and not is_minatar(task.env))) and len(space.shape) == 3 and not bytes_alike:
+        return [f"it reads {space.dtype} observations, {task.env} gives {task.observation_dtype}: another scaling"]
+    if fits or declared:
+        return _scaled_otherwise(space, task) if fits else []
     if sorted(space.shape) == sorted(task.observation_shape):
         return [
             f"it reads observations of shape {space.shape}, {task.env} gives {task.observation_shape}: another channel order"

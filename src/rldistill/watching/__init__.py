@@ -41,6 +41,9 @@ class WatchConfig:
     """Control steps a second; by default the game's own speed: 15 on Atari, what a Gymnasium environment declares."""
     env: str | None = None
     """Another environment than that of the first policy, with this id's own options."""
+    env_kwargs: tuple[str, ...] = ()
+    """Arguments name=value that a Gymnasium environment is made with; values are JSON's scalars or else text. They are kept with
+    the policy; given here, they count instead."""
     scale: float | None = None
     """Of the environment's pictures; by default small ones grow to some 320 pixels, and large ones shrink to 480."""
     temperature: float | None = None
@@ -97,7 +100,9 @@ def watch(
     given = [policies] if isinstance(policies, str | os.PathLike) or not isinstance(policies, Sequence) else policies
     if not 1 <= len(given) <= 2:
         raise UserError(f"watch shows one policy, or two side by side, not {len(given)}")
-    names, players, task = load_together(given, env=config.env, options=options, progress=progress)
+    names, players, task = load_together(
+        given, env=config.env, env_kwargs=config.env_kwargs, options=options, progress=progress
+    )
     reason = undrawable(task)
     if reason is not None:
         raise UserError(f"{task.env} cannot be drawn here: {reason}")
