@@ -438,7 +438,7 @@ HOPELESS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "dimensions": (pendulum(-2, 2, 2), "its actions have 2 dimensions, Pendulum-v1 has continuous actions of 1"),
     "kind of actions": (cartpole(actions=spaces.Box(-1, 1, (2,))), "CartPole-v1 has 2 discrete actions, which gaussian"),
     "shape": (cartpole(observations=5), r"it reads observations of shape \(5,\), CartPole-v1 gives \(4,\)"),
-    "channels": (flat((2, 3, 2), np.float32), r"shape \(2, 3, 2\), Flat-v0 gives \(2, 2, 3\): another channel order"),
+    "channels": (flat((3, 2, 2), np.float32), r"shape \(3, 2, 2\), Flat-v0 gives \(2, 2, 3\): another channel order"),
 }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from rldistill.types import UserError
 
 Info = Mapping[str, Any]
 _WORDS = 200
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class EnvironmentFailed(UserError):
@@ -115,7 +116,7 @@ class Boundary:
         number = _number(reward)
         if number is None:
             raise EnvironmentFailed(f"step of {self.env} gives the reward {_shown(reward)}, which is no number")
-        if not abs(number) <= np.finfo(np.float32).max:  # nor NaN
+        if not abs(number) <= _LARGEST:  # nor NaN
             raise EnvironmentFailed(f"step of {self.env} gives the reward {number}: rewards must be finite")
         return number
 

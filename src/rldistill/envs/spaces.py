@@ -162,8 +162,8 @@ def _named(value: Any, readers: Mapping[str, Part], what: str) -> Array:
 
 
 def _several(value: Any, readers: list[Part], what: str) -> Array:
-    if not isinstance(value, tuple | list) or len(value) != len(readers):
-        has = f"{len(value)} parts" if isinstance(value, tuple | list) else f"a {type(value).__name__}"
+    if not isinstance(value, tuple | list | np.ndarray) or len(value) != len(readers):
+        has = f"{len(value)} parts" if isinstance(value, tuple | list | np.ndarray) else f"a {type(value).__name__}"
         raise EnvironmentFailed(f"{what} of {has}; its space declares a tuple of {len(readers)}")
     return _joined([read(part, what) for part, read in zip(value, readers, strict=True)])
 

@@ -1,0 +1,223 @@
+"""Environments of users: every kind of failure is one line, and what they give is right or refused."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from rldistill import TrainConfig, load_policy, save_policy, train
+from rldistill.envs import EnvironmentFailed, Environments, chosen_task, make_task, task_in_file
+from rldistill.envs.ids import arguments_of
+from rldistill.networks import Architecture, build
+from rldistill.rollout import play, uniform
+from rldistill.types import Task, UserError
+
+BOX, TWO = spaces.Box(-1, 1, (2,)), spaces.Discrete(2)
+
+
+class Line(gymnasium.Env[Any, Any]):
+    """Ten steps; gives what it is made with."""
+
+    last: "Line"
+
+    def __init__(
+        self,
+        observation_space: Any = BOX,
+        action_space: Any = TWO,
+        observation: Any = (0.0, 0.5),
+        reward: Any = 1.0,
+        step: Callable[[Any], Any] | None = None,
+        reset: Callable[[], Any] | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        self.observation_space, self.action_space, self.render_mode = observation_space, action_space, render_mode
+        numbers = isinstance(observation, tuple) and all(isinstance(n, float) for n in observation)
+        self.observation = np.array(observation, np.float32) if numbers else observation
+        self.reward, self._step, self._reset = reward, step, reset
+        self.actions: list[Any] = []
+        Line.last = self
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.age = 0
+        return self._reset() if self._reset else (self.observation, {})
+
+    def step(self, action: Any) -> Any:
+        self.age += 1
+        self.actions.append(action)
+        if self._step is not None:
+            return self._step(self)
+        return self.observation, self.reward, self.age == 10, False, {}
+
+
+Register = Callable[..., str]
+
+
+@pytest.fixture
+def line() -> Iterator[Register]:
+    """Registers `Line-v0` with the arguments given, and returns its id."""
+
+    def register(**given: Any) -> str:
+        gymnasium.registry.pop("Line-v0", None)
+        gymnasium.register("Line-v0", lambda **options: Line(**given, **options), disable_env_checker=True)
+        return "Line-v0"
+
+    yield register
+    gymnasium.registry.pop("Line-v0", None)
+
+
+def played(env: str, steps: int = 3) -> Environments:
+    task = make_task(env)
+    environments = Environments(task, 1, 0)
+    generator = np.random.default_rng(0)
+    for _ in range(steps):
+        environments.step(uniform(task, generator)(environments.observations))
+    return environments
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def function(*_: object) -> Any:
+        raise error
+
+    return function
+
+
+ERRORS: list[BaseException] = [
+    RuntimeError("lost its connection\nsecond line"),
+    SystemExit(0),
+    MemoryError("texture pool"),
+    BrokenPipeError(32, "Broken pipe"),
+    UserWarning("of -W error"),
+    KeyError("reward"),
+    AssertionError(),
+]
+
+
+@pytest.mark.parametrize("call", ["reset", "step"])
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_whatever_an_environment_raises_is_one_line_with_its_words(line: Register, call: str, error: Any) -> None:
+    env = line(**{call: raising(error)})
+    with pytest.raises(EnvironmentFailed) as refusal:
+        played(env)
+    text = str(refusal.value)
+    assert text.startswith(f"{call} of {env} failed: {type(error).__name__}")
+    assert len(text.splitlines()) == 1
+    assert "second line" not in text
+    assert "test_boundary.py, line" in text
+    assert type(error).__name__ in refusal.value.details
+
+
+def test_ctrl_c_stays_ctrl_c(line: Register) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        played(line(step=raising(KeyboardInterrupt())))
+
+
+def test_an_environment_that_cannot_be_closed_costs_nothing(line: Register, caplog: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(Line, "close", raising(SystemExit(1)))
+    played(line()).close()
+    assert "close of Line-v0 failed: SystemExit: 1" in caplog.text
+
+
+def test_what_an_environment_prints_goes_to_stderr(line: Register, capsys: Any) -> None:
+    def step(env: Line) -> Any:
+        print("from the environment")
+        return env.observation, 1.0, False, False, {}
+
+    played(line(step=step))
+    out, err = capsys.readouterr()
+    assert (out, err.count("from the environment")) == ("", 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"reset": lambda: np.zeros(2, np.float32)}, "reset of Line-v0 gives no pair.*old Gym API"),
+        ({"step": lambda env: (env.observation, 1.0, False, {})}, "step of Line-v0 gives 4 values.*old Gym API"),
+        ({"reward": None}, "the reward None, which is no number"),
+        ({"reward": "1"}, "the reward '1', which is no number"),
+        ({"reward": np.array([1.0, 2.0])}, "which is no number"),
+        ({"reward": float("nan")}, "the reward nan: rewards must be finite"),
+        ({"reward": 1e39}, "rewards must be finite"),
+        ({"reward": 10**400}, "rewards must be finite"),
+        ({"step": lambda env: (env.observation, 1.0, None, False, {})}, "None as terminated"),
+        ({"observation": (0.0, np.nan)}, "gives nan in an observation .number 1, from 0."),
+        ({"observation": np.array([1e39, 0.0])}, "gives inf in an observation .number 0, from 0."),
+        ({"observation": (0.0, 0.0, 0.0)}, r"an observation of shape \(3,\); its space declares \(2,\)"),
+        ({"observation": 0.5}, r"an observation of shape \(\); its space declares \(2,\)"),
+        ({"observation": "text"}, "no array of numbers but str"),
+        ({"observation": None}, "no array of numbers but NoneType"),
+        (
+            {"observation_space": spaces.Box(0, 255, (2,), np.uint8), "observation": (0.0, 0.5)},
+            "float32 numbers that the type of its space, uint8, cannot hold",
+        ),
+        ({"observation_space": spaces.Discrete(3), "observation": 3}, "an observation of 3, which its space"),
+        ({"observation_space": spaces.Discrete(3, start=4), "observation": 3}, "an observation of 3, which its space"),
+        (
+            {"observation_space": spaces.Dict({"a": BOX, "b": TWO}), "observation": {"a": np.zeros(2)}},
+            "with a; its space declares a, b",
+        ),
+        (
+            {
+                "observation_space": spaces.Dict({"a": BOX, "b": spaces.Tuple([TWO, BOX])}),
+                "observation": {"a": np.zeros(2), "b": (0, np.array([0, np.nan]))},
+            },
+            "number 3 of its part 'b'",
+        ),
+    ],
+)
+def test_what_no_environment_may_give_is_one_line(line: Register, given: dict[str, Any], says: str) -> None:
+    with pytest.raises(EnvironmentFailed, match=says) as refusal:
+        played(line(**given))
+    assert len(str(refusal.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("reward", [np.array([1.5], np.float32), np.float16(1.5), np.array(1.5), np.array([[1.5]])])
+def test_an_array_of_one_number_is_a_reward(line: Register, reward: Any) -> None:
+    task = make_task(line(reward=reward))
+    assert Environments(task, 1, 0).step(np.array([0])).rewards.tolist() == [1.5]
+
+
+@pytest.mark.parametrize("space", [
+    spaces.Dict({"z": BOX, "a": spaces.Discrete(3, start=-1), "m": spaces.Tuple([spaces.MultiBinary((2, 2)), TWO])}),
+    spaces.Tuple([spaces.MultiDiscrete([[2, 3], [4, 5]], start=[[0, 1], [2, 3]]), spaces.Box(0, 9, (2, 2), np.int64)]),
+    spaces.Discrete(5, start=10),
+    spaces.Dict({"deep": spaces.Dict({"x": spaces.Box(-1, 1, (2, 1), np.float64), "y": TWO})}),
+])  # fmt: skip
+def test_parts_are_put_together_as_gymnasium_flattens_them(line: Register, space: Any) -> None:
+    space.seed(0)
+    for _ in range(5):
+        observation = space.sample()
+        task = make_task(line(observation_space=space, observation=observation))
+        expected = spaces.flatten(space, observation).astype(np.float32)
+        np.testing.assert_array_equal(Environments(task, 1, 0).observations[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("space", "sizes", "action", "given"),
+    [
+        (spaces.Discrete(3, start=5), (), np.array([2]), 7),
+        (spaces.MultiDiscrete([2, 3], start=[1, -4]), (2, 3), np.array([[1, 2]]), [2, -2]),
+        (spaces.MultiDiscrete([[2], [3]]), (2, 3), np.array([[1, 2]]), [[1], [2]]),
+        (spaces.MultiBinary(3), (2, 2, 2), np.array([[1, 0, 1]]), [1, 0, 1]),
+        (spaces.Tuple([spaces.Discrete(2), spaces.Discrete(3, start=1)]), (2, 3), np.array([[1, 2]]), (1, 3)),
+        (spaces.Box(-2, 2, ()), None, np.array([[1.5]], np.float32), 1.5),
+        (spaces.Box(-2, 2, (2, 1)), None, np.array([[1.5, -1]], np.float32), [[1.5], [-1]]),
+    ],
+)
+def test_actions_count_from_0_and_reach_the_environment_in_its_own_way(
+    line: Register, space: Any, sizes: Any, action: Any, given: Any
+) -> None:
+    task = make_task(line(action_space=space))
+    assert task.continuous == (sizes is None)
+    assert task.action_sizes == (sizes or ())
+    environments = Environments(task, 1, 0)
+    environments.step(action)
+    received = Line.last.actions[-1]
+    assert space.contains(received)
+    np.testing.assert_array_equal(received, given)
