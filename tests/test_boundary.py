@@ -1,9 +1,6 @@
 """Environments of users: every kind of failure is one line, and what they give is right or refused."""
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -11,12 +8,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from rldistill import TrainConfig, load_policy, save_policy, train
-from rldistill.envs import EnvironmentFailed, Environments, chosen_task, make_task, task_in_file
-from rldistill.envs.ids import arguments_of
-from rldistill.networks import Architecture, build
-from rldistill.rollout import play, uniform
-from rldistill.types import Task, UserError
+from rldistill.envs import EnvironmentFailed, Environments, make_task
+from rldistill.rollout import uniform
 
 BOX, TWO = spaces.Box(-1, 1, (2,)), spaces.Discrete(2)
 
