@@ -49,7 +49,7 @@ def try_to_load(path: Path, good: Path) -> str:
     from rldistill.types import UserError, as_tensor
 
     statistics = path if path.suffix == ".pkl" else None
-    network = "mlp:8,5" if path.suffix in (".pth", ".safetensors") else None
+    network = "mlp:8,5" if path.suffix in (".pth", ".safetensors", ".cleanrl_model") else None
     scores: Any = "q_values" if path.suffix in (".pt", ".onnx") else None
     options = TeacherOptions(teacher_network=network, teacher_scores=scores, normalization=statistics)
     env = None if path.is_dir() else "CartPole-v1"

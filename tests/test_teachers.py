@@ -37,7 +37,18 @@ from rldistill.runs import read_metrics
 from rldistill.teachers import ForeignTeacher, TeacherOptions, load_fitting, load_teacher
 from rldistill.types import ScoreKind, UserError
 from test_distillation import PressesCtrlC
-from test_teachers_formats import MLP, MLP_NAMES, SB3_CARD, VECTORS, linear, mlp_scores, onnx_mlp, relu, script
+from test_teachers_formats import (
+    MLP,
+    MLP_NAMES,
+    SB3_CARD,
+    VECTORS,
+    linear,
+    mlp_scores,
+    onnx_mlp,
+    relu,
+    script,
+    write_script,
+)
 from test_teachers_sb3 import ARGS, CONFIG, Draw, actor_critic, dense, layers, make_zip, write_statistics
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore:.*torch.jit.*:FutureWarning")
@@ -95,7 +106,7 @@ def of_kind(kind: str, folder: Path) -> Path:
         path = folder / "CartPole-v1__dqn__1__1700000000" / "dqn.cleanrl_model"
         path.parent.mkdir()
         torch.save(state, path)
-        return path
+        return write_script(path, "network", "nn.ReLU()")
     tensors = {name.replace("q.", "q_net.q_net."): tensor.numpy() for name, tensor in MLP.items()}
     target = {name.replace("q_net.", "q_net_target.", 1): array for name, array in tensors.items()}
     return make_zip(folder / "dqn-CartPole-v1.zip", "DQN", {**tensors, **target}, CARTPOLE, spaces.Discrete(2))

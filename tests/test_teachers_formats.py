@@ -256,8 +256,8 @@ def test_a_file_from_before_pytorch_1_6_is_read(tmp_path: Path) -> None:
     ("state", "options", "says"),
     [
         (MLP, {}, "activation stands.*mlp:8,5 for ReLU or mlp:8,5:tanh"),
-        (MLP, {"architecture": "mlp:8,6"}, "holds a mlp:8,5"),
-        (MLP, {"architecture": "net2"}, "holds a mlp:8,5"),
+        (MLP, {"architecture": "mlp:8,6"}, "holds mlp:8,5"),
+        (MLP, {"architecture": "net2"}, "holds mlp:8,5"),
         (MLP, {"architecture": "resnet"}, "unknown network"),
         (MLP, {"architecture": "mlp:8,5", "num_actions": 3}, "gives 2 numbers, but there are 3 actions"),
         (MLP, {"architecture": "mlp:8,5", "observation_shape": (3,)}, "takes 4 numbers"),
@@ -344,7 +344,7 @@ def test_a_network_pickled_as_a_whole_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["resnet", "mlp:", "mlp:8,", "cnn:8:", "cnn:8", "mlp:8:softmax", "mlp:999999", "mlp:8\n", ""],
+    ["resnet", "mlp:", "mlp:8,", "cnn:8", "mlp:8:softmax", "mlp:999999", "mlp:8\n", ""],
 )
 def test_an_architecture_that_is_none_is_refused(name: str) -> None:
     refused(parse_architecture, name, says="unknown network")
@@ -900,17 +900,31 @@ def saved(value: Any, path: Path) -> Path:
     return path
 
 
+def write_script(path: Path, layer: str, activation: str, forward: str = "") -> Path:
+    """Writes a script such as CleanRL puts beside its policies, and returns the policy's path."""
+    text = (
+        "class QNetwork(nn.Module):\n    def __init__(self, env):\n"
+        "        super().__init__()\n"
+        f"        self.{layer} = nn.Sequential(nn.Linear(np.array(env.shape).prod(), 64), {activation}, nn.Linear(64, 2))\n"
+        f"    def forward(self, x):\n        {forward or f'return self.{layer}(x)'}\n"
+    )
+    path.with_suffix(".py").write_text(text)
+    return path
+
+
 def test_cleanrl_dqn_has_relus_and_ppo_has_tanhs(tmp_path: Path) -> None:
     names = ("network.0", "network.2", "network.4")
     state = {**linear("network.0", 4, 12), **linear("network.2", 12, 8), **linear("network.4", 8, 2)}
-    policy = read_cleanrl(saved(OrderedDict(state), tmp_path / "CartPole-v1__dqn__1__1700000000" / "dqn.cleanrl_model"))
+    path = saved(OrderedDict(state), tmp_path / "CartPole-v1__dqn__1__1700000000" / "dqn.cleanrl_model")
+    policy = read_cleanrl(write_script(path, "network", "nn.ReLU()"))
     np.testing.assert_allclose(policy.network(VECTORS).numpy(), mlp_scores(state, names, VECTORS, relu), atol=1e-6)
     assert (policy.algorithm, policy.scores, policy.env) == ("DQN", "q_values", "CartPole-v1")
     assert not policy.normalization_expected
     names = ("actor.0", "actor.2", "actor.4")
     actor = {**linear("actor.0", 4, 12), **linear("actor.2", 12, 8), **linear("actor.4", 8, 2)}
     critic = {**linear("critic.0", 4, 12), **linear("critic.2", 12, 8), **linear("critic.4", 8, 1)}
-    policy = read_cleanrl(saved({**critic, **actor}, tmp_path / "ppo.cleanrl_model"))
+    path = saved({**critic, **actor}, tmp_path / "ppo.cleanrl_model")
+    policy = read_cleanrl(write_script(path, "actor", "nn.Tanh()"))
     np.testing.assert_allclose(policy.network(VECTORS).numpy(), mlp_scores(actor, names, VECTORS, np.tanh), atol=1e-6)
     assert (policy.algorithm, policy.scores, policy.env) == ("PPO", "logits", None)
 
@@ -940,7 +954,9 @@ def test_cleanrl_s_c51_is_the_mean_of_its_atoms(tmp_path: Path) -> None:
         **linear("network.4", 8, 3 * 11),
     }
     args = {"env_id": "CartPole-v1", "exp_name": "c51", "seed": 1, "track": False, "tau": 1.0, "hf_entity": ""}
-    policy = read_cleanrl(saved({"model_weights": state, "args": args}, tmp_path / "c51.cleanrl_model"))
+    policy = read_cleanrl(
+        saved({"model_weights": state, "args": args}, tmp_path / "c51.cleanrl_model"), architecture="mlp:12,8"
+    )
     logits = mlp_scores(state, ("network.0", "network.2", "network.4"), VECTORS, relu).reshape(5, 3, 11)
     odds = np.exp(logits)
     expected = (odds / odds.sum(axis=2, keepdims=True) * np.linspace(-100, 100, 11)).sum(axis=2)
@@ -955,7 +971,8 @@ def test_cleanrl_s_continuous_ppo_says_that_its_normalization_is_lost(tmp_path: 
     log_std = numbers(1, 3)
     state = {"actor_logstd": log_std, **linear("critic.0", 4, 1), **actor}
     policy = read_cleanrl(
-        saved(state, tmp_path / "Hopper-v4-ppo_continuous_action-seed1" / "ppo_continuous_action.cleanrl_model")
+        saved(state, tmp_path / "Hopper-v4-ppo_continuous_action-seed1" / "ppo_continuous_action.cleanrl_model"),
+        architecture="mlp:12,8:tanh",
     )
     expected = np.hstack([mlp_scores(actor, names, VECTORS, np.tanh), np.repeat(log_std.numpy(), 5, axis=0)])
     np.testing.assert_allclose(policy.network(VECTORS).numpy(), expected, atol=1e-6)
@@ -968,7 +985,7 @@ def test_cleanrl_s_td3_gives_actions_in_the_environment_s_units(tmp_path: Path) 
     actor = {**linear("fc1", 4, 12), **linear("fc2", 12, 8), **linear("fc_mu", 8, 2)}
     scale, bias = torch.tensor([2.0, 0.5]), torch.tensor([0.0, 1.5])
     value = ({**actor, "action_scale": scale, "action_bias": bias}, linear("fc1", 6, 12), linear("fc1", 6, 12))
-    policy = read_cleanrl(saved(value, tmp_path / "td3_continuous_action.cleanrl_model"))
+    policy = read_cleanrl(saved(value, tmp_path / "td3_continuous_action.cleanrl_model"), architecture="mlp:12,8")
     means = mlp_scores(actor, ("fc1", "fc2", "fc_mu"), VECTORS, relu)
     expected = np.tanh(means) * scale.numpy() + bias.numpy()
     np.testing.assert_allclose(policy.network(VECTORS).numpy(), expected, atol=1e-6)
@@ -981,7 +998,7 @@ def test_cleanrl_s_sac_squeezes_its_deviations(tmp_path: Path) -> None:
     torso = {**linear("fc1", 4, 12), **linear("fc2", 12, 8)}
     state = {**torso, **linear("fc_mean", 8, 2), **linear("fc_logstd", 8, 2)}
     state |= {"action_scale": torch.full((1, 2), 2.0), "action_bias": torch.zeros(1, 2)}
-    policy = read_cleanrl(saved(state, tmp_path / "sac_continuous_action.cleanrl_model"))
+    policy = read_cleanrl(saved(state, tmp_path / "sac_continuous_action.cleanrl_model"), architecture="mlp:12,8")
     means = mlp_scores(state, ("fc1", "fc2", "fc_mean"), VECTORS, relu)
     raw = mlp_scores(state, ("fc1", "fc2", "fc_logstd"), VECTORS, relu)
     expected = np.hstack([means, -5 + 3.5 * (np.tanh(raw) + 1)])
@@ -997,7 +1014,7 @@ def test_cleanrl_s_pqn_is_told_by_its_layer_norms(tmp_path: Path) -> None:
         "network.1.bias": numbers(12, seed=6),
         **linear("network.3", 12, 2),
     }
-    policy = read_cleanrl(saved(state, tmp_path / "pqn.cleanrl_model"))
+    policy = read_cleanrl(saved(state, tmp_path / "pqn.cleanrl_model"), architecture="mlp:12")
     x = F.linear(VECTORS, state["network.0.weight"], state["network.0.bias"])
     x = F.layer_norm(x, (12,), state["network.1.weight"], state["network.1.bias"])
     expected = F.linear(F.relu(x), state["network.3.weight"], state["network.3.bias"])

@@ -405,10 +405,14 @@ def _read(
     scores: ForeignScores | None = options.teacher_scores
     if kind == "sb3":
         return read_sb3(
-            path, normalization=options.normalization, folders=folders_in(folder), trust_pickle=options.trust_pickle
+            path,
+            architecture=options.teacher_network,
+            normalization=options.normalization,
+            folders=folders_in(folder),
+            trust_pickle=options.trust_pickle,
         )
     if kind == "cleanrl":
-        foreign = read_cleanrl(path, observation_shape=shape)
+        foreign = read_cleanrl(path, observation_shape=shape, architecture=options.teacher_network)
     elif kind in ("onnx", "torchscript"):
         foreign = read_program(
             kind, path, observation_shape=shape, num_actions=actions, scores=scores, pixels=options.pixels

@@ -16,15 +16,22 @@ from rldistill.networks import PAPER_NETWORKS
 from rldistill.teachers.foreign import Pixels
 from rldistill.types import UserError
 
-Activation: TypeAlias = Literal["relu", "tanh", "elu", "silu", "gelu", "leaky_relu"]
+Activation: TypeAlias = Literal[
+    "relu", "tanh", "elu", "silu", "gelu", "leaky_relu", "selu", "celu", "mish", "sigmoid", "softplus"
+]
 
-_ACTIVATIONS: Mapping[Activation, type[nn.Module]] = {
+ACTIVATIONS: Mapping[Activation, type[nn.Module]] = {
     "relu": nn.ReLU,
     "tanh": nn.Tanh,
     "elu": nn.ELU,
     "silu": nn.SiLU,
     "gelu": nn.GELU,
     "leaky_relu": nn.LeakyReLU,
+    "selu": nn.SELU,
+    "celu": nn.CELU,
+    "mish": nn.Mish,
+    "sigmoid": nn.Sigmoid,
+    "softplus": nn.Softplus,
 }
 # A stride is not in the file. Those of Mnih et al. 2015 are what everybody takes for these kernels; on grids too small for
 # them (MinAtar) everybody takes 3x3/1 and pixels are 0 or 1.
@@ -122,17 +129,21 @@ def parse_architecture(name: str) -> Spec:
     """
     spec = PAPER_NETWORKS.get(name, name)
     numbers = r"\d{1,5}(?:,\d{1,5})*"
-    found = re.fullmatch(rf"(?:cnn:({numbers}):|mlp:)({numbers})(?::({'|'.join(_ACTIVATIONS)})(:tanh)?)?", spec)
+    found = re.fullmatch(
+        rf"(?:cnn:({numbers}):(?={numbers}|:|$)|mlp:(?=\d))((?:{numbers})?)(?::({'|'.join(ACTIVATIONS)})(:tanh)?)?",
+        spec,
+    )
     if found is None:
         raise UserError(
             f"unknown network {name!r}: take {', '.join(PAPER_NETWORKS)}, cnn:32,64,64:512 or mlp:64,64, "
-            "with :tanh behind it where it has no ReLUs, with :relu:tanh where a tanh follows its last layer too"
+            f"with :tanh behind it where it has no ReLUs ({', '.join(ACTIVATIONS)} are known), "
+            "with :relu:tanh where a tanh follows its last layer too"
         )
     channels = tuple(int(number) for number in found.group(1).split(",")) if found.group(1) else ()
     activation: Activation = "relu"
-    for known in _ACTIVATIONS:
+    for known in ACTIVATIONS:
         activation = known if known == found.group(3) else activation
-    hidden = tuple(int(number) for number in found.group(2).split(","))
+    hidden = tuple(int(number) for number in found.group(2).split(",") if number)
     return Spec(channels, hidden, activation, squashed=found.group(4) is not None)
 
 
@@ -250,7 +261,7 @@ def build_chain(
     shape = observation_shape
     flattened = not convolutions
     stride = iter(strides)
-    make = _ACTIVATIONS[activation]
+    make = ACTIVATIONS[activation]
     for layer in layers:
         if layer.kind == "norm":
             if not any(isinstance(module, nn.Conv2d | nn.Linear) for module in modules) or layer is layers[-1]:
@@ -275,23 +286,30 @@ def build_chain(
         modules += [module] if layer is main[-1] else [module, make()]
     network = nn.Sequential(*modules)
     network.eval().requires_grad_(False)
-    hidden = ",".join(str(layer.weight.shape[0]) for layer in main[len(convolutions) : -1])
-    channels = ",".join(str(layer.weight.shape[0]) for layer in convolutions)
-    spelled = (f"cnn:{channels}:{hidden}" if convolutions else f"mlp:{hidden}") + (
-        "" if activation == "relu" else f":{activation}"
-    )
+    spelled = spell(*sizes_of(layers), activation)
     return Chain(network, observation_shape, shape[0], spelled, supposed)
 
 
-def check_spec(spec: Spec, layers: Sequence[Layer], path: Path) -> None:
-    """Raises UserError where the named architecture is not the file's."""
+def sizes_of(layers: Sequence[Layer]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Channels of the convolutions, and sizes of the hidden linear layers."""
     main = [layer for layer in layers if layer.kind != "norm"]
     sizes = [int(layer.weight.shape[0]) for layer in main[:-1]]
     count = sum(layer.kind == "convolution" for layer in main)
-    if (tuple(sizes[:count]), tuple(sizes[count:])) != (spec.channels, spec.hidden):
-        found = ",".join(map(str, sizes[count:]))
-        name = f"cnn:{','.join(map(str, sizes[:count]))}:{found}" if count else f"mlp:{found}"
-        raise UserError(f"{path} holds a {name}, not the named architecture; name {name}")
+    return tuple(sizes[:count]), tuple(sizes[count:])
+
+
+def spell(channels: Sequence[int], hidden: Sequence[int], activation: Activation = "relu") -> str:
+    """`cnn:32,64,64:512` or `mlp:64,64`, with `:tanh` and the like where it is no ReLU."""
+    tail = "" if activation == "relu" else f":{activation}"
+    sizes = ",".join(map(str, hidden))
+    return (f"cnn:{','.join(map(str, channels))}:{sizes}" if channels else f"mlp:{sizes}") + tail
+
+
+def check_spec(spec: Spec, sizes: tuple[tuple[int, ...], tuple[int, ...]], path: object) -> None:
+    """Raises UserError where the named architecture has other sizes than the file's, as `sizes_of` has them."""
+    if sizes != (spec.channels, spec.hidden):
+        named, found = spell(spec.channels, spec.hidden), spell(*sizes)
+        raise UserError(f"--teacher-network names {named}, but {path} holds {found}: name {found} and its activation")
 
 
 def _fits(layers: Sequence[Layer]) -> bool:

@@ -2,7 +2,7 @@
 
 Which script wrote a file is told by the names of its tensors:
 
-| names | script | activation | gives |
+| names | script | activation there | gives |
 |---|---|---|---|
 | `network.N` | dqn, dqn_atari, pqn and the like | ReLU | Q-values |
 | `network.N`, `atoms` | c51, c51_atari (a dict with `model_weights` and `args`) | ReLU | atoms; here their mean |
@@ -12,6 +12,9 @@ Which script wrote a file is told by the names of its tensors:
 | `fc1`, `fc2`, `fc_mu`, `action_scale`, `action_bias` | ddpg_, td3_continuous_action (a tuple, the actor first) | ReLU | actions |
 | `fc1`, `fc2`, `fc_mean`, `fc_logstd`, `action_scale`, ... | sac_continuous_action | ReLU | squashed Gaussian |
 | `conv.N`, `fc1`, `fc_logits` | sac_atari | ReLU | logits |
+
+The scripts are made to be edited, and an edited one writes the same names and often the same sizes. So the activation of an MLP
+comes from the script itself, which CleanRL puts beside the policies that it uploads, or from the user; convolutions have ReLUs.
 """
 
 from __future__ import annotations
@@ -19,15 +22,28 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rldistill.teachers.chain import Activation, Chain, Rescale, build_chain, in_order, layers_of
-from rldistill.teachers.foreign import BoxSpace, DiscreteSpace, ForeignPolicy
+from rldistill.teachers.chain import (
+    Activation,
+    Chain,
+    Rescale,
+    Spec,
+    build_chain,
+    check_spec,
+    in_order,
+    layers_of,
+    parse_architecture,
+    sizes_of,
+    spell,
+)
+from rldistill.teachers.foreign import BoxSpace, DiscreteSpace, ForeignPolicy, acted
 from rldistill.teachers.hub import read_card
+from rldistill.teachers.scripts import activation_in
 from rldistill.teachers.state_dict import observations_of
 from rldistill.teachers.weights import read_bytes, read_tensor_file, state_dict_of
 from rldistill.types import UserError
@@ -35,6 +51,16 @@ from rldistill.types import UserError
 FORMAT = "CleanRL checkpoint"
 # sac_continuous_action squeezes its log standard deviations into this range.
 _LOG_STD_MIN, _LOG_STD_MAX = -5.0, 2.0
+
+
+class _Source(NamedTuple):
+    """A file, and what is said of its network."""
+
+    path: Path
+    shape: tuple[int, ...] | None
+    """Of its observations."""
+    spec: Spec | None
+    """As a user names it."""
 
 
 class MeanOfAtoms(nn.Module):
@@ -75,7 +101,9 @@ class TwoHeads(nn.Module):
         return torch.cat([self.mean(features), squeezed], dim=1)
 
 
-def read_cleanrl(path: Path, *, observation_shape: tuple[int, ...] | None = None) -> ForeignPolicy:
+def read_cleanrl(
+    path: Path, *, observation_shape: tuple[int, ...] | None = None, architecture: str | None = None
+) -> ForeignPolicy:
     """A policy that one of CleanRL's PyTorch scripts saved.
 
     ppo_continuous_action trains on normalized observations and does not save the statistics: its policies come with
@@ -84,10 +112,16 @@ def read_cleanrl(path: Path, *, observation_shape: tuple[int, ...] | None = None
     Args:
         path: the `.cleanrl_model` file.
         observation_shape: where it is known; else the file's own layers tell it (images are supposed to be 84 x 84).
+        architecture: such as `mlp:64,64:tanh`; needed where there are no convolutions and the script does not lie beside the file.
 
     Raises:
-        UserError: the file is damaged, of a JAX script, or of a network that is not understood.
+        UserError: the file is damaged, of a JAX script, of a network that is not understood, or its activation is not known.
     """
+    source = _Source(path, observation_shape, None if architecture is None else parse_architecture(architecture))
+    if source.spec is not None and source.spec.squashed:
+        raise UserError(
+            f"{path} says itself what follows its last layer: leave the second activation out of --teacher-network"
+        )
     data = read_bytes(path)
     if data[:2] != b"PK" and is_msgpack(data[:1]):
         raise UserError(
@@ -107,19 +141,19 @@ def read_cleanrl(path: Path, *, observation_shape: tuple[int, ...] | None = None
         raise UserError(f"{path} is of IMPALA's residual network, which is not understood; export it to ONNX")
     roots = {name.partition(".")[0] for name in tensors}
     if "actor_mean" in roots:
-        policy = _gaussian(tensors, observation_shape, path)
+        policy = _gaussian(tensors, source)
     elif {"fc_mu", "action_scale", "action_bias"} <= roots:
-        policy = _deterministic(tensors, observation_shape, path)
+        policy = _deterministic(tensors, source)
     elif {"fc_mean", "fc_logstd"} <= roots:
-        policy = _squashed(tensors, observation_shape, path)
+        policy = _squashed(tensors, source)
     elif "fc_logits" in roots:
-        policy = _discrete(tensors, "SAC", "relu", observation_shape, path)
+        policy = _discrete(tensors, "SAC", "relu", source)
     elif {"network", "actor"} <= roots:
-        policy = _discrete(tensors, "PPO", "relu", observation_shape, path)
+        policy = _discrete(tensors, "PPO", "relu", source)
     elif roots == {"actor", "critic"}:
-        policy = _discrete(tensors, "PPO", "tanh", observation_shape, path)
+        policy = _discrete(tensors, "PPO", "tanh", source)
     elif "network" in roots:
-        policy = _values(tensors, observation_shape, path)
+        policy = _values(tensors, source)
     else:
         named = ", ".join(repr(name) for name in list(tensors)[:3])
         raise UserError(f"{path} is of no CleanRL script that is understood: it holds {named}; export it to ONNX")
@@ -138,6 +172,7 @@ def read_cleanrl(path: Path, *, observation_shape: tuple[int, ...] | None = None
         normalization_expected=policy.normalization_expected,
         env=env,
         provenance=provenance,
+        used=acted(teacher_network=architecture),
     )
 
 
@@ -146,9 +181,9 @@ def is_msgpack(start: bytes) -> bool:
     return bool(start) and (0x81 <= start[0] <= 0x9F or 0xDC <= start[0] <= 0xDF)
 
 
-def _values(tensors: Mapping[str, Tensor], shape: tuple[int, ...] | None, path: Path) -> ForeignPolicy:
-    atoms = tensors.get("atoms")
-    chain = _chain({name: tensor for name, tensor in tensors.items() if name != "atoms"}, "relu", shape, path)
+def _values(tensors: Mapping[str, Tensor], source: _Source) -> ForeignPolicy:
+    path, atoms = source.path, tensors.get("atoms")
+    chain = _chain({name: tensor for name, tensor in tensors.items() if name != "atoms"}, "relu", source)
     if atoms is None:
         return _found(chain, chain.network, "DQN", chain.outputs)
     if atoms.ndim != 1 or len(atoms) < 2 or chain.outputs % len(atoms):
@@ -159,11 +194,9 @@ def _values(tensors: Mapping[str, Tensor], shape: tuple[int, ...] | None, path: 
     return _found(chain, network, "C51", chain.outputs // len(atoms))
 
 
-def _discrete(
-    tensors: Mapping[str, Tensor], algorithm: str, activation: Activation, shape: tuple[int, ...] | None, path: Path
-) -> ForeignPolicy:
+def _discrete(tensors: Mapping[str, Tensor], algorithm: str, activation: Activation, source: _Source) -> ForeignPolicy:
     actor = {name: tensor for name, tensor in tensors.items() if name.partition(".")[0] != "critic"}
-    chain = _chain(actor, activation, shape, path)
+    chain = _chain(actor, activation, source)
     return ForeignPolicy(
         network=chain.network,
         scores="logits",
@@ -175,10 +208,11 @@ def _discrete(
     )
 
 
-def _gaussian(tensors: Mapping[str, Tensor], shape: tuple[int, ...] | None, path: Path) -> ForeignPolicy:
+def _gaussian(tensors: Mapping[str, Tensor], source: _Source) -> ForeignPolicy:
+    path = source.path
     known = {"actor_mean", "actor_logstd", "critic"}
     _refuse_others(tensors, known, path)
-    chain = _chain({name: t for name, t in tensors.items() if name.startswith("actor_mean.")}, "tanh", shape, path)
+    chain = _chain({name: t for name, t in tensors.items() if name.startswith("actor_mean.")}, "tanh", source)
     log_std = tensors.get("actor_logstd", torch.zeros(0)).reshape(-1)
     if len(log_std) != chain.outputs:
         raise UserError(f"{path}: it gives {chain.outputs} means, but has {len(log_std)} log standard deviations")
@@ -194,10 +228,11 @@ def _gaussian(tensors: Mapping[str, Tensor], shape: tuple[int, ...] | None, path
     )
 
 
-def _deterministic(tensors: Mapping[str, Tensor], shape: tuple[int, ...] | None, path: Path) -> ForeignPolicy:
+def _deterministic(tensors: Mapping[str, Tensor], source: _Source) -> ForeignPolicy:
+    path = source.path
     _refuse_others(tensors, {"fc1", "fc2", "fc_mu", "action_scale", "action_bias"}, path)
     layers = {name: tensor for name, tensor in tensors.items() if not name.startswith("action_")}
-    chain = _chain(layers, "relu", shape, path)
+    chain = _chain(layers, "relu", source)
     scale, bias = _range(tensors, chain.outputs, path)
     return ForeignPolicy(
         network=nn.Sequential(*chain.network, Rescale(scale, bias)),
@@ -210,10 +245,11 @@ def _deterministic(tensors: Mapping[str, Tensor], shape: tuple[int, ...] | None,
     )
 
 
-def _squashed(tensors: Mapping[str, Tensor], shape: tuple[int, ...] | None, path: Path) -> ForeignPolicy:
+def _squashed(tensors: Mapping[str, Tensor], source: _Source) -> ForeignPolicy:
+    path = source.path
     _refuse_others(tensors, {"fc1", "fc2", "fc_mean", "fc_logstd", "action_scale", "action_bias"}, path)
     heads = ("action_scale", "action_bias", "fc_logstd.")
-    chain = _chain({name: t for name, t in tensors.items() if not name.startswith(heads)}, "relu", shape, path)
+    chain = _chain({name: t for name, t in tensors.items() if not name.startswith(heads)}, "relu", source)
     *torso, mean = chain.network
     weight, shift = tensors.get("fc_logstd.weight"), tensors.get("fc_logstd.bias")
     if not isinstance(mean, nn.Linear) or weight is None or shift is None or weight.shape != mean.weight.shape:
@@ -248,9 +284,40 @@ def _found(chain: Chain, network: nn.Module, algorithm: str, actions: int) -> Fo
     )
 
 
-def _chain(tensors: Mapping[str, Tensor], activation: Activation, shape: tuple[int, ...] | None, path: Path) -> Chain:
+def _chain(tensors: Mapping[str, Tensor], published: Activation, source: _Source) -> Chain:
+    """The network of these tensors, its last layer the head.
+
+    Args:
+        tensors: of the part that acts.
+        published: the activation in CleanRL's own script.
+        source: the file, and what is said of it.
+    """
+    path, spec = source.path, source.spec
     layers = in_order(layers_of(tensors, path), path)
-    return build_chain(layers, path, activation=activation, observation_shape=shape)
+    sizes = sizes_of(layers)
+    if spec is not None:
+        check_spec(spec, sizes, path)
+    hidden = list(dict.fromkeys(layer.name.partition(".")[0] for layer in layers[:-1]))
+    script = path.with_suffix(".py")
+    written = activation_in(script, hidden) if hidden and script.is_file() else None
+    if spec is not None and written is not None and spec.activation != written:
+        raise UserError(
+            f"--teacher-network names {spec.activation}, but {script}, which lies beside {path.name}, has {written}: "
+            "leave the option out, or move the file away from a script that is not its own"
+        )
+    activation = written or (published if spec is None else spec.activation)
+    supposed = []
+    if spec is None and written is None and hidden:
+        if not sizes[0]:
+            other: Activation = "relu" if published == "tanh" else "tanh"
+            raise UserError(
+                f"{path} does not say which activation stands between its layers, and no {script.name} lies beside it: name the "
+                f"network, --teacher-network {spell(*sizes, published)} as in CleanRL's own script, or another such as "
+                f"{spell(*sizes, other)} where the script was edited"
+            )
+        supposed.append(f"{published} after each hidden layer (--teacher-network {spell(*sizes)}:tanh names another)")
+    chain = build_chain(layers, path, activation=activation, observation_shape=source.shape)
+    return chain._replace(supposed=[*chain.supposed, *supposed])
 
 
 def _range(tensors: Mapping[str, Tensor], size: int, path: Path) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,8 @@ from typing import NamedTuple
 from rldistill.types import UserError
 
 PREFIX = "hf://"
-# What is fetched of a repository: policies, statistics, settings and the card; not videos, logs and replay buffers.
+# What is fetched of a repository: policies, statistics, settings, the card and scripts (whose text says the activation of
+# CleanRL's networks); not videos, logs and replay buffers.
 _PATTERNS = [
     "*.zip",
     "*.pkl",
@@ -23,6 +24,7 @@ _PATTERNS = [
     "*.bin",
     "*.json",
     "*.yml",
+    "*.py",
     "README.md",
     "policy/*",
 ]
@@ -58,7 +60,7 @@ def fetch(ref: str) -> Path:
     except ImportError:
         raise UserError(f"{ref} needs huggingface_hub: pip install 'rldistill[hub]'") from None
     try:
-        patterns = _PATTERNS if file is None else [file, f"{file}.data", "README.md", "*.pkl", "*.yml"]
+        patterns = _PATTERNS if file is None else [file, f"{file}.data", "README.md", "*.pkl", "*.yml", "*.py"]
         unwanted = [*_UNWANTED, "exports/*"] if file is None else _UNWANTED  # what `push` puts beside a policy
         folder = huggingface_hub.snapshot_download(f"{owner}/{name}", allow_patterns=patterns, ignore_patterns=unwanted)
     except (errors.RepositoryNotFoundError, errors.GatedRepoError):

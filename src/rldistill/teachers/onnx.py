@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from rldistill.teachers.archives import shown
 from rldistill.teachers.foreign import ForeignPolicy, ForeignScores, Pixels, acted
 from rldistill.teachers.onnx_contents import Contents, check_contents, contents_of
-from rldistill.teachers.onnx_contents import Contents, check_contents, contents_of
 from rldistill.teachers.onnx_sizes import check_sizes
 from rldistill.teachers.programs import first_line, in_batches, policy_of, unknown_range
 from rldistill.teachers.state_dict import observations_of, scores_named

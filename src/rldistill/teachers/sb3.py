@@ -10,14 +10,25 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rldistill.teachers.archives import MIB, PATH_LENGTH, read_members, shown
 from rldistill.teachers.beside import Shape, find_beside
+from rldistill.teachers.chain import ACTIVATIONS as SPELLED
+from rldistill.teachers.chain import Activation, check_spec, parse_architecture, spell
 from rldistill.teachers.foreign import BoxSpace, ForeignPolicy, Statistics, acted
-from rldistill.teachers.sb3_networks import ACTIVATIONS, Family, Settings, build_acting, family_of
+from rldistill.teachers.sb3_networks import (
+    ACTIVATIONS,
+    DEFAULT_ACTIVATION,
+    Acting,
+    Family,
+    Settings,
+    build_acting,
+    family_of,
+    sizes_of,
+)
 from rldistill.teachers.sb3_spaces import MOST_ACTIONS, action_space, entry_of, integer, observation_space, text_of
 from rldistill.teachers.sb3_training import LastObservations, Training, last_observations, own_folders, read_training
 from rldistill.teachers.statistics import read_statistics
@@ -57,6 +68,7 @@ _EXTRACTORS = re.compile(
 def read_sb3(
     path: Path,
     *,
+    architecture: str | None = None,
     normalization: Path | None = None,
     folders: Sequence[Path] | None = (),
     trust_pickle: bool = False,
@@ -65,6 +77,7 @@ def read_sb3(
 
     Args:
         path: the zip file.
+        architecture: such as `mlp:64,64:relu`; needed where the policy's class or its activation is its author's own.
         normalization: the file of `VecNormalize.save`; where it is None, any pickle of one is looked for in the zip's folder
             and in `<env>/` and `<name>/` there, as the zoo lays it out.
         folders: searched for statistics as well; None searches nowhere.
@@ -72,7 +85,7 @@ def read_sb3(
 
     Raises:
         UserError: a file is missing, damaged, hostile or of a kind that is not supported; tensors do not fit the spaces,
-            or some are left over; the statistics do not fit the observations.
+            or some are left over; the activation is not known, or another is named; the statistics do not fit the observations.
     """
     members = read_members(path, _MEMBERS.get)
     source = shown(path, PATH_LENGTH)
@@ -96,11 +109,20 @@ def read_sb3(
     observations = observation_space(data, source)
     actions = action_space(data, source)
     settings = _settings(data, family, source)
-    acting = build_acting(family, tensors, observations, actions, settings, source=source)
-    algorithm, notes = _algorithm(family, data, module)
+
+    def acting_with(activation: str | None) -> Acting:
+        chosen = settings._replace(activation=activation)
+        return build_acting(family, tensors, observations, actions, chosen, source=source)
+
+    author = None
     if said is None:
-        place = f" (of the module {shown(module)})" if module else ""
-        notes.append(f"its policy class{place} is its author's own; only its tensors were looked at")
+        author = f"its policy class {shown(f'{module}.{name}' if module else name or 'that it does not name', 80)}"
+    elif settings.activation is not None and settings.activation not in ACTIVATIONS:
+        author = f"its activation {shown(settings.activation, 80)}"
+    acting = _activated(acting_with, architecture, author, settings.activation or DEFAULT_ACTIVATION[family], source)
+    algorithm, notes = _algorithm(family, data, module)
+    if author is not None:
+        notes.append(f"{author} is its author's own; its tensors were looked at, and what --teacher-network says of it")
     training = read_training(path, algorithm)
     if training.wrapper is not None and "AtariWrapper" not in training.wrapper:
         notes.append(f"it was trained in an environment wrapped by {training.wrapper}, which is not applied here")
@@ -125,7 +147,7 @@ def read_sb3(
         normalization_expected=expected,
         env=training.env,
         provenance=_provenance(data, members, name, training, notes),
-        used=acted(normalization=normalization),
+        used=acted(normalization=normalization, teacher_network=architecture),
     )
 
 
@@ -181,12 +203,7 @@ def _settings(data: Mapping[str, Any], family: Family, source: str) -> Settings:
     activation = None
     if kwargs.get("activation_fn") is not None:
         found = re.fullmatch(r"<class 'torch\.nn\.modules\.\w+\.(\w+)'>", text_of(kwargs, "activation_fn"))
-        activation = found[1] if found else None
-        if activation not in ACTIVATIONS:
-            raise UserError(
-                f"{source} has the activation {shown(text_of(kwargs, 'activation_fn'))!r}, which is not known here; "
-                "export it to ONNX or TorchScript"
-            )
+        activation = found[1] if found else text_of(kwargs, "activation_fn") or "without a name"
     clip_mean = _real(kwargs.get("clip_mean", 2.0))
     if clip_mean is None:
         raise UserError(f"{source} is damaged: its clip_mean is no number")
@@ -202,6 +219,42 @@ def _settings(data: Mapping[str, Any], family: Family, source: str) -> Settings:
         sde_net_is_empty=kwargs.get("sde_net_arch") in ([], "[]"),
         quantiles=quantiles if quantiles is not None and 1 <= quantiles <= MOST_ACTIONS else None,
     )
+
+
+def _activated(
+    acting_with: Callable[[str | None], Acting], architecture: str | None, author: str | None, own: str, source: str
+) -> Acting:
+    """The acting part with the activation that the file or its user says.
+
+    Args:
+        acting_with: makes it with an activation of `ACTIVATIONS`; None is SB3's default.
+        architecture: as a user names it.
+        author: what is of the author's own making, so that the activation is not known; None where there is nothing.
+        own: the activation, where it is known.
+        source: the file, for messages.
+
+    Raises:
+        UserError: the activation is not known, or the user's word contradicts the file.
+    """
+    acting = acting_with(None)
+    sizes = sizes_of(acting)
+    names: dict[str, Activation] = {kind.__name__: name for name, kind in SPELLED.items()}
+    if architecture is None:
+        if author is None:
+            return acting_with(own)
+        if not any(sizes):
+            return acting
+        raise UserError(
+            f"{source}: {author} is its author's own, so nothing says which activation stands between its layers: name the "
+            f"network, --teacher-network {spell(*sizes, 'tanh')} or {spell(*sizes)} for ReLU, or export it to ONNX or TorchScript"
+        )
+    spec = parse_architecture(architecture)
+    check_spec(spec, sizes, source)
+    if spec.squashed:
+        raise UserError(f"{source} says itself what follows its last layer: leave the second activation out")
+    if author is None and names.get(own) != spec.activation:
+        raise UserError(f"--teacher-network names {spec.activation}, but {source} says {own}: leave the option out")
+    return acting_with(own if author is None else SPELLED[spec.activation].__name__)
 
 
 def _is(value: Any, wanted: bool) -> bool:

@@ -373,6 +373,17 @@ def build_acting(
     return Acting(network, scores, squashed)
 
 
+def sizes_of(acting: Acting) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Channels of the convolutions, and sizes of the hidden linear layers, of a network that `build_acting` made."""
+    network = acting.network
+    assert isinstance(network, Scorer)
+    modules = [*network.features.modules(), *network.body.modules()]
+    if isinstance(network.head, _Plain | _QuantileMean | _Rescaled) and isinstance(network.head.layer, nn.Sequential):
+        modules += list(network.head.layer)[:-1]
+    channels = tuple(module.out_channels for module in modules if isinstance(module, nn.Conv2d))
+    return channels, tuple(module.out_features for module in modules if isinstance(module, nn.Linear))
+
+
 def is_image(space: BoxSpace) -> bool:
     """As SB3 decides whether to divide by 255: uint8, three axes, range 0 to 255."""
     return (

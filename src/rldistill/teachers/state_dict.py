@@ -22,6 +22,7 @@ from rldistill.teachers.chain import (
     layers_of,
     natural_order,
     parse_architecture,
+    sizes_of,
 )
 from rldistill.teachers.foreign import BoxSpace, DiscreteSpace, ForeignPolicy, ForeignScores, Pixels, acted
 from rldistill.teachers.weights import is_safetensors, read_tensor_file, state_dict_of
@@ -91,7 +92,7 @@ def read_state_dict(
             "ONNX), or an actor and a critic (say --teacher-scores logits)"
         )
     if spec is not None:
-        check_spec(spec, layers, path)
+        check_spec(spec, sizes_of(layers), path)
     elif not any(layer.kind == "convolution" for layer in layers) and len(layers) > 1:
         sizes = ",".join(str(int(layer.weight.shape[0])) for layer in layers[:-1] if layer.kind == "linear")
         raise UserError(
