@@ -193,7 +193,7 @@ def test_minibatches_hold_each_sample_once_and_their_share_of_its_beginning() ->
     parts = [part[CARTPOLE] for part in minibatches(item, 4)]
     assert [len(part.values) for part in parts] == [4, 4, 4]
     assert sorted(torch.cat([part.values for part in parts]).flatten().tolist()) == list(range(12))
-    for observations, values in parts:
+    for observations, values, _ in parts:
         assert torch.equal(observations[:, :1], 2 * values), "observations and labels stay together"
         assert int((values < 6).sum()) == 2
     (whole,) = minibatches(item, 12)
@@ -263,7 +263,7 @@ def test_saved_stream_goes_on_with_identical_batches(tmp_path: Path, capacity: i
 
     again = stream_of()
     again.load_state_dict(load_state(tmp_path / "state"))
-    for (observations, values), (known_observations, known_values) in zip(items(again, 20), expected, strict=True):
+    for (observations, values, _), (known_observations, known_values, _) in zip(items(again, 20), expected, strict=True):
         assert torch.equal(observations, known_observations)
         assert torch.equal(values, known_values)
     assert (again.teacher_steps, again.student_steps) == counts
@@ -394,7 +394,7 @@ def test_stream_with_composites_goes_on_where_it_was(tmp_path: Path) -> None:
     again = composed_of(tmp_path)
     again.load_state_dict(load_state(tmp_path / "state"))
     for batch in expected:
-        observations, values = next(again)[PONG]
+        observations, values, _ = next(again)[PONG]
         assert torch.equal(observations, batch.observations)
         assert torch.equal(values, batch.values)
     again.close()

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import cache
 from typing import cast
@@ -18,7 +19,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rldistill.types import Actions, ActionValues, Floats, Observations, ScoreKind, Task, UserError, as_tensor
+from rldistill.types import (
+    Actions,
+    ActionValues,
+    Bools,
+    Floats,
+    Masks,
+    Observations,
+    ScoreKind,
+    Task,
+    UserError,
+    as_tensor,
+)
 
 LOG_STD_RANGE = (-5.0, 2.0)
 """Log standard deviations are held to it wherever they are read: some teachers say -20, and no student needs to follow."""
@@ -74,28 +86,39 @@ def bounds(task: Task) -> tuple[Tensor, Tensor]:
     return lower, torch.where(high.isfinite() & (high > lower), high, lower + 2)
 
 
-def chosen(scores: Tensor, kind: ScoreKind, task: Task) -> Tensor:
+def allowed(scores: Tensor, masks: Masks | Tensor | None) -> Tensor:
+    """Scores (B, A) with minus infinity at the actions that the masks (B, A) rule out: their probability is 0."""
+    if masks is None:
+        return scores
+    return scores.masked_fill(~torch.as_tensor(masks, device=scores.device), -math.inf)
+
+
+def chosen(scores: Tensor, kind: ScoreKind, task: Task, masks: Masks | Tensor | None = None) -> Tensor:
     """The action that a policy takes when it does not explore.
 
-    The action of the highest score, the first of equals; of Gaussians the mean, in the environment's units and held to the
-    action range.
+    The allowed action of the highest score, the first of equals; of Gaussians the mean, in the environment's units and held
+    to the action range.
 
     Args:
         scores: (B, K).
         kind: of the scores.
         task: whose actions they are.
+        masks: (B, A) the allowed actions, of discrete ones alone; None allows all.
 
     Returns:
         (B,) or (B, dimensions) int64, or (B, D) float32.
     """
     if not task.continuous:
+        scores = allowed(scores, masks)
         if not task.action_sizes:
             return scores.argmax(dim=1)
         return torch.stack([part.argmax(dim=1) for part in torch.split(scores, list(task.action_sizes), dim=1)], dim=1)
     return _in_range(scores if kind == "actions" else split_gaussian(scores)[0], kind, task)
 
 
-def drawn(scores: Tensor, kind: ScoreKind, task: Task, generator: np.random.Generator) -> Actions:
+def drawn(
+    scores: Tensor, kind: ScoreKind, task: Task, generator: np.random.Generator, masks: Masks | None = None
+) -> Actions:
     """Actions drawn from the policy that the scores stand for: the softmax of logits or values, the Gaussian.
 
     Deterministic scores (`actions`) have nothing to draw from: the actions themselves.
@@ -108,7 +131,7 @@ def drawn(scores: Tensor, kind: ScoreKind, task: Task, generator: np.random.Gene
         return cast(Actions, _in_range(mean + log_std.exp() * noise, kind, task).numpy())
     # The largest of scores with Gumbel noise is a draw from their softmax.
     noisy = scores + torch.from_numpy(generator.gumbel(size=tuple(scores.shape)))
-    return cast(Actions, chosen(noisy, kind, task).numpy())
+    return cast(Actions, chosen(noisy, kind, task, masks).numpy())
 
 
 def _in_range(actions: Tensor, kind: ScoreKind, task: Task) -> Tensor:
@@ -118,10 +141,10 @@ def _in_range(actions: Tensor, kind: ScoreKind, task: Task) -> Tensor:
     return torch.clamp(actions, *(torch.from_numpy(end) for end in _ends(task)))
 
 
-def greedy(values: ActionValues, observations: Observations, task: Task) -> Actions:
-    """The chosen action of each row, (N,) or (N, D)."""
+def greedy(values: ActionValues, observations: Observations, task: Task, masks: Masks | None = None) -> Actions:
+    """The chosen action of each row, (N,) or (N, D), of the allowed ones."""
     with torch.no_grad():
-        return cast(Actions, chosen(values(as_tensor(observations)), values.score_kind, task).numpy())
+        return cast(Actions, chosen(values(as_tensor(observations)), values.score_kind, task, masks).numpy())
 
 
 def _ends(task: Task) -> tuple[Floats, Floats]:
@@ -138,21 +161,58 @@ def _float32_ends(low: tuple[float, ...], high: tuple[float, ...]) -> tuple[Floa
     )
 
 
-def uniform_actions(task: Task, number: int, generator: np.random.Generator) -> Actions:
-    """Uniformly random actions of `number` rows; -1 to 1 where a dimension has no bound."""
+def uniform_actions(task: Task, number: int, generator: np.random.Generator, masks: Masks | None = None) -> Actions:
+    """Uniformly random actions of `number` rows, of the allowed ones (N, A); -1 to 1 where a dimension has no bound."""
     if task.continuous:
         low, high = (side.numpy() for side in bounds(task))
         random = generator.uniform(low, high, size=(number, task.num_actions)).astype(np.float32)
         return np.clip(random, *_ends(task))
+    if masks is not None:
+        # As many draws whatever is allowed, so that what follows them does not depend on it.
+        columns = [_uniform_allowed(part, generator.random(number)) for part in _dimensions(masks, task)]
+        return np.stack(columns, axis=1) if task.action_sizes else columns[0]
     if task.action_sizes:
         return generator.integers(task.action_sizes, size=(number, len(task.action_sizes)))
     return generator.integers(task.num_actions, size=number)
 
 
-def mix_in_random(actions: Actions, task: Task, epsilon: float, generator: np.random.Generator) -> Actions:
-    """Each row's action with probability epsilon replaced by a random one. Draws the same numbers for any epsilon."""
+def _uniform_allowed(masks: Masks, shares: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """(N,): of the allowed actions (N, A) the one at a share of 0 to 1 of their number (N,)."""
+    counts = masks.sum(axis=1)
+    places = np.minimum((shares * counts).astype(np.int64), counts - 1)
+    return np.asarray((np.cumsum(masks, axis=1) > places[:, None]).argmax(axis=1), dtype=np.int64)
+
+
+def first_allowed(task: Task, masks: Masks) -> Actions:
+    """The first allowed action of each row of masks (N, A): (N,), or (N, dimensions)."""
+    columns = [part.argmax(axis=1).astype(np.int64) for part in _dimensions(masks, task)]
+    return np.stack(columns, axis=1) if task.action_sizes else columns[0]
+
+
+def some_allowed(masks: Masks, task: Task) -> Bools:
+    """(N,): whether each mask (N, A) allows an action, of several at once one in each dimension."""
+    return np.asarray(np.logical_and.reduce([part.any(axis=1) for part in _dimensions(masks, task)]))
+
+
+def _dimensions(masks: Masks, task: Task) -> list[Masks]:
+    """The masks of each of several discrete actions at once, (N, size) each; of a single one its own."""
+    return np.split(masks, np.cumsum(task.action_sizes)[:-1], axis=1) if task.action_sizes else [masks]
+
+
+def are_allowed(actions: Actions, task: Task, masks: Masks) -> Bools:
+    """(N,): whether each row's action, in all of its dimensions, is one that its mask (N, A) allows."""
+    if not task.action_sizes:
+        return np.asarray(np.take_along_axis(masks, actions[:, None].astype(np.int64), axis=1)[:, 0])
+    offsets = np.cumsum((0, *task.action_sizes[:-1]))
+    return np.asarray(np.take_along_axis(masks, actions.astype(np.int64) + offsets, axis=1).all(axis=1))
+
+
+def mix_in_random(
+    actions: Actions, task: Task, epsilon: float, generator: np.random.Generator, masks: Masks | None = None
+) -> Actions:
+    """Each row's action with probability epsilon replaced by a random allowed one. Draws the same numbers for any epsilon."""
     instead = generator.random(len(actions)) < epsilon
-    random = uniform_actions(task, len(actions), generator)
+    random = uniform_actions(task, len(actions), generator, masks)
     return cast(Actions, np.where(instead.reshape(-1, *[1] * (actions.ndim - 1)), random, actions))
 
 
@@ -168,8 +228,8 @@ def agreement(one: Tensor, other: Tensor, task: Task) -> Tensor:
     return (one == other).float().reshape(len(one), -1).mean(dim=1)
 
 
-def check_actions(actions: Actions, num_envs: int, task: Task) -> None:
-    """Raises ValueError where a row's action is none of the task's."""
+def check_actions(actions: Actions, num_envs: int, task: Task, masks: Masks | None = None) -> None:
+    """Raises ValueError where a row's action is none of the task's, or not allowed."""
     shape: tuple[int, ...] = (num_envs,)
     if task.continuous:
         shape = (num_envs, task.num_actions)
@@ -185,6 +245,9 @@ def check_actions(actions: Actions, num_envs: int, task: Task) -> None:
         raise ValueError(
             f"an action is none of the task's: {task.env} takes {describe(task)} in {num_envs} rows, got {actions}"
         )
+    if masks is not None and not are_allowed(actions, task, masks).all():
+        row = int(np.flatnonzero(~are_allowed(actions, task, masks))[0])
+        raise ValueError(f"an action is masked: row {row} of {task.env} got {actions[row]}, its mask is {masks[row]}")
 
 
 def predicted(
@@ -194,6 +257,7 @@ def predicted(
     *,
     deterministic: bool,
     generator: np.random.Generator,
+    action_masks: npt.ArrayLike | None = None,
 ) -> Actions:
     """The action of one observation, or of each of several, as Stable-Baselines3's `predict` gives it.
 
@@ -203,12 +267,13 @@ def predicted(
         observation: (*obs) or (B, *obs), of the task's type; numbers of any type where the task has floats.
         deterministic: take the chosen action; else draw from what the scores stand for.
         generator: of the draw.
+        action_masks: (A,) or (B, A) the allowed actions, as numbers or truth values; None allows all.
 
     Returns:
         () or (dimensions,) for one, (B,) or (B, dimensions) for several.
 
     Raises:
-        UserError: observations of another shape or type.
+        UserError: observations of another shape or type, masks of another shape, or one that allows nothing.
     """
     if isinstance(observation, Mapping):
         raise UserError(
@@ -222,9 +287,25 @@ def predicted(
     if task.observation_dtype == "uint8" and batch.dtype != np.uint8:
         raise UserError(f"the policy of {task.env} reads bytes (uint8), not {batch.dtype}: leave the scaling to it")
     rows = np.array(batch, dtype=task.observation_dtype)  # a copy: torch wants memory that it may write to
+    masks = None if action_masks is None else _given_masks(action_masks, len(rows), task)
     if deterministic:
-        actions = greedy(values, rows, task)
+        actions = greedy(values, rows, task, masks)
     else:
         with torch.no_grad():
-            actions = drawn(values(as_tensor(rows)), values.score_kind, task, generator)
+            actions = drawn(values(as_tensor(rows)), values.score_kind, task, generator, masks)
     return cast(Actions, np.asarray(actions[0])) if one else actions
+
+
+def _given_masks(action_masks: npt.ArrayLike, number: int, task: Task) -> Masks:
+    """Masks that a caller gives for so many observations, (number, A)."""
+    if task.continuous:
+        raise UserError(f"{task.env} has {describe(task)}: there is nothing to mask")
+    try:
+        masks = np.asarray(action_masks).astype(np.bool_).reshape(number, task.num_actions)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"action_masks are of shape {(number, task.num_actions)} for {task.env}, not {np.shape(action_masks)}"
+        ) from None
+    if not some_allowed(masks, task).all():
+        raise UserError(f"action_masks allow no action at all in row {int((~some_allowed(masks, task)).argmax())}")
+    return masks

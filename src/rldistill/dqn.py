@@ -13,14 +13,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rldistill.actions import allowed
 from rldistill.envs import Environments
 from rldistill.exploration import EZGreedy
 from rldistill.files import generator_state, load_generator_state
 from rldistill.networks import Network
-from rldistill.replay import Replay
+from rldistill.replay import Replay, mask_column
 from rldistill.rollout import as_learnt, rollout
 from rldistill.schedules import constant, linear
-from rldistill.types import Actions, Bools, Floats, Observations, UserError, as_tensor
+from rldistill.types import Actions, Bools, Floats, Masks, Observations, UserError, as_tensor
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class Drawn(NamedTuple):
     discounts: Tensor
     valid: Tensor
     """(B,) each, as in `NStep`."""
+    masks: Tensor | None = None
+    """(B, A): the actions allowed in `bootstrap`; None where all are."""
 
 
 def n_step_returns(rewards: Floats, terminated: Bools, truncated: Bools, discount: float) -> NStep:
@@ -116,7 +119,9 @@ def updates_due(control_steps: int, num_envs: int, stack: int, settings: DQNSett
     return max(int((control_steps - first) * settings.replay_ratio / settings.minibatch), 0)
 
 
-def q_targets(r_t: Tensor, discount_t: Tensor, q_t_value: Tensor, q_t_selector: Tensor) -> Tensor:
+def q_targets(
+    r_t: Tensor, discount_t: Tensor, q_t_value: Tensor, q_t_selector: Tensor, masks_t: Tensor | None = None
+) -> Tensor:
     """r + discount * Q_value(s, argmax Q_selector(s)).
 
     With the learning network's values as selector, van Hasselt et al. 2015, arXiv 1509.06461, equation 4 (double Q-learning);
@@ -127,11 +132,12 @@ def q_targets(r_t: Tensor, discount_t: Tensor, q_t_value: Tensor, q_t_selector: 
         discount_t: (B,), 0 where the episode terminated.
         q_t_value: (B, A) the target network's values of the observation bootstrapped from.
         q_t_selector: (B, A) the values that choose among its actions.
+        masks_t: (B, A) the actions that may be chosen; None allows all.
 
     Returns:
         (B,) float32.
     """
-    best = q_t_selector.argmax(dim=1, keepdim=True)
+    best = allowed(q_t_selector, masks_t).argmax(dim=1, keepdim=True)
     return r_t + discount_t * q_t_value.gather(1, best).squeeze(1)
 
 
@@ -195,6 +201,7 @@ class DQN:
                 "rewards": ((), np.float32),
                 "terminated": ((), np.bool_),
                 "truncated": ((), np.bool_),
+                **mask_column(environments.task),
             },
             scratch=scratch,
             slack=self._slack_times * rows,
@@ -215,12 +222,13 @@ class DQN:
         since = self.control_steps - self.settings.warmup
         return self._falling(since) if since >= 0 else 1.0
 
-    def _act(self, observations: Observations) -> Actions:
+    def _act(self, observations: Observations, masks: Masks | None = None) -> Actions:
         greedy = np.zeros(len(observations), dtype=np.int64)
         if self.control_steps >= self.settings.warmup:
             with torch.no_grad():
-                greedy = np.asarray(self.network(as_tensor(observations)).argmax(dim=1).cpu().numpy())
-        return self._explore(greedy, self.epsilon)
+                values = allowed(self.network(as_tensor(observations)), masks)
+                greedy = np.asarray(values.argmax(dim=1).cpu().numpy())
+        return self._explore(greedy, self.epsilon, masks)
 
     def learn(self) -> Iterator[dict[str, Any]]:
         """`item_steps` control steps and the updates that are due with them an item: a record with the mean loss (None
@@ -254,6 +262,7 @@ class DQN:
             rewards=step.rewards,
             terminated=step.terminated,
             truncated=step.truncated,
+            **({} if step.masks is None else {"masks": step.masks}),
         )
         self.control_steps += self.environments.num_envs
         return [float(score) for score in step.returns[~np.isnan(step.returns)]]
@@ -277,14 +286,16 @@ class DQN:
             self.replay.column("truncated", window, beside),
             self.discount,
         )
-        arrays = (
+        arrays = [
             self.replay.observations(times, rows),
             self.replay.column("actions", times, rows),
             self.replay.observations(times + following.steps, rows),
             following.returns,
             following.discounts,
             following.valid,
-        )
+        ]
+        if "masks" in self.replay:
+            arrays.append(self.replay.column("masks", times + following.steps, rows))
         return Drawn(*(torch.from_numpy(array).to(self.network.device) for array in arrays))
 
     def fit(self, drawn: Drawn) -> tuple[Tensor, Tensor]:
@@ -292,7 +303,7 @@ class DQN:
         with torch.no_grad():
             q_t = self.target(drawn.bootstrap)
             selector = self.network(drawn.bootstrap) if self.settings.double else q_t
-            targets = q_targets(drawn.returns, drawn.discounts, q_t, selector)
+            targets = q_targets(drawn.returns, drawn.discounts, q_t, selector, drawn.masks)
         self.network.train()
         values = self.network(drawn.observations).gather(1, drawn.actions[:, None]).squeeze(1)
         # The paper's error clipped to [-1, 1] is the gradient of the Huber loss.

@@ -30,6 +30,7 @@ from rldistill.teachers import ForeignTeacher, TeacherOptions, check_all_act, lo
 from rldistill.types import (
     MOST_ENVIRONMENTS,
     Actions,
+    Masks,
     Observations,
     Policy,
     Task,
@@ -364,14 +365,14 @@ def _play(
     observation: Observations = np.zeros(task.observation_shape, dtype=task.observation_dtype)
 
     def make_policy(generator: np.random.Generator) -> Policy:
-        def act(observations: Observations) -> Actions:
+        def act(observations: Observations, masks: Masks | None = None) -> Actions:
             nonlocal agreed, states, observation
-            best = greedy(policy, observations, task)
-            same = best if policy is first else greedy(first, observations, task)
+            best = greedy(policy, observations, task, masks)
+            same = best if policy is first else greedy(first, observations, task, masks)
             agreed += float(agreement_of(torch.from_numpy(best), torch.from_numpy(same), task).sum())
             states += len(best)
             observation = observations[0]
-            return mix_in_random(best, task, config.epsilon, generator)
+            return mix_in_random(best, task, config.epsilon, generator, masks)
 
         return act
 

@@ -8,9 +8,9 @@ from typing import Any, Literal, TypeAlias, cast
 import numpy as np
 import torch
 
-from rldistill.actions import chosen, drawn, mix_in_random, uniform_actions
+from rldistill.actions import are_allowed, chosen, drawn, mix_in_random, uniform_actions
 from rldistill.networks import Network
-from rldistill.types import Actions, Observations, Policy, Task, as_tensor
+from rldistill.types import Actions, Masks, Observations, Policy, Task, as_tensor
 
 Explore: TypeAlias = Literal["greedy", "epsilon", "boltzmann", "dropout"]
 
@@ -30,13 +30,13 @@ def explorer(
         generator: of the draws; dropout draws from the network's own.
     """
 
-    def act(observations: Observations) -> Actions:
+    def act(observations: Observations, masks: Masks | None = None) -> Actions:
         with torch.no_grad(), network.acting(sampled=explore == "dropout"):
             scores = network(as_tensor(observations))
         if explore == "boltzmann":
-            return drawn(scores, network.score_kind, task, generator)
-        actions = cast(Actions, chosen(scores, network.score_kind, task).numpy())
-        return mix_in_random(actions, task, epsilon(), generator) if explore == "epsilon" else actions
+            return drawn(scores, network.score_kind, task, generator, masks)
+        actions = cast(Actions, chosen(scores, network.score_kind, task, masks).numpy())
+        return mix_in_random(actions, task, epsilon(), generator, masks) if explore == "epsilon" else actions
 
     return act
 
@@ -45,7 +45,8 @@ class EZGreedy:
     """Epsilon-greedy whose random actions last; Dabney et al. 2021, arXiv 2006.01782, algorithm 1 with its zeta durations.
 
     A random action is taken n times, n drawn with a probability of 1 / n^2 up to a longest (the paper's mu = 2). A random
-    walk never crosses Freeway's road; some tens of steps one way do. With a longest of 1 it is epsilon-greedy.
+    walk never crosses Freeway's road; some tens of steps one way do. With a longest of 1 it is epsilon-greedy. A random
+    action that is no longer allowed is drawn anew, for the control steps that it has left.
 
     Args:
         task: whose actions these are.
@@ -61,16 +62,25 @@ class EZGreedy:
         self._left = np.zeros(num_envs, dtype=np.int64)
         self._held: Actions = uniform_actions(task, num_envs, np.random.default_rng(0))
 
-    def __call__(self, greedy: Actions, epsilon: float) -> Actions:
-        """The actions to take (N, ...), from the greedy ones and the probability that a random one begins."""
+    def __call__(self, greedy: Actions, epsilon: float, masks: Masks | None = None) -> Actions:
+        """The actions to take (N, ...), from the greedy ones and the probability that a random one begins.
+
+        Args:
+            greedy: (N, ...), allowed ones.
+            epsilon: the probability.
+            masks: (N, A) the allowed actions; None allows all.
+        """
         number = len(greedy)
         begins = (self._generator.random(number) < epsilon) & (self._left == 0)
-        drawn = uniform_actions(self._task, number, self._generator)
+        drawn = uniform_actions(self._task, number, self._generator, masks)
         lasts = np.ones(number, dtype=np.int64)
         if len(self._up_to):
             lasts += np.searchsorted(self._up_to, self._generator.random(number), side="right")
         self._held[begins], self._left[begins] = drawn[begins], lasts[begins]
         random = self._left > 0
+        if masks is not None:
+            gone = random & ~are_allowed(self._held, self._task, masks)
+            self._held[gone] = drawn[gone]
         self._left -= random
         return cast(Actions, np.where(random.reshape(-1, *[1] * (greedy.ndim - 1)), self._held, greedy))
 

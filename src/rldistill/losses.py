@@ -2,21 +2,31 @@
 
 All of them take the student's scores (B, K) and the teacher's (B, K), both float32, and return (B,). The temperature
 acts on the teacher alone, as in Rusu et al. 2015, arXiv 1511.06295, section 3; those of continuous actions have none.
+
+Those of discrete actions also take masks (B, A), where the environment allows only some of them. Both policies are then
+those over the allowed actions: the scores of the others have no influence on a loss or its gradient.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rldistill.actions import split_gaussian
+from rldistill.actions import allowed, split_gaussian
 from rldistill.types import ScoreKind, UserError
 
 Loss: TypeAlias = Callable[[Tensor, Tensor, float], Tensor]
+
+
+class DiscreteLoss(Protocol):
+    """A `Loss` that also takes masks."""
+
+    def __call__(self, student: Tensor, teacher: Tensor, temperature: float, masks: Tensor | None = None) -> Tensor:
+        """(B,), over the actions that the masks (B, A) allow."""
 
 
 def _check(student: Tensor, teacher: Tensor) -> None:
@@ -26,35 +36,40 @@ def _check(student: Tensor, teacher: Tensor) -> None:
         )
 
 
-def kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def kl(student: Tensor, teacher: Tensor, temperature: float, masks: Tensor | None = None) -> Tensor:
     """KL(softmax(teacher / temperature) || softmax(student)) in nats; arXiv 1511.06295, equation 3."""
     _check(student, teacher)
-    log_q, log_p = F.log_softmax(student, dim=1), F.log_softmax(teacher / temperature, dim=1)
+    log_q = F.log_softmax(allowed(student, masks), dim=1)
+    log_p = F.log_softmax(allowed(teacher / temperature, masks), dim=1)
+    if masks is not None:  # two logarithms of 0 have no difference: 0 for both adds nothing
+        log_q, log_p = log_q.masked_fill(~masks, 0), log_p.masked_fill(~masks, 0)
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
 
 
-def kl_hinton(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def kl_hinton(student: Tensor, teacher: Tensor, temperature: float, masks: Tensor | None = None) -> Tensor:
     """Both sides softened, times the temperature's square, in nats; Hinton et al. 2015, arXiv 1503.02531, section 2.1."""
     _check(student, teacher)
-    return kl(student / temperature, teacher, temperature) * temperature**2
+    return kl(student / temperature, teacher, temperature, masks) * temperature**2
 
 
-def nll(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+def nll(student: Tensor, teacher: Tensor, temperature: float = 1.0, masks: Tensor | None = None) -> Tensor:
     """-log softmax(student) at the teacher's best action, in nats; arXiv 1511.06295, equation 1. No temperature in it."""
     _check(student, teacher)
-    return F.cross_entropy(student, teacher.argmax(dim=1), reduction="none")
+    return F.cross_entropy(allowed(student, masks), allowed(teacher, masks).argmax(dim=1), reduction="none")
 
 
-def mse(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+def mse(student: Tensor, teacher: Tensor, temperature: float = 1.0, masks: Tensor | None = None) -> Tensor:
     """Squared distance of the values, summed over actions; arXiv 1511.06295, equation 2. No temperature in it."""
     _check(student, teacher)
-    return (student - teacher).square().sum(dim=1)
+    distance = student - teacher
+    return (distance if masks is None else distance.masked_fill(~masks, 0)).square().sum(dim=1)
 
 
-def mse_prob(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def mse_prob(student: Tensor, teacher: Tensor, temperature: float, masks: Tensor | None = None) -> Tensor:
     """Squared distance of softmax(student) and softmax(teacher / temperature), summed over actions (Bronstein & Zheng)."""
     _check(student, teacher)
-    return (student.softmax(dim=1) - (teacher / temperature).softmax(dim=1)).square().sum(dim=1)
+    ours, theirs = allowed(student, masks), allowed(teacher / temperature, masks)
+    return (ours.softmax(dim=1) - theirs.softmax(dim=1)).square().sum(dim=1)
 
 
 def kl_gaussian(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -81,9 +96,9 @@ def huber(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     return F.huber_loss(student, teacher, reduction="none").sum(dim=1)
 
 
-DISCRETE: dict[str, Loss] = {"kl": kl, "kl_hinton": kl_hinton, "nll": nll, "mse": mse, "mse_prob": mse_prob}
+DISCRETE: dict[str, DiscreteLoss] = {"kl": kl, "kl_hinton": kl_hinton, "nll": nll, "mse": mse, "mse_prob": mse_prob}
 CONTINUOUS: dict[str, Loss] = {"kl_gaussian": kl_gaussian, "mse_mean": mse_mean, "huber": huber}
-LOSSES = DISCRETE | CONTINUOUS
+LOSSES: dict[str, Loss] = {**DISCRETE, **CONTINUOUS}
 DEFAULT_LOSS: dict[ScoreKind, str] = {
     "q_values": "kl", "logits": "kl", "gaussian": "kl_gaussian", "squashed_gaussian": "kl_gaussian", "actions": "mse_mean",
 }  # fmt: skip
@@ -100,16 +115,26 @@ class WeightedLoss(NamedTuple):
     sizes: tuple[int, ...] = ()
     """Of several discrete actions at once: each dimension's loss is taken by itself, and they are added."""
 
-    def __call__(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    def __call__(self, student: Tensor, teacher: Tensor, temperature: float, masks: Tensor | None = None) -> Tensor:
         """The weighted sum, (B,)."""
         if self.sizes:
             sizes = list(self.sizes)
-            pairs = zip(torch.split(student, sizes, dim=1), torch.split(teacher, sizes, dim=1), strict=True)
-            return torch.stack([self._sum(ours, theirs, temperature) for ours, theirs in pairs]).sum(dim=0)
-        return self._sum(student, teacher, temperature)
+            ours, theirs = torch.split(student, sizes, dim=1), torch.split(teacher, sizes, dim=1)
+            sides = [None] * len(sizes) if masks is None else torch.split(masks, sizes, dim=1)
+            triples = zip(ours, theirs, sides, strict=True)
+            return torch.stack([self._sum(one, two, temperature, mask) for one, two, mask in triples]).sum(dim=0)
+        return self._sum(student, teacher, temperature, masks)
 
-    def _sum(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-        losses = ((weight, LOSSES[name](student, teacher, temperature)) for name, weight in self.parts)
+    def _sum(self, student: Tensor, teacher: Tensor, temperature: float, masks: Tensor | None) -> Tensor:
+        losses = (
+            (
+                weight,
+                DISCRETE[name](student, teacher, temperature, masks)
+                if name in DISCRETE
+                else CONTINUOUS[name](student, teacher, temperature),
+            )
+            for name, weight in self.parts
+        )
         # A weight of 1, as nearly always, is left out: a small student would notice, in the gradient too.
         first, *others = (loss if weight == 1 else weight * loss for weight, loss in losses)
         return sum(others, start=first)

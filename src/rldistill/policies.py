@@ -105,18 +105,31 @@ class SavedPolicy:
         return np.random.default_rng(0)
 
     def predict(
-        self, observation: npt.ArrayLike, state: Any = None, episode_start: Any = None, deterministic: bool = True
+        self,
+        observation: npt.ArrayLike,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = True,
+        action_masks: npt.ArrayLike | None = None,
     ) -> tuple[Actions, None]:
         """The action of one observation (*obs) or of several (B, *obs), called as Stable-Baselines3's policies are.
 
         Draws, where not `deterministic`, come from a generator of the policy's own. `state` and `episode_start` are of
-        policies with a memory; this has none.
+        policies with a memory; this has none. `action_masks`, (A,) or (B, A), rule actions out, as in sb3-contrib; without
+        them all actions are allowed.
 
         Raises:
-            UserError: observations of another shape or type.
+            UserError: observations of another shape or type, masks of another shape, or one that allows nothing.
         """
-        generator = self._generator
-        return predicted(self, self.task, observation, deterministic=deterministic, generator=generator), None
+        actions = predicted(
+            self,
+            self.task,
+            observation,
+            deterministic=deterministic,
+            generator=self._generator,
+            action_masks=action_masks,
+        )
+        return actions, None
 
 
 def save_policy(

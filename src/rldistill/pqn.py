@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rldistill.actions import allowed
 from rldistill.centring import CentredInputs
 from rldistill.envs import Environments
 from rldistill.exploration import EZGreedy
@@ -19,7 +20,7 @@ from rldistill.networks import Network
 from rldistill.radam import RAdam
 from rldistill.rollout import as_learnt, rollout
 from rldistill.schedules import linear
-from rldistill.types import Actions, Observations, as_tensor
+from rldistill.types import Actions, Masks, Observations, as_tensor
 
 
 @dataclass(frozen=True)
@@ -111,12 +112,12 @@ class PQN:
         self._rollout = as_learnt(played, clip_rewards=clip_rewards, lives_as_episodes=lives_as_episodes)
         self._seen_values: list[Tensor] = []
 
-    def _act(self, observations: Observations) -> Actions:
+    def _act(self, observations: Observations, masks: Masks | None = None) -> Actions:
         with torch.no_grad():
-            values = self.network(as_tensor(observations))
+            values = allowed(self.network(as_tensor(observations)), masks)
         self._seen_values.append(values)
         greedy = np.asarray(values.argmax(dim=1).cpu().numpy())
-        return self._explore(greedy, self.epsilon(self.control_steps))
+        return self._explore(greedy, self.epsilon(self.control_steps), masks)
 
     def learn(self) -> Iterator[dict[str, Any]]:
         """One rollout and its epochs an item: a record with the loss, and the returns of the games that ended."""
@@ -139,7 +140,7 @@ class PQN:
         rewards = np.empty((length, rows), dtype=np.float32)
         discounts = np.empty((length, rows), dtype=np.float32)
         cuts = np.empty((length, rows), dtype=np.bool_)
-        finals: dict[int, Observations] = {}
+        finals: dict[int, tuple[Observations, Masks | None]] = {}
         returns: list[float] = []
         for t in range(length):
             step = next(self._rollout)
@@ -147,15 +148,16 @@ class PQN:
             actions[t], rewards[t], cuts[t] = step.actions, step.rewards, step.truncated
             discounts[t] = np.where(step.terminated, 0.0, self.discount)
             if step.truncated.any():
-                finals[t] = step.final_observations
+                finals[t] = step.final_observations, step.final_masks
             returns += [float(score) for score in step.returns[~np.isnan(step.returns)]]
             self.control_steps += rows
         with torch.no_grad():
-            self._seen_values.append(self.network(as_tensor(self.environments.observations)))
+            last = self.network(as_tensor(self.environments.observations))
+            self._seen_values.append(allowed(last, self.environments.masks))
             following = torch.stack([values.amax(dim=1) for values in self._seen_values[1:]]).cpu()
-            for t, final in finals.items():
+            for t, (final, masks) in finals.items():
                 cut = torch.from_numpy(cuts[t])
-                following[t, cut] = self.network(as_tensor(final)).amax(dim=1).cpu()[cut]
+                following[t, cut] = allowed(self.network(as_tensor(final)), masks).amax(dim=1).cpu()[cut]
         targets = q_lambda_targets(
             torch.from_numpy(rewards),
             torch.from_numpy(discounts),

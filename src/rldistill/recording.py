@@ -109,8 +109,6 @@ def record(
     known = known_of(teacher, name)
     with ExitStack() as held:
         before = _held(path, held) if path.exists() else None
-        if before is not None:
-            _check_same(before, task, teacher.score_kind, known)
         there = before.control_steps if before else 0
         # Episodes follow from the seed, so what is appended needs another one; it follows from how much is there.
         seed = config.seed if there == 0 else int(np.random.SeedSequence([config.seed, there]).generate_state(1)[0])
@@ -118,6 +116,9 @@ def record(
         labels = _Remembered(teacher, task)
         environments = Environments(task, num_envs, seed)
         held.callback(environments.close)
+        task = environments.task
+        if before is not None:
+            _check_same(before, task, teacher.score_kind, known)
         labels(as_tensor(environments.observations))  # a teacher that is of no use leaves no folder behind
         recording = {
             "driver": "teacher",
@@ -193,6 +194,7 @@ def _play(
                 step.terminated,
                 step.truncated,
                 labels.values,
+                step.masks,
                 keep=keep,
             )
             done += keep

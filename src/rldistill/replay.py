@@ -17,6 +17,11 @@ from rldistill.types import Bools, Observations, Task, UserError
 Rows = npt.NDArray[np.int64]
 
 
+def mask_column(task: Task) -> dict[str, tuple[tuple[int, ...], npt.DTypeLike]]:
+    """The column of a task with action masks; none of one without."""
+    return {"masks": ((task.num_actions,), np.bool_)} if task.action_masks else {}
+
+
 class Replay:
     """A ring of the last control steps of `num_envs` environments.
 
@@ -89,6 +94,10 @@ class Replay:
         except (MemoryError, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) else "out of memory"
             raise UserError(f"no room for a replay of {size / 2**30:.3g} GiB ({reason}): {self._advice}") from None
+
+    def __contains__(self, column: str) -> bool:
+        """Whether there is a column of this name."""
+        return column in self._arrays
 
     def __len__(self) -> int:
         """Control steps to sample from."""

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from rldistill.actions import greedy, mix_in_random, uniform_actions
 from rldistill.envs import Environments
 from rldistill.stats import summarize
-from rldistill.types import Actions, ActionValues, Bools, Floats, Observations, Policy, Task
+from rldistill.types import Actions, ActionValues, Bools, Floats, Masks, Observations, Policy, Task
 
 
 class Transition(NamedTuple):
@@ -28,13 +28,17 @@ class Transition(NamedTuple):
     final_observations: Observations
     returns: Floats
     """Raw episode return in rows that ended one, NaN elsewhere."""
+    masks: Masks | None = None
+    """(N, A): the actions allowed in `observations`; None where the environment gives no masks."""
+    final_masks: Masks | None = None
+    """(N, A): those allowed in `final_observations`."""
 
 
 def rollout(environments: Environments, policy: Policy) -> Iterator[Transition]:
     """Plays for ever, N control steps an item."""
     while True:
-        observations, starts = environments.observations, environments.starts
-        actions = policy(observations)
+        observations, masks, starts = environments.observations, environments.masks, environments.starts
+        actions = policy(observations) if masks is None else policy(observations, masks)
         step = environments.step(actions)
         yield Transition(
             observations,
@@ -46,6 +50,8 @@ def rollout(environments: Environments, policy: Policy) -> Iterator[Transition]:
             step.life_lost,
             step.final_observations,
             step.returns,
+            masks,
+            step.final_masks,
         )
 
 
@@ -67,18 +73,19 @@ def as_learnt(
 
 
 class EpsilonGreedy:
-    """The greedy action, and with probability epsilon a uniformly random one instead."""
+    """The greedy action, and with probability epsilon a uniformly random one instead, of the allowed ones."""
 
     def __init__(self, values: ActionValues, task: Task, epsilon: float, generator: np.random.Generator) -> None:
         self.values, self.task, self.epsilon, self.generator = values, task, epsilon, generator
 
-    def __call__(self, observations: Observations) -> Actions:
-        return mix_in_random(greedy(self.values, observations, self.task), self.task, self.epsilon, self.generator)
+    def __call__(self, observations: Observations, masks: Masks | None = None) -> Actions:
+        best = greedy(self.values, observations, self.task, masks)
+        return mix_in_random(best, self.task, self.epsilon, self.generator, masks)
 
 
 def uniform(task: Task, generator: np.random.Generator) -> Policy:
-    """Uniformly random play."""
-    return lambda observations: uniform_actions(task, len(observations), generator)
+    """Uniformly random play, of the allowed actions."""
+    return lambda observations, masks=None: uniform_actions(task, len(observations), generator, masks)
 
 
 MakePolicy: TypeAlias = Callable[[np.random.Generator], Policy]

@@ -10,11 +10,11 @@ from typing import cast
 import numpy as np
 import torch
 
-from rldistill.actions import bounds, chosen, mix_in_random
+from rldistill.actions import allowed, bounds, chosen, mix_in_random
 from rldistill.envs import Environments, Pixels
 from rldistill.policies import KeptPolicy
 from rldistill.rollout import EpsilonGreedy, rollout
-from rldistill.types import Actions, Floats, Observations, ScoreKind, Task, as_tensor
+from rldistill.types import Actions, Floats, Masks, Observations, ScoreKind, Task, as_tensor
 
 _UNSEEN_STEPS = 200
 
@@ -26,7 +26,7 @@ class Moment:
     frame: Pixels
     """(height, width, 3)."""
     values: Floats
-    """(K,): the policy's scores."""
+    """(K,): the policy's scores; minus infinity at actions that are not allowed."""
     other: Floats | None
     """(K',): what a second policy said of the same observation."""
     best: Actions
@@ -60,13 +60,14 @@ def spectate(
     generator = np.random.default_rng([seed, 1])
     seen: tuple[Pixels, Floats, Floats | None, Actions]
 
-    def act(observations: Observations) -> Actions:
+    def act(observations: Observations, masks: Masks | None = None) -> Actions:
         nonlocal seen
-        own = policy(as_tensor(observations))
-        theirs = other(as_tensor(observations)).numpy()[0].astype(np.float32) if other is not None else None
+        own, theirs = allowed(policy(as_tensor(observations)), masks), None
+        if other is not None:
+            theirs = allowed(other(as_tensor(observations)), masks).numpy()[0].astype(np.float32)
         greedy = cast(Actions, chosen(own, policy.score_kind, task).numpy())
         seen = environments.pixels()[0].copy(), own[0].numpy().astype(np.float32), theirs, greedy[0]
-        return mix_in_random(greedy, task, epsilon, generator)
+        return mix_in_random(greedy, task, epsilon, generator, masks)
 
     score, game = 0.0, 1
     environments = Environments(task, 1, seed, pixels=True)
@@ -116,7 +117,8 @@ def temperature_of(policy: KeptPolicy, values: Floats, given: float | None) -> f
         return 1.0
     if given is not None:
         return given
-    spread = float(np.median(values.max(axis=1) - values.min(axis=1)))
+    least = np.where(np.isfinite(values), values, np.inf).min(axis=1)  # of the allowed actions
+    spread = float(np.median(values.max(axis=1) - least))
     return spread / 5 if spread > 0 else 1.0
 
 
@@ -128,7 +130,7 @@ def usual_temperature(policy: KeptPolicy, task: Task, *, epsilon: float, seed: i
         acting = EpsilonGreedy(policy, task, epsilon, np.random.default_rng([seed, 1]))
         try:
             steps = islice(rollout(environments, acting), _UNSEEN_STEPS)
-            values = [policy(as_tensor(step.observations)).numpy()[0] for step in steps]
+            values = [allowed(policy(as_tensor(step.observations)), step.masks).numpy()[0] for step in steps]
         finally:
             environments.close()
     return temperature_of(policy, np.stack(values), given)

@@ -22,11 +22,26 @@ from rldistill.files import generator_state, load_generator_state
 from rldistill.replay import Replay
 from rldistill.rollout import rollout
 from rldistill.schedules import Schedule
-from rldistill.types import Actions, ActionValues, Batch, Observations, Policy, ScoreKind, Task, UserError, as_tensor
+from rldistill.types import (
+    Actions,
+    ActionValues,
+    Batch,
+    Masks,
+    Observations,
+    Policy,
+    ScoreKind,
+    Task,
+    UserError,
+    as_tensor,
+)
 
 
 class Stream(Protocol):
     """`LabelledBatches` that can be saved, with a count of what they cost."""
+
+    @property
+    def task(self) -> Task:
+        """What is visited, with what the environment shows of action masks."""
 
     @property
     def teacher_steps(self) -> int:
@@ -66,7 +81,10 @@ an update that has emptied the caches, take a sixth more than one over 128."""
 def minibatches(item: Mapping[Task, Batch], size: int) -> list[Mapping[Task, Batch]]:
     """The batches of `size` samples in a stream's item. Each has its share of what stands first and last in the item."""
     parts = max(max(len(batch.values) for batch in item.values()) // size, 1)
-    return [{task: Batch(*(x[part::parts] for x in batch)) for task, batch in item.items()} for part in range(parts)]
+    return [
+        {task: Batch._make(None if x is None else x[part::parts] for x in batch) for task, batch in item.items()}
+        for part in range(parts)
+    ]
 
 
 def checked_labels(values: Tensor, kind: ScoreKind, task: Task) -> Tensor:
@@ -103,7 +121,7 @@ class Driven:
         student: the driving policy of the student's rows, its exploration included.
         share: control steps to the teacher's share of the rows.
         teacher_epsilon: with which the teacher's rows take random actions (0.05 in Rusu et al. 2015).
-        replay: frames with a column `values`.
+        replay: frames with a column `values`, and of a task with action masks a column `masks`.
         slack: control steps that may be played between two `state_dict`; 0 where the replay overwrites nothing.
         warmup: control steps before the first batch; `examples` are taken from them.
         batch_size: samples an update; an item has them once, or as often as they are due, up to 256 in all.
@@ -150,6 +168,11 @@ class Driven:
         return {self.environments.task: _batch(self.replay, times, rows)}
 
     @property
+    def task(self) -> Task:
+        """As the environments show it."""
+        return self.environments.task
+
+    @property
     def control_steps(self) -> int:
         """Driven by both together."""
         return self.teacher_steps + self.student_steps
@@ -163,17 +186,20 @@ class Driven:
 
     def _step(self) -> None:
         step = next(self._rollout)
-        self.replay.add(step.observations, step.starts, values=self._values)
+        masks = {} if step.masks is None else {"masks": step.masks}
+        self.replay.add(step.observations, step.starts, values=self._values, **masks)
 
-    def _act(self, observations: Observations) -> Actions:
+    def _act(self, observations: Observations, masks: Masks | None = None) -> Actions:
         number, task = self.environments.num_envs, self.environments.task
         with torch.no_grad():
             values = checked_labels(self.teacher(as_tensor(observations)), self.teacher.score_kind, task)
         self._values = values.numpy()
         driven = round(self.share(self.control_steps) * number)
-        best = cast(Actions, chosen(values, self.teacher.score_kind, task).numpy())
-        actions = mix_in_random(best, task, self.teacher_epsilon, self.generator)
-        if driven < number:
+        best = cast(Actions, chosen(values, self.teacher.score_kind, task, masks).numpy())
+        actions = mix_in_random(best, task, self.teacher_epsilon, self.generator, masks)
+        if driven < number and masks is not None:
+            actions[driven:] = self.student(observations[driven:], masks[driven:])
+        elif driven < number:
             actions[driven:] = self.student(observations[driven:])
         self.teacher_steps += driven
         self.student_steps += number - driven
@@ -217,7 +243,7 @@ class Offline:
 
     Args:
         task: of the dataset.
-        replay: all its frames in one row, with a column `values`.
+        replay: all its frames in one row, with a column `values`, and of a task with action masks a column `masks`.
         times: those that may be drawn.
         batch_size: samples an update; an item has them up to 256 in all, as `Driven` has.
         updates: in the whole run, for which no more is drawn; beyond them an item has a batch.
@@ -290,6 +316,10 @@ class Composed:
         self.stream, self.teacher, self.share, self.generator = stream, teacher, share, generator
 
     @property
+    def task(self) -> Task:
+        return self.stream.task
+
+    @property
     def teacher_steps(self) -> int:
         return self.stream.teacher_steps
 
@@ -304,11 +334,13 @@ class Composed:
         return {task: self._composed(task, batch) for task, batch in next(self.stream).items()}
 
     def _composed(self, task: Task, batch: Batch) -> Batch:
-        observations, values = batch
+        observations, values, masks = batch
         number = round(self.share * len(observations))
         made, half = observations[:number], len(observations) // 2
         # Each was drawn apart from the others, so any other one is as good a partner as one drawn again.
         partners = observations[half : half + number] if number <= half else observations.roll(-half, 0)[:number]
+        if masks is not None:  # what is allowed in one of the two
+            masks[:number] |= masks[half : half + number] if number <= half else masks.roll(-half, 0)[:number]
         compose_(made, partners, self.generator)  # the batch is this stream's own: it is drawn into fresh memory
         with torch.no_grad():
             values[:number] = checked_labels(self.teacher(made), self.teacher.score_kind, task)
@@ -339,4 +371,5 @@ class Composed:
 
 def _batch(replay: Replay, times: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> Batch:
     values = torch.from_numpy(replay.column("values", times, rows))
-    return Batch(as_tensor(replay.observations(times, rows)), values)
+    masks = torch.from_numpy(replay.column("masks", times, rows)) if "masks" in replay else None
+    return Batch(as_tensor(replay.observations(times, rows)), values, masks)

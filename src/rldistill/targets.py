@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from rldistill.actions import allowed
 from rldistill.types import ScoreKind
 
 Targets: TypeAlias = Literal["raw", "advantage", "standardized"]
@@ -24,36 +25,49 @@ class Standardization(NamedTuple):
     scale: Tensor
 
 
-def transform(values: Tensor, targets: Targets, spread: float, sizes: Sequence[int] = ()) -> Tensor:
+def transform(
+    values: Tensor, targets: Targets, spread: float, sizes: Sequence[int] = (), masks: Tensor | None = None
+) -> Tensor:
     """Teacher's values (B, A) as they are, less their mean over actions, or that in units of `spread`.
 
-    Of several discrete actions at once, of `sizes` choices each, every one has its own mean.
+    Of several discrete actions at once, of `sizes` choices each, every one has its own mean. With `masks` (B, A) the mean is
+    over the allowed actions; what becomes of the others means nothing.
     """
     if targets == "raw":
         return values
-    advantages = _advantages(values, sizes)
+    advantages = _advantages(values, sizes, masks)
     return advantages if targets == "advantage" else advantages / spread
 
 
-def _advantages(values: Tensor, sizes: Sequence[int]) -> Tensor:
+def _advantages(values: Tensor, sizes: Sequence[int], masks: Tensor | None) -> Tensor:
     parts = torch.split(values, list(sizes), dim=1) if sizes else (values,)
-    return torch.cat([part - part.mean(dim=1, keepdim=True) for part in parts], dim=1)
+    if masks is None:
+        return torch.cat([part - part.mean(dim=1, keepdim=True) for part in parts], dim=1)
+    sides = torch.split(masks, list(sizes), dim=1) if sizes else (masks,)
+    means = [
+        part.masked_fill(~mask, 0).sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True)
+        for part, mask in zip(parts, sides, strict=True)
+    ]
+    return torch.cat([part - mean for part, mean in zip(parts, means, strict=True)], dim=1)
 
 
-def advantage_spread(values: Tensor, sizes: Sequence[int] = ()) -> float:
-    """Root mean square of the advantages over states and actions, 1 where all are equal; `sizes` as in `transform`."""
-    spread = float(_advantages(values, sizes).square().mean().sqrt())
+def advantage_spread(values: Tensor, sizes: Sequence[int] = (), masks: Tensor | None = None) -> float:
+    """Root mean square of the advantages over states and allowed actions, 1 where all are equal; `sizes` and `masks` as in
+    `transform`."""
+    advantages = _advantages(values, sizes, masks)
+    spread = float((advantages if masks is None else advantages[masks]).square().mean().sqrt())
     return spread if spread > 0 else 1.0
 
 
-def mean_entropy(values: Tensor, temperature: float) -> float:
-    """Mean over states of the entropy of softmax(values / temperature), in nats."""
-    log_p = (values.double() / temperature).log_softmax(dim=1)
-    return float(-(log_p.exp() * log_p).sum(dim=1).mean())
+def mean_entropy(values: Tensor, temperature: float, masks: Tensor | None = None) -> float:
+    """Mean over states of the entropy of softmax(values / temperature) over the allowed actions, in nats."""
+    log_p = (allowed(values, masks).double() / temperature).log_softmax(dim=1)
+    surprise = log_p if masks is None else log_p.masked_fill(~masks, 0)
+    return float(-(log_p.exp() * surprise).sum(dim=1).mean())
 
 
-def auto_temperature(values: Tensor, score_kind: ScoreKind) -> float:
-    """The temperature that suits these values (B, A).
+def auto_temperature(values: Tensor, score_kind: ScoreKind, masks: Tensor | None = None) -> float:
+    """The temperature that suits these values (B, A), over the actions that the masks (B, A) allow.
 
     Logits are a policy already, and continuous actions have no softmax: 1. Q-values have the scale of the game's
     returns: the temperature is the one at which the softened teacher is, on average over its states, `AUTO_ENTROPY` as
@@ -62,15 +76,17 @@ def auto_temperature(values: Tensor, score_kind: ScoreKind) -> float:
     """
     if score_kind != "q_values":
         return 1.0
-    goal = AUTO_ENTROPY * math.log(values.shape[1]) if values.shape[1] > 1 else 0.0
-    spread = advantage_spread(values)
+    # Of log A, its mean over states where their numbers of actions differ.
+    log_number = math.log(values.shape[1]) if masks is None else float(masks.sum(dim=1).double().log().mean())
+    goal = AUTO_ENTROPY * log_number
+    spread = advantage_spread(values, masks=masks)
     # Entropy grows with the temperature: bisection on its logarithm, around the spread of the values.
     low, high = spread * 1e-6, spread * 1e6
-    if not mean_entropy(values, low) < goal < mean_entropy(values, high):
+    if not mean_entropy(values, low, masks) < goal < mean_entropy(values, high, masks):
         return spread  # nothing to tell apart (all values equal in most states)
     for _ in range(60):
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if mean_entropy(values, middle) < goal else (low, middle)
+        low, high = (middle, high) if mean_entropy(values, middle, masks) < goal else (low, middle)
     # Three digits are plenty, and do not change with the last bit of a sum.
     return float(f"{math.sqrt(low * high):.3g}")
 

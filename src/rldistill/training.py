@@ -139,6 +139,7 @@ def train(
         if made_before is not None:
             return made_before
         learner = _learner(settings, task, network, run.scratch)
+        task = learner.environments.task
         recent: deque[float] = deque(maxlen=100)
         spent, began = 0.0, time.monotonic()
         computed, computing = 0.0, time.process_time()

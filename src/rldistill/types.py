@@ -30,6 +30,8 @@ EnvArgument: TypeAlias = str | int | float | bool | None
 """What an environment can be made with: a JSON scalar."""
 Floats: TypeAlias = npt.NDArray[np.float32]
 Bools: TypeAlias = npt.NDArray[np.bool_]
+Masks: TypeAlias = npt.NDArray[np.bool_]
+"""(N, A): which of the discrete actions are allowed; of several actions at once dimension after dimension, as in scores."""
 
 
 class UserError(ValueError):
@@ -140,6 +142,8 @@ class Task:
     """Of observations with named parts (Dict), flattened in this order: names and sizes."""
     env_kwargs: tuple[tuple[str, EnvArgument], ...] = ()
     """Arguments that a Gymnasium environment is made with, sorted by name."""
+    action_masks: bool = False
+    """Whether the environment says with each observation which actions are allowed, as its first reset shows."""
 
     @property
     def continuous(self) -> bool:
@@ -154,6 +158,8 @@ class Task:
         for name in ("action_low", "action_high"):  # JSON has no infinity
             data[name] = [n if math.isfinite(n) else None for n in data[name]]
         # What Discrete actions and plain observations have no use for is left out, as files from before it leave it out.
+        if not self.action_masks:
+            del data["action_masks"]
         return {name: value for name, value in data.items() if value != [] or name == "observation_shape"}
 
     @staticmethod
@@ -206,7 +212,7 @@ def _check_kinds(task: Task) -> None:
     wrong += [] if isinstance(task.env, str) else ["env"]
     wrong += [] if all(_is_argument(*pair) for pair in task.env_kwargs) else ["env_kwargs"]
     wrong += [] if task.observation_dtype in ("uint8", "float32") else ["observation_dtype"]
-    wrong += [] if isinstance(task.difficulty_ramping, bool) else ["difficulty_ramping"]
+    wrong += [name for name in ("difficulty_ramping", "action_masks") if not isinstance(getattr(task, name), bool)]
     wrong += [] if _is_number(task.sticky_actions, int | float) else ["sticky_actions"]
     wrong += [] if task.random_score is None or _is_number(task.random_score, int | float) else ["random_score"]
     if wrong:
@@ -227,6 +233,8 @@ class Batch(NamedTuple):
 
     observations: Tensor
     values: Tensor
+    masks: Tensor | None = None
+    """(B, A) bool: the allowed actions; None where all are."""
 
 
 LabelledBatches: TypeAlias = Iterator[Mapping[Task, Batch]]
@@ -255,8 +263,8 @@ class Teacher(ActionValues, Protocol):
 class Policy(Protocol):
     """Observations (N, *obs) to actions (N,)."""
 
-    def __call__(self, observations: Observations) -> Actions:
-        """One action for each row."""
+    def __call__(self, observations: Observations, masks: Masks | None = None) -> Actions:
+        """One action for each row, an allowed one. `masks` is given where the environment gives any, and only there."""
 
 
 def as_tensor(observations: Observations) -> Tensor:

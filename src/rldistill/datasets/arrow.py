@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from rldistill.actions import action_layout
@@ -50,6 +51,8 @@ def row_schema(dataset: Dataset) -> Any:
         "truncated": pa.bool_(),
         "values": pa.list_(pa.float32(), label_width(dataset)),
     }
+    if task.action_masks:
+        fields["action_mask"] = pa.list_(pa.bool_(), task.num_actions)
     told = {"format": f"{FORMAT} {VERSION}", "frame_shape": json.dumps(frame_shape(task))}
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields.items()], metadata=told)
 
@@ -59,8 +62,10 @@ def batch_of(part: Shard, dataset: Dataset) -> Any:
     schema = row_schema(dataset)
     action = np.float32 if dataset.task.continuous else np.int32
     columns = []
-    ordered = (part.frames, part.starts, part.context, part.environments, part.actions.astype(action),
-               part.rewards, part.terminated, part.truncated, part.values)  # fmt: skip
+    ordered: list[npt.NDArray[Any]] = [
+        part.frames, part.starts, part.context, part.environments, part.actions.astype(action), part.rewards,
+        part.terminated, part.truncated, part.values]  # fmt: skip
+    ordered += [] if part.masks is None else [part.masks]
     for column, field in zip(ordered, schema, strict=True):
         if pa.types.is_fixed_size_list(field.type):
             flat = pa.array(np.ascontiguousarray(column).reshape(-1), field.type.value_type)
@@ -79,7 +84,7 @@ def part_of(batch: Any, dataset: Dataset) -> Shard:
     task = dataset.task
     shape, kind = action_layout(task)
     listed = [field.name for field in batch.schema if pa.types.is_fixed_size_list(field.type)]
-    lists = {name: batch.column(name).flatten().to_numpy() for name in listed}
+    lists = {name: batch.column(name).flatten().to_numpy(zero_copy_only=False) for name in listed}
     names = (name for name in batch.schema.names if name not in lists)
     flat = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in names}
     part = Shard(
@@ -92,6 +97,7 @@ def part_of(batch: Any, dataset: Dataset) -> Shard:
         terminated=flat["terminated"],
         truncated=flat["truncated"],
         values=lists["values"].reshape(batch.num_rows, label_width(dataset)),
+        masks=lists["action_mask"].reshape(batch.num_rows, task.num_actions) if task.action_masks else None,
     )
     check_rows(part, dataset)
     return part

@@ -220,7 +220,7 @@ def head(
 def _observation(part: Shard, task: Task, at: int) -> Observations:
     """(*obs): what was seen at one of an episode's rows. Only the rows of its stack are copied, not the episode."""
     low = max(at - task.frame_stack + 1, 0)
-    near = Shard._make(column[low : at + 1] for column in part)
+    near = part.rows(low, at + 1)
     stack: Observations = observations_of(near, task, np.array([at - low]))[0]
     return stack
 

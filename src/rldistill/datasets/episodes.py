@@ -175,7 +175,7 @@ def read_episodes(dataset: Dataset, episodes: Sequence[Episode]) -> Iterator[tup
         for piece in [*([episode.lead] if episode.lead else []), *episode.pieces]:
             if part is None or (piece.shard, piece.batch) != at:
                 part, at = dataset.part(dataset.shards[piece.shard], piece.batch), (piece.shard, piece.batch)
-            rows.append(Shard._make(column[piece.low : piece.high] for column in part))
+            rows.append(part.rows(piece.low, piece.high))
         yield episode, joined(rows)
 
 

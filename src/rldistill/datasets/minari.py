@@ -42,6 +42,7 @@ from rldistill.types import Task, UserError, as_tensor
 
 KEY = "rldistill"
 VALUES = "teacher_values"
+MASKS = "action_mask"
 SHARD_STEPS = 16_384
 """Control steps of a shard that is made from episodes, at least (but of the last)."""
 LONGEST = 131_072
@@ -104,7 +105,9 @@ def write_minari(
         truncated = rows.truncated.copy()
         truncated[-1] |= not episode.ended
         last = rows.frames[-1:]  # what an episode ended with is not recorded, and Minari wants one observation more
-        values = np.concatenate([rows.values, np.full_like(rows.values[-1:], np.nan)])
+        infos = {VALUES: np.concatenate([rows.values, np.full_like(rows.values[-1:], np.nan)])}
+        if rows.masks is not None:
+            infos[MASKS] = np.concatenate([rows.masks, np.zeros_like(rows.masks[-1:])])
         storage.update_episodes(
             [
                 buffer_of(
@@ -114,7 +117,7 @@ def write_minari(
                     rewards=rows.rewards,
                     terminations=rows.terminated,
                     truncations=truncated,
-                    infos={VALUES: values},
+                    infos=infos,
                 )
             ]
         )
@@ -200,6 +203,7 @@ def _read_own(
                 terminated=np.array(raw["terminations"], np.bool_),
                 truncated=truncated,
                 values=np.asarray(raw["infos"][VALUES])[:length],
+                masks=np.asarray(raw["infos"][MASKS], np.bool_)[:length] if task.action_masks else None,
             )
             if _checksum(rows) != own["sha256"]:
                 raise ValueError("its checksum does not fit")
@@ -240,6 +244,7 @@ def _read_foreign(
     steps: int,
     progress: Progress,
 ) -> list[str]:
+    task = replace(task, action_masks=False)  # infos are left out
     transposed = _check_spaces(source, storage, task)
     empty = empty_dataset(folder, task, teacher.score_kind, known_of(teacher, None))
     recording = {
@@ -400,7 +405,8 @@ def _checksum(rows: Shard) -> str:
     """Minari's files have none."""
     found = hashlib.sha256()
     for column in rows:
-        found.update(np.ascontiguousarray(column).data)
+        if column is not None:
+            found.update(np.ascontiguousarray(column).data)
     return found.hexdigest()
 
 
@@ -419,6 +425,8 @@ def _notes(dataset: Dataset, episodes: Sequence[Episode]) -> list[str]:
             f"observations are single frames: the policy saw the last {stack}, zeros before an episode's first"
         )
     notes.append(f"the teacher's values are infos[{VALUES!r}], NaN at an episode's last observation")
+    if dataset.task.action_masks:
+        notes.append(f"the allowed actions are infos[{MASKS!r}], none at an episode's last observation")
     notes.append("what an episode ended with was not recorded: its last observation stands twice")
     if cut:
         notes.append(f"{cut} episodes that the recording cut off are marked as truncated")

@@ -22,11 +22,11 @@ from typing import Any, NamedTuple, Self, get_args
 import numpy as np
 import numpy.typing as npt
 
-from rldistill.actions import action_layout, check_actions, score_width
+from rldistill.actions import action_layout, are_allowed, check_actions, score_width, some_allowed
 from rldistill.files import read_json, replace_file
 from rldistill.progress import Progress, Silent
-from rldistill.replay import Replay
-from rldistill.types import Actions, Bools, Floats, ScoreKind, Task, UserError
+from rldistill.replay import Replay, mask_column
+from rldistill.types import Actions, Bools, Floats, Masks, ScoreKind, Task, UserError
 
 FORMAT = "rldistill-dataset"
 VERSION = 1
@@ -56,6 +56,12 @@ class Shard(NamedTuple):
     """(T,): whether it was cut off after the action."""
     values: Floats
     """(T, K): the teacher's scores."""
+    masks: Masks | None = None
+    """(T, A): the actions that were allowed; None where the task has no masks."""
+
+    def rows(self, low: int, high: int) -> Shard:
+        """The rows from `low` up to before `high`."""
+        return Shard._make(None if column is None else column[low:high] for column in self)
 
 
 class ShardEntry(NamedTuple):
@@ -362,8 +368,8 @@ def load_replay(dataset: Dataset, *, progress: Progress | None = None) -> tuple[
         progress: told how it goes.
 
     Returns:
-        A replay of one row with the columns `values` (A,) and `actions` (), and the times (S,) that may be drawn from
-        it: all but the context rows.
+        A replay of one row with the columns `values` (A,) and `actions` (), of a task with action masks also `masks` (A,),
+        and the times (S,) that may be drawn from it: all but the context rows.
 
     Raises:
         UserError: a shard is damaged, there is nothing in the dataset, or not enough memory.
@@ -374,6 +380,7 @@ def load_replay(dataset: Dataset, *, progress: Progress | None = None) -> tuple[
     kinds: dict[str, tuple[tuple[int, ...], npt.DTypeLike]] = {
         "values": ((label_width(dataset),), np.float32),
         "actions": action_layout(dataset.task),
+        **mask_column(dataset.task),
     }
     too_many = f"fewer control steps than the {dataset.control_steps:,} of {dataset.path} have room"
     replay = Replay(dataset.task, 1, sum(shard.rows for shard in dataset.shards), kinds, advice=too_many)
@@ -386,7 +393,8 @@ def load_replay(dataset: Dataset, *, progress: Progress | None = None) -> tuple[
         while (part := following.result()) is not None:
             following = ahead.submit(next, parts, None)
             sampleable.append(~part.context)
-            replay.add_frames(part.frames, part.starts, values=part.values, actions=part.actions)
+            masks = {} if part.masks is None else {"masks": part.masks}
+            replay.add_frames(part.frames, part.starts, values=part.values, actions=part.actions, **masks)
             done += int(sampleable[-1].sum())
             progress.update(done)
     return replay, np.flatnonzero(np.concatenate(sampleable)).astype(np.int64)
@@ -432,8 +440,18 @@ def check_rows(part: Shard, dataset: Dataset) -> None:
     if not np.isfinite(part.values).all():
         raise ValueError("labels hold NaN or infinity")
     check_actions(part.actions, length, task)
+    masks = part.masks
+    if (masks is not None) != task.action_masks:
+        raise ValueError("action masks, which the task has not" if masks is not None else "no action masks")
+    if masks is not None:
+        if masks.shape != (length, task.num_actions) or masks.dtype != np.bool_:
+            raise ValueError(f"masks of shape {masks.shape}, expected {(length, task.num_actions)}")
+        # Context rows are there for their frames alone.
+        if not (are_allowed(part.actions, task, masks) & some_allowed(masks, task) | part.context).all():
+            raise ValueError("an action that its mask does not allow, or a mask that allows none")
 
 
 def joined(parts: Sequence[Shard]) -> Shard:
     """Rows after rows."""
-    return Shard(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    columns = zip(*parts, strict=True)
+    return Shard._make(None if column[0] is None else np.concatenate(column) for column in columns)

@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from rldistill.actions import action_layout
 from rldistill.datasets.shards import Dataset, Shard, append_shard, frame_shape, joined, label_width
-from rldistill.types import Actions, Bools, Floats, Observations, UserError
+from rldistill.replay import mask_column
+from rldistill.types import Actions, Bools, Floats, Masks, Observations, UserError
 
 
 class DatasetWriter:
@@ -43,6 +44,7 @@ class DatasetWriter:
             "terminated": ((), np.bool_),
             "truncated": ((), np.bool_),
             "values": ((label_width(dataset),), np.float32),
+            **mask_column(dataset.task),
         }
         try:
             self._columns = {name: np.zeros((*shape, *item), dtype) for name, (item, dtype) in kinds.items()}
@@ -61,6 +63,7 @@ class DatasetWriter:
         terminated: Bools,
         truncated: Bools,
         values: Floats,
+        masks: Masks | None = None,
         *,
         keep: int | None = None,
     ) -> None:
@@ -77,6 +80,8 @@ class DatasetWriter:
         newest = observations[:, -self._depth :] if self._stack > 1 else observations
         columns = dict(frames=newest, starts=starts, actions=actions, rewards=rewards)
         columns |= dict(terminated=terminated, truncated=truncated, values=values)
+        if masks is not None:
+            columns["masks"] = masks
         for name, column in columns.items():
             self._columns[name][:rows, at] = column[:rows]
         self._ages += 1
@@ -119,4 +124,5 @@ class DatasetWriter:
             terminated=np.zeros(length, np.bool_),
             truncated=np.zeros(length, np.bool_),
             values=np.zeros((length, label_width(self.dataset)), np.float32),
+            masks=np.zeros((length, self._task.num_actions), np.bool_) if self._task.action_masks else None,
         )

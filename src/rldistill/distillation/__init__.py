@@ -27,7 +27,7 @@ from rldistill.machine import keep_freed_memory, machine_in_words
 from rldistill.networks import Architecture, Network, build, parameter_count
 from rldistill.policies import SavedPolicy, check_finite, load_policy, save_policy
 from rldistill.progress import Progress, Silent
-from rldistill.replay import Replay
+from rldistill.replay import Replay, mask_column
 from rldistill.rollout import play, play_scored, uniform
 from rldistill.runs import Run, begun_with, command_line
 from rldistill.schedules import constant, linear
@@ -120,7 +120,7 @@ def distill(
             return made_before
         stream = make_stream(teacher, network, task, config, run.scratch, progress, dataset)
         try:
-            return _Distillation(teacher, name, network, task, loss, config, stream, run, progress, options).finish()
+            return _Distillation(teacher, name, network, loss, config, stream, run, progress, options).finish()
         finally:
             stream.close()
 
@@ -133,7 +133,6 @@ class _Distillation:
         teacher: Teacher,
         teacher_name: str,
         network: Network,
-        task: Task,
         loss: WeightedLoss,
         config: DistillConfig,
         stream: Stream,
@@ -142,7 +141,7 @@ class _Distillation:
         options: TeacherOptions | None,
     ) -> None:
         self.options = options
-        self.teacher, self.teacher_name, self.task, self.config = teacher, teacher_name, task, config
+        self.teacher, self.teacher_name, self.task, self.config = teacher, teacher_name, stream.task, config
         self.stream, self.run, self.progress = stream, run, progress
         self.offline = config.dataset is not None
         self.total = cast(int, config.updates) if self.offline else config.steps
@@ -150,7 +149,7 @@ class _Distillation:
         warm = min(config.warmup, config.steps)
         drawn = (config.steps - warm) * config.samples_per_step
         updates = self.total if self.offline else max(int(drawn / config.batch_size), 1)
-        self.update = Update(network, loss, config, updates, task, teacher.score_kind)
+        self.update = Update(network, loss, config, updates, self.task, teacher.score_kind)
         self.seconds = {"training": 0.0, "evaluation": 0.0}
         self.score = math.nan
         self.scores: dict[str, Any] = {}
@@ -408,6 +407,7 @@ def _visited(
     if dataset is not None:
         replay, times = load_replay(dataset, progress=progress)
         updates = cast(int, config.updates)
+        task = replace(task, action_masks=task.action_masks or dataset.task.action_masks)
         return Offline(task, replay, times, batch_size=config.batch_size, updates=updates, generator=generator)
     share = {
         "teacher": constant(1.0),
@@ -420,8 +420,9 @@ def _visited(
     # The item after a checkpoint is played whatever is due, and the last item of a run ends beyond its steps.
     item = config.num_envs * times_an_item(config.num_envs, config.samples_per_step, config.batch_size)
     exploring = linear(config.epsilon, 0.0, config.steps)
+    environments = Environments(task, config.num_envs, config.seed)
     driven = Driven(
-        Environments(task, config.num_envs, config.seed),
+        environments,
         teacher,
         explorer(network, task, config.explore, lambda: exploring(driven.control_steps), generator),
         share=share,
@@ -431,7 +432,7 @@ def _visited(
             task,
             config.num_envs,
             config.replay,
-            {"values": ((score_width(task, teacher.score_kind),), np.float32)},
+            {"values": ((score_width(task, teacher.score_kind),), np.float32), **mask_column(environments.task)},
             scratch=scratch,
             slack=min(room, beyond) + item,
         ),

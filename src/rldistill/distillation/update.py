@@ -102,8 +102,8 @@ class Figures(NamedTuple):
     """Of one update, over its samples. Nearly nobody looks at them, so they are computed when somebody does."""
 
     mean_loss: Tensor
-    pairs: list[tuple[Tensor, Tensor]]
-    """The student's scores and the teacher's values of each task."""
+    compared: list[tuple[Tensor, Tensor, Tensor | None]]
+    """The student's scores, the teacher's values and the masks of each task."""
     update: Update
 
     @property
@@ -116,8 +116,8 @@ class Figures(NamedTuple):
         """Share of the samples in which student and teacher choose the same action."""
         kind, teacher_kind, task = self.update.loss.score_kind, self.update.teacher_kind, self.update.task
         told = [
-            agreement(chosen(scores, kind, task), chosen(values, teacher_kind, task), task)
-            for scores, values in self.pairs
+            agreement(chosen(scores, kind, task, masks), chosen(values, teacher_kind, task, masks), task)
+            for scores, values, masks in self.compared
         ]
         return float(torch.cat(told).mean())
 
@@ -163,10 +163,13 @@ class Update:
 
     def fit(self, examples: Batch) -> None:
         """What is fitted once, to the first labelled observations: temperature, spread, and the network's standardization."""
-        self.spread = advantage_spread(examples.values, self.task.action_sizes)
-        values = transform(examples.values, self.config.targets, self.spread, self.task.action_sizes)
+        sizes, masks = self.task.action_sizes, examples.masks
+        self.spread = advantage_spread(examples.values, sizes, masks)
+        values = transform(examples.values, self.config.targets, self.spread, sizes, masks)
         auto = self.config.temperature == "auto"
-        self.temperature = auto_temperature(values, self.teacher_kind) if auto else float(self.config.temperature)
+        self.temperature = (
+            auto_temperature(values, self.teacher_kind, masks) if auto else float(self.config.temperature)
+        )
         if self.config.standardize:
             fitted: Standardization = fit_standardization(self.network.seen(examples.observations))
             self.network.standardize(*fitted)
@@ -179,11 +182,11 @@ class Update:
         """One gradient step; the figures are of the student before it."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(self.updates) * group["share"]
-        losses, pairs = [], []
-        for observations, values in batches.values():
+        losses, compared = [], []
+        for observations, values, masks in batches.values():
             scores = self.network(observations)
-            losses.append(self.loss(*self._matched(scores, values), self.temperature))
-            pairs.append((scores.detach(), values))
+            losses.append(self.loss(*self._matched(scores, values, masks), self.temperature, masks))
+            compared.append((scores.detach(), values, masks))
         loss = (torch.cat(losses) if len(losses) > 1 else losses[0]).mean()
         for parameter in self._parameters:
             parameter.grad = None
@@ -197,12 +200,12 @@ class Update:
         self._units.leave()
         self.updates += 1
         self._follow()
-        return Figures(loss.detach(), pairs, self)
+        return Figures(loss.detach(), compared, self)
 
-    def _matched(self, scores: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def _matched(self, scores: Tensor, values: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor]:
         """What the loss compares: scores and transformed values, or actions in halves of their range."""
         if self.loss.score_kind != "actions":
-            return scores, transform(values, self.config.targets, self.spread, self.task.action_sizes)
+            return scores, transform(values, self.config.targets, self.spread, self.task.action_sizes, masks)
         low, high = bounds(self.task)
         middle, half = (low + high) / 2, (high - low) / 2
         # Less the middle, which changes no distance but keeps small ones from being rounded away.

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rldistill.actions import check_actions, uniform_actions
+from rldistill.actions import check_actions, first_allowed, uniform_actions
 from rldistill.envs.atari import ATARI_RANDOM_SCORES, AtariBackend, atari_task, is_atari
 from rldistill.envs.boundary import EnvironmentFailed
 from rldistill.envs.gymnasium import GymnasiumBackend, declared_shape, gymnasium_task, render_rate, vector_bounds
 from rldistill.envs.ids import arguments_of, canonical, name_environment
 from rldistill.envs.minatar import MINATAR_GAMES, MinAtarBackend, is_minatar, minatar_task
 from rldistill.envs.world import Backend, Pixels, Step, unlike
-from rldistill.types import Actions, Bools, Observations, Task, UserError
+from rldistill.types import Actions, Bools, Masks, Observations, Task, UserError
 
 __all__ = [
     "ATARI_RANDOM_SCORES",
@@ -215,7 +215,7 @@ def observed_range(task: Task, steps: int) -> tuple[npt.NDArray[np.float64], npt
     generator = np.random.default_rng(0)
     low = high = environments.observations[0].astype(np.float64)
     for _ in range(steps):
-        environments.step(uniform_actions(task, 1, generator))
+        environments.step(uniform_actions(task, 1, generator, environments.masks))
         low, high = np.minimum(low, environments.observations[0]), np.maximum(high, environments.observations[0])
     environments.close()
     return low, high
@@ -241,7 +241,7 @@ class Environments:
     """`num_envs` rows of one task that restart themselves, reproducibly, and can be saved and put back.
 
     Args:
-        task: what is played.
+        task: what is played. The attribute `task` says of action masks what the first reset shows.
         num_envs: rows.
         seed: of the run; row i's episode k starts from a seed that follows from (seed, i, k) alone.
         pixels: whether `pixels()` will be asked for (it costs a second emulation on Atari).
@@ -264,6 +264,17 @@ class Environments:
         self.starts: Bools = np.ones(num_envs, dtype=np.bool_)
         """(N,): whether the current observation is the first of its episode."""
         self._backend.reset(np.ones(num_envs, dtype=np.bool_), self._seeds(np.arange(num_envs)))
+        if task.action_masks and self.masks is None:
+            self.close()
+            raise UserError(
+                f"{task.env} gave action masks when the policy was made and gives none here: --env {task.env} plays it without"
+            )
+        self.task = replace(task, action_masks=self.masks is not None)
+
+    @property
+    def masks(self) -> Masks | None:
+        """(N, A): the actions allowed now, at least one in each row; None where the environment gives no masks."""
+        return self._backend.masks
 
     @property
     def observations(self) -> Observations:
@@ -274,15 +285,15 @@ class Environments:
         """Takes one action in each row; ended episodes are followed by the first observation of the next.
 
         Raises:
-            ValueError: an action is out of range (the ALE itself would hang for ever).
+            ValueError: an action is out of range (the ALE itself would hang for ever), or not allowed.
         """
-        check_actions(actions, self.num_envs, self.task)
+        check_actions(actions, self.num_envs, self.task, self.masks)
         if self._ages.max() >= self._log.shape[1]:
             self._log = np.concatenate([self._log, np.zeros_like(self._log)], axis=1)
         self._log[np.arange(self.num_envs), self._ages] = actions
         self._ages += 1
         rewards, terminated, truncated = self._backend.step(actions)
-        final, life_lost = self._backend.observations, self._backend.life_lost
+        final, final_masks, life_lost = self._backend.observations, self.masks, self._backend.life_lost
         ended = terminated | truncated
         self._returns += rewards
         returns = np.where(ended, self._returns, np.nan).astype(np.float32)
@@ -292,7 +303,7 @@ class Environments:
             self._ages[ended] = 0
             self._backend.reset(ended, self._seeds(np.flatnonzero(ended)))
         self.starts = ended
-        return Step(rewards, terminated, truncated, life_lost, final, returns)
+        return Step(rewards, terminated, truncated, life_lost, final, returns, final_masks)
 
     def pixels(self) -> Pixels:
         """What a spectator sees now: (N, height, width, 3)."""
@@ -331,6 +342,8 @@ class Environments:
             actions = self._log[np.arange(self.num_envs), np.maximum(since, 0)]
             actions[since < 0] = self._any_action
             actions = actions if self.task.continuous else actions.astype(np.int64)
+            if self.masks is not None:
+                actions[since < 0] = first_allowed(self.task, self.masks)[since < 0]
             _, terminated, truncated = self._backend.step(actions)
             early = (terminated | truncated) & (since < 0)
             if early.any():  # some worlds must not be stepped past an episode's end

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rldistill.envs.world import Pixels, nearest, understood
-from rldistill.types import Actions, Bools, Floats, Observations, Task, UserError
+from rldistill.types import Actions, Bools, Floats, Masks, Observations, Task, UserError
 
 # Mean return of uniformly random play from no-op starts: dqn_zoo's atari_data (Mnih et al. 2015, extended table 2).
 ATARI_RANDOM_SCORES = {
@@ -54,6 +54,8 @@ def is_atari(env: str) -> bool:
 
 class AtariBackend:
     """The ALE's vector environment (threads inside), reset by seeded masks, with range checks it does not make."""
+
+    masks: Masks | None = None
 
     def __init__(self, task: Task, num_envs: int, *, pixels: bool) -> None:
         game = _game(task.env)

@@ -47,6 +47,9 @@ class Boundary:
         self._made = self._call("making", make)
         self.observation_space = self._call("the observation space", lambda: self._made.observation_space)
         self.action_space = self._call("the action space", lambda: self._made.action_space)
+        has_masks = self._call("the methods", lambda: self._made.has_wrapper_attr("action_masks"))
+        masks = self._call("the methods", lambda: self._made.get_wrapper_attr("action_masks")) if has_masks else None
+        self._masks: Callable[[], Any] | None = masks if callable(masks) else None
 
     @property
     def metadata(self) -> Info:
@@ -81,6 +84,12 @@ class Boundary:
             self._flag(truncated, "truncated"),
             info if isinstance(info, Mapping) else {},
         )
+
+    def action_mask(self, info: Info) -> Any:
+        """What it says of the allowed actions, as it gives it: in the last info, or by a method `action_masks()` of its own or of
+        a wrapper, as sb3-contrib calls it. None where it says nothing."""
+        mask = info.get("action_mask")
+        return self._call("action_masks", self._masks) if mask is None and self._masks is not None else mask
 
     def render(self) -> npt.NDArray[np.uint8]:
         """What a spectator sees, (height, width, 3)."""

@@ -13,9 +13,20 @@ import numpy.typing as npt
 
 from rldistill.envs.boundary import Boundary, EnvironmentFailed, Info
 from rldistill.envs.ids import arguments_of, make
+from rldistill.envs.masks import MaskReader
 from rldistill.envs.spaces import ActionWriter, ObservationReader
 from rldistill.envs.world import Pixels, understood, unlike
-from rldistill.types import Actions, Bools, EnvArgument, Floats, Observations, Task, UserError, unbounded
+from rldistill.types import (
+    Actions,
+    Bools,
+    EnvArgument,
+    Floats,
+    Masks,
+    Observations,
+    Task,
+    UserError,
+    unbounded,
+)
 
 Arguments = tuple[tuple[str, EnvArgument], ...]
 
@@ -116,10 +127,16 @@ class GymnasiumBackend:
         self.life_lost = np.zeros(num_envs, dtype=np.bool_)
         self.infos: list[Info] = [{}] * num_envs
         """Each row's info of its last reset or step."""
+        self._masks = MaskReader(task)
         shape = (num_envs, *task.observation_shape)
         self.observations: Observations = (
             np.zeros(shape, dtype=np.uint8) if task.observation_dtype == "uint8" else np.zeros(shape, dtype=np.float32)
         )
+
+    @property
+    def masks(self) -> Masks | None:
+        """(N, A): the allowed actions; None where the environment gives no masks."""
+        return self._masks.masks
 
     def reset(self, rows: Bools, seeds: npt.NDArray[np.int64]) -> None:
         self.observations = self.observations.copy()
@@ -127,6 +144,7 @@ class GymnasiumBackend:
             observation, self.infos[row] = self._envs[row].reset(int(seed))
             self._take(row, observation, "reset")
         self._check_finite("reset")
+        self._masks.reset(len(rows), {row: self._mask(row) for row in np.flatnonzero(rows).tolist()})
 
     def step(self, actions: Actions) -> tuple[Floats, Bools, Bools]:
         number = len(self._envs)
@@ -138,7 +156,11 @@ class GymnasiumBackend:
             observation, rewards[row], terminated[row], truncated[row], self.infos[row] = answer
             self._take(row, observation, "step")
         self._check_finite("step")
+        self._masks.step([self._mask(row) for row in range(number)], terminated | truncated)
         return rewards, terminated, truncated & ~terminated
+
+    def _mask(self, row: int) -> Any:
+        return self._envs[row].action_mask(self.infos[row])
 
     def _take(self, row: int | np.integer[Any], observation: Any, call: str) -> None:
         with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, which is refused below

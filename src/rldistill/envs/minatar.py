@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rldistill.envs.world import Pixels, understood
-from rldistill.types import Actions, Bools, Floats, Observations, Task, UserError
+from rldistill.types import Actions, Bools, Floats, Masks, Observations, Task, UserError
 
 MINATAR_GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
 
@@ -35,6 +35,8 @@ def is_minatar(env: str) -> bool:
 
 class MinAtarBackend:
     """MinAtar's games (Young & Tian 2019, arXiv 1903.03176), channels first, one after the other."""
+
+    masks: Masks | None = None
 
     # Colours for up to ten channels, for the spectator alone.
     PALETTE = np.array(

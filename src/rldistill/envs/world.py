@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rldistill.actions import describe, same_actions
-from rldistill.types import Actions, Bools, Floats, Observations, Task, UserError
+from rldistill.types import Actions, Bools, Floats, Masks, Observations, Task, UserError
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -28,6 +28,8 @@ class Step(NamedTuple):
     """(N, *obs) as they stood before ended episodes were restarted; elsewhere equal to the new observations."""
     returns: Floats
     """The raw return of the episode in rows that ended one, NaN elsewhere."""
+    final_masks: Masks | None = None
+    """(N, A): the actions allowed in `final_observations`; None where the environment gives no masks."""
 
 
 class Backend(Protocol):
@@ -36,6 +38,10 @@ class Backend(Protocol):
     observations: Observations
     life_lost: Bools
     """(N,), in the last step; see `Step`."""
+
+    @property
+    def masks(self) -> Masks | None:
+        """(N, A): the actions allowed in `observations`, at least one in each row; None where the environment gives no masks."""
 
     def reset(self, rows: Bools, seeds: npt.NDArray[np.int64]) -> None:
         """Starts a new episode in the rows of the mask (N,), from one seed each."""

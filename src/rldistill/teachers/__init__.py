@@ -78,15 +78,27 @@ class ForeignTeacher:
         return np.random.default_rng(0)
 
     def predict(
-        self, observation: npt.ArrayLike, state: Any = None, episode_start: Any = None, deterministic: bool = True
+        self,
+        observation: npt.ArrayLike,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = True,
+        action_masks: npt.ArrayLike | None = None,
     ) -> tuple[Actions, None]:
         """As `SavedPolicy.predict`.
 
         Raises:
             UserError: observations of another shape or type.
         """
-        generator = self._generator
-        return predicted(self, self.task, observation, deterministic=deterministic, generator=generator), None
+        actions = predicted(
+            self,
+            self.task,
+            observation,
+            deterministic=deterministic,
+            generator=self._generator,
+            action_masks=action_masks,
+        )
+        return actions, None
 
     @property
     def sha256(self) -> str:
