@@ -263,7 +263,9 @@ def test_saved_stream_goes_on_with_identical_batches(tmp_path: Path, capacity: i
 
     again = stream_of()
     again.load_state_dict(load_state(tmp_path / "state"))
-    for (observations, values, _), (known_observations, known_values, _) in zip(items(again, 20), expected, strict=True):
+    for (observations, values, _), (known_observations, known_values, _) in zip(
+        items(again, 20), expected, strict=True
+    ):
         assert torch.equal(observations, known_observations)
         assert torch.equal(values, known_values)
     assert (again.teacher_steps, again.student_steps) == counts
