@@ -51,7 +51,7 @@ def rollout(environments: Environments, policy: Policy) -> Iterator[Transition]:
             step.final_observations,
             step.returns,
             masks,
-            step.final_masks,
+            environments.final_masks,
         )
 
 

@@ -261,6 +261,8 @@ class Environments:
         self._log = np.zeros((num_envs, 1024, *action.shape), dtype=np.uint8 if small else action.dtype)
         self._ages = np.zeros(num_envs, dtype=np.int64)
         self._returns = np.zeros(num_envs, dtype=np.float64)
+        self.final_masks: Masks | None = None
+        """(N, A): the actions allowed in the last step's `final_observations`; None where the environment gives no masks."""
         self.starts: Bools = np.ones(num_envs, dtype=np.bool_)
         """(N,): whether the current observation is the first of its episode."""
         self._backend.reset(np.ones(num_envs, dtype=np.bool_), self._seeds(np.arange(num_envs)))
@@ -293,7 +295,8 @@ class Environments:
         self._log[np.arange(self.num_envs), self._ages] = actions
         self._ages += 1
         rewards, terminated, truncated = self._backend.step(actions)
-        final, final_masks, life_lost = self._backend.observations, self.masks, self._backend.life_lost
+        final, life_lost = self._backend.observations, self._backend.life_lost
+        self.final_masks = self.masks
         ended = terminated | truncated
         self._returns += rewards
         returns = np.where(ended, self._returns, np.nan).astype(np.float32)
@@ -303,7 +306,7 @@ class Environments:
             self._ages[ended] = 0
             self._backend.reset(ended, self._seeds(np.flatnonzero(ended)))
         self.starts = ended
-        return Step(rewards, terminated, truncated, life_lost, final, returns, final_masks)
+        return Step(rewards, terminated, truncated, life_lost, final, returns)
 
     def pixels(self) -> Pixels:
         """What a spectator sees now: (N, height, width, 3)."""

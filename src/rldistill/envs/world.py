@@ -28,8 +28,6 @@ class Step(NamedTuple):
     """(N, *obs) as they stood before ended episodes were restarted; elsewhere equal to the new observations."""
     returns: Floats
     """The raw return of the episode in rows that ended one, NaN elsewhere."""
-    final_masks: Masks | None = None
-    """(N, A): the actions allowed in `final_observations`; None where the environment gives no masks."""
 
 
 class Backend(Protocol):
