@@ -127,7 +127,9 @@ def test_student_keeps_the_teachers_play(tmp_path: Path, loss: str, score_kind: 
     assert student.score_kind == ("q_values" if loss == "mse" else "logits")
 
     def mean(policy: SavedPolicy) -> float:
-        return float(play(CARTPOLE, lambda generator: EpsilonGreedy(policy, CARTPOLE, 0.01, generator), 10, 77).mean())
+        return float(
+            play(CARTPOLE, lambda generator: EpsilonGreedy(policy, CARTPOLE, 0.01, generator), 10, 77).returns.mean()
+        )
 
     assert mean(teacher) > 200
     assert mean(student) >= 0.9 * mean(teacher)
@@ -1023,7 +1025,7 @@ def test_student_of_several_actions_at_once_pulls_the_right_levers(tmp_path: Pat
     assert student.score_kind == "logits"
     assert load_policy(tmp_path / "run").task == teacher.task
     games = play(teacher.task, lambda generator: EpsilonGreedy(student, teacher.task, 0.0, generator), 20, 9)
-    assert games.mean() > 19, "of 20 points a game; random play gets 8.3"
+    assert games.returns.mean() > 19, "of 20 points a game; random play gets 8.3"
 
 
 @pytest.mark.parametrize(
@@ -1109,7 +1111,7 @@ def test_student_of_a_privileged_teacher_learns_what_it_can_see(tmp_path: Path, 
         out = tmp_path / "-".join(parts)
         student = distill(teacher, out, replace(SWING, student_observation=parts))
         explorer = partial(EpsilonGreedy, student, teacher.task, 0.0)
-        means[parts] = play(teacher.task, explorer, 40, 9).mean()
+        means[parts] = play(teacher.task, explorer, 40, 9).returns.mean()
     assert 13.5 < means["door",] < 16.5
     assert means["wind", "door"] > 19
 

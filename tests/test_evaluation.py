@@ -59,7 +59,7 @@ def test_scores_are_those_of_the_same_games_played_one_by_one(folders: tuple[Pat
         def explorer(generator: np.random.Generator, policy: SavedPolicy = policy) -> EpsilonGreedy:
             return EpsilonGreedy(policy, CARTPOLE, 0.1, generator)
 
-        assert score.returns == play(CARTPOLE, explorer, 6, 4, num_envs=3).tolist()
+        assert score.returns == play(CARTPOLE, explorer, 6, 4, num_envs=3).returns.tolist()
         assert score.mean == pytest.approx(np.mean(score.returns))
         assert score.ci_low <= score.mean <= score.ci_high
 
@@ -77,7 +77,7 @@ def test_random_score_is_measured_where_the_task_does_not_know_it(folders: tuple
     score = evaluate(folders[:1], QUICK)[0]
     games = play(CARTPOLE, lambda generator: uniform(CARTPOLE, generator), 6, 4, num_envs=3)
     assert score.random_measured
-    assert score.random_score == games.mean()
+    assert score.random_score == games.returns.mean()
 
 
 def test_agreement_of_opposites_is_0_and_of_equals_1(folders: tuple[Path, Path]) -> None:

@@ -74,7 +74,7 @@ def test_each_row_plays_the_same_number_of_games_from_its_first_on(episodes: int
             games.setdefault(int(row), []).append(float(transition.returns[row]))
 
     told: list[int] = []
-    returns = play(CARTPOLE, at_random(CARTPOLE), episodes, 3, num_envs=num_envs, seen=seen, heard=told.append)
+    returns = play(CARTPOLE, at_random(CARTPOLE), episodes, 3, num_envs=num_envs, seen=seen, heard=told.append).returns
     rows = min(episodes, num_envs)
     quotas = [len(share) for share in np.array_split(np.arange(episodes), rows)]
     assert returns.tolist() == [score for row in range(rows) for score in games[row][: quotas[row]]]
@@ -91,13 +91,13 @@ def test_short_games_are_not_counted_more_often_than_long_ones() -> None:
             lean: npt.NDArray[np.int64] = (observations[:, 2] + observations[:, 3] > 0).astype(np.int64)
             return np.where(np.arange(len(observations)) % 2 == 0, lean, 1 - lean)
 
-    returns = play(CARTPOLE, lambda generator: Uneven(), 8, 0, num_envs=4)
+    returns = play(CARTPOLE, lambda generator: Uneven(), 8, 0, num_envs=4).returns
     assert (returns > 50).sum() == 4
     assert (returns < 20).sum() == 4
 
 
 def test_play_follows_from_the_seed() -> None:
-    first, second, other = (play(CARTPOLE, at_random(CARTPOLE), 10, seed) for seed in (1, 1, 2))
+    first, second, other = (play(CARTPOLE, at_random(CARTPOLE), 10, seed).returns for seed in (1, 1, 2))
     assert np.array_equal(first, second)
     assert not np.array_equal(first, other)
     assert first.dtype == np.float64

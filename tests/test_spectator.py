@@ -28,7 +28,7 @@ def test_a_spectator_sees_the_games_that_are_played_without_one() -> None:
     policy = a_policy()
     expected = play(
         BREAKOUT, lambda generator: EpsilonGreedy(policy, BREAKOUT, 0.5, generator), 3, 7, num_envs=1
-    ).tolist()
+    ).returns.tolist()
     with closing(spectate(policy, BREAKOUT, epsilon=0.5, seed=7)) as moments:
         ended = [m for m in islice(moments, 400) if m.ended]
     assert [m.score + m.reward for m in ended[:3]] == expected

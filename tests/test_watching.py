@@ -264,7 +264,7 @@ def test_two_policies_start_alike_and_the_one_that_is_over_waits(tmp_path: Path)
             7,
             num_envs=1,
         )
-        assert one.returns == games.tolist(), "the games of evaluate"
+        assert one.returns == games.returns.tolist(), "the games of evaluate"
         assert one.unfinished is None
     steps = max(one.steps for one in done)
     assert sum(times) == pytest.approx(1000 * (steps + 15) / 15, abs=10)

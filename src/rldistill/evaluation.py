@@ -15,17 +15,23 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from rldistill.actions import agreement as agreement_of
 from rldistill.actions import greedy, mix_in_random
-from rldistill.envs import chosen_task, same_game, unlike
+from rldistill.envs import chosen_task, cut_in_words, same_game, unlike, with_longest_game
 from rldistill.files import replace_file
 from rldistill.policies import KeptPolicy
 from rldistill.progress import Progress, Silent
-from rldistill.rollout import Transition, play, uniform
-from rldistill.stats import bootstrap_ratio_interval, normalized_score, summarize
+from rldistill.rollout import Games, Transition, play, uniform
+from rldistill.stats import (
+    above,
+    bootstrap_ratio_interval,
+    games_in_words,
+    normalized_score,
+    summarize,
+    with_interval,
+)
 from rldistill.teachers import ForeignTeacher, TeacherOptions, check_all_act, load_fitting, parameters_of
 from rldistill.types import (
     MOST_ENVIRONMENTS,
@@ -57,10 +63,14 @@ class EvaluateConfig:
     env_kwargs: tuple[str, ...] = ()
     """Arguments name=value that a Gymnasium environment is made with; values are JSON's scalars or else text. They are kept with
     the policy; given here, they count instead."""
+    max_episode_steps: int | None = None
+    """Control steps after which a game is cut, for all policies; by default that of the first policy's task: 27,000 where the
+    environment sets no limit of its own."""
 
 
 _KINDS: dict[str, Any] = {
-    "str": str, "int": int, "float": int | float, "bool": bool, "list[float]": list, "dict[str, Any]": dict
+    "str": str, "int": int, "float": int | float, "bool": bool, "list[float]": list, "dict[str, Any]": dict,
+    "int | None": int | None,
 }  # fmt: skip
 """Of a score's fields, as JSON has them."""
 
@@ -90,7 +100,7 @@ class Score:
     """Mean of the middle half of the returns."""
     ci_low: float
     ci_high: float
-    """95 % bootstrap interval of the mean."""
+    """95 % bootstrap interval of the mean over distinct games; NaN both where all games are the same one."""
     random_score: float
     """Mean return of uniformly random play: the task's, or measured here over as many games."""
     random_measured: bool
@@ -108,6 +118,8 @@ class Score:
     continuous actions 1 less their mean distance, as a share of the range."""
     microseconds: float
     """Median time of a decision, observation to action, at batch 1 on one thread."""
+    distinct: int | None = None
+    """How many of the games differ in their observations, actions or rewards; None in files of before it was counted."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON data, None for NaN."""
@@ -123,14 +135,16 @@ class Score:
         Raises:
             UserError: a field is missing, unknown, or none of its kind.
         """
-        given: dict[str, Any] = {name: math.nan if value is None else value for name, value in data.items()}
+        given: dict[str, Any] = {
+            name: math.nan if value is None and name != "distinct" else value for name, value in data.items()
+        }
         try:
             score = Score(**given)
         except TypeError as error:
             raise UserError(f"a score lacks a field or has an unknown one ({error}); evaluate again") from None
         for field in fields(Score):
-            if not isinstance(given[field.name], _KINDS[str(field.type)]):
-                raise UserError(f"a score's {field.name} is {str(given[field.name])[:40]!r}; evaluate again")
+            if not isinstance(given.get(field.name), _KINDS[str(field.type)]):
+                raise UserError(f"a score's {field.name} is {str(given.get(field.name))[:40]!r}; evaluate again")
         if not score.returns or not all(isinstance(value, int | float) for value in score.returns):
             raise UserError("a score's returns are no list of numbers; evaluate again")
         return score
@@ -163,7 +177,10 @@ def evaluate(
     """
     config, progress = plain_numbers(config or EvaluateConfig()), progress or Silent()
     check_numbers(
-        config, least={"episodes": 1, "seed": 0}, shares=["epsilon"], within={"num_envs": (1, MOST_ENVIRONMENTS)}
+        config,
+        least={"episodes": 1, "seed": 0, "max_episode_steps": 1},
+        shares=["epsilon"],
+        within={"num_envs": (1, MOST_ENVIRONMENTS)},
     )
     if not policies:
         raise UserError("nothing to evaluate: name at least one policy folder")
@@ -173,13 +190,14 @@ def evaluate(
     names, loaded, task = load_together(
         policies, env=config.env, env_kwargs=config.env_kwargs, options=options, progress=progress
     )
+    task = with_longest_game(task, config.max_episode_steps)
 
     first = loaded[0]
     played = [_play(name, policy, first, task, config, progress) for name, policy in zip(names, loaded, strict=True)]
     random, measured = task.random_score, task.random_score is None
     if random is None:
         progress.start("evaluate random play", config.episodes, "games")
-        games = play(
+        random_games = play(
             task,
             lambda generator: uniform(task, generator),
             config.episodes,
@@ -187,19 +205,29 @@ def evaluate(
             num_envs=config.num_envs,
             heard=progress.update,
         )
-        random = float(games.mean())
+        random = float(random_games.returns.mean())
     times = decision_microseconds(loaded, played[0][2])
 
     reference = played[0][0]
     scores = []
-    for name, policy, (returns, agreement, _), microseconds in zip(names, loaded, played, times, strict=True):
-        summary = summarize(returns, seed=config.seed)
+    for name, policy, (games, agreement, _), microseconds in zip(names, loaded, played, times, strict=True):
+        returns = games.returns
+        summary = summarize(returns, seed=config.seed, games=games.fingerprints)
         # A policy by itself is 1, whatever its games were; two independent resamples of the same games would hide that.
-        itself = policy is first
-        ratio_low, ratio_high = (1.0, 1.0) if itself else bootstrap_ratio_interval(returns, reference, seed=config.seed)
-        low, high = (
-            (1.0, 1.0) if itself else bootstrap_ratio_interval(returns, reference, zero=random, seed=config.seed)
+        (ratio_low, ratio_high), (low, high) = (
+            (1.0, 1.0)
+            if policy is first
+            else bootstrap_ratio_interval(
+                returns,
+                reference.returns,
+                zero=zero,
+                seed=config.seed,
+                games=games.fingerprints,
+                reference_games=reference.fingerprints,
+            )
+            for zero in (0.0, random)
         )
+        level = float(reference.returns.mean())
         weights = policy.weights()
         scores.append(
             Score(
@@ -220,16 +248,21 @@ def evaluate(
                 ci_high=summary.ci_high,
                 random_score=random,
                 random_measured=measured,
-                ratio=summary.mean / float(reference.mean()) if reference.mean() else math.nan,
+                ratio=summary.mean / level if level else math.nan,
                 ratio_low=ratio_low,
                 ratio_high=ratio_high,
-                normalized=normalized_score(summary.mean, random, float(reference.mean())),
+                normalized=normalized_score(summary.mean, random, level),
                 normalized_low=low,
                 normalized_high=high,
                 agreement=agreement,
                 microseconds=microseconds,
+                distinct=games.distinct,
             )
         )
+    if any(games.cut for games, _, _ in played):
+        progress.say(cut_in_words(task))
+    for line in remarks(scores):
+        progress.say(line)
     if target is not None:
         write_scores(target, scores)
     return scores
@@ -308,6 +341,27 @@ def read_scores(path: Path) -> list[Score]:
     return [Score.from_dict(item) for item in data]
 
 
+def remarks(scores: Sequence[Score]) -> list[str]:
+    """What a reader of the scores must know, a line each: what random play scores, who is not above it, and whose games are the
+    same ones."""
+    first = scores[0]
+    how = f"measured over {first.episodes:,} games" if first.random_measured else "as published"
+    lines = [f"random play scores {first.random_score:.1f} ({how})"]
+    for score in scores:
+        if not above(score.mean, score.ci_low, score.random_score):
+            lines.append(
+                f"{score.policy} is not above random play: {with_interval(score.mean, score.ci_low, score.ci_high)} against "
+                f"{score.random_score:.1f}"
+            )
+        if score.distinct is not None and score.distinct < score.episodes:
+            counts = "its interval counts those alone" if score.distinct > 1 else "so there is no interval"
+            lines.append(
+                f"{score.policy} played {games_in_words(score.episodes, score.distinct)}, {counts}: --epsilon 0.05, sticky "
+                "actions or an environment with more starts make games differ"
+            )
+    return lines
+
+
 def score_table(scores: Sequence[Score]) -> list[dict[str, str]]:
     """Rows for `progress.table`: one a policy, all figures as short text, `-` where a figure means nothing."""
     rows = []
@@ -322,7 +376,10 @@ def score_table(scores: Sequence[Score]) -> list[dict[str, str]]:
                 "parameters": f"{score.parameters:,}",
                 "share": f"{100 * score.parameter_share:.3g} %",
                 "KiB": f"{score.bytes / 1024:,.0f}",
-                "mean [95 % CI]": f"{score.mean:.1f} [{score.ci_low:.1f}, {score.ci_high:.1f}]",
+                "games": str(score.episodes)
+                if score.distinct in (None, score.episodes)
+                else f"{score.episodes} ({score.distinct} distinct)",
+                "mean [95 % CI]": with_interval(score.mean, score.ci_low, score.ci_high),
                 "IQM": f"{score.iqm:.1f}",
                 "ratio": _figure(ratio),
                 "normalized [95 % CI]": normalized,
@@ -358,8 +415,8 @@ def decision_microseconds(
 
 def _play(
     name: str, policy: KeptPolicy, first: KeptPolicy, task: Task, config: EvaluateConfig, progress: Progress
-) -> tuple[npt.NDArray[np.float64], float, Observations]:
-    """Returns of the games (episodes,), agreement with the first policy, and one of the observations seen."""
+) -> tuple[Games, float, Observations]:
+    """The games, agreement with the first policy, and one of the observations seen."""
     agreed, states = 0.0, 0
     finished: list[float] = []
     observation: Observations = np.zeros(task.observation_shape, dtype=task.observation_dtype)
@@ -379,17 +436,21 @@ def _play(
     def seen(transition: Transition) -> None:
         finished.extend(transition.returns[~np.isnan(transition.returns)].tolist())
 
+    def update(games: int, **figures: int) -> None:
+        means = {"score": float(np.mean(finished))} if finished else {}
+        progress.update(games, **means, agreement=agreed / states, **figures)
+
     progress.start(f"evaluate {name}", config.episodes, "games")
-    returns = play(
+    games = play(
         task,
         make_policy,
         config.episodes,
         config.seed,
         num_envs=config.num_envs,
-        heard=lambda games: progress.update(games, score=float(np.mean(finished)), agreement=agreed / states),
+        heard=update,
         seen=seen,
     )
-    return returns, agreed / states, observation
+    return games, agreed / states, observation
 
 
 def _check_fit(name: str, policy: KeptPolicy, task: Task) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 from torch import nn
 
 from rldistill.actions import describe
-from rldistill.envs import fitting_task
+from rldistill.envs import fitting_task, with_longest_game
 from rldistill.policies import SavedPolicy
 from rldistill.progress import Progress, Silent
 from rldistill.rollout import play_scored
+from rldistill.stats import above, games_in_words, with_interval
 from rldistill.teachers import ForeignTeacher, TeacherOptions, load_teacher, parameters_of
-from rldistill.types import check_numbers
+from rldistill.types import MOST_ENVIRONMENTS, Task, Teacher, check_numbers
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,10 @@ class InspectConfig:
     """Probability of a random action in them."""
     seed: int = 0
     """Of the games."""
+    num_envs: int = 10
+    """Games played side by side."""
+    max_episode_steps: int | None = None
+    """Control steps after which a game is cut; by default the task's own: 27,000 where the environment sets no limit."""
 
 
 def inspect(
@@ -53,7 +58,12 @@ def inspect(
         UserError: it cannot be loaded, or a wrong configuration.
     """
     config, progress = config or InspectConfig(), progress or Silent()
-    check_numbers(config, least={"play": 0, "seed": 0}, shares=["epsilon"])
+    check_numbers(
+        config,
+        least={"play": 0, "seed": 0, "max_episode_steps": 1},
+        shares=["epsilon"],
+        within={"num_envs": (1, MOST_ENVIRONMENTS)},
+    )
     policy = load_teacher(ref, env=config.env, env_kwargs=config.env_kwargs, options=options)
     task = policy.task
     known: dict[str, Any] = {"policy": os.fspath(ref)}
@@ -76,13 +86,33 @@ def inspect(
     if isinstance(policy, ForeignTeacher):
         known |= {"does not fit": list(policy.mismatches), "notes": list(policy.notes)}
     if config.play:
-        task = fitting_task(task, config.env, config.env_kwargs)
-        progress.start(f"play {task.env}", config.play, "games")
-        score = play_scored(task, policy, config.play, config.epsilon, config.seed, heard=progress.update)
-        known["plays"] = (
-            f"{score['mean']:.1f} [{score['ci_low']:.1f}, {score['ci_high']:.1f}] in {score['episodes']} games, "
-            f"epsilon {config.epsilon:g}"
-        )
+        task = with_longest_game(fitting_task(task, config.env, config.env_kwargs), config.max_episode_steps)
+        known |= _plays(policy, task, config, progress)
+    return known
+
+
+def _plays(policy: Teacher, task: Task, config: InspectConfig, progress: Progress) -> dict[str, str]:
+    """The score of the games, that of random play, and whether the one is above the other."""
+
+    def play(values: Teacher | None, what: str) -> dict[str, Any]:
+        progress.start(f"{what} {task.env}", config.play, "games")
+        return play_scored(
+            task, values, config.play, config.epsilon, config.seed,
+            num_envs=config.num_envs, heard=progress.update, say=progress.say,
+        )  # fmt: skip
+
+    score = play(policy, "play")
+    games = games_in_words(score["episodes"], score["distinct"])
+    mean, low, high = (score[name] for name in ("mean", "ci_low", "ci_high"))
+    known = {"plays": f"{with_interval(mean, low, high)} in {games}, epsilon {config.epsilon:g}"}
+    chance = task.random_score
+    known["random play"] = f"{chance:.1f} as published" if chance is not None else ""
+    if chance is None:
+        random = play(None, "random play")
+        chance = float(random["mean"])
+        known["random play"] = f"{with_interval(chance, random['ci_low'], random['ci_high'])} in {config.play} games"
+    if not above(mean, low, chance):
+        known["plays"] += "; not above random play"
     return known
 
 

@@ -171,6 +171,18 @@ def save_policy(
     replace_file(path / "policy.json", json.dumps(card, indent=2).encode() + b"\n")
 
 
+def add_provenance(path: Path, more: Mapping[str, Any]) -> None:
+    """Adds to the provenance in a policy folder, in one step; the weights stay as they are.
+
+    Raises:
+        UserError: there is no policy, or the folder cannot be written.
+    """
+    card = read_json(path / "policy.json")
+    card["provenance"] = {**card.get("provenance", {}), **more}
+    card["card_sha256"] = card_checksum(card)
+    replace_file(path / "policy.json", json.dumps(card, indent=2).encode() + b"\n")
+
+
 def load_policy(path: str | os.PathLike[str]) -> SavedPolicy:
     """Reads a policy folder, or the student of a run folder.
 

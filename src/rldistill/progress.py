@@ -91,7 +91,8 @@ class Talking:
         now = time.monotonic()
         rate = (done - self._first) / max(now - self._began, 1e-9)
         text = f"{rate:,.{0 if rate >= 10 else 2}f} {self._unit}/s  " + "  ".join(
-            f"{name} {value:.4g}" for name, value in self._figures.items()
+            f"{name} {f'{value:,}' if isinstance(value, int) else f'{value:.4g}'}"
+            for name, value in self._figures.items()
         )
         if self._bar is not None:
             self._bar.update(self._task, completed=done, figures=text)

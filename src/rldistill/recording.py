@@ -17,7 +17,7 @@ import rldistill
 from rldistill.actions import score_width
 from rldistill.datasets import CARD, Dataset, DatasetWriter, create_dataset, open_dataset
 from rldistill.datasets.shards import differences, empty_dataset, same_teacher, write_card
-from rldistill.envs import Environments, fitting_task
+from rldistill.envs import Environments, cut_in_words, fitting_task, with_longest_game
 from rldistill.files import alone
 from rldistill.interrupts import deferred_interrupt
 from rldistill.machine import keep_freed_memory
@@ -58,6 +58,8 @@ class RecordConfig:
     env_kwargs: tuple[str, ...] = ()
     """Arguments name=value that a Gymnasium environment is made with; values are JSON's scalars or else text. They are kept with
     the policy; given here, they count instead."""
+    max_episode_steps: int | None = None
+    """Control steps after which a game is truncated; by default the teacher's own: 27,000 where the environment sets no limit."""
 
 
 def record(
@@ -89,7 +91,7 @@ def record(
     config, progress = plain_numbers(config or RecordConfig()), progress or Silent()
     check_numbers(
         config,
-        least={"steps": 1, "shard_steps": 1, "seed": 0},
+        least={"steps": 1, "shard_steps": 1, "seed": 0, "max_episode_steps": 1},
         shares=["epsilon"],
         within={"num_envs": (1, MOST_ENVIRONMENTS)},
     )
@@ -105,7 +107,7 @@ def record(
         )
     else:
         check_all_act(options, (), ())
-    task = fitting_task(teacher.task, config.env, config.env_kwargs)
+    task = with_longest_game(fitting_task(teacher.task, config.env, config.env_kwargs), config.max_episode_steps)
     known = known_of(teacher, name)
     with ExitStack() as held:
         before = _held(path, held) if path.exists() else None
@@ -140,6 +142,8 @@ def record(
             held.enter_context(alone(path))
         driver = EpsilonGreedy(labels, task, config.epsilon, np.random.default_rng([seed, 1]))
         _play(environments, driver, labels, writer, config.steps, progress)
+        if environments.cut:
+            progress.say(cut_in_words(task))
     size = sum(shard.bytes for shard in writer.dataset.shards)
     progress.say(f"{writer.dataset.control_steps:,} control steps, {size / 1e6:.1f} MB: {path}")
     return writer.dataset

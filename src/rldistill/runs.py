@@ -26,6 +26,19 @@ ENVIRONMENT_ERROR = "environment-error.txt"
 CHECKPOINT_FORMAT = 3
 """One more whenever something in a checkpoint gets another name or meaning, so that an older one is refused in one line."""
 
+MAY_CHANGE = frozenset(
+    {
+        "final_episodes",
+        "evaluate_episodes",
+        "evaluate_every",
+        "evaluate_epsilon",
+        "snapshots",
+        "checkpoint_seconds",
+        "tensorboard",
+    }
+)
+"""Options that change no weights, so that a run may be resumed with other ones: games played for scores, and what is kept."""
+
 
 class Run:
     """A run folder, held by this process alone.
@@ -36,15 +49,24 @@ class Run:
     Args:
         out: the folder.
         config: the resolved configuration, plain JSON data.
+        defaults: of the options, for those that a folder from before them lacks.
         resume: go on where the run in the folder stands, if there is one.
         tensorboard: also write what is logged as TensorBoard events, to `tensorboard/`.
 
     Raises:
-        UserError: the folder exists and `resume` is not set, it is no run folder, its configuration is another one (the
-            message names the field), or another process works on it.
+        UserError: the folder exists and `resume` is not set, it is no run folder, its configuration is another one in what
+            `MAY_CHANGE` does not list (the message names the field), or another process works on it.
     """
 
-    def __init__(self, out: Path, config: Mapping[str, Any], *, resume: bool, tensorboard: bool = False) -> None:
+    def __init__(
+        self,
+        out: Path,
+        config: Mapping[str, Any],
+        *,
+        resume: bool,
+        defaults: Mapping[str, Any] | None = None,
+        tensorboard: bool = False,
+    ) -> None:
         if tensorboard:
             _summary_writer()  # told before there is a folder
         config = json.loads(json.dumps(config))
@@ -54,14 +76,13 @@ class Run:
         self._fresh = not out.exists()
         self._check_place(resume)
         begun = (out / "config.json").is_file()
-        if begun:
-            self._check_same(config)
+        changed = begun and self._changed(config, json.loads(json.dumps(defaults or {})))
         self._lock = self._locked()
         for aside in [*out.glob(".*.tmp"), *(out / "checkpoint").glob(".*.tmp")]:
             aside.unlink()  # half a file, of a process that was killed
         self.state = self._last_checkpoint()
         """The last checkpoint, None at the beginning."""
-        if not begun:
+        if not begun or (changed and not self.scored):
             try:
                 replace_file(out / "config.json", json.dumps(config, indent=2).encode() + b"\n")
             except UserError:
@@ -89,14 +110,17 @@ class Run:
         if out.exists() and not resume:
             raise UserError(f"{out} exists: continue it with --resume, or choose another --out")
 
-    def _check_same(self, config: Mapping[str, Any]) -> None:
-        before = read_json(self.path / "config.json")
-        for name in [*config, *before]:
-            if before.get(name) != config.get(name):
+    def _changed(self, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
+        """Whether options differ that may."""
+        before = _with_defaults(read_json(self.path / "config.json"), config, defaults)
+        changed = [name for name in {**config, **before} if before.get(name) != config.get(name)]
+        for name in changed:
+            if name not in MAY_CHANGE:
                 raise UserError(
                     f"{self.path} was begun with {_difference(name, before.get(name), config.get(name))}: resume with the same "
                     "configuration, or choose another --out"
                 )
+        return bool(changed)
 
     def _locked(self) -> TextIO:
         """A file that this process alone has a lock on, as long as it is open."""
@@ -127,7 +151,7 @@ class Run:
         metrics = self.path / "metrics.jsonl"
         metrics.touch()
         there = metrics.stat().st_size
-        if not self.finished and self.state is not None:  # lines written after the checkpoint will be written again
+        if not self.scored and self.state is not None:  # lines written after the checkpoint will be written again
             kept = int(self.state["metrics_bytes"])
             if there < kept:
                 self.remarks.append(f"warning: {metrics} has lost lines, so the curve of this run will have a gap")
@@ -145,6 +169,17 @@ class Run:
     def finished(self) -> bool:
         """Whether the result is there."""
         return (self.policy_path / "policy.json").is_file()
+
+    @property
+    def scored(self) -> bool:
+        """Whether the result says how it plays; that is the last thing that a run does."""
+        if not self.finished:
+            return False
+        try:
+            made = read_json(self.policy_path / "policy.json").get("provenance")
+        except UserError:
+            return False  # damaged: `result` says so
+        return isinstance(made, dict) and "score" in made
 
     @property
     def scratch(self) -> Path:
@@ -190,12 +225,14 @@ class Run:
             path.unlink()
         (self.path / "checkpoint").rmdir()
 
-    def result(self, load: Callable[[Path], Result], say: Callable[[str], object]) -> Result | None:
-        """What the run made, if it is finished; only then does its checkpoint go.
+    def result(self, load: Callable[[Path], Result], say: Callable[[str], object], *, games: int = 0) -> Result | None:
+        """What the run made, if it is there; if nothing of it is missing, its checkpoint goes.
 
         Args:
             load: reads `policy_path`.
-            say: told the remarks, and that the run is finished, or that its policy is damaged and made again from the checkpoint.
+            say: told the remarks, and that the run is finished, that only its score is missing, or that its policy is damaged and
+                made again from the checkpoint.
+            games: how many are to be played for its score. With some, the caller adds a missing score.
 
         Raises:
             UserError: the policy is damaged, and there is no checkpoint any more.
@@ -211,6 +248,9 @@ class Run:
                 raise
             say(f"{error}: made again from the last checkpoint")
             return None
+        if games and not self.scored:
+            say(f"{self.path} has its policy, {self.policy_path}: its score is missing")
+            return made
         say(f"{self.path} is finished already: its policy is {self.policy_path}")
         self.clean()
         return made
@@ -290,6 +330,16 @@ class NoEvents:
 
     def close(self) -> None:
         """Nothing."""
+
+
+def _with_defaults(before: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration, with the defaults of what it lacks and the one of now has, inside fields too."""
+    filled = {**{name: defaults[name] for name in now if name in defaults}, **before}
+    for name, inner in defaults.items():
+        parts = filled.get(name), now.get(name), inner
+        if all(isinstance(part, Mapping) for part in parts):
+            filled[name] = _with_defaults(*parts)  # type: ignore[arg-type]  # all are mappings
+    return filled
 
 
 def _difference(name: str, before: Any, now: Any) -> str:

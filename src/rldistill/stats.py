@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ class Summary(NamedTuple):
     """Mean of the middle half."""
     ci_low: float
     ci_high: float
-    """95 % percentile bootstrap interval of the mean."""
+    """95 % percentile bootstrap interval of the mean; NaN both where there is only one value, or one distinct game."""
 
 
 def interquartile_mean(values: npt.ArrayLike) -> float:
@@ -48,22 +49,65 @@ def bootstrap_interval(
     generator = np.random.default_rng(seed)
     total = np.zeros(resamples)
     for stratum in strata:
-        values = np.asarray(stratum, dtype=np.float64)
-        total += values[generator.integers(len(values), size=(resamples, len(values)))].mean(axis=1)
+        total += _resampled_means(_sample(stratum, None), generator, resamples)
     low, high = np.quantile(total / len(strata), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def summarize(returns: npt.ArrayLike, *, seed: int) -> Summary:
-    """Mean, interquartile mean and 95 % bootstrap interval of the mean."""
+def summarize(returns: npt.ArrayLike, *, seed: int, games: Sequence[Hashable] | None = None) -> Summary:
+    """Mean, interquartile mean and 95 % bootstrap interval of the mean.
+
+    Mean and interquartile mean are of all games. The interval resamples distinct games, each with as much weight as it has
+    occurrences (a cluster bootstrap): what is played twice from the same start by the same actions is known once.
+
+    Args:
+        returns: one value a game.
+        seed: of the resampling.
+        games: what tells the games apart, one item a game; None takes all of them for distinct.
+    """
     values = np.asarray(returns, dtype=np.float64)
-    low, high = bootstrap_interval([values], seed=seed)
+    low, high = math.nan, math.nan
+    sample = _sample(values, games)
+    if len(sample.values) > 1:
+        means = _resampled_means(sample, np.random.default_rng(seed), 10_000)
+        low, high = (float(bound) for bound in np.quantile(means, [0.025, 0.975]))
     return Summary(float(values.mean()), interquartile_mean(values), low, high)
+
+
+class _Sample(NamedTuple):
+    """What is resampled, each (D,)."""
+
+    values: npt.NDArray[np.float64]
+    weights: npt.NDArray[np.float64]
+
+
+def _sample(values: npt.ArrayLike, games: Sequence[Hashable] | None) -> _Sample:
+    """The distinct games' values in the order of their first occurrence, and how often each occurs."""
+    every = np.asarray(values, dtype=np.float64)
+    if games is None:
+        return _Sample(every, np.ones(len(every)))
+    places: dict[Hashable, list[int]] = {}
+    for place, game in enumerate(games):
+        places.setdefault(game, []).append(place)
+    first = [same[0] for same in places.values()]
+    return _Sample(every[first], np.array([len(same) for same in places.values()], dtype=np.float64))
+
+
+def _resampled_means(sample: _Sample, generator: np.random.Generator, resamples: int) -> npt.NDArray[np.float64]:
+    """Weighted means of so many bootstrap samples, (resamples,)."""
+    values, weights = sample
+    drawn = generator.integers(len(values), size=(resamples, len(values)))
+    if (weights == 1).all():
+        means: npt.NDArray[np.float64] = values[drawn].mean(axis=1)
+        return means
+    heavy = weights[drawn]
+    weighted: npt.NDArray[np.float64] = (values[drawn] * heavy).sum(axis=1) / heavy.sum(axis=1)
+    return weighted
 
 
 def normalized_score(score: float, random: float, reference: float) -> float:
     """0 is random play, 1 the reference's play: (score - random) / (reference - random); NaN if those are equal."""
-    return (score - random) / (reference - random) if reference != random else float("nan")
+    return (score - random) / (reference - random) if reference != random else math.nan
 
 
 def bootstrap_ratio_interval(
@@ -72,26 +116,54 @@ def bootstrap_ratio_interval(
     *,
     zero: float = 0.0,
     seed: int,
+    games: Sequence[Hashable] | None = None,
+    reference_games: Sequence[Hashable] | None = None,
     resamples: int = 10_000,
     level: float = 0.95,
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of `(mean(values) - zero) / (mean(reference) - zero)`, each resampled by itself.
 
-    With `zero` the score of random play it is the interval of a normalized score; that score itself counts as exact.
+    With `zero` the score of random play it is the interval of a normalized score; that score itself counts as exact. `games` and
+    `reference_games` tell the games apart, as in `summarize`.
 
     Returns:
-        Low and high; NaN both where a resampled reference is not above `zero`, because the ratio then has no bounds.
+        Low and high; NaN both where a resampled reference is not above `zero`, because the ratio then has no bounds, and where
+        all of several games are the same one.
 
     Raises:
         UserError: there is no value.
     """
-    above, below = np.asarray(values, dtype=np.float64), np.asarray(reference, dtype=np.float64)
-    if not above.size or not below.size:
+    if not np.size(values) or not np.size(reference):
         raise UserError("an interval needs at least one value in each group")
+    samples = _sample(values, games), _sample(reference, reference_games)
+    if any(len(sample.values) == 1 < sample.weights[0] for sample in samples):
+        return math.nan, math.nan
     generator = np.random.default_rng(seed)
-    numerators = above[generator.integers(len(above), size=(resamples, len(above)))].mean(axis=1) - zero
-    denominators = below[generator.integers(len(below), size=(resamples, len(below)))].mean(axis=1) - zero
+    numerators, denominators = (_resampled_means(sample, generator, resamples) - zero for sample in samples)
     if denominators.min() <= 0:
-        return float("nan"), float("nan")
+        return math.nan, math.nan
     low, high = np.quantile(numerators / denominators, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def interval(low: float | None, high: float | None, *, digits: int = 1) -> str:
+    """`[11.0, 13.6]`; nothing where there is no interval (NaN or None)."""
+    if low is None or high is None or math.isnan(low) or math.isnan(high):
+        return ""
+    return f"[{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def with_interval(mean: float, low: float | None, high: float | None, *, digits: int = 1) -> str:
+    """`12.3 [11.0, 13.6]`; the mean alone where there is no interval."""
+    return f"{mean:.{digits}f} {interval(low, high, digits=digits)}".rstrip()
+
+
+def games_in_words(games: int, distinct: int | None) -> str:
+    """`30 games`, and how many of them are distinct where they are fewer; `distinct` is None where it is not known."""
+    number = f"{games:,} game" + "s" * (games != 1)
+    return number if distinct is None or distinct == games else f"{number}, {distinct:,} of them distinct"
+
+
+def above(mean: float, low: float | None, zero: float) -> bool:
+    """Whether a mean lies above a level as far as its interval shows; without an interval (NaN or None) the mean decides."""
+    return (mean if low is None or math.isnan(low) else low) > zero

@@ -51,6 +51,10 @@ class Stream(Protocol):
     def student_steps(self) -> int:
         """Control steps that the student drove so far."""
 
+    @property
+    def environments(self) -> Environments | None:
+        """Those that it steps, if it steps any."""
+
     def __iter__(self) -> Stream: ...
 
     def __next__(self) -> Mapping[Task, Batch]:
@@ -263,6 +267,7 @@ class Offline:
         self.task, self.replay, self.times, self.generator = task, replay, times, generator
         self.batch_size, self.updates = batch_size, updates
         self.teacher_steps = self.student_steps = 0
+        self.environments: Environments | None = None
         self._drawn = 0
 
     def __iter__(self) -> Offline:
@@ -326,6 +331,10 @@ class Composed:
     @property
     def student_steps(self) -> int:
         return self.stream.student_steps
+
+    @property
+    def environments(self) -> Environments | None:
+        return self.stream.environments
 
     def __iter__(self) -> Composed:
         return self

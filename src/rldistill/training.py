@@ -17,16 +17,17 @@ import torch
 import rldistill
 from rldistill.actions import describe
 from rldistill.dqn import DQN, DQNSettings, updates_due
-from rldistill.envs import Environments, make_task
+from rldistill.envs import Environments, cut_in_words, make_task
 from rldistill.files import replace_file
 from rldistill.interrupts import deferred_interrupt
 from rldistill.machine import device_failures, keep_freed_memory, machine_in_words, torch_device
 from rldistill.networks import Architecture, Network, Normalization, build, parameter_count
-from rldistill.policies import SavedPolicy, load_policy, save_policy
+from rldistill.policies import SavedPolicy, add_provenance, load_policy, save_policy
 from rldistill.pqn import PQN, PQNSettings
 from rldistill.progress import Progress, Silent
 from rldistill.rollout import play_scored
 from rldistill.runs import Run, command_line, curve_csv, read_metrics
+from rldistill.stats import games_in_words, with_interval
 from rldistill.types import MOST_ENVIRONMENTS, MOST_SAMPLES, Task, UserError, check_numbers, plain_numbers
 
 
@@ -44,7 +45,10 @@ class TrainConfig:
     """`dqn`, `net1`, `net2`, `net3`, `cnn:32,64,64:512` or `mlp:64,64`; by default `dqn` for images, cnn:16:128 for small
     grids, mlp:128,128 for vectors."""
     num_envs: int | None = None
-    """Environments stepped together (dqn 16, vectors 8; pqn 64, small grids 128, vectors 16)."""
+    """Environments stepped together (dqn 16, vectors 8; pqn 64, small grids 128, vectors 16). With 1 no second one is made."""
+    max_episode_steps: int | None = None
+    """Control steps after which a game is truncated, which bootstraps; by default 27,000 where the environment sets no limit (on
+    Atari that is 108,000 frames)."""
     learning_rate: float | None = None
     """dqn: Adam, 1e-4; pqn: RAdam, 2.5e-4 falling linearly to a tenth (on Atari; larger for small observations)."""
     discount: float = 0.99
@@ -101,7 +105,7 @@ class TrainConfig:
     tensorboard: bool = False
     """Also write the metrics as TensorBoard events, to `tensorboard/` in the run folder."""
     final_episodes: int = 30
-    """Games played at the end, with epsilon 0.01, for the score in `policy.json`."""
+    """Games played at the end, with epsilon 0.01, for the score in `policy.json`; 0 plays none, and there is no score."""
     weights_dtype: Literal["float32", "float16"] = "float32"
     """How the final policy's numbers are kept: float16 is half the size. The score is that of the numbers kept."""
 
@@ -134,10 +138,10 @@ def train(
     keep_freed_memory()
     resolved = settings | {config.algo: asdict(_learning(settings, task))}
     shown = {"verb": "train", "task": task.as_dict()} | resolved
-    with Run(Path(out), shown, resume=resume, tensorboard=config.tensorboard) as run:
-        made_before = run.result(load_policy, progress.say)
+    with Run(Path(out), shown, resume=resume, defaults=asdict(TrainConfig()), tensorboard=config.tensorboard) as run:
+        made_before = run.result(load_policy, progress.say, games=config.final_episodes)
         if made_before is not None:
-            return made_before
+            return made_before if run.scored or not config.final_episodes else _finished(run, settings, progress)
         learner = _learner(settings, task, network, run.scratch)
         task = learner.environments.task
         recent: deque[float] = deque(maxlen=100)
@@ -174,7 +178,7 @@ def train(
                 "arithmetic": learner.network.arithmetic,
             }
 
-        saved = time.monotonic()
+        saved, cut = time.monotonic(), False
         due = [share for share in sorted(config.snapshots) if share * config.steps > learner.control_steps]
         progress.start(f"train {task.env} ({config.algo})", config.steps, "steps", done=first)
         try:
@@ -189,6 +193,9 @@ def train(
                             f"the loss became {loss} after {learner.control_steps} steps: lower --learning-rate, with another --out"
                         )
                     recent.extend(record["returns"])
+                    if learner.environments.cut and not cut:
+                        progress.say(cut_in_words(task))
+                        cut = True
                     run.log(control_steps=learner.control_steps, seconds=round(seconds(), 2), **record)
                     figures = {"loss": loss} if loss is not None else {}
                     score = {"score": float(np.mean(recent))} if recent else {}
@@ -212,19 +219,30 @@ def train(
         network.bfloat16 = False  # whoever loads it computes in float32
         if config.weights_dtype == "float16":
             _round_to_half(network)
-        progress.start("final score", config.final_episodes, "games")
-        final = play_scored(task, network, config.final_episodes, 0.01, config.seed, heard=progress.update)
-        run.log(event="final_score", **final)
         with suppress(OSError):  # a full disk is told by what follows
             run.policy_path.mkdir(exist_ok=True)
         replace_file(run.policy_path / "curve.csv", curve_csv(read_metrics(run.path)))
-        save_policy(run.policy_path, network, task, made | {"score": final}, dtype=config.weights_dtype)
-        progress.say(
-            f"{parameter_count(network):,} parameters, mean return {final['mean']:.1f} "
-            f"[{final['ci_low']:.1f}, {final['ci_high']:.1f}] over {final['episodes']} games: {run.policy_path}"
-        )
-        run.clean()
-        return load_policy(run.policy_path)
+        save_policy(run.policy_path, network, task, made, dtype=config.weights_dtype)
+        return _finished(run, settings, progress)
+
+
+def _finished(run: Run, settings: dict[str, Any], progress: Progress) -> SavedPolicy:
+    """Plays the final games and adds their score to the policy, which is safe by now. Nothing else holds an environment."""
+    policy, games = load_policy(run.policy_path), settings["final_episodes"]
+    score = "no final games were played, so there is no score"
+    if games:
+        progress.start("final score", games, "games")
+        final = play_scored(
+            policy.task, policy, games, 0.01, settings["seed"],
+            num_envs=1 if settings["num_envs"] == 1 else 10, heard=progress.update, say=progress.say,
+        )  # fmt: skip
+        run.log(event="final_score", **final)
+        add_provenance(run.policy_path, {"score": final})
+        mean = with_interval(final["mean"], final["ci_low"], final["ci_high"])
+        score = f"mean return {mean} over {games_in_words(games, final['distinct'])}"
+    progress.say(f"{parameter_count(policy.network):,} parameters, {score}: {run.policy_path}")
+    run.clean()
+    return load_policy(run.policy_path)
 
 
 def make_learner(env: str, config: TrainConfig, scratch: Path) -> DQN | PQN:
@@ -247,7 +265,12 @@ def make_learner(env: str, config: TrainConfig, scratch: Path) -> DQN | PQN:
 def _task(env: str, config: TrainConfig) -> Task:
     """What is learnt, if it and the configuration are such as can be."""
     _check(config)
-    task = make_task(env, sticky_actions=config.sticky_actions, env_kwargs=config.env_kwargs)
+    task = make_task(
+        env,
+        sticky_actions=config.sticky_actions,
+        env_kwargs=config.env_kwargs,
+        max_episode_steps=config.max_episode_steps,
+    )
     if task.continuous or task.action_sizes:
         raise UserError(f"{env} has {describe(task)}; deep Q-learning needs one discrete action")
     return task
@@ -301,7 +324,7 @@ def _check(config: TrainConfig) -> None:
         config,
         least={
             "steps": 1, "seed": 0, "n_step": 1, "replay": 1, "warmup": 0, "target_every": 1, "averaging": 1, "epsilon_steps": 0,
-            "final_episodes": 1, "checkpoint_seconds": 0,
+            "max_episode_steps": 1, "final_episodes": 0, "checkpoint_seconds": 0,
         },
         positive=["learning_rate"],
         shares=["discount", "epsilon_end"],

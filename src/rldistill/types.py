@@ -50,6 +50,8 @@ _LARGEST_SEED = 2**63 - 1  # what PyTorch's generators take
 # A slip of the keyboard is told at once, not after an hour of making environments or a lack of memory.
 MOST_ENVIRONMENTS = 10_000
 MOST_SAMPLES = 100_000
+LONGEST_GAME = 27_000
+"""Control steps after which a game is truncated where nothing else bounds it: Atari's 108,000 frames."""
 
 
 def check_numbers(
@@ -144,6 +146,14 @@ class Task:
     """Arguments that a Gymnasium environment is made with, sorted by name."""
     action_masks: bool = False
     """Whether the environment says with each observation which actions are allowed, as its first reset shows."""
+    max_episode_steps: int = 0
+    """Control steps after which an episode is truncated; 0 stands for the default, see `longest_game`."""
+
+    @property
+    def longest_game(self) -> int:
+        """Control steps after which an episode is truncated: `max_episode_steps`, or `LONGEST_GAME` where `max_frames` sets no
+        limit either. 0 leaves it to the environment."""
+        return self.max_episode_steps or (0 if self.max_frames else LONGEST_GAME)
 
     @property
     def continuous(self) -> bool:
@@ -157,6 +167,8 @@ class Task:
             data[name] = [list(pair) for pair in getattr(self, name)]
         for name in ("action_low", "action_high"):  # JSON has no infinity
             data[name] = [n if math.isfinite(n) else None for n in data[name]]
+        if not self.max_episode_steps:
+            del data["max_episode_steps"]
         # What Discrete actions and plain observations have no use for is left out, as files from before it leave it out.
         if not self.action_masks:
             del data["action_masks"]
@@ -197,7 +209,7 @@ class Task:
 
 _RANGES = {
     "num_actions": (1, 65_536), "frame_skip": (1, 1_000), "frame_stack": (1, 1_000), "noop_max": (0, 10_000),
-    "max_frames": (0, 2**53), "fire_when_idle": (0, 2**53),
+    "max_frames": (0, 2**53), "fire_when_idle": (0, 2**53), "max_episode_steps": (0, 2**53),
 }  # fmt: skip
 """Of a task's whole numbers: a reset or a step that never ends is no task."""
 

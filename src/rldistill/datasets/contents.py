@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -56,7 +57,9 @@ class Info:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
-        returns = None if self.returns is None else self.returns._asdict()
+        returns = None
+        if self.returns is not None:  # one episode has no interval, and JSON no NaN
+            returns = {name: value if math.isfinite(value) else None for name, value in self.returns._asdict().items()}
         return {**asdict(self), "task": self.task.as_dict(), "returns": returns}
 
 
@@ -133,8 +136,8 @@ def info_lines(found: Info) -> list[tuple[str, str]]:
         ("episodes", f"{found.episodes:,}, and {found.unfinished:,} that are not there from beginning to end"),
     ]
     if returns is not None:
-        interval = f"95 % CI [{returns.ci_low:.4g}, {returns.ci_high:.4g}]"
-        lines.append(("returns", f"mean {returns.mean:.4g}, {interval}, interquartile mean {returns.iqm:.4g}"))
+        bounds = f", 95 % CI [{returns.ci_low:.4g}, {returns.ci_high:.4g}]" if math.isfinite(returns.ci_low) else ""
+        lines.append(("returns", f"mean {returns.mean:.4g}{bounds}, interquartile mean {returns.iqm:.4g}"))
     lines.append(("shards", f"{found.shards:,}, {found.bytes / 1e6:,.1f} MB"))
     lines += [("teacher", _teacher(teacher)) for teacher in found.teachers]
     lines.append(("values", found.score_kind))

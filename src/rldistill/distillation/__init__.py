@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -19,19 +20,19 @@ from rldistill.actions import describe, score_width
 from rldistill.datasets import Dataset, load_replay, open_dataset
 from rldistill.distillation.config import DistillConfig, checked
 from rldistill.distillation.update import Update
-from rldistill.envs import Environments, features_of, fitting_task, same_game, unlike
+from rldistill.envs import Environments, cut_in_words, features_of, fitting_task, same_game, unlike, with_longest_game
 from rldistill.exploration import explorer
 from rldistill.interrupts import deferred_interrupt
 from rldistill.losses import WeightedLoss, parse_loss
 from rldistill.machine import keep_freed_memory, machine_in_words
 from rldistill.networks import Architecture, Network, build, parameter_count
-from rldistill.policies import SavedPolicy, check_finite, load_policy, save_policy
+from rldistill.policies import SavedPolicy, add_provenance, check_finite, load_policy, save_policy
 from rldistill.progress import Progress, Silent
 from rldistill.replay import Replay, mask_column
-from rldistill.rollout import play, play_scored, uniform
+from rldistill.rollout import play_scored
 from rldistill.runs import Run, begun_with, command_line
 from rldistill.schedules import constant, linear
-from rldistill.stats import bootstrap_interval
+from rldistill.stats import games_in_words, with_interval
 from rldistill.streams import Composed, Driven, Offline, Stream, checked_labels, minibatches, times_an_item
 from rldistill.teachers import ForeignTeacher, TeacherOptions, check_all_act, load_fitting
 from rldistill.types import ScoreKind, Task, Teacher, UserError, as_tensor, plain_numbers
@@ -72,7 +73,7 @@ def distill(
         )
     else:
         check_all_act(options, (), ())
-    task = fitting_task(teacher.task, config.env, config.env_kwargs)
+    task = with_longest_game(fitting_task(teacher.task, config.env, config.env_kwargs), config.max_episode_steps)
     if task.continuous:
         _check_continuous(config, task)
     loss = parse_loss(config.loss, teacher.score_kind, task.action_sizes)
@@ -114,15 +115,21 @@ def distill(
         resolved["dataset_sha256"] = hashlib.sha256(shards.encode()).hexdigest()
     if not Path(out).exists():
         _check_teacher(teacher, task)
-    with Run(Path(out), resolved, resume=resume, tensorboard=config.tensorboard) as run:
-        made_before = run.result(load_policy, progress.say)
+    defaults = {**asdict(DistillConfig()), "teacher_options": TeacherOptions().as_dict()}
+    with Run(Path(out), resolved, resume=resume, defaults=defaults, tensorboard=config.tensorboard) as run:
+        made_before = run.result(load_policy, progress.say, games=config.evaluate_episodes)
         if made_before is not None:
-            return made_before
+            return made_before if run.scored or not config.evaluate_episodes else _finished(run, config, progress)
         stream = make_stream(teacher, network, task, config, run.scratch, progress, dataset)
         try:
-            return _Distillation(teacher, name, network, loss, config, stream, run, progress, options).finish()
+            _Distillation(teacher, name, network, loss, config, stream, run, progress, options).learn()
         finally:
             stream.close()
+        return _finished(run, config, progress)
+
+
+_SHOWN_EVERY = 0.5
+"""Seconds between two updates of the progress."""
 
 
 class _Distillation:
@@ -152,23 +159,25 @@ class _Distillation:
         self.update = Update(network, loss, config, updates, self.task, teacher.score_kind)
         self.seconds = {"training": 0.0, "evaluation": 0.0}
         self.score = math.nan
-        self.scores: dict[str, Any] = {}
-        """Of the last evaluation in this process; there is one at the end of each run."""
+        """Mean return of the last evaluation; NaN before the first one."""
 
     @property
     def done(self) -> int:
         """Of `total`."""
         return self.update.updates if self.offline else self.stream.teacher_steps + self.stream.student_steps
 
-    def finish(self) -> SavedPolicy:
+    def learn(self) -> None:
+        """From where the run stands to its policy in its folder, which has no score yet."""
         config, run, progress, update, stream = self.config, self.run, self.progress, self.update, self.stream
         every = self.total // 5 if config.evaluate_every is None else config.evaluate_every
+        every = every if config.evaluate_episodes and every else self.total
         if run.state is not None:
             progress.say(f"resuming {run.path}")
             stream.load_state_dict(run.state["stream"])
             update.load_state_dict(run.state["update"])
             self.seconds, self.score = dict(run.state["seconds"]), float(run.state["score"])
-            next_evaluation = int(run.state["next_evaluation"])
+            # Another --evaluate-every than the run was begun with counts from here on.
+            next_evaluation = min(int(run.state["next_evaluation"]), (self.done // every + 1) * every)
             next_log = int(run.state["next_log"])
         else:
             level = self._level()  # before anything is logged: a run that is refused leaves no folder
@@ -177,8 +186,9 @@ class _Distillation:
             self.seconds["training"] += time.monotonic() - began
             run.log(event="fit", temperature=update.temperature, spread=update.spread,
                     shift=update.network.shift.tolist(), scale=update.network.scale.tolist())  # fmt: skip
-            run.log(event="teacher", **level)
-            next_evaluation, next_log = every or self.total, 0
+            if level:
+                run.log(event="teacher", **level)
+            next_evaluation, next_log = every, 0
 
         def keep() -> None:
             run.checkpoint(
@@ -189,6 +199,7 @@ class _Distillation:
         what = f"distill {self.task.env} to {config.student}"
         progress.start(what, self.total, self.unit, done=self.done)
         saved = told = time.monotonic()
+        cut = False
         with deferred_interrupt() as interrupted:
 
             def check() -> None:
@@ -197,11 +208,9 @@ class _Distillation:
                     keep()
                     raise KeyboardInterrupt
 
-            while True:
-                if self.done >= min(next_evaluation, self.total):
+            while self.done < self.total:
+                if self.done >= next_evaluation:
                     self._evaluate(check)
-                    if self.done >= self.total:
-                        break
                     next_evaluation += every
                     progress.start(what, self.total, self.unit, done=self.done)
                     keep()
@@ -218,61 +227,64 @@ class _Distillation:
                         raise UserError(f"the loss became {figures.loss}: lower --learning-rate, with another --out")
                     run.log(event="train", **self._position(), loss=figures.loss,
                             agreement=figures.agreement, learning_rate=update.rate(update.updates))  # fmt: skip
-                if now - told > 0.5:
+                if now - told > _SHOWN_EVERY:
                     told = now
-                    progress.update(self.done, loss=figures.loss, agreement=figures.agreement, score=self.score)
+                    score = {"score": self.score} if math.isfinite(self.score) else {}
+                    progress.update(self.done, loss=figures.loss, agreement=figures.agreement, **score)
+                if stream.environments is not None and stream.environments.cut and not cut:
+                    progress.say(cut_in_words(self.task))
+                    cut = True
                 if now - saved >= config.checkpoint_seconds or stream.checkpoint_due:
                     keep()
                     saved = time.monotonic()
+            check()
+        keep()
         save_policy(run.policy_path, update.average, self.task, self._provenance())
-        run.clean()
-        progress.say(
-            f"{config.student}: {parameter_count(update.average):,} parameters, mean return {self.score:.1f} "
-            f"over {config.evaluate_episodes} games, {self.seconds['training']:.0f} s: {run.policy_path}"
-        )
-        return load_policy(run.policy_path)
 
     def _level(self) -> dict[str, Any]:
         """The teacher's score, as its folder states it or as it is measured here."""
-        known = getattr(self.teacher, "provenance", {}).get("score") if self.config.env is None else None
+        own = self.config.env is None and self.teacher.task.longest_game == self.task.longest_game
+        known = getattr(self.teacher, "provenance", {}).get("score") if own else None
         if known:
-            return {name: known[name] for name in ("mean", "ci_low", "ci_high", "episodes", "epsilon") if name in known}
-        level = self._play(self.teacher, "score of the teacher")
-        if isinstance(self.teacher, ForeignTeacher):
-            self._check_level(level)
+            kept = ("mean", "ci_low", "ci_high", "episodes", "distinct", "epsilon")
+            return {name: known[name] for name in kept if name in known}
+        if not self.config.evaluate_episodes:
+            return {}
+        with self._alone():
+            level = self._play(self.teacher, "score of the teacher")
+            if isinstance(self.teacher, ForeignTeacher):
+                self._check_level(level)
         return level
 
     def _check_level(self, level: dict[str, Any]) -> None:
         """Stops at a teacher of another tool that plays no better than chance: something of its making is not as it was."""
-        games = len(level["returns"])
-        random = play(self.task, lambda generator: uniform(self.task, generator), games, self.config.seed + 1_000_000)
-        low, best = bootstrap_interval([random], seed=self.config.seed)
+        random = self._play(None, "score of random play")
+        best = random["mean"] if random["ci_high"] is None else random["ci_high"]
         if level["mean"] <= best:
+            chance = with_interval(random["mean"], random["ci_low"], random["ci_high"])
             _stop_or_say(
-                f"the teacher's mean return in {games} games is {level['mean']:.1f}, that of random play {random.mean():.1f} "
-                f"[{low:.1f}, {best:.1f}]: are its observations normalized, scaled, stacked and ordered as in its training?",
+                f"the teacher's mean return in {level['episodes']} games is {level['mean']:.1f}, "
+                f"that of random play {chance}: are its observations normalized, scaled, stacked and ordered as in its training?",
                 self.options, self.progress,
             )  # fmt: skip
 
     def _evaluate(self, check: Callable[[], None]) -> None:
         began = time.monotonic()
-        scores = self._play(self.update.average, "score of the student", check)
+        with self._alone():
+            scores = self._play(self.update.average, "score of the student", check)
         self.seconds["evaluation"] += time.monotonic() - began
-        self.score, self.scores = float(scores["mean"]), scores
+        self.score = float(scores["mean"])
         self.run.log(event="evaluation", **self._position(), **scores)
 
-    def _play(self, values: Teacher | Network, what: str, check: Callable[[], None] = lambda: None) -> dict[str, Any]:
-        config = self.config
-        self.progress.start(what, config.evaluate_episodes, "games")
-        return play_scored(
-            self.task,
-            values,
-            config.evaluate_episodes,
-            config.evaluate_epsilon,
-            config.seed,
-            heard=self.progress.update,
-            seen=lambda transition: check(),
-        )
+    def _alone(self) -> AbstractContextManager[None]:
+        """Within it games may be played: where there may be only one environment, the run's own is closed meanwhile."""
+        environments = self.stream.environments
+        return environments.released() if environments is not None and environments.num_envs == 1 else nullcontext()
+
+    def _play(
+        self, values: Teacher | Network | None, what: str, check: Callable[[], None] = lambda: None
+    ) -> dict[str, Any]:
+        return _games(self.task, values, what, self.config, self.progress, check)
 
     def _position(self) -> dict[str, Any]:
         return {
@@ -296,8 +308,53 @@ class _Distillation:
             "evaluation_seconds": round(self.seconds["evaluation"], 2),
             "machine": machine_in_words(),
             "arithmetic": self.update.network.arithmetic,
-            "score": self.scores,
         }
+
+
+def _games(
+    task: Task,
+    values: Teacher | Network | None,
+    what: str,
+    config: DistillConfig,
+    progress: Progress,
+    check: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """The record of an evaluation's games; None plays at random."""
+    progress.start(what, config.evaluate_episodes, "games")
+    return play_scored(
+        task,
+        values,
+        config.evaluate_episodes,
+        config.evaluate_epsilon,
+        config.seed,
+        num_envs=1 if config.num_envs == 1 else 10,
+        heard=progress.update,
+        seen=lambda transition: check(),
+        say=progress.say,
+    )
+
+
+_POSITION = ("control_steps", "teacher_steps", "student_steps", "updates", "seconds")
+"""Names of provenance that are a position in the run too."""
+
+
+def _finished(run: Run, config: DistillConfig, progress: Progress) -> SavedPolicy:
+    """Plays the final games and adds their score to the policy, which is safe by now. Nothing else holds an environment."""
+    policy = load_policy(run.policy_path)
+    made, score = policy.provenance, "no games were played, so there is no score"
+    if config.evaluate_episodes:
+        began = time.monotonic()
+        scores = _games(policy.task, policy, "score of the student", config, progress)
+        seconds = round(made["evaluation_seconds"] + time.monotonic() - began, 2)
+        run.log(event="evaluation", **{name: made[name] for name in _POSITION}, **scores)
+        add_provenance(run.policy_path, {"evaluation_seconds": seconds, "score": scores})
+        mean = with_interval(scores["mean"], scores["ci_low"], scores["ci_high"])
+        score = f"mean return {mean} over {games_in_words(scores['episodes'], scores['distinct'])}"
+    progress.say(
+        f"{policy.name}: {parameter_count(policy.network):,} parameters, {score}, {made['seconds']:.0f} s: {run.policy_path}"
+    )
+    run.clean()
+    return load_policy(run.policy_path)
 
 
 def _check_teacher(teacher: Teacher, task: Task) -> None:

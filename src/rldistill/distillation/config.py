@@ -63,7 +63,9 @@ class DistillConfig:
     """Arguments name=value that a Gymnasium environment is made with; values are JSON's scalars or else text. They are kept with
     the policy; given here, they count instead."""
     num_envs: int = 8
-    """Environments stepped together."""
+    """Environments stepped together; with 1 there is never a second one, in evaluations neither."""
+    max_episode_steps: int | None = None
+    """Control steps after which a game is truncated; by default the teacher's own: 27,000 where the environment sets no limit."""
     samples_per_step: float = 64.0
     """Samples drawn from the replay for each control step."""
     batch_size: int = 64
@@ -104,7 +106,7 @@ class DistillConfig:
     evaluate_every: int | None = None
     """Control steps (updates with --dataset) between two evaluations; default a fifth of the run, 0 only at the end."""
     evaluate_episodes: int = 10
-    """Full games an evaluation."""
+    """Full games an evaluation; 0 plays none, and there is no score."""
     evaluate_epsilon: float = 0.01
     """Probability of a random action in evaluations."""
     preset: Literal["none", "rusu2015"] = "none"
@@ -163,7 +165,7 @@ def checked(config: DistillConfig) -> DistillConfig:
         config,
         least={
             "steps": 1, "seed": 0, "share_steps": 0, "updates": 1, "replay": 1, "warmup": 0, "evaluate_every": 0,
-            "evaluate_episodes": 1, "max_grad_norm": 0, "weight_decay": 0, "checkpoint_seconds": 0,
+            "evaluate_episodes": 0, "max_grad_norm": 0, "max_episode_steps": 1, "weight_decay": 0, "checkpoint_seconds": 0,
         },
         shares=["teacher_share", "teacher_epsilon", "epsilon", "evaluate_epsilon", "augment", "average"],
         positive=["samples_per_step", "learning_rate"],

@@ -9,7 +9,8 @@ goes on exactly where it was, without boundaries that cut episodes short.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -37,6 +38,7 @@ __all__ = [
     "arguments_of",
     "chosen_task",
     "confirm",
+    "cut_in_words",
     "decisions_per_second",
     "features_of",
     "fitting_task",
@@ -51,6 +53,7 @@ __all__ = [
     "same_game",
     "task_in_file",
     "unlike",
+    "with_longest_game",
 ]
 
 MINATAR_ACTIONS = ("NOOP", "LEFT", "UP", "RIGHT", "DOWN", "FIRE")
@@ -62,7 +65,8 @@ def make_task(env: str, **options: Any) -> Task:
     `ALE/<Game>-v5` has sticky actions 0.25 (Machado et al. 2018), `<Game>NoFrameskip-v4` has none (Mnih et al. 2015);
     both are played with frame skip 4, 84 x 84 grey frames stacked by 4 and up to 30 no-ops, and one life lost does not
     end an episode. `MinAtar/<Game>-v0` has all six actions, `-v1` the minimal set. Other ids go to `gymnasium.make`, with the
-    option `env_kwargs` (a mapping, or texts `name=value`) as arguments of the constructor.
+    option `env_kwargs` (a mapping, or texts `name=value`) as arguments of the constructor. `max_episode_steps` is for all of
+    them, see `with_longest_game`.
 
     `module:Id` imports the module, which runs its code: call this with ids that you trust. `task_in_file` does not.
 
@@ -82,14 +86,34 @@ def task_in_file(env: str, **options: Any) -> Task:
     """
     given = {name: value for name, value in options.items() if value is not None and value != ()}
     env = canonical(env)
+    longest = given.pop("max_episode_steps", None)
     if is_atari(env):
         task = atari_task(env, given)
     elif is_minatar(env):
         task = minatar_task(env, given)
     else:
         task = gymnasium_task(env, given)
+    task = with_longest_game(task, longest)
     _check_options(task)
     return task
+
+
+def with_longest_game(task: Task, steps: int | None) -> Task:
+    """The task with another longest game, in control steps; None leaves it as it is.
+
+    What random play scores is then unknown: the published figures are of longer games.
+    """
+    if steps is None or steps == task.max_episode_steps:
+        return task
+    return replace(task, max_episode_steps=steps, random_score=None)
+
+
+def cut_in_words(task: Task) -> str:
+    """What to tell a user when a game was truncated by the task's longest game."""
+    return (
+        f"{task.env}: a game was cut after {task.longest_game:,} control steps, the longest game "
+        "(--max-episode-steps sets another one)"
+    )
 
 
 def chosen_task(own: Task, env: str | None, env_kwargs: Sequence[str] = ()) -> Task:
@@ -213,11 +237,13 @@ def observed_range(task: Task, steps: int) -> tuple[npt.NDArray[np.float64], npt
     """Least and largest number of each feature, (*obs) each, that uniformly random play sees in so many steps."""
     environments = Environments(task, 1, 0)
     generator = np.random.default_rng(0)
-    low = high = environments.observations[0].astype(np.float64)
-    for _ in range(steps):
-        environments.step(uniform_actions(task, 1, generator, environments.masks))
-        low, high = np.minimum(low, environments.observations[0]), np.maximum(high, environments.observations[0])
-    environments.close()
+    try:
+        low = high = environments.observations[0].astype(np.float64)
+        for _ in range(steps):
+            environments.step(uniform_actions(task, 1, generator, environments.masks))
+            low, high = np.minimum(low, environments.observations[0]), np.maximum(high, environments.observations[0])
+    finally:
+        environments.close()
     return low, high
 
 
@@ -253,7 +279,11 @@ class Environments:
         self.task = task
         self.num_envs = num_envs
         self.seed = seed
+        self.cut = 0
+        """Games that were truncated by the task's longest game so far."""
+        self._pixels = pixels
         self._backend = make_backend(task, num_envs, pixels=pixels)
+        self._open = True
         self._episodes = np.zeros(num_envs, dtype=np.int64)
         action = uniform_actions(task, 1, np.random.default_rng(0))[0]
         small = not task.continuous and max(task.action_sizes or (task.num_actions,)) <= 256
@@ -295,6 +325,10 @@ class Environments:
         self._log[np.arange(self.num_envs), self._ages] = actions
         self._ages += 1
         rewards, terminated, truncated = self._backend.step(actions)
+        if self.task.longest_game:
+            too_long = (self._ages >= self.task.longest_game) & ~terminated & ~truncated
+            truncated = truncated | too_long
+            self.cut += int(too_long.sum())
         final, life_lost = self._backend.observations, self._backend.life_lost
         self.final_masks = self.masks
         ended = terminated | truncated
@@ -353,9 +387,24 @@ class Environments:
                 self._backend.reset(early, self._seeds(np.flatnonzero(early)))
         self.starts = self._ages == 0
 
+    @contextmanager
+    def released(self) -> Iterator[None]:
+        """Within it the environments are closed, so that others can be made where there may be only one (a robot, a port).
+
+        Afterwards they are made again and the open episodes are played back. `state_dict` works within it.
+        """
+        state = self.state_dict()
+        self.close()
+        yield
+        self._backend = make_backend(self.task, self.num_envs, pixels=self._pixels)
+        self._open = True
+        self.load_state_dict(state)
+
     def close(self) -> None:
-        """Frees the emulators."""
-        self._backend.close()
+        """Frees the emulators; once they are closed it does nothing."""
+        if self._open:
+            self._open = False
+            self._backend.close()
 
     def _seeds(self, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.int64]:
         """31-bit seeds for the current episodes of `rows`."""

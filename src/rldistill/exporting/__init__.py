@@ -35,6 +35,7 @@ from rldistill.machine import check_packages
 from rldistill.networks import parameter_count
 from rldistill.policies import KeptPolicy, SavedPolicy
 from rldistill.progress import Progress, Silent
+from rldistill.stats import games_in_words, with_interval
 from rldistill.teachers import ForeignTeacher, load_own, load_policy, teacher_beside
 from rldistill.teachers.exported import description
 from rldistill.types import Observations, UserError, check_numbers
@@ -98,7 +99,7 @@ class Export:
     rows: tuple[dict[str, Any], ...]
     """The policy, the export, and the teacher where it is known: `policy`, `format`, `bytes`, `microseconds` (of a decision,
     NumPy observation to action, batch 1, one thread), `agreement` (with the policy, on the compared states; None of the
-    teacher), `mean`, `ci_low`, `ci_high` (None where no games were played), plain JSON data."""
+    teacher), `mean`, `ci_low`, `ci_high`, `distinct` as in `Score` (None where no games were played), plain JSON data."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -186,7 +187,7 @@ def export_table(done: Export) -> list[dict[str, str]]:
     """Rows for `progress.table`, all figures as short text."""
     rows = []
     for row in done.rows:
-        score = "-" if row["mean"] is None else f"{row['mean']:.1f} [{row['ci_low']:.1f}, {row['ci_high']:.1f}]"
+        score = "-" if row["mean"] is None else with_interval(row["mean"], row["ci_low"], row["ci_high"])
         rows.append(
             {
                 "policy": row["policy"],
@@ -309,8 +310,8 @@ def _rows(
         scores = evaluate(players, games, progress=progress)
         if scores[1].ci_high < scores[0].ci_low:
             raise UserError(
-                f"the {format} export scores {scores[1].mean:.1f} [{scores[1].ci_low:.1f}, {scores[1].ci_high:.1f}] in "
-                f"{config.episodes} games, the policy {scores[0].mean:.1f} [{scores[0].ci_low:.1f}, {scores[0].ci_high:.1f}]: "
+                f"the {format} export scores {_score(scores[1])} in {games_in_words(config.episodes, scores[1].distinct)}, "
+                f"the policy {_score(scores[0])}: "
                 "nothing was written"
             )
     times = [score.microseconds for score in scores] or decision_microseconds(players, found.last)
@@ -323,7 +324,7 @@ def _rows(
         name, kind, size, agreed = (
             called[number] if number < 2 else ("teacher", players[2].name, len(players[2].weights()), None)
         )
-        score = scores[number] if scores else None
+        score = scores[number].as_dict() if scores else dict.fromkeys(("mean", "ci_low", "ci_high", "distinct"))
         rows.append(
             {
                 "policy": name,
@@ -331,12 +332,14 @@ def _rows(
                 "bytes": size,
                 "microseconds": microseconds,
                 "agreement": agreed,
-                "mean": score.mean if score else None,
-                "ci_low": score.ci_low if score else None,
-                "ci_high": score.ci_high if score else None,
+                **{name: score[name] for name in ("mean", "ci_low", "ci_high", "distinct")},
             }
         )
     return rows
+
+
+def _score(score: Score) -> str:
+    return with_interval(score.mean, score.ci_low, score.ci_high)
 
 
 def _size(made: ForeignTeacher) -> int:

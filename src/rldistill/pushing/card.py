@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from rldistill.actions import describe
-from rldistill.evaluation import Score, score_table
+from rldistill.evaluation import Score, remarks, score_table
 from rldistill.networks import parameter_count
 from rldistill.policies import SavedPolicy
 from rldistill.pushing.exports import Shipped
+from rldistill.stats import interval
 from rldistill.types import ScoreKind, Task
 
 # What stands in provenance or in a run's metrics, and how it is called; in this order.
@@ -78,7 +79,7 @@ def card(told: Told) -> str:
         f"![The policy at play]({told.replay})" if told.replay and told.replay.endswith(".gif") else "",
         "## Scores",
         _markdown(_rows(told)),
-        _protocol(score, compared=len(told.scores) > 1),
+        _protocol(score, told.scores),
         "## Use",
         _use(told, score),
         "## How it was made",
@@ -122,6 +123,7 @@ _SCORES: dict[ScoreKind, str] = {
 
 def _rows(told: Told) -> list[dict[str, str]]:
     rows = []
+    some_alike = any(score.distinct not in (None, score.episodes) for score in told.scores)
     for number, (score, shown) in enumerate(zip(told.scores, score_table(told.scores), strict=True)):
         name = f"`{_plain(score.policy)}`"
         role = "this policy" if number == told.own else "teacher" if score.policy == told.teacher else None
@@ -130,8 +132,10 @@ def _rows(told: Told) -> list[dict[str, str]]:
             "network": _plain(score.network),
             "parameters": shown["parameters"],
             "bytes": f"{score.bytes:,}",
+            **({"games": shown["games"]} if some_alike else {}),
             "mean ± std": f"{score.mean:.2f} ± {np.std(score.returns):.2f}",
-            "95 % CI of the mean": f"{score.ci_low:.2f} to {score.ci_high:.2f}",
+            "95 % CI of the mean": interval(score.ci_low, score.ci_high, digits=2).strip("[]").replace(", ", " to ")
+            or "none",
             "IQM": shown["IQM"],
         }
         if len(told.scores) > 1:
@@ -141,7 +145,7 @@ def _rows(told: Told) -> list[dict[str, str]]:
     return rows
 
 
-def _protocol(score: Score, *, compared: bool) -> str:
+def _protocol(score: Score, scores: Sequence[Score]) -> str:
     """The conditions of the games, as the scores themselves have them."""
     task = Task.from_dict(score.task)
     noops = f"up to {task.noop_max} no-ops at the start" if task.noop_max else "no no-ops at the start"
@@ -159,13 +163,13 @@ def _protocol(score: Score, *, compared: bool) -> str:
             + "."
         )
     lines.append(
-        "* Intervals are 95 % percentile bootstrap intervals over games; ± is the standard deviation of the games; IQM is the "
-        "mean of the middle half. Decisions are timed one by one on one thread of the machine that played."
+        "* Intervals are 95 % percentile bootstrap intervals over distinct games; ± is the standard deviation of the games; IQM is "
+        "the mean of the middle half. Decisions are timed one by one on one thread of the machine that played."
     )
-    random = f"* Random play scores {score.random_score:.4g}{', measured alike' if score.random_measured else ''}."
-    if compared:
+    random = "\n".join(f"* {_plain(line[:1].upper() + line[1:])}." for line in remarks(scores))
+    if len(scores) > 1:
         random += (
-            " Normalized, that is 0, and the first row's mean is 1. Agreement is the share of visited states in which a "
+            "\n* Normalized, random play is 0, and the first row's mean is 1. Agreement is the share of visited states in which a "
             "policy's best action is the first row's."
         )
     return "\n".join([*lines, random])

@@ -15,9 +15,10 @@ import numpy as np
 
 import rldistill
 from rldistill import plots
-from rldistill.evaluation import Score, score_table
+from rldistill.evaluation import Score, remarks, score_table
 from rldistill.policies import KeptPolicy
 from rldistill.progress import clock
+from rldistill.stats import interval, with_interval
 
 
 def write_page(
@@ -90,17 +91,19 @@ def _headline(
         so_far = f" after {steps:,} control steps" if isinstance(steps, int) else ""
         verb = "distilled" if settings.get("verb") == "distill" else "trained"
         return f"{name} being {verb} on {env}{so_far}", "What there is so far."
-    games = f"{own.episodes} full games a policy, random actions with probability {own.epsilon:g}, seed {own.seed}"
+    alike = "" if own.distinct in (None, own.episodes) else f" ({own.distinct} distinct)"
+    games = (
+        f"{own.episodes}{alike} full games a policy, random actions with probability {own.epsilon:g}, seed {own.seed}"
+    )
     if reference is None:
         return (
             f"{name} scores {own.mean:.1f} points on {env}",
-            f"95 % interval {own.ci_low:.1f} to {own.ci_high:.1f}; {games}. "
-            f"Uniformly random play scores {own.random_score:.1f}.",
+            f"{_interval(own)}{games}. Uniformly random play scores {own.random_score:.1f}.",
         )
     share = _percentage(own.parameter_share)
     lead = (
-        f"Mean return {own.mean:.1f} [{own.ci_low:.1f}, {own.ci_high:.1f}] against the teacher's "
-        f"{reference.mean:.1f} [{reference.ci_low:.1f}, {reference.ci_high:.1f}]; {games}; brackets are 95 % intervals."
+        f"Mean return {with_interval(own.mean, own.ci_low, own.ci_high)} against the teacher's "
+        f"{with_interval(reference.mean, reference.ci_low, reference.ci_high)}; {games}; brackets are 95 % intervals."
     )
     if reference.mean <= own.random_score or not math.isfinite(own.normalized):
         return f"{name} scores {own.mean:.1f} points with {share} of the teacher's parameters", (
@@ -109,6 +112,11 @@ def _headline(
     verb = "keeps" if own.normalized <= 1.005 else "reaches"
     kept = _percentage(max(own.normalized, 0.0), digits=0)
     return f"{name} {verb} {kept} of the teacher's normalized score with {share} of its parameters", lead
+
+
+def _interval(score: Score) -> str:
+    bounds = interval(score.ci_low, score.ci_high)
+    return f"95 % interval {bounds}; " if bounds else ""
 
 
 def _cards(metrics: list[dict[str, Any]], policy: KeptPolicy | None, own: Score | None, reference: Score | None) -> str:
@@ -128,7 +136,7 @@ def _cards(metrics: list[dict[str, Any]], policy: KeptPolicy | None, own: Score 
         faster = reference.microseconds / own.microseconds
         cards.append(("Time a decision", f"{own.microseconds:,.0f} µs", f"one thread; {faster:.1f} times as fast"))
     elif own is not None:
-        cards.append(("Mean return", f"{own.mean:.1f}", f"95 % interval {own.ci_low:.1f} to {own.ci_high:.1f}"))
+        cards.append(("Mean return", f"{own.mean:.1f}", _interval(own).removesuffix("; ")))
         cards.append(("Parameters", f"{own.parameters:,}", f"{own.bytes / 1024:,.0f} KiB on disk"))
         cards.append(("Time a decision", f"{own.microseconds:,.0f} µs", "one thread, one observation"))
     made = dict(policy.provenance) if policy is not None else {}
@@ -201,7 +209,8 @@ def _players(plays: dict[str, Any] | None, env: str) -> str:
 MEANINGS = {
     "share": "parameters of the policy by those of the first",
     "KiB": "size of the weights on disk",
-    "mean [95 % CI]": "mean raw return of the games and its 95 % bootstrap interval",
+    "games": "full games, and how many of them are distinct where some are the same one",
+    "mean [95 % CI]": "mean raw return of the games and its 95 % bootstrap interval over distinct games",
     "IQM": "interquartile mean: of the middle half of the games",
     "ratio": "mean by the teacher's mean, the paper's measure (- where the teacher's is not positive)",
     "normalized [95 % CI]": "(mean - random) / (teacher's mean - random)",
@@ -228,12 +237,12 @@ def _scores_html(scores: list[Score], own: Score | None, reference: Score | None
                 body += f"<td>{escape(value)}{f'<small>[{escape(interval)}</small>' if interval else ''}</td>"
         body += "</tr>"
     first = scores[0]
-    how = "measured here over as many games" if first.random_measured else "as published"
+    noted = "".join(f"{escape(line[:1].upper() + line[1:])}. " for line in remarks(scores))
     meanings = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in MEANINGS.items())
     return (
         f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
         f'<p class="note">{first.episodes} full games a policy with the same environment seeds, '
-        f"epsilon {first.epsilon:g}, seed {first.seed}. Random play: {first.random_score:.1f} ({how}).</p>"
+        f"epsilon {first.epsilon:g}, seed {first.seed}. {noted.strip()}</p>"
         f"<details><summary>What the columns mean</summary><dl>{meanings}</dl></details>"
     )
 
@@ -270,7 +279,7 @@ def _curves(
         teacher = plots.Level("final score", float(final["mean"]), final.get("ci_low"), final.get("ci_high"))
     if points:
         steps = [float(record[when]) for record in points]
-        bounds = all("ci_low" in record and "ci_high" in record for record in points)
+        bounds = all(record.get(name) is not None for record in points for name in ("ci_low", "ci_high"))
         curve = plots.Curve(
             name,
             steps,

@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rldistill.envs import Pixels, action_names, decisions_per_second
+from rldistill.envs import Pixels, action_names, decisions_per_second, with_longest_game
 from rldistill.evaluation import load_together
 from rldistill.files import check_new_file, replacing
 from rldistill.machine import check_packages
@@ -46,6 +46,9 @@ class WatchConfig:
     the policy; given here, they count instead."""
     scale: float | None = None
     """Of the environment's pictures; by default small ones grow to some 320 pixels, and large ones shrink to 480."""
+    max_episode_steps: int | None = None
+    """Control steps after which each game is cut and the next one begins; by default the task's own: 27,000 where the environment
+    sets no limit."""
     temperature: float | None = None
     """Q-values are drawn as their softmax at this temperature; by default a fifth of their usual spread."""
 
@@ -103,6 +106,7 @@ def watch(
     names, players, task = load_together(
         given, env=config.env, env_kwargs=config.env_kwargs, options=options, progress=progress
     )
+    task = with_longest_game(task, config.max_episode_steps)
     reason = undrawable(task)
     if reason is not None:
         raise UserError(f"{task.env} cannot be drawn here: {reason}")
@@ -257,7 +261,7 @@ def _score(score: float) -> str:
 
 
 def _check(config: WatchConfig) -> None:
-    least = {"episodes": 1, "max_steps": 1, "seed": 0}
+    least = {"episodes": 1, "max_steps": 1, "seed": 0, "max_episode_steps": 1}
     check_numbers(config, least=least, shares=["epsilon"], positive=["temperature"])
     if config.fps is not None and not 0.1 <= config.fps <= 1000:
         raise UserError(f"--fps lies between 0.1 and 1000, not {config.fps}")
