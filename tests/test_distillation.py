@@ -625,7 +625,7 @@ WRONG = [
     ({"replay": 0}, "--replay is at least 1"),
     ({"warmup": -1}, "--warmup is at least 0"),
     ({"evaluate_every": -1}, "--evaluate-every is at least 0"),
-    ({"evaluate_episodes": 0}, "--evaluate-episodes is at least 1"),
+    ({"evaluate_episodes": -1}, "--evaluate-episodes is at least 0"),
     ({"checkpoint_seconds": -1.0}, "--checkpoint-seconds is at least 0"),
     ({"checkpoint_seconds": float("nan")}, "--checkpoint-seconds is at least 0"),
     ({"max_grad_norm": -1.0}, "--max-grad-norm is at least 0"),

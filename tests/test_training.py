@@ -246,7 +246,7 @@ def test_settings_reach_the_configuration_resolved(tmp_path: Path) -> None:
         ("CartPole-v1", {"learning_rate": float("nan")}, "--learning-rate is a positive number"),
         ("CartPole-v1", {"discount": 1.5}, "--discount lies between 0 and 1"),
         ("CartPole-v1", {"snapshots": (2.0,)}, "--snapshots are shares"),
-        ("CartPole-v1", {"final_episodes": 0}, "--final-episodes is at least 1"),
+        ("CartPole-v1", {"final_episodes": -1}, "--final-episodes is at least 0"),
         ("CartPole-v1", {"network": "net9"}, "unknown network 'net9'"),
         ("CartPole-v1", {"network": "net2"}, "'net2' reads images"),
         ("CartPole-v1", {"algo": "ppo"}, "--algo is dqn or pqn"),
