@@ -217,14 +217,14 @@ def test_folders_of_this_machine_in_what_is_published_are_told(
         tmp_path / "plain", task, 0, command="rldistill train ALE/Pong-v5 --out runs/a/b", teacher="hf://a/b/c"
     )
     push(plain, "me/x", replace(QUICK, teacher="none"), out=tmp_path / "out", dry_run=True, progress=heard)
-    assert not heard.lines
+    assert not any("folders of this machine" in line for line in heard.lines)
 
 
 def test_a_policy_whose_teacher_is_gone_stands_alone(task: Task, tmp_path: Path) -> None:
     heard = Heard()
     place = saved(tmp_path / "policy", task, 1, teacher="runs/gone")
     done = push(place, "me/x", QUICK, out=tmp_path / "out", dry_run=True, progress=heard)
-    assert heard.lines == ["the teacher runs/gone is left out: no policy folder at runs/gone (--teacher names another)"]
+    assert "the teacher runs/gone is left out: no policy folder at runs/gone (--teacher names another)" in heard.lines
     assert [score.policy for score in done.scores] == ["me/x"]
     assert set(done.files) == {"README.md", "policy.json", "scores.json", "weights.safetensors"}
     text = (tmp_path / "out" / "README.md").read_text()
