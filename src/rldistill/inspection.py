@@ -128,8 +128,7 @@ def _normalization(policy: SavedPolicy | ForeignTeacher) -> str:
         return "shift and scale, in the policy folder"
     statistics = policy.foreign.normalization
     if statistics is not None:
-        how = statistics.rule or f"clipped at {statistics.limit:g}"
-        return f"{'' if statistics.rule else 'VecNormalize of '}{statistics.source}, {how}"
+        return statistics.rule or f"VecNormalize of {statistics.source}, clipped at {statistics.limit:g}"
     return "expected, and not here" if policy.foreign.normalization_expected else "none"
 
 

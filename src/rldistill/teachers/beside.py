@@ -146,7 +146,7 @@ def with_statistics(
     wanted = Shape(task.observation_shape, task.observation_keys)
     if options.normalization is not None:
         statistics = read_statistics(options.normalization, trust_pickle=options.trust_pickle)
-        own = None if foreign.normalization is None else foreign.normalization.source
+        own = None if foreign.normalization is None else foreign.normalization.rule
         notes = [] if own is None else [f"{shown(options.normalization.name)} takes the place of {own}"]
         return replace(
             foreign,
@@ -154,7 +154,7 @@ def with_statistics(
             used=foreign.used | {"normalization"},
         ), notes
     if foreign.normalization is not None:
-        return foreign, []
+        return foreign, [f"observations are normalized with {foreign.normalization.rule}"]
     if folder is not None:
         beside = find_beside(path, wanted, folders=folders_in(folder), trust_pickle=options.trust_pickle)
         return replace(foreign, normalization=beside.statistics), list(beside.notes)

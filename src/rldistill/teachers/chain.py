@@ -119,6 +119,18 @@ class Rescale(nn.Module):
         return torch.tanh(x) * self.get_buffer("scale") + self.get_buffer("bias")
 
 
+class FixedDeviation(nn.Module):
+    """Means, and behind them log standard deviations that are the same for all observations."""
+
+    def __init__(self, log_std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("log_std", log_std)
+
+    def forward(self, means: Tensor) -> Tensor:
+        """(B, D) to (B, 2 D)."""
+        return torch.cat([means, self.get_buffer("log_std").expand_as(means)], dim=1)
+
+
 def parse_architecture(name: str) -> Spec:
     """`dqn`, `net1`, `net2`, `net3`, `cnn:32,64,64:512` or `mlp:64,64`, with `:tanh` (or elu, silu, ...) at will.
 

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from rldistill.teachers.chain import (
     Activation,
     Chain,
+    FixedDeviation,
     Rescale,
     Spec,
     build_chain,
@@ -41,6 +42,7 @@ from rldistill.teachers.chain import (
     sizes_of,
     spell,
 )
+from rldistill.teachers.embedded import choose_statistics, take_statistics
 from rldistill.teachers.foreign import BoxSpace, DiscreteSpace, ForeignPolicy, acted
 from rldistill.teachers.hub import read_card
 from rldistill.teachers.scripts import activation_in
@@ -74,18 +76,6 @@ class MeanOfAtoms(nn.Module):
         """(B, actions * atoms) to (B, actions) float32."""
         atoms = self.get_buffer("atoms")
         return (logits.view(len(logits), -1, len(atoms)).softmax(dim=2) * atoms).sum(dim=2)
-
-
-class FixedDeviation(nn.Module):
-    """Means, and behind them log standard deviations that are the same for all observations."""
-
-    def __init__(self, log_std: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("log_std", log_std)
-
-    def forward(self, means: Tensor) -> Tensor:
-        """(B, D) to (B, 2 D)."""
-        return torch.cat([means, self.get_buffer("log_std").expand_as(means)], dim=1)
 
 
 class TwoHeads(nn.Module):
@@ -128,7 +118,8 @@ def read_cleanrl(
             f"{path} is of one of CleanRL's JAX scripts (*_jax.py), which are not understood; "
             "take the PyTorch variant or export it to ONNX"
         )
-    value = read_tensor_file(path)
+    taken = take_statistics(read_tensor_file(path))
+    value = taken.rest
     args: dict[str, Any] = {}
     if isinstance(value, Mapping) and isinstance(value.get("args"), Mapping):
         args = {str(name): item for name, item in value["args"].items() if _is_plain(item)}
@@ -160,7 +151,14 @@ def read_cleanrl(
     env, script = _run(path)
     env = args["env_id"] if isinstance(args.get("env_id"), str) else env
     supposed = policy.provenance.get("supposed", [])
-    provenance = {"script": args.get("exp_name", script), "args": args, "supposed": supposed}
+    assert policy.observation_space is not None
+    chosen = choose_statistics(taken, policy.observation_space.shape, path)
+    provenance = {
+        "script": args.get("exp_name", script),
+        "args": args,
+        "supposed": supposed,
+        "notes": list(chosen.notes),
+    }
     return ForeignPolicy(
         network=policy.network.eval().requires_grad_(False),
         scores=policy.scores,
@@ -169,7 +167,9 @@ def read_cleanrl(
         observation_space=policy.observation_space,
         action_space=policy.action_space,
         squashed=policy.squashed,
+        normalization=chosen.statistics,
         normalization_expected=policy.normalization_expected,
+        unknown_statistics=chosen.unknown,
         env=env,
         provenance=provenance,
         used=acted(teacher_network=architecture),

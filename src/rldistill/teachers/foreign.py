@@ -126,6 +126,8 @@ class ForeignPolicy:
     """Statistics to apply before the network, where they were found."""
     normalization_expected: bool = False
     """Whether the file says, or lets suppose, that observations were normalized in training."""
+    unknown_statistics: tuple[str, ...] = ()
+    """Names of statistics in the file that seem to be of its observations, where it is not known how they are applied."""
     env: str | None = None
     """Environment id, where the file, its folder or its name tells one."""
     provenance: Mapping[str, Any] = field(default_factory=dict)

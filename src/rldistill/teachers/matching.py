@@ -50,7 +50,13 @@ def mismatches_of(foreign: ForeignPolicy, task: Task, score_kind: ScoreKind) -> 
             found.append(
                 f"its actions lie in {_range(actions.low, actions.high)}, those of {task.env} in {_range(low, high)}"
             )
-    if foreign.normalization_expected and foreign.normalization is None:
+    if foreign.unknown_statistics and foreign.normalization is None:
+        names = ", ".join(foreign.unknown_statistics[:5])
+        found.append(
+            f"it holds statistics of observations ({names}), and how they are applied is not known: write them to a JSON file, "
+            '{"mean": [...], "std": [...], "clip": null}, and name it with --normalization'
+        )
+    elif foreign.normalization_expected and foreign.normalization is None:
         found.append(
             "it was trained on normalized observations, and their statistics are not here: name them with --normalization"
         )

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from rldistill.teachers.archives import shown
 from rldistill.teachers.chain import (
+    FixedDeviation,
     Layer,
     Rescale,
     Spec,
@@ -24,8 +26,9 @@ from rldistill.teachers.chain import (
     parse_architecture,
     sizes_of,
 )
+from rldistill.teachers.embedded import choose_statistics, take_statistics
 from rldistill.teachers.foreign import BoxSpace, DiscreteSpace, ForeignPolicy, ForeignScores, Pixels, acted
-from rldistill.teachers.weights import is_safetensors, read_tensor_file, state_dict_of
+from rldistill.teachers.weights import Part, is_safetensors, part_of, read_tensor_file, state_dict_of
 from rldistill.types import UserError
 
 # Words in the names of layers, which people choose alike.
@@ -34,6 +37,7 @@ _ACTION_VALUES = {"q", "qf", "qs", "qnet", "qnetwork", "qvalue", "qvalues", "qhe
 _POLICIES = {"pi", "actor", "policy", "logit", "logits", "dist", "action", "actions"}
 # Words in the names of files: the algorithm says what its network gives.
 _VALUE_ALGORITHMS = {"dqn", "ddqn", "pqn", "doubledqn"}
+_DEVIATION = re.compile(r"(\w*_)?(log)?(std|sigma)(_param(eter)?)?")
 _POLICY_ALGORITHMS = {"a2c", "a3c", "ppo", "acktr", "trpo", "reinforce", "impala"}
 
 
@@ -69,10 +73,14 @@ def read_state_dict(
     if scores is not None and scores not in get_args(ForeignScores):
         raise UserError(f"unknown kind of scores {scores!r}: take one of {', '.join(get_args(ForeignScores))}")
     used = acted(teacher_network=architecture, teacher_scores=scores)
-    if scores == "gaussian":
-        raise UserError(f"{path}: a plain state dict does not say where its log standard deviations are; use ONNX")
     spec = None if architecture is None else parse_architecture(architecture)
-    tensors = state_dict_of(read_tensor_file(path), path)
+    taken = take_statistics(read_tensor_file(path))
+    part = part_of(taken.rest)
+    tensors = state_dict_of(taken.rest, path)
+    supposed_part = [f"the part {shown(part.name)!r} of the file acts"] if part.others else []
+    deviation = None if scores in ("q_values", "logits") else _take_deviation(tensors)
+    if scores == "gaussian" and (deviation is None or deviation.log_std is None):
+        raise UserError(f"{path}: a plain state dict does not say where its log standard deviations are; use ONNX")
     standardization: nn.Module | None = None
     if {"shift", "scale"} <= set(tensors):  # one of the house's own networks
         standardization = Standardize(tensors.pop("shift"), tensors.pop("scale"))
@@ -114,11 +122,27 @@ def read_state_dict(
     squash = _squash(spec, action_range, chain.outputs, scores, path)
     if squash is not None:
         scores = "deterministic"
-    kind, told_by = (scores, "the caller") if scores is not None else _scores(layers, left_out, path)
-    supposed = chain.supposed + (["ReLU after each hidden layer"] if spec is None and len(layers) > 1 else [])
+    if scores is None and deviation is not None:
+        scores = _scores_beside(deviation, path)
+    kind, told_by = (
+        (scores, "the caller")
+        if scores is not None
+        else _scores(layers, left_out, part, path, continuous=action_range is not None)
+    )
+    network: list[nn.Module] = [*chain.network] if squash is None else [*chain.network, squash]
+    if kind == "gaussian" and deviation is not None and deviation.log_std is not None:
+        if deviation.log_std.numel() not in (1, chain.outputs):
+            raise UserError(
+                f"{path}: {deviation.name!r} has {deviation.log_std.numel()} numbers for {chain.outputs} actions"
+            )
+        network.append(FixedDeviation(deviation.log_std.reshape(-1)))
+    chosen = choose_statistics(taken, chain.observation_shape, path)
+    supposed = (
+        supposed_part + chain.supposed + (["ReLU after each hidden layer"] if spec is None and len(layers) > 1 else [])
+    )
     if told_by.startswith("the value head"):
         supposed.append(f"its head {layers[-1].name!r} gives logits, as {told_by} suggests")
-    if kind == "deterministic" and squash is None:
+    if kind in ("deterministic", "gaussian") and squash is None:
         supposed.append(
             "actions are in the environment's units as the last layer gives them (--teacher-network mlp:256,256:relu:tanh "
             "names a tanh behind it)"
@@ -129,14 +153,17 @@ def read_state_dict(
         "left_out": left_out,
         "scores_told_by": told_by,
         "supposed": supposed,
+        "notes": list(chosen.notes),
     }
     return ForeignPolicy(
-        network=chain.network if squash is None else nn.Sequential(*chain.network, squash).eval(),
+        network=nn.Sequential(*network).eval(),
         scores=kind,
         algorithm="unknown",
         format="safetensors" if _forgets_order(path) else "state dict",
         observation_space=space,
-        action_space=None if kind == "deterministic" else DiscreteSpace((chain.outputs,), divided=False),
+        action_space=None if kind in ("deterministic", "gaussian") else DiscreteSpace((chain.outputs,), divided=False),
+        normalization=chosen.statistics,
+        unknown_statistics=chosen.unknown,
         provenance=provenance,
         used=used,
     )
@@ -181,19 +208,65 @@ def _squash(
     return Rescale((high - low) / 2, (high + low) / 2)
 
 
-def _scores(layers: list[Layer], left_out: list[str], path: Path) -> tuple[ForeignScores, str]:
+def _scores(
+    layers: list[Layer], left_out: list[str], part: Part, path: Path, *, continuous: bool
+) -> tuple[ForeignScores, str]:
+    """What the head gives, and what says so.
+
+    Raises:
+        UserError: nothing says so, or what does speaks of logits where actions are continuous.
+    """
+    kind, told_by = _scores_told(layers, [*left_out, *part.others], part, path)
+    if kind is None or (kind == "logits" and continuous):
+        raise UserError(
+            f"{path} does not say whether its head {layers[-1].name!r} gives Q-values, logits or continuous actions: name it with "
+            "--teacher-scores q_values, logits or deterministic"
+        )
+    return kind, told_by
+
+
+def _scores_told(layers: list[Layer], beside: list[str], part: Part, path: Path) -> tuple[ForeignScores | None, str]:
     named = scores_named([layers[-1].name])
     # PyTorch's own tutorial calls DQN's online network `policy_net`, beside a `target_net`.
-    if named is not None and not (named == "logits" and any("target" in _words([name]) for name in left_out)):
+    if named is not None and not (named == "logits" and any("target" in _words([name]) for name in beside)):
         return named, f"the head's name {layers[-1].name!r}"
+    if named is None and scores_named([part.name]) == "q_values":
+        return "q_values", f"the name {shown(part.name)!r} of its part"
     words = _words([path.stem.lower()])
     if bool(words & _VALUE_ALGORITHMS) != bool(words & _POLICY_ALGORITHMS):
         return ("q_values" if words & _VALUE_ALGORITHMS else "logits"), f"the file's name {path.name!r}"
-    if any({"v", "value", "critic", "vf"} & _words([name]) for name in left_out):
-        return "logits", f"the value head {left_out[0]!r} beside it"
+    values = [name for name in beside if {"v", "value", "critic", "vf"} & _words([name])]
+    return ("logits", f"the value head {shown(values[0])!r} beside it") if values else (None, "")
+
+
+class _Deviation(NamedTuple):
+    """Of a Gaussian whose means the head gives."""
+
+    name: str
+    log_std: Tensor | None
+    """(1,) or (D,); None where it is not known whether the file has the deviation or its logarithm."""
+
+
+def _take_deviation(tensors: dict[str, Tensor]) -> _Deviation | None:
+    """Takes the deviations of continuous actions, which stand beside the layers, out of the tensors."""
+    for name in list(tensors):
+        found = _DEVIATION.fullmatch(name.rpartition(".")[2])
+        if found is None or tensors[name].squeeze().ndim > 1:
+            continue
+        given = tensors.pop(name)
+        positive = bool((given > 0).all())
+        log_std = given if "log" in found[0] else given.log() if found[3] == "std" and positive else None
+        return _Deviation(name, log_std)
+    return None
+
+
+def _scores_beside(deviation: _Deviation, path: Path) -> ForeignScores:
+    """What a head gives that has deviations beside it."""
+    if "distribution" in deviation.name.split("."):  # rsl_rl's, whose environments take the means as they are
+        return "gaussian"
+    choices = "deterministic" if deviation.log_std is None else "gaussian or deterministic"
     raise UserError(
-        f"{path} does not say whether its head {layers[-1].name!r} gives Q-values, logits or continuous actions: name it with "
-        "--teacher-scores q_values, logits or deterministic"
+        f"{path}: {deviation.name!r} says that its head gives the means of continuous actions: name --teacher-scores {choices}"
     )
 
 

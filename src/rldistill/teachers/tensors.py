@@ -10,13 +10,14 @@ import io
 import math
 import warnings
 import zipfile
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rldistill.teachers.archives import DEFAULT_LIMITS, MIB, PATH_LENGTH, read_members, shown
-from rldistill.teachers.pickles import Inert, Named, interpret
+from rldistill.teachers.pickles import Inert, Named, admits_statistics, interpret
 from rldistill.types import UserError
 
 MOST_BYTES = 256 * MIB
@@ -34,6 +35,13 @@ _NAMES = {
     "torch.device",
     "_codecs.encode",
 } | {f"torch.{name}" for name in _STORAGES}
+_DTYPES = {
+    "FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32, "ShortStorage": torch.int16,
+    "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
+}  # fmt: skip
+_DEPTH = 64
+"""Of containers in one another."""
 _TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
           torch.int8, torch.uint8, torch.bool)  # fmt: skip
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -67,6 +75,8 @@ def load_state_dict(data: bytes, source: str) -> dict[str, Tensor]:
 def load_tensors(data: bytes, source: str) -> Any:
     """What `torch.save` wrote: tensors in plain containers, on the processor.
 
+    Arrays of NumPy and the classes of statistics and spaces (`pickles.admits_statistics`) stay `Inert`.
+
     Args:
         data: the file, either the zip layout of PyTorch 1.6 and later or the older one.
         source: its name in messages.
@@ -76,7 +86,10 @@ def load_tensors(data: bytes, source: str) -> Any:
             that are not finite, not dense, or bigger than their storage.
     """
     if data[:2] == b"PK":
-        checked = _repacked(data, source)
+        with_objects, checked = _repacked(data, source)
+        if with_objects is not None:
+            _check_tensors(with_objects, source)
+            return with_objects
     elif data[:1] == b"\x80":
         _check_legacy(data, source)
         checked = data
@@ -99,8 +112,12 @@ def load_tensors(data: bytes, source: str) -> Any:
     return loaded
 
 
-def _repacked(data: bytes, source: str) -> bytes:
-    """The archive anew, from members that were checked: two readers may see two archives in the same bytes."""
+def _repacked(data: bytes, source: str) -> tuple[Any, bytes]:
+    """The archive anew, from members that were checked: two readers may see two archives in the same bytes.
+
+    Returns:
+        What it holds, where that is more than PyTorch's own classes, else None; and the bytes of the archive.
+    """
     members = read_members(data, lambda _: MOST_BYTES, name=source, limits=DEFAULT_LIMITS._replace(total=MOST_BYTES))
     roots = [name[: -len("data.pkl")] for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(roots) != 1:
@@ -111,9 +128,17 @@ def _repacked(data: bytes, source: str) -> bytes:
             f"{shown(source, PATH_LENGTH)} is a TorchScript file; name it as one (with the ending .pt or .ts)"
         )
     storages: dict[str, int] = {}
-    interpret(
+    objects: list[str] = []
+
+    def admits(module: str, name: str) -> bool:
+        if _admits(module, name):
+            return True
+        objects.append(name)
+        return admits_statistics(module, name) or name == "RunningMeanStd"
+
+    held_value, _ = interpret(
         members[f"{root}data.pkl"],
-        _admits,
+        admits,
         source=source,
         hint=_HINT,
         persistent=lambda identity: _storage(identity, storages, source),
@@ -125,6 +150,13 @@ def _repacked(data: bytes, source: str) -> bytes:
                 f"{shown(source, PATH_LENGTH)} is damaged: it declares {size:,} bytes for the storage {shown(key)!r} "
                 f"and has {0 if held is None else len(held):,}"
             )
+    if objects:
+        if members.get(f"{root}byteorder", b"little") != b"little":
+            raise UserError(
+                f"{shown(source, PATH_LENGTH)} was written by a machine of another byte order; save it anew"
+            )
+        contents = {key: members[f"{root}data/{key}"] for key in storages}
+        return _rebuilt(held_value, contents, source), b""
     needed = {f"{root}data/{key}" for key in storages}
     needed |= {f"{root}{name}" for name in ("data.pkl", "version", "byteorder")}
     packed = io.BytesIO()
@@ -132,7 +164,54 @@ def _repacked(data: bytes, source: str) -> bytes:
         for name, content in members.items():
             if name in needed:
                 archive.writestr(zipfile.ZipInfo(f"archive/{name[len(root) :]}"), content)
-    return packed.getvalue()
+    return None, packed.getvalue()
+
+
+def _rebuilt(value: Any, contents: Mapping[str, bytes], source: str) -> Any:
+    """A pickle's value with its tensors made of their storages' bytes; everything else of it stays inert."""
+    damaged = UserError(f"{shown(source, PATH_LENGTH)} is damaged: a tensor does not fit its storage; get it anew")
+    made: dict[int, Any] = {}
+    flat: dict[str, Tensor] = {}
+
+    def tensor(storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
+        numbers = (offset, *size, *stride) if isinstance(size, tuple) and isinstance(stride, tuple) else (None,)
+        if not all(isinstance(number, int) and 0 <= number <= MOST_BYTES for number in numbers):
+            raise damaged
+        if not isinstance(storage, Inert) or storage.name != "storage" or len(size) != len(stride) or len(size) > 16:
+            raise damaged
+        kind, key = storage.arguments
+        if key not in flat:
+            flat[key] = torch.frombuffer(bytearray(contents[key] or b"\0" * 8), dtype=_DTYPES[kind])
+        length = len(contents[key]) // _STORAGES[kind]
+        end = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1
+        if math.prod(size) > length or (math.prod(size) and end > length):
+            raise damaged
+        return flat[key].as_strided(size, stride, offset).contiguous()
+
+    def walk(item: Any, depth: int) -> Any:
+        if not isinstance(item, dict | list | tuple | Inert):
+            return item
+        if id(item) in made:
+            return made[id(item)]
+        if depth > _DEPTH:
+            raise UserError(f"{shown(source, PATH_LENGTH)} is refused: its containers are nested without end")
+        result: Any = item
+        if isinstance(item, dict):
+            result = {key: walk(inner, depth + 1) for key, inner in item.items()}
+        elif isinstance(item, list | tuple):
+            result = type(item)(walk(inner, depth + 1) for inner in item) if type(item) in (list, tuple) else item
+        elif item.name in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
+            if len(item.arguments) < 4:
+                raise damaged
+            result = tensor(*item.arguments[:4])
+        elif item.name == "torch._utils._rebuild_parameter" and item.arguments:
+            result = walk(item.arguments[0], depth + 1)
+        elif item.name == "torch.Size" and item.arguments:
+            result = item.arguments[0]
+        made[id(item)] = result
+        return result
+
+    return walk(value, 0)
 
 
 def _check_legacy(data: bytes, source: str) -> None:
@@ -178,7 +257,7 @@ def _storage(identity: Any, storages: dict[str, int], source: str) -> Inert:
                 raise UserError(f"{shown(source, PATH_LENGTH)} is refused: it declares a storage of an absurd size")
             if storages.setdefault(key, size) != size:
                 raise UserError(f"{shown(source, PATH_LENGTH)} is damaged: it declares a storage twice; get it anew")
-            return Inert("storage", ())
+            return Inert("storage", (kind, key))
     raise UserError(f"{shown(source, PATH_LENGTH)} is refused: it has a storage of an unknown kind")
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +28,10 @@ _WRAPPERS = (
     "q_network",
     "agent",
 )
-_PREFIXES = ("module.", "_orig_mod.")  # DataParallel and torch.compile put these before every name
+_PREFIXES = ("module.", "_orig_mod.", "actor_critic.")  # of DataParallel, torch.compile and rsl_rl before every name
+# Words of the names of state dicts in a checkpoint: the one that acts, and those that do not.
+_ACTORS = {"actor", "policy", "pi"}
+_CRITICS = {"critic", "critics", "value", "values", "vf", "target", "discriminator", "optimizer", "optimizers", "optim"}
 
 
 def read_bytes(path: Path) -> bytes:
@@ -67,19 +71,36 @@ def is_safetensors(start: bytes, size: int) -> bool:
     return len(start) > 8 and start[8:9] == b"{" and 2 <= int(struct.unpack("<Q", start[:8])[0]) <= size - 8
 
 
+class Part(NamedTuple):
+    """Which state dict of a checkpoint acts."""
+
+    name: str
+    """Empty where the file is a state dict itself."""
+    others: tuple[str, ...]
+    """Names of the other state dicts in it."""
+
+
+def part_of(value: Any) -> Part:
+    """The part of a file's contents that `state_dict_of` takes."""
+    if not _is_checkpoint(value):
+        return Part("", ())
+    name = acting_part(value) or ""
+    return Part(name, tuple(str(key) for key, item in value.items() if key != name and _holds_tensors(item)))
+
+
 def state_dict_of(value: Any, path: Path) -> dict[str, Tensor]:
     """The tensors by name, float32, in the file's order: of a state dict, or of the checkpoint around one.
 
     Raises:
         UserError: there is none or several, or a value is no floating tensor or not finite.
     """
-    if isinstance(value, Mapping) and not any(isinstance(item, Tensor) for item in value.values()):
-        inner = [name for name in _WRAPPERS if _holds_tensors(value.get(name))]
-        if len(inner) != 1:
+    if _is_checkpoint(value):
+        acting = acting_part(value)
+        if acting is None:
             found = [shown(name) for name, item in value.items() if _holds_tensors(item)]
             says = f"several: {', '.join(found[:5])}" if found else "none"
             raise UserError(f"{path} should hold one state dict, but it holds {says}; save the policy's alone")
-        value = value[inner[0]]
+        value = value[acting]
     if not isinstance(value, Mapping):
         raise UserError(f"{path} holds no state dict but a {type(value).__name__}; save the policy's state_dict()")
     tensors: dict[str, Tensor] = {}
@@ -99,6 +120,33 @@ def state_dict_of(value: Any, path: Path) -> dict[str, Tensor]:
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
+
+
+def _is_checkpoint(value: Any) -> bool:
+    """Whether it is no state dict itself; a few tensors may stand beside the state dicts, such as SAC's temperature."""
+    if not isinstance(value, Mapping):
+        return False
+    direct = [name for name, item in value.items() if isinstance(item, Tensor)]
+    inner = any(map(_holds_tensors, value.values()))
+    return not direct or (inner and not any(str(name).endswith("weight") for name in direct))
+
+
+def acting_part(checkpoint: Mapping[Any, Any]) -> str | None:
+    """The name of the state dict that acts in a checkpoint; None where none or several may be the one."""
+    held = {name: _words(name) for name, item in checkpoint.items() if isinstance(name, str) and _holds_tensors(item)}
+    others = {name: words for name, words in held.items() if not words & _CRITICS or "actor_critic" in name}
+    for choice in (
+        [name for name in _WRAPPERS if name in held],
+        [name for name, words in others.items() if words & _ACTORS],
+        list(others),
+    ):
+        if len(choice) == 1:
+            return choice[0]
+    return None
+
+
+def _words(name: str) -> set[str]:
+    return set(re.split(r"[^a-z]+", name.lower()))
 
 
 def _holds_tensors(value: Any) -> bool:
