@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -34,8 +35,36 @@ Masks: TypeAlias = npt.NDArray[np.bool_]
 """(N, A): which of the discrete actions are allowed; of several actions at once dimension after dimension, as in scores."""
 
 
+_LONGEST_MESSAGE = 6000
+"""Characters: room for a path of the greatest length, and what is said of it."""
+
+
+def shown(text: object, length: int = 80) -> str:
+    """A stranger's text as it may stand in a message: on one line, without control characters, not too long."""
+    plain = "".join(map(_printable, str(text)[: length + 1]))
+    return plain if len(plain) <= length else plain[: length - 1] + "…"
+
+
 class UserError(ValueError):
-    """A wrong input. Its text is one line that says what is wrong and how to mend it; the command exits with 2."""
+    """A wrong input. Its text is one line that says what is wrong and how to mend it; the command exits with 2.
+
+    Whatever a file or a path brings into the text, it can be printed: bytes of a path that are no UTF-8 stand as `\\xff`, control
+    characters as `?`, and of a text without end the beginning and the end are left.
+    """
+
+    def __init__(self, text: object = "") -> None:
+        line = "".join(map(_printable, re.sub(r"\s", " ", str(text))))
+        if len(line) > _LONGEST_MESSAGE:
+            line = f"{line[: _LONGEST_MESSAGE - 1000]} … {line[-900:]}"
+        super().__init__(line)
+
+
+def _printable(character: str) -> str:
+    if character.isprintable():
+        return character
+    if "\udc80" <= character <= "\udcff":  # a byte of a path, as Python keeps it
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return "?"
 
 
 _UNBOUNDED = 1e30

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rldistill.actions import action_layout
+from rldistill.datasets.layout import check_layout
 from rldistill.datasets.shards import ADVICE, FORMAT, VERSION, Dataset, Shard, check_rows, frame_shape, label_width
 from rldistill.types import UserError
 
@@ -114,15 +115,32 @@ def encoded(parts: Sequence[Shard], dataset: Dataset) -> bytes:
 
 
 def batches(
-    data: bytes | Path, dataset: Dataset, *, first: int = 0, names: Sequence[str] | None = None
+    data: bytes | Path, dataset: Dataset, rows: int, *, first: int = 0, names: Sequence[str] | None = None
 ) -> Iterator[Any]:
-    """The record batches of a shard, one after the other, so that never more than one lies in memory unpacked."""
+    """The record batches of a shard, one after the other, so that never more than one lies in memory unpacked.
+
+    Args:
+        data: the shard, or its path.
+        dataset: whose card lists it.
+        rows: that the card says the shard has.
+        first: the first batch that is given.
+        names: columns to unpack, by default all.
+
+    Raises:
+        ValueError: lengths or offsets in the file do not fit the file, the card or the columns. A checksum in the card does
+            not rule that out, since whoever wrote the file may have written the card.
+    """
     source = pa.py_buffer(data) if isinstance(data, bytes) else pa.memory_map(str(data))
     schema = row_schema(dataset)
     with pa.ipc.open_file(source) as reader:
         if not reader.schema.equals(schema):
             raise ValueError("its columns are not those of the task in the card")
+    check_layout(source if isinstance(data, bytes) else source.read_buffer(), schema, rows)
     wanted = None if names is None else [schema.get_field_index(name) for name in names]
     with pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=wanted)) as reader:
         for index in range(first, reader.num_record_batches):
-            yield reader.get_batch(index)
+            batch = reader.get_batch(index)
+            batch.validate(full=True)
+            if any(column.null_count for column in batch.columns):
+                raise ValueError("a column has missing values")
+            yield batch

@@ -28,6 +28,8 @@ KEY = b"rldistill"
 # zstd looks back over a page: over one of 8 MB it finds the frames of a thousand control steps before.
 PAGE_BYTES = 8 << 20
 LEVEL = 6
+_PAGE_HEADS = 1 << 20
+"""Bytes of a column beside its values: statistics, heads of pages, a dictionary."""
 
 
 def write_parquet(dataset: Dataset, episodes: Sequence[Episode], folder: Path, progress: Progress) -> list[str]:
@@ -111,8 +113,10 @@ def read_parquet(files: Sequence[Path], folder: Path, progress: Progress) -> Non
             with pq.ParquetFile(file, page_checksum_verification=True) as reader:
                 if not reader.schema_arrow.equals(schema):
                     raise ValueError("its columns are not those of the task in its card")
+                _check_sizes(reader.metadata, schema, shard.rows)
                 for group in range(reader.num_row_groups):
                     table = reader.read_row_group(group, use_threads=False)
+                    table.validate(full=True)
                     parts.append(_part(table, dataset))
                     done += int((~parts[-1].context).sum())
                     progress.update(done)
@@ -140,6 +144,30 @@ def _schema(dataset: Dataset) -> Any:
     return pa.schema([*fields, pa.field("episode", pa.int32()), pa.field("step", pa.int32())])
 
 
+def _check_sizes(metadata: Any, schema: Any, rows: int) -> None:
+    """Raises ValueError where a row group says that it has more rows or bytes than the card's rows need.
+
+    A column that is packed to almost nothing would unpack to any size.
+    """
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    if any(group.num_rows < 0 for group in groups) or sum(group.num_rows for group in groups) != rows:
+        raise ValueError(f"it has not the {rows:,} rows of its card")
+    for group in groups:
+        for number in range(group.num_columns):
+            column = group.column(number)
+            width = _bytes_of(schema.field(column.path_in_schema.split(".")[0]).type)
+            # Values, marks of what is missing, heads of pages; a list has a mark for each of its values.
+            if not 0 <= column.total_uncompressed_size <= group.num_rows * (2 * width + 16) + _PAGE_HEADS:
+                raise ValueError(f"its column {column.path_in_schema} is larger than its rows")
+
+
+def _bytes_of(kind: Any) -> int:
+    """Of one value of a column, at least one."""
+    if pa.types.is_fixed_size_list(kind):
+        return int(kind.list_size) * _bytes_of(kind.value_type)
+    return int(kind.byte_width) if pa.types.is_fixed_size_binary(kind) else max(int(kind.bit_width) // 8, 1)
+
+
 def _packed(column: Any, kind: Any) -> Any:
     """Lists of bytes as one value each, over the same memory."""
     if not pa.types.is_fixed_size_binary(kind):
@@ -154,6 +182,8 @@ def _part(table: Any, dataset: Dataset) -> Any:
     for field in schema:
         column = table.column(field.name).combine_chunks()
         column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+        if column.null_count:
+            raise ValueError(f"its column {field.name} has missing values")
         if pa.types.is_fixed_size_binary(column.type):
             width = field.type.list_size
             data: npt.NDArray[np.uint8] = np.frombuffer(column.buffers()[1], np.uint8)

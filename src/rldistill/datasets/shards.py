@@ -13,8 +13,10 @@ import json
 import os
 import re
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self, get_args
@@ -26,11 +28,13 @@ from rldistill.actions import action_layout, are_allowed, check_actions, score_w
 from rldistill.files import read_json, replace_file
 from rldistill.progress import Progress, Silent
 from rldistill.replay import Replay, mask_column
-from rldistill.types import Actions, Bools, Floats, Masks, ScoreKind, Task, UserError
+from rldistill.types import Actions, Bools, Floats, Masks, ScoreKind, Task, UserError, shown
 
 FORMAT = "rldistill-dataset"
 VERSION = 1
 CARD = "dataset.json"
+
+_MOST_ROWS = 2**53
 
 ADVICE = "; get it anew, or go on without it (Dataset.intact)"
 
@@ -138,7 +142,7 @@ class Dataset:
         data = self.checked_bytes(shard)
         with arrow.readable(path):
             rows = labelled = 0
-            for batch in arrow.batches(data, self):
+            for batch in arrow.batches(data, self, shard.rows):
                 part = arrow.part_of(batch, self)
                 rows += len(part.frames)
                 labelled += int((~part.context).sum())
@@ -155,7 +159,7 @@ class Dataset:
 
         data = self.checked_bytes(shard)
         with arrow.readable(self.path / shard.file):
-            return arrow.part_of(next(arrow.batches(data, self, first=batch)), self)
+            return arrow.part_of(next(arrow.batches(data, self, shard.rows, first=batch)), self)
 
     def columns(
         self, shard: ShardEntry, names: Sequence[str], *, verify: bool
@@ -178,7 +182,7 @@ class Dataset:
             if data is None and (size := path.stat().st_size) != shard.bytes:
                 raise ValueError(f"it has {size} bytes of {shard.bytes}")
             rows = labelled = 0
-            for batch in arrow.batches(path if data is None else data, self, names=names):
+            for batch in arrow.batches(path if data is None else data, self, shard.rows, names=names):
                 found = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in names}
                 rows += batch.num_rows
                 labelled += int((~found["context"]).sum())
@@ -264,9 +268,8 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
     if not card_path.is_file():
         raise UserError(f"{folder} is no dataset folder: it has no {CARD}")
     card = read_json(card_path)
-    if card.get("format") != FORMAT:
-        raise UserError(f"{card_path} is not of the format {FORMAT}")
     task, score_kind, shards = parse_card(card, str(card_path))
+    _check_apart(folder, shards)
     return Dataset(folder, task, score_kind, card, shards)
 
 
@@ -280,6 +283,8 @@ def parse_card(card: Mapping[str, Any], place: str) -> tuple[Task, ScoreKind, tu
     Raises:
         UserError: it is of another version, or damaged.
     """
+    if card.get("format") != FORMAT:
+        raise UserError(f"{place} is not of the format {FORMAT}")
     if card.get("format_version") != VERSION:
         raise UserError(
             f"{place} is of format version {card.get('format_version')}, this rldistill reads version {VERSION}: "
@@ -301,15 +306,40 @@ def parse_card(card: Mapping[str, Any], place: str) -> tuple[Task, ScoreKind, tu
         if not all(isinstance(item.get("first_shard", 0), int) for item in card["recordings"]):
             raise TypeError("a recording whose first shard is no number")
         for shard in shards:
-            if not re.fullmatch(r"shard-\d{5,}\.arrow", shard.file):
-                raise ValueError(f"{shard.file!r} is no name of a shard")
-            if not all(isinstance(number, int) for number in (shard.rows, shard.control_steps, shard.bytes)):
-                raise TypeError(f"{shard.file} has a count that is no number")
-            if not isinstance(shard.sha256, str):
-                raise TypeError(f"{shard.file} has a checksum that is no text")
+            _check_entry(shard)
+        twice = [file for file, times in Counter(shard.file for shard in shards).items() if times > 1]
+        if twice:
+            raise ValueError(f"it lists {twice[0]} twice")
     except (KeyError, TypeError, ValueError) as error:  # UserError is a ValueError
         raise UserError(f"{place} is damaged: it lacks something or holds something wrong ({error})") from None
     return task, score_kind, shards
+
+
+def _check_entry(shard: ShardEntry) -> None:
+    """Raises ValueError or TypeError where what a card says of a shard cannot be."""
+    # The name that the number has here: a path or another spelling could name a shard a second time.
+    if not isinstance(shard.file, str) or not re.fullmatch(r"shard-[0-9]{5,18}\.arrow", shard.file):
+        raise ValueError(f"{shown(shard.file)!r} is no name of a shard")
+    if shard.file != shard_file(shard_number(shard.file)):
+        raise ValueError(f"{shard.file} is no name of a shard: {shard_file(shard_number(shard.file))} is")
+    counts = (shard.rows, shard.control_steps, shard.bytes)
+    if not all(type(number) is int and 0 <= number <= _MOST_ROWS for number in counts):
+        raise TypeError(f"{shard.file} has a count that is no number")
+    if shard.control_steps > shard.rows:
+        raise ValueError(f"{shard.file} has more control steps than rows")
+    if not isinstance(shard.sha256, str):
+        raise TypeError(f"{shard.file} has a checksum that is no text")
+
+
+def _check_apart(folder: Path, shards: Sequence[ShardEntry]) -> None:
+    """Raises UserError where two shards are one file, whose rows would count twice."""
+    places: dict[tuple[int, int], str] = {}
+    for shard in shards:
+        with suppress(OSError):  # one that is missing is a matter of whoever reads it
+            there = (folder / shard.file).stat()
+            first = places.setdefault((there.st_dev, there.st_ino), shard.file)
+            if first != shard.file:
+                raise UserError(f"{folder / CARD} lists one file twice: {shard.file} is a link to {first}; get it anew")
 
 
 def differences(task: Task, score_kind: ScoreKind, dataset: Dataset) -> Iterator[tuple[str, Any, Any]]:
@@ -439,6 +469,10 @@ def check_rows(part: Shard, dataset: Dataset) -> None:
         raise ValueError(f"labels of shape {part.values.shape}, expected {(length, width)}")
     if not np.isfinite(part.values).all():
         raise ValueError("labels hold NaN or infinity")
+    if not np.isfinite(part.rewards).all():
+        raise ValueError("rewards hold NaN or infinity")
+    if part.frames.dtype != np.uint8 and not np.isfinite(part.frames).all():
+        raise ValueError("frames hold NaN or infinity")
     check_actions(part.actions, length, task)
     masks = part.masks
     if (masks is not None) != task.action_masks:

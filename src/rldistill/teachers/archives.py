@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from rldistill.types import UserError
+from rldistill.types import shown as shown  # the readers of files take it from here
 
 MIB = 2**20
 PATH_LENGTH = 4096
@@ -56,12 +57,6 @@ _DAMAGE = (
     MemoryError,
     OSError,
 )
-
-
-def shown(text: object, length: int = 80) -> str:
-    """A stranger's text as it may stand in a message: on one line, without control characters, not too long."""
-    plain = "".join(c if c.isprintable() else "?" for c in str(text)[: length + 1])
-    return plain if len(plain) <= length else plain[: length - 1] + "…"
 
 
 def read_file(path: Path, limit: int, *, what: str) -> bytes:
