@@ -1,7 +1,11 @@
 import os
 import signal
+import socket
 import stat
+import subprocess
+import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +18,18 @@ from hypothesis import strategies as st
 from rldistill.files import (
     check_new_file,
     generator_state,
+    is_standard_output,
     load_generator_state,
     load_state,
-    new_folder,
+    open_regular,
+    place_at,
     read_json,
+    read_regular,
     replace_file,
     replacing,
     save_state,
 )
+from rldistill.holding import new_folder
 from rldistill.types import UserError
 
 STATE = {
@@ -176,7 +184,7 @@ def test_a_new_folder_takes_the_place_of_another_when_it_is_whole(tmp_path: Path
     with new_folder(tmp_path / "a") as folder:
         (folder / "file").write_text("1")
         assert not (tmp_path / "a").exists()
-    with new_folder(tmp_path / "a", replace=True) as folder:
+    with new_folder(tmp_path / "a", replaceable=lambda folder: None) as folder:
         (folder / "other").write_text("2")
         assert (tmp_path / "a" / "file").read_text() == "1"
     assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["a", "a/other"]
@@ -184,7 +192,7 @@ def test_a_new_folder_takes_the_place_of_another_when_it_is_whole(tmp_path: Path
 
 def test_a_folder_that_fails_halfway_leaves_what_it_should_have_replaced(tmp_path: Path) -> None:
     def half(path: Path, error: BaseException) -> None:
-        with new_folder(path, replace=True) as folder:
+        with new_folder(path, replaceable=lambda folder: None) as folder:
             (folder / "file").write_text("half")
             raise error
 
@@ -245,3 +253,118 @@ def test_a_new_folder_takes_no_place_that_is_taken(tmp_path: Path) -> None:
         fill(tmp_path / "late", taken=tmp_path / "late")
     assert sorted(os.listdir(tmp_path)) == ["late", "link", "there"]
     assert os.listdir(tmp_path / "late") == []
+
+
+def test_links_stay_and_what_they_lead_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").write_bytes(b"old")
+    for name, leads in [("link", "there/file"), ("second", "link"), ("nothing", "there/new")]:
+        (tmp_path / name).symlink_to(leads)
+    replace_file(tmp_path / "second", b"new")
+    assert (tmp_path / "there" / "file").read_bytes() == b"new"
+    replace_file(tmp_path / "nothing", b"made")
+    assert (tmp_path / "there" / "new").read_bytes() == b"made"
+    assert all((tmp_path / name).is_symlink() for name in ("link", "second", "nothing"))
+    assert sorted(os.listdir(tmp_path / "there")) == ["file", "new"]
+    (tmp_path / "round").symlink_to("round")
+    with pytest.raises(UserError, match="cannot write .*round"):
+        replace_file(tmp_path / "round", b"data")
+
+
+def test_a_new_file_takes_no_name_that_another_process_has_taken_meanwhile(tmp_path: Path) -> None:
+    def write_late() -> None:
+        with replacing(tmp_path / "file", new=True) as file:
+            file.write(b"late")
+            (tmp_path / "file").write_bytes(b"early")
+
+    with pytest.raises(UserError, match="exists"):
+        write_late()
+    assert os.listdir(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"early"
+    replace_file(tmp_path / "other", b"data", new=True)
+    assert (tmp_path / "other").read_bytes() == b"data"
+    assert sorted(os.listdir(tmp_path)) == ["file", "other"]
+
+
+def test_a_pipe_is_written_to_and_stays_one(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert place_at(pipe) == "stream"
+    check_new_file(pipe, force=False)
+    received: list[bytes] = []
+    reader = threading.Thread(target=lambda: received.append(pipe.read_bytes()))
+    reader.start()
+    data = bytes(range(256)) * 1000  # more than a pipe holds
+    replace_file(pipe, data)
+    reader.join(10)
+    assert received == [data]
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
+def test_a_pipe_that_nobody_reads_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rldistill.files._READER_SECONDS", 0.1)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="nobody reads this pipe"):
+        replace_file(tmp_path / "pipe", b"data")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+def device(path: Path, like: str) -> Path:
+    """A node of our own: what goes wrong must not end the system's."""
+    try:
+        os.mknod(path, stat.S_IFCHR | 0o666, os.stat(like).st_rdev)
+        open(path, "wb").close()
+    except OSError:
+        pytest.skip("device nodes are for root alone")
+    return path
+
+
+def test_a_device_is_written_to_and_stays_one(tmp_path: Path) -> None:
+    null, full = device(tmp_path / "null", "/dev/null"), device(tmp_path / "full", "/dev/full")
+    replace_file(null, b"data")
+    with pytest.raises(UserError, match="cannot write .*full: No space left"):
+        replace_file(full, b"data")
+    assert all(stat.S_ISCHR(path.stat().st_mode) for path in (null, full))
+    assert sorted(os.listdir(tmp_path)) == ["full", "null"]
+
+
+def test_a_socket_is_neither_written_nor_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as opened:
+        opened.bind("socket")
+        with pytest.raises(UserError, match="name a file"):
+            replace_file(Path("socket"), b"data")
+        with pytest.raises(OSError, match="a socket, not a file"):
+            open_regular("socket")
+
+
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_standard_output_is_written_to_wherever_it_goes(tmp_path: Path, name: str) -> None:
+    program = (
+        "import sys; from pathlib import Path; from rldistill.files import *; print('first');"
+        f"assert place_at(Path({name!r})) in ('stream', 'file') and is_standard_output(Path({name!r}));"
+        f"replace_file(Path({name!r}), b'second\\n'); print('third')"
+    )
+    into_pipe = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True)
+    assert into_pipe.stdout == b"first\nsecond\nthird\n"
+    with open(tmp_path / "file", "wb") as file:
+        subprocess.run([sys.executable, "-c", program], stdout=file, check=True)
+    assert (tmp_path / "file").read_bytes() == b"first\nsecond\nthird\n"
+    assert not is_standard_output(tmp_path / "file")
+
+
+def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"data")
+    (tmp_path / "link").symlink_to("file")
+    assert read_regular(tmp_path / "link") == b"data"
+    assert read_regular(tmp_path / "link", 2) == b"da"
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "to pipe").symlink_to("pipe")
+    for path in (tmp_path / "pipe", tmp_path / "to pipe", Path("/dev/zero"), Path("/dev/null")):
+        with pytest.raises(OSError, match="not a file"):
+            open_regular(path)
+    with pytest.raises(IsADirectoryError):
+        open_regular(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        open_regular(tmp_path / "nothing")

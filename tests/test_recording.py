@@ -21,7 +21,7 @@ from torch import Tensor
 from rldistill.actions import chosen, score_width
 from rldistill.datasets import load_replay, open_dataset
 from rldistill.envs import Environments, make_task
-from rldistill.files import alone
+from rldistill.holding import alone
 from rldistill.networks import Architecture, build
 from rldistill.policies import SavedPolicy, save_policy
 from rldistill.progress import Silent

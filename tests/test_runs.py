@@ -3,6 +3,7 @@ import hashlib
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -92,6 +93,81 @@ def test_a_run_killed_before_it_wrote_its_configuration_can_be_resumed(tmp_path:
     (out / ".config.json.123.tmp").write_text("{")
     Run(out, CONFIG, resume=True).close()
     assert sorted(os.listdir(out)) == ["checkpoint", "config.json", "metrics.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["model.ckpt", "replay-notes", "state", ".state.notes.tmp", "folder"])
+def test_a_folder_of_somebody_who_calls_his_files_checkpoint_is_no_run(tmp_path: Path, name: str) -> None:
+    (tmp_path / "run" / "checkpoint").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoint" / name).write_text("mine") if name != "folder" else (
+        tmp_path / "run" / "checkpoint" / name
+    ).mkdir()
+    before = listing(tmp_path)
+    with pytest.raises(UserError, match=f"no run folder .*it holds checkpoint/{name}"):
+        Run(tmp_path / "run", CONFIG, resume=True)
+    assert listing(tmp_path) == before
+
+
+def test_what_a_user_has_put_into_a_run_stays_when_it_is_finished_or_fails(tmp_path: Path) -> None:
+    mine = ["checkpoint/notes.txt", "checkpoint/.notes.tmp", ".notes.123.tmp", "tensorboard/notes.txt", "notes.txt"]
+
+    def put(out: Path) -> None:
+        for name in mine:
+            (out / name).parent.mkdir(exist_ok=True)
+            (out / name).write_text("mine")
+
+    def fail() -> None:
+        with Run(tmp_path / "failed", CONFIG, resume=False):
+            put(tmp_path / "failed")
+            raise UserError("no")
+
+    with pytest.raises(UserError, match="no"):
+        fail()
+    assert sorted(listing(tmp_path / "failed")) == sorted(mine)
+    with Run(tmp_path / "run", CONFIG, resume=False, tensorboard=True) as run:
+        put(run.path)
+        run.log(step=1)
+        run.checkpoint({})
+    with Run(tmp_path / "run", CONFIG, resume=True, tensorboard=True) as run:
+        finish(run)
+        run.clean()
+    left = set(listing(tmp_path / "run"))
+    assert set(mine) < left
+    assert {name for name in left - set(mine) if "tfevents" not in name} == {
+        "config.json", "metrics.jsonl", "policy/policy.json"
+    }  # fmt: skip
+
+
+def test_of_several_that_begin_one_run_at_once_one_does(tmp_path: Path) -> None:
+    begun, refused = [], []
+
+    def begin(number: int) -> None:
+        try:
+            run = Run(tmp_path / "run", CONFIG | {"number": number}, resume=False)
+            begun.append((number, run))
+        except UserError as error:
+            refused.append(str(error))
+
+    workers = [threading.Thread(target=begin, args=(number,)) for number in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(begun) == 1
+    assert len(refused) == 7
+    assert all("exists" in text or "another process" in text for text in refused)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["number"] == begun[0][0]
+    begun[0][1].close()
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "checkpoint/state", "checkpoint/lock"])
+def test_pipes_in_a_run_folder_are_refused_at_once(tmp_path: Path, name: str) -> None:
+    with Run(tmp_path / "run", CONFIG, resume=False) as run:
+        run.log(step=1)
+        run.checkpoint({})
+    (tmp_path / "run" / name).unlink()
+    os.mkfifo(tmp_path / "run" / name)
+    with pytest.raises(UserError, match=name.split("/")[-1]):
+        Run(tmp_path / "run", CONFIG, resume=True)
 
 
 @pytest.mark.parametrize(

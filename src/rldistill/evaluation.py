@@ -20,7 +20,8 @@ import torch
 from rldistill.actions import agreement as agreement_of
 from rldistill.actions import greedy, mix_in_random
 from rldistill.envs import chosen_task, cut_in_words, same_game, unlike, with_longest_game
-from rldistill.files import replace_file
+from rldistill.files import place_at, read_regular, replace_file
+from rldistill.machine import usual_torch
 from rldistill.policies import KeptPolicy
 from rldistill.progress import Progress, Silent
 from rldistill.rollout import Games, Transition, play, uniform
@@ -150,6 +151,7 @@ class Score:
         return score
 
 
+@usual_torch()
 def evaluate(
     policies: Sequence[str | os.PathLike[str] | KeptPolicy],
     config: EvaluateConfig | None = None,
@@ -331,7 +333,7 @@ def read_scores(path: Path) -> list[Score]:
         UserError: it cannot be read, or holds something else.
     """
     try:
-        data = loads(path.read_bytes())
+        data = loads(read_regular(path))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
@@ -473,11 +475,16 @@ def scores_file(path: Path) -> Path:
     Raises:
         UserError: there is no such folder, it cannot be written to, or the file holds something else.
     """
-    if not path.parent.is_dir():
-        raise UserError(f"cannot write {path}: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"cannot write {path}: nothing may be written to {path.parent}")
-    if path.exists():
+    place, folder = place_at(path), Path(os.path.realpath(path)).parent
+    if place == "stream":
+        return path
+    if not folder.is_dir():
+        raise UserError(f"cannot write {path}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"cannot write {path}: nothing may be written to {folder}")
+    if place == "folder":
+        raise UserError(f"{path} is a folder: name a file with --json")
+    if place == "file":
         try:
             read_scores(path)
         except UserError:

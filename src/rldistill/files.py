@@ -2,140 +2,214 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import io
 import json
 import os
-import shutil
+import re
+import secrets
+import stat
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Literal, TypeAlias, cast
 
 import numpy as np
 import torch
 
 from rldistill.types import UserError
 
+Place: TypeAlias = Literal["free", "file", "folder", "stream"]
+"""What is at a path, links followed: a stream is a pipe or a character device, such as /dev/stdout."""
+
+_READER_SECONDS = 10.0
+"""For which a named pipe may be without anybody who reads it."""
+_TOKEN = "[0-9a-f]{8}"
+_TOKEN_OF_PROCESS = "[0-9]{1,7}"
+"""Versions before 2026-12 put their process's number where the random token is now. These took no lock."""
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Opens a regular file for reading, through links. Pipes and devices, whose end may never come, are refused at once.
+
+    Raises:
+        OSError: as `open`, or there is something else than a regular file.
+    """
+    if _is_special(os.stat(path).st_mode):  # some devices act when they are opened
+        raise OSError(errno.EINVAL, "it is a pipe, a device or a socket, not a file", os.fspath(path))
+    opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    mode = os.fstat(opened).st_mode
+    if stat.S_ISREG(mode):
+        return open(opened, "rb")
+    os.close(opened)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    raise OSError(errno.EINVAL, "it is a pipe, a device or a socket, not a file", os.fspath(path))
+
+
+def read_regular(path: str | os.PathLike[str], most: int = -1) -> bytes:
+    """The bytes of a regular file, or the first `most` of them.
+
+    Raises:
+        OSError: as `open_regular`.
+    """
+    with open_regular(path) as file:
+        return file.read(most)
+
+
+def place_at(path: Path) -> Place:
+    """What is at a path that is to be written.
+
+    Raises:
+        UserError: a disk, a socket, or a path that cannot be looked at.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return "free"
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    if stat.S_ISREG(mode):
+        return "file"
+    if stat.S_ISDIR(mode):
+        return "folder"
+    if stat.S_ISCHR(mode) or stat.S_ISFIFO(mode) or _standard(path) is not None:
+        return "stream"
+    raise UserError(f"{path} is a disk or a socket: name a file")
+
+
+def is_standard_output(path: Path) -> bool:
+    """Whether a path is where `print` prints to: /dev/stdout, or the file that it is sent to."""
+    return _standard(path) == 1
+
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, new: bool = False) -> Iterator[BinaryIO]:
     """A file to write to, aside; it is synced to disk and renamed when the block ends, and removed if anything ends it early.
 
-    A reader sees the old file or the new one, and so does a power cut.
+    A reader sees the old file or the new one, and so does a power cut. A link stays, and what it leads to is replaced. A pipe or
+    a character device is written to when the block ends.
+
+    Args:
+        path: of the file.
+        new: whether a file that is there when the block ends is an error instead of being replaced.
 
     Raises:
         UserError: the disk is full or the place cannot be written; the old file is untouched.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(aside, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-        _sync(path.parent)
-    except BaseException as error:  # Ctrl-C too
-        with suppress(OSError):
-            aside.unlink()
-        if isinstance(error, OSError):
-            raise UserError(
-                f"cannot write {path}: {error.strerror or error}; what was there before is untouched"
-            ) from None
-        raise
+        stream = _opened_stream(path)
+        if stream is not None:
+            with stream:
+                whole = io.BytesIO()
+                yield whole
+                stream.write(whole.getbuffer())
+                return
+        target = Path(os.path.realpath(path))
+        sweep(target)
+        aside, file = _begun(target)
+        try:
+            with file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                # The file's lock is held until it has its name: whoever sweeps takes an unlocked one for dead.
+                put_in_place(aside, target, new=new)
+        except BaseException:  # Ctrl-C too
+            with suppress(OSError):
+                aside.unlink()
+            raise
+        sync(target.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; what was there before is untouched") from None
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes, *, new: bool = False) -> None:
     """Writes a whole file as `replacing` does.
 
     Raises:
         UserError: the disk is full or the place cannot be written; the old file is untouched.
     """
-    with replacing(path) as file:
+    with replacing(path, new=new) as file:
         file.write(data)
 
 
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """No other process that asks works on the folder while the block runs.
+def put_in_place(made: Path, path: Path, *, new: bool = False) -> None:
+    """Gives a whole file its name, on the same file system.
+
+    Args:
+        made: the file; gone then.
+        path: what it is to be called.
+        new: whether a file of that name is an error instead of being replaced.
 
     Raises:
-        UserError: another one does, or the folder cannot be opened.
+        UserError: there is one, and `new` is set.
+        OSError: it cannot be renamed.
     """
+    if not new:
+        os.replace(made, path)
+        return
+    exists = UserError(f"{path} exists: another process has made it meanwhile; choose another name")
     try:
-        opened = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"cannot open {folder}: {error.strerror}") from None
-    try:
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another process works on {folder}: wait for it or choose another --out") from None
-        yield
-    finally:
-        os.close(opened)
+        os.link(made, path)
+    except FileExistsError:
+        raise exists from None
+    except OSError:  # a file system without links
+        if path.exists():
+            raise exists from None
+        os.replace(made, path)
+    else:
+        made.unlink()
 
 
-def check_new_file(path: Path, *, force: bool) -> None:
-    """Told before the work, not after: whether a file may be written there.
+def sweep(path: Path, *, held: bool = False) -> None:
+    """Removes the half files that killed processes have left of a file; those of living ones, which are locked, stay.
+
+    Args:
+        path: of the file, not of its halves.
+        held: whether nobody else can be writing it. Then halves without a lock, of earlier versions, go too.
+    """
+    token = f"(?:{_TOKEN}|{_TOKEN_OF_PROCESS})" if held else _TOKEN
+    half = re.compile(rf"\.{re.escape(path.name)}\.{token}\.tmp")
+    with suppress(OSError):
+        for name in os.listdir(path.parent):
+            if half.fullmatch(name):
+                _remove_dead(path.with_name(name))
+
+
+def name_aside(path: Path, ending: str = "tmp") -> Path:
+    """A name beside a path that no other process has, be its number the same (in containers that share a disk)."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{ending}")
+
+
+def lock(opened: int) -> Literal["held", "taken", "none"]:
+    """Locks an open file or folder against other processes until it is closed; `none` where its file system has no locks."""
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return "taken"
+    except OSError:
+        return "none"
+    return "held"
+
+
+def check_new_file(path: Path, *, force: bool, flag: str = "--out") -> None:
+    """Whether a file may be written there, asked before the work. Pipes and character devices may.
 
     Raises:
         UserError: its folder is missing, it is a folder itself, or it exists and `force` is not set.
     """
-    if not path.parent.is_dir():
+    place = place_at(path)
+    if not Path(os.path.realpath(path)).parent.is_dir():
         raise UserError(f"cannot write {path}: there is no folder {path.parent}")
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: name a file with --out")
-    if path.exists() and not force:
-        raise UserError(f"{path} exists: replace it with --force, or choose another --out")
-
-
-@contextmanager
-def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """A folder that is there as a whole or not at all.
-
-    The block fills the folder that it is given, `.NAME.PID.tmp` beside `path`. When it ends, that is synced to disk and takes
-    the name `path`; when it fails, Ctrl-C included, nothing is left, or what was there before. (A process that is killed
-    leaves the one with the dot.)
-
-    Args:
-        path: of the folder; folders above it are made.
-        replace: an earlier folder there goes once the new one is whole; without it, one that exists is an error.
-
-    Raises:
-        UserError: `path` exists, cannot be made, or the disk is full.
-    """
-    if not replace:
-        free_path(path)
-    aside, before = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
-    parents = [parent for parent in path.parents if not parent.exists()]
-    done = False
-    try:
-        aside.mkdir(parents=True)
-        yield aside
-        for file in aside.rglob("*"):
-            _sync(file)
-        _sync(aside)
-        if not replace:
-            free_path(path)
-        elif path.exists():
-            path.rename(before)
-        aside.rename(path)
-        done = True
-        _sync(path.parent)
-    except OSError as error:
-        reason = error.strerror or str(error).splitlines()[0]
-        raise UserError(f"cannot write {path}: {reason}; what was there before is untouched") from None
-    finally:
-        if before.exists() and not path.exists():  # stopped between the two renames
-            before.rename(path)
-        for folder in (aside, before):
-            shutil.rmtree(folder, ignore_errors=True)
-        if not done:
-            for parent in parents:
-                with suppress(OSError):
-                    parent.rmdir()
+    if place == "folder":
+        raise UserError(f"{path} is a folder: name a file with {flag}")
+    if place == "file" and not force:
+        raise UserError(f"{path} exists: replace it with --force, or choose another {flag}")
 
 
 def free_path(path: Path, flag: str = "--out") -> None:
@@ -144,12 +218,75 @@ def free_path(path: Path, flag: str = "--out") -> None:
         raise UserError(f"{path} exists: choose another {flag}")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """To disk: a file, or the names in a folder."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
     finally:
         os.close(opened)
+
+
+def _is_special(mode: int) -> bool:
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def _begun(target: Path) -> tuple[Path, BinaryIO]:
+    """A new locked file beside the target."""
+    while True:
+        aside = name_aside(target)
+        with suppress(FileExistsError):
+            file = open(aside, "xb")  # noqa: SIM115 (whoever asked closes it)
+            # Another process may sweep between these lines: then the lock is taken, or the file has no name any more.
+            if lock(file.fileno()) != "taken" and os.fstat(file.fileno()).st_nlink:
+                return aside, file
+            file.close()
+
+
+def _remove_dead(half: Path) -> None:
+    with suppress(OSError):
+        opened = os.open(half, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)
+        try:
+            if stat.S_ISREG(os.fstat(opened).st_mode) and lock(opened) == "held":
+                half.unlink()
+        finally:
+            os.close(opened)
+
+
+def _standard(path: Path) -> int | None:
+    """1 or 2 where a path is what standard output or standard error goes to."""
+    with suppress(OSError):
+        there = os.stat(path)
+        for number in (1, 2):
+            with suppress(OSError):
+                if os.path.samestat(there, os.fstat(number)) and not stat.S_ISDIR(there.st_mode):
+                    return number
+    return None
+
+
+def _opened_stream(path: Path) -> BinaryIO | None:
+    """The pipe or device to write to, None where there is none."""
+    standard = _standard(path)
+    if standard is not None:
+        # Standard output that goes to a file: a file in its place would take what is printed later with it.
+        for printed in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):
+                printed.flush()
+        return os.fdopen(os.dup(standard), "wb", buffering=0)
+    if place_at(path) != "stream":
+        return None
+    began = time.monotonic()
+    while True:
+        try:
+            opened = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        except OSError as error:
+            if error.errno != errno.ENXIO or time.monotonic() - began > _READER_SECONDS:
+                reason = "nobody reads this pipe" if error.errno == errno.ENXIO else error.strerror
+                raise UserError(f"cannot write {path}: {reason}") from None
+            time.sleep(0.05)
+        else:
+            os.set_blocking(opened, True)
+            return os.fdopen(opened, "wb")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -159,7 +296,7 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: it cannot be read, or is something else.
     """
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(read_regular(path))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # the latter of lists in lists in lists
@@ -188,7 +325,7 @@ def load_state(path: Path) -> dict[str, Any]:
         UserError: it is missing, truncated or altered.
     """
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except OSError as error:
         raise UserError(f"cannot read the checkpoint {path}: {error.strerror}") from None
     if len(data) < 32 or hashlib.sha256(data[:-32]).digest() != data[-32:]:

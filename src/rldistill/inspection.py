@@ -10,6 +10,7 @@ from torch import nn
 
 from rldistill.actions import describe
 from rldistill.envs import fitting_task, with_longest_game
+from rldistill.machine import usual_torch
 from rldistill.policies import SavedPolicy
 from rldistill.progress import Progress, Silent
 from rldistill.rollout import play_scored
@@ -39,6 +40,7 @@ class InspectConfig:
     """Control steps after which a game is cut; by default the task's own: 27,000 where the environment sets no limit."""
 
 
+@usual_torch()
 def inspect(
     ref: str | os.PathLike[str],
     config: InspectConfig | None = None,

@@ -9,7 +9,7 @@ import platform
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 
@@ -51,6 +51,27 @@ def device_failures(advice: str) -> Iterator[None]:
         raise UserError(f"the GPU has no memory left: {advice}") from None
     except torch.AcceleratorError as error:
         raise UserError(f"the GPU failed ({str(error).splitlines()[0]}): {advice}") from None
+
+
+@contextmanager
+def usual_torch() -> Iterator[None]:
+    """Computes as PyTorch does by default, whatever the caller has set: with gradients, in float32, on the processor.
+
+    A context manager and a decorator: `torch.no_grad()`, `torch.inference_mode()`, `torch.autocast()` or another default dtype or
+    device around a call would change its result, or end it in PyTorch's own words.
+    """
+    dtype = torch.get_default_dtype()
+    with ExitStack() as usual:
+        usual.callback(torch.set_default_dtype, dtype)
+        torch.set_default_dtype(torch.float32)
+        usual.enter_context(torch.inference_mode(False))
+        usual.enter_context(torch.enable_grad())
+        if torch.get_default_device().type != "cpu":
+            usual.enter_context(torch.device("cpu"))
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                usual.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 def machine_in_words(device: torch.device | None = None) -> str:

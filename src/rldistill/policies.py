@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from rldistill.actions import predicted, score_width
-from rldistill.files import read_json, replace_file
+from rldistill.files import read_json, read_regular, replace_file
+from rldistill.machine import usual_torch
 from rldistill.networks import Architecture, Network, build
 from rldistill.types import Actions, ScoreKind, Task, Teacher, UserError
 
@@ -92,7 +93,7 @@ class SavedPolicy:
     def weights(self) -> bytes:
         """`weights.safetensors` as it lies on disk, or as it would."""
         if self.path is not None:
-            return (self.path / "weights.safetensors").read_bytes()
+            return read_regular(self.path / "weights.safetensors")
         return safetensors.torch.save({name: tensor.contiguous() for name, tensor in self.network.state_dict().items()})
 
     def __call__(self, observations: Tensor) -> Tensor:
@@ -183,6 +184,7 @@ def add_provenance(path: Path, more: Mapping[str, Any]) -> None:
     replace_file(path / "policy.json", json.dumps(card, indent=2).encode() + b"\n")
 
 
+@usual_torch()
 def load_policy(path: str | os.PathLike[str]) -> SavedPolicy:
     """Reads a policy folder, or the student of a run folder.
 
@@ -205,7 +207,7 @@ def load_policy(path: str | os.PathLike[str]) -> SavedPolicy:
     if not weights.is_file():
         raise UserError(f"{folder} is incomplete: it has no weights.safetensors")
     try:
-        data = weights.read_bytes()
+        data = read_regular(weights)
     except OSError as error:
         raise UserError(f"cannot read {weights}: {error.strerror}") from None
     if hashlib.sha256(data).hexdigest() != card.get("weights_sha256"):

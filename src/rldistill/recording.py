@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import deque
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from torch import Tensor
 
 import rldistill
 from rldistill.actions import score_width
-from rldistill.datasets import CARD, Dataset, DatasetWriter, create_dataset, open_dataset
-from rldistill.datasets.shards import differences, empty_dataset, same_teacher, write_card
+from rldistill.datasets import CARD, Dataset, DatasetWriter, open_dataset
+from rldistill.datasets.shards import SHARD, differences, empty_dataset, same_teacher, write_card
 from rldistill.envs import Environments, cut_in_words, fitting_task, with_longest_game
-from rldistill.files import alone
+from rldistill.files import sweep
+from rldistill.holding import held_folder
 from rldistill.interrupts import deferred_interrupt
-from rldistill.machine import keep_freed_memory
+from rldistill.machine import keep_freed_memory, usual_torch
 from rldistill.progress import Progress, Silent
 from rldistill.rollout import EpsilonGreedy, rollout
 from rldistill.runs import command_line
@@ -33,6 +35,7 @@ from rldistill.types import (
     Teacher,
     UserError,
     as_tensor,
+    check_boolean,
     check_numbers,
     plain_numbers,
 )
@@ -62,6 +65,7 @@ class RecordConfig:
     """Control steps after which a game is truncated; by default the teacher's own: 27,000 where the environment sets no limit."""
 
 
+@usual_torch()
 def record(
     teacher: str | os.PathLike[str] | Teacher,
     out: str | os.PathLike[str],
@@ -73,7 +77,8 @@ def record(
 ) -> Dataset:
     """Lets the teacher play, epsilon-greedily, and writes what it saw and its scores; returns the dataset.
 
-    Ctrl-C keeps what was played. A killed process loses the shard in the making, no more.
+    Ctrl-C keeps what was played, and so does an environment or a teacher that fails. A killed process loses the shard in the
+    making, no more.
 
     Args:
         teacher: whatever `load_teacher` takes, or in Python anything that is a `Teacher`.
@@ -88,6 +93,7 @@ def record(
             teacher or kind of scores (the message names the field), or the teacher's values hold NaN or infinity.
         KeyboardInterrupt: Ctrl-C, after what was played is safe.
     """
+    check_boolean("append", append)
     config, progress = plain_numbers(config or RecordConfig()), progress or Silent()
     check_numbers(
         config,
@@ -96,8 +102,9 @@ def record(
         within={"num_envs": (1, MOST_ENVIRONMENTS)},
     )
     path = Path(out)
+    taken = f"{path} exists: add to it with --append, or choose another --out"
     if not append and (path.exists() or path.is_symlink()):
-        raise UserError(f"{path} exists: add to it with --append, or choose another --out")
+        raise UserError(taken)
     keep_freed_memory()
     name = None
     if isinstance(teacher, str | os.PathLike):
@@ -110,7 +117,8 @@ def record(
     task = with_longest_game(fitting_task(teacher.task, config.env, config.env_kwargs), config.max_episode_steps)
     known = known_of(teacher, name)
     with ExitStack() as held:
-        before = _held(path, held) if path.exists() else None
+        held.enter_context(held_folder(path, taken=None if append else taken))
+        before = _dataset_in(path)
         there = before.control_steps if before else 0
         # Episodes follow from the seed, so what is appended needs another one; it follows from how much is there.
         seed = config.seed if there == 0 else int(np.random.SeedSequence([config.seed, there]).generate_state(1)[0])
@@ -121,7 +129,7 @@ def record(
         task = environments.task
         if before is not None:
             _check_same(before, task, teacher.score_kind, known)
-        labels(as_tensor(environments.observations))  # a teacher that is of no use leaves no folder behind
+        labels(as_tensor(environments.observations))  # a teacher that is of no use leaves nothing behind
         recording = {
             "driver": "teacher",
             "epsilon": config.epsilon,
@@ -135,27 +143,30 @@ def record(
         dataset = before or empty_dataset(path, task, teacher.score_kind, known)
         shard_steps = min(config.shard_steps, config.steps + num_envs)  # the last step of all rows may go beyond
         writer = DatasetWriter(dataset.with_recording(recording), num_envs, shard_steps)
-        if before is None and path.is_dir():
+        if before is None:
             write_card(dataset)
-        elif before is None:
-            create_dataset(path, task, teacher.score_kind, known)
-            held.enter_context(alone(path))
         driver = EpsilonGreedy(labels, task, config.epsilon, np.random.default_rng([seed, 1]))
-        _play(environments, driver, labels, writer, config.steps, progress)
-        if environments.cut:
-            progress.say(cut_in_words(task))
+        try:
+            _play(environments, driver, labels, writer, config.steps, progress)
+        except BaseException:
+            if before is None and not writer.dataset.shards:  # nothing was played: the name can be given again
+                (path / CARD).unlink(missing_ok=True)
+            raise
+        finally:
+            if environments.cut:
+                progress.say(cut_in_words(task))
     size = sum(shard.bytes for shard in writer.dataset.shards)
     progress.say(f"{writer.dataset.control_steps:,} control steps, {size / 1e6:.1f} MB: {path}")
     return writer.dataset
 
 
-def _held(path: Path, held: ExitStack) -> Dataset | None:
-    """The dataset there, kept from other processes; None in an empty folder."""
-    if path.is_dir():
-        held.enter_context(alone(path))
-    for aside in (*path.glob(".shard-*.tmp"), *path.glob(f".{CARD}.*.tmp")):
-        aside.unlink()  # half a file, of a process that was killed
-    return None if path.is_dir() and not any(path.iterdir()) else open_dataset(path)
+def _dataset_in(path: Path) -> Dataset | None:
+    """The dataset in a folder that this process holds, without half files of killed ones; None in an empty folder."""
+    for name in {
+        half[1] for entry in path.iterdir() if (half := re.fullmatch(rf"\.({CARD}|{SHARD})\.\w+\.tmp", entry.name))
+    }:
+        sweep(path / name, held=True)
+    return open_dataset(path) if any(path.iterdir()) else None
 
 
 class _Remembered:
@@ -185,31 +196,50 @@ def _play(
     progress: Progress,
 ) -> None:
     done = 0
+    whole = True
+    """Whether the writer is between two steps."""
     recent: deque[float] = deque(maxlen=100)
     progress.start(f"record {environments.task.env}", steps, "steps")
+    before = writer.dataset.control_steps
+
+    def say_what_is_kept() -> None:
+        kept, path = writer.dataset.control_steps - before, writer.dataset.path
+        if kept:
+            progress.say(f"stopped: {kept:,} steps are safe in {path}; go on with --append --steps {steps - kept}")
+
     with deferred_interrupt() as interrupted:
-        for step in rollout(environments, driver):
-            keep = min(steps - done, environments.num_envs)
-            writer.add(
-                step.observations,
-                step.starts,
-                step.actions,
-                step.rewards,
-                step.terminated,
-                step.truncated,
-                labels.values,
-                step.masks,
-                keep=keep,
-            )
-            done += keep
-            recent.extend(step.returns[~np.isnan(step.returns)].tolist())
-            progress.update(done, **({"score": float(np.mean(recent))} if recent else {}))
-            if done == steps or interrupted():
-                break
+        try:
+            for step in rollout(environments, driver):
+                keep = min(steps - done, environments.num_envs)
+                whole = False
+                writer.add(
+                    step.observations,
+                    step.starts,
+                    step.actions,
+                    step.rewards,
+                    step.terminated,
+                    step.truncated,
+                    labels.values,
+                    step.masks,
+                    keep=keep,
+                )
+                whole = True
+                done += keep
+                recent.extend(step.returns[~np.isnan(step.returns)].tolist())
+                progress.update(done, **({"score": float(np.mean(recent))} if recent else {}))
+                if done == steps or interrupted():
+                    break
+        except (
+            BaseException
+        ):  # of the environment, of the teacher, or a second Ctrl-C: what was played is kept all the same
+            if whole:
+                with suppress(UserError):  # a full disk too: the first error is the one to tell
+                    writer.flush()
+            say_what_is_kept()
+            raise
         writer.flush()
         if done < steps:
-            path, left = writer.dataset.path, steps - done
-            progress.say(f"stopped: {done:,} steps are safe in {path}; go on with --append --steps {left}")
+            say_what_is_kept()
             raise KeyboardInterrupt
 
 

@@ -16,6 +16,10 @@ from rldistill.types import Bools, Observations, Task, UserError
 
 Rows = npt.NDArray[np.int64]
 
+_COLUMNS = ("frames", "starts", "checksums", "values", "actions", "rewards", "terminated", "truncated", "masks")
+FILES = tuple(f"replay-{name}" for name in _COLUMNS)
+"""All that lies in scratch folders: whoever tidies one up goes by this list."""
+
 
 def mask_column(task: Task) -> dict[str, tuple[tuple[int, ...], npt.DTypeLike]]:
     """The column of a task with action masks; none of one without."""
@@ -81,7 +85,10 @@ class Replay:
             if self._scratch is None:
                 return np.empty(shape, dtype=dtype)
             path = self._scratch / f"replay-{name}"
+            assert path.name in FILES
             fresh = not path.exists()
+            if not fresh and not path.is_file():
+                raise UserError(f"{path} is no file: remove it")
             try:
                 with open(path, "ab") as file:
                     os.posix_fallocate(file.fileno(), 0, size)  # a full disk is told now, not by a bus error later

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import json
 import os
+import re
 import shlex
-import shutil
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, suppress
 from io import RawIOBase
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 from rldistill.envs import EnvironmentFailed
-from rldistill.files import load_state, read_json, replace_file, save_state
+from rldistill.files import load_state, read_json, read_regular, replace_file, save_state, sweep
+from rldistill.holding import held_file
+from rldistill.replay import FILES
 from rldistill.types import UserError
 
 Result = TypeVar("Result")
@@ -38,6 +40,10 @@ MAY_CHANGE = frozenset(
     }
 )
 """Options that change no weights, so that a run may be resumed with other ones: games played for scores, and what is kept."""
+_IN_CHECKPOINT = re.compile(rf"lock|state|{'|'.join(FILES)}|\.state\.([0-9a-f]{{8}}|[0-9]{{1,7}})\.tmp")
+"""All that runs put into `checkpoint/`: nothing else in it is ever removed."""
+_EVENTS = "events.out.tfevents.*"
+"""What TensorBoard writes, the same for `tensorboard/`."""
 
 
 class Run:
@@ -73,45 +79,61 @@ class Run:
         self.path = out
         self.policy_path = out / "policy"
         self._state_path = out / "checkpoint" / "state"
-        self._fresh = not out.exists()
-        self._check_place(resume)
-        begun = (out / "config.json").is_file()
-        changed = begun and self._changed(config, json.loads(json.dumps(defaults or {})))
-        self._lock = self._locked()
-        for aside in [*out.glob(".*.tmp"), *(out / "checkpoint").glob(".*.tmp")]:
-            aside.unlink()  # half a file, of a process that was killed
-        self.state = self._last_checkpoint()
-        """The last checkpoint, None at the beginning."""
-        if not begun or (changed and not self.scored):
-            try:
-                replace_file(out / "config.json", json.dumps(config, indent=2).encode() + b"\n")
-            except UserError:
-                self._lock.close()
-                if self._fresh:
-                    shutil.rmtree(out)
-                raise
         self.remarks: list[str] = []
         """What the user should hear of the folder as it was found."""
-        self._metrics = self._opened_metrics()
-        self._events: Events | NoEvents = Events(out / "tensorboard", read_metrics(out)) if tensorboard else NoEvents()
+        self._check_place(resume)
+        defaults = json.loads(json.dumps(defaults or {}))
+        self._changed(config, defaults)
+        self._fresh = False
+        with ExitStack() as held:
+            self._hold(held, resume)
+            held.callback(lambda: self._leave_no_trace() if self._fresh else None)
+            changed = self._changed(config, defaults)  # once more: another process may have begun a run meanwhile
+            for name in ("config.json", "checkpoint/state"):
+                sweep(out / name, held=True)
+            self.state = self._last_checkpoint()
+            """The last checkpoint, None at the beginning."""
+            if not (out / "config.json").is_file() or (changed and not self.scored):
+                replace_file(out / "config.json", json.dumps(config, indent=2).encode() + b"\n")
+            self._metrics = self._opened_metrics()
+            self._events = Events(out / "tensorboard", read_metrics(out)) if tensorboard else NoEvents()
+            held.pop_all()
 
     def _check_place(self, resume: bool) -> None:
         out = self.path
-        # A process killed before config.json was there leaves a checkpoint folder without a state, perhaps half a file.
-        alien = [out]
-        if out.is_dir():
-            alien = [
-                path for path in out.iterdir() if path.name != "checkpoint" and not path.match(".config.json.*.tmp")
-            ]
         if out.is_symlink() and not out.exists():
             raise UserError(f"{out} is a link to nothing: remove it, or choose another --out")
-        if out.exists() and not (out / "config.json").is_file() and (alien or self._state_path.exists()):
-            raise UserError(f"{out} is no run folder (it has no config.json): choose another --out")
+        if out.exists() and not (out / "config.json").is_file():
+            alien = self._aliens()
+            if alien:
+                holds = f"; it holds {alien[0]}" if alien[0] else ""
+                raise UserError(f"{out} is no run folder (it has no config.json{holds}): choose another --out")
         if out.exists() and not resume:
             raise UserError(f"{out} exists: continue it with --resume, or choose another --out")
 
+    def _aliens(self) -> list[str]:
+        """What no run leaves that was killed before its config.json was there: that has a checkpoint folder without a state, and
+        perhaps half a file."""
+        if not self.path.is_dir():
+            return [""]
+        found = [
+            path.name
+            for path in self.path.iterdir()
+            if path.name != "checkpoint" and not re.fullmatch(r"\.config\.json\.\w+\.tmp", path.name)
+        ]
+        checkpoint = self.path / "checkpoint"
+        if not found and checkpoint.exists():
+            found = [
+                f"checkpoint/{path.name}"
+                for path in (checkpoint.iterdir() if checkpoint.is_dir() else ())
+                if path.name == "state" or not _IN_CHECKPOINT.fullmatch(path.name)
+            ]
+        return sorted(found)
+
     def _changed(self, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
-        """Whether options differ that may."""
+        """Whether options differ that may; False where there is no run yet."""
+        if not (self.path / "config.json").is_file():
+            return False
         before = _with_defaults(read_json(self.path / "config.json"), config, defaults)
         changed = [name for name in {**config, **before} if before.get(name) != config.get(name)]
         for name in changed:
@@ -122,18 +144,32 @@ class Run:
                 )
         return bool(changed)
 
-    def _locked(self) -> TextIO:
-        """A file that this process alone has a lock on, as long as it is open."""
+    def _hold(self, held: ExitStack, resume: bool) -> None:
+        """Makes the folder where there is none, and a lock file in it that this process alone holds until `close`."""
+        exists = UserError(f"{self.path} exists: continue it with --resume, or choose another --out")
+        made = False
         try:
-            (self.path / "checkpoint").mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / "checkpoint" / "lock", "w")  # noqa: SIM115 (held as long as the run)
+            self.path.mkdir(parents=True)
+            made = True
+        except FileExistsError:
+            if not resume:
+                raise exists from None
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror}") from None
+        checkpoint = self.path / "checkpoint"
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another process works on {self.path}: wait for it or choose another --out") from None
-        return lock
+            checkpoint.mkdir(exist_ok=True)
+            self._lock = held.enter_context(ExitStack())
+            self._lock.enter_context(held_file(checkpoint / "lock", self.path))
+        except OSError as error:
+            for folder in (checkpoint, self.path) if made else ():
+                with suppress(OSError):
+                    folder.rmdir()
+            raise UserError(f"cannot write to {self.path}: {error.strerror}") from None
+        # Between making the folder and holding it another process may have come and gone.
+        self._fresh = made and not (self.path / "config.json").exists()
+        if not resume and not self._fresh:
+            raise exists
 
     def _last_checkpoint(self) -> dict[str, Any] | None:
         if not self._state_path.exists():
@@ -149,6 +185,8 @@ class Run:
     def _opened_metrics(self) -> RawIOBase:
         """`metrics.jsonl`, at the place of the last checkpoint."""
         metrics = self.path / "metrics.jsonl"
+        if metrics.exists() and not metrics.is_file():
+            raise UserError(f"{metrics} is no file: remove it")
         metrics.touch()
         there = metrics.stat().st_size
         if not self.scored and self.state is not None:  # lines written after the checkpoint will be written again
@@ -220,10 +258,8 @@ class Run:
         return UserError(f"cannot write {self.path / name}: {error.strerror}; {way}")
 
     def clean(self) -> None:
-        """Removes what only a resumed run needs."""
-        for path in (self.path / "checkpoint").iterdir():
-            path.unlink()
-        (self.path / "checkpoint").rmdir()
+        """Removes what only a resumed run needs. What others have put beside it stays."""
+        remove_own(self.path / "checkpoint", lambda path: _IN_CHECKPOINT.fullmatch(path.name) is not None)
 
     def result(self, load: Callable[[Path], Result], say: Callable[[str], object], *, games: int = 0) -> Result | None:
         """What the run made, if it is there; if nothing of it is missing, its checkpoint goes.
@@ -261,6 +297,12 @@ class Run:
         self._events.close()
         self._lock.close()
 
+    def _leave_no_trace(self) -> None:
+        """Removes a folder that was made here, but for what others have put into it."""
+        self.clean()
+        remove_own(self.path / "tensorboard", lambda path: path.match(_EVENTS))
+        remove_own(self.path, lambda path: path.name in ("config.json", "metrics.jsonl"))
+
     def __enter__(self) -> Run:
         return self
 
@@ -272,7 +314,7 @@ class Run:
         empty = not self._state_path.exists() and self._metrics.tell() == 0
         if isinstance(error, Exception) and self._fresh and empty:
             self._events.close()
-            shutil.rmtree(self.path)
+            self._leave_no_trace()
         elif isinstance(error, EnvironmentFailed):
             error.args = (f"{error}{self._kept(error)}",)
         self.close()
@@ -293,7 +335,7 @@ class Events:
     """A run's metrics as TensorBoard events: a curve a figure, over control steps (over updates where nothing is played).
 
     Args:
-        folder: written anew: earlier processes of the run may have logged beyond its last checkpoint.
+        folder: its events are written anew: earlier processes of the run may have logged beyond its last checkpoint.
         records: of the run so far.
 
     Raises:
@@ -301,7 +343,7 @@ class Events:
     """
 
     def __init__(self, folder: Path, records: Iterable[Mapping[str, Any]]) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_own(folder, lambda path: path.match(_EVENTS))
         self._writer = _summary_writer()(str(folder))
         self._step = 0
         for record in records:
@@ -364,10 +406,21 @@ def begun_with(out: Path) -> dict[str, Any]:
     return read_json(out / "config.json") if (out / "config.json").is_file() else {}
 
 
+def remove_own(folder: Path, own: Callable[[Path], bool]) -> None:
+    """Removes the files of a folder that are our own, and the folder if nothing else is in it."""
+    if not folder.is_dir():
+        return
+    for path in list(folder.iterdir()):
+        if own(path) and not path.is_dir():
+            path.unlink()
+    with suppress(OSError):
+        folder.rmdir()
+
+
 def read_metrics(out: Path) -> list[dict[str, Any]]:
     """The records of a run's `metrics.jsonl`; a last line cut off by a kill is left out."""
     records = []
-    for line in (out / "metrics.jsonl").read_text(errors="replace").splitlines():
+    for line in read_regular(out / "metrics.jsonl").decode(errors="replace").splitlines():
         try:
             record = json.loads(line)
         except ValueError:

@@ -20,7 +20,7 @@ from rldistill.dqn import DQN, DQNSettings, updates_due
 from rldistill.envs import Environments, cut_in_words, make_task
 from rldistill.files import replace_file
 from rldistill.interrupts import deferred_interrupt
-from rldistill.machine import device_failures, keep_freed_memory, machine_in_words, torch_device
+from rldistill.machine import device_failures, keep_freed_memory, machine_in_words, torch_device, usual_torch
 from rldistill.networks import Architecture, Network, Normalization, build, parameter_count
 from rldistill.policies import SavedPolicy, add_provenance, load_policy, save_policy
 from rldistill.pqn import PQN, PQNSettings
@@ -28,7 +28,15 @@ from rldistill.progress import Progress, Silent
 from rldistill.rollout import play_scored
 from rldistill.runs import Run, command_line, curve_csv, read_metrics
 from rldistill.stats import games_in_words, with_interval
-from rldistill.types import MOST_ENVIRONMENTS, MOST_SAMPLES, Task, UserError, check_numbers, plain_numbers
+from rldistill.types import (
+    MOST_ENVIRONMENTS,
+    MOST_SAMPLES,
+    Task,
+    UserError,
+    check_boolean,
+    check_numbers,
+    plain_numbers,
+)
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,7 @@ class TrainConfig:
     """How the final policy's numbers are kept: float16 is half the size. The score is that of the numbers kept."""
 
 
+@usual_torch()
 def train(
     env: str,
     out: str | os.PathLike[str],
@@ -130,6 +139,7 @@ def train(
     Raises:
         UserError: a wrong configuration, an unknown environment or network, a run folder that cannot be used.
     """
+    check_boolean("resume", resume)
     config, progress = plain_numbers(config or TrainConfig()), progress or Silent()
     task = _task(env, config)
     settings = _resolve(config, task)
@@ -245,6 +255,7 @@ def _finished(run: Run, settings: dict[str, Any], progress: Progress) -> SavedPo
     return load_policy(run.policy_path)
 
 
+@usual_torch()
 def make_learner(env: str, config: TrainConfig, scratch: Path) -> DQN | PQN:
     """What `train` would learn with, fresh, without a run; whoever takes it closes its `environments`.
 

@@ -101,12 +101,13 @@ def check_numbers(
         within: field to the least and the most that it may be.
 
     Raises:
-        UserError: one is out of its range, NaN, or broken where whole numbers are meant.
+        UserError: one is out of its range, NaN, or broken where whole numbers are meant; or a boolean is none.
     """
     ranges = {name: (low, math.inf, f"is at least {low}") for name, low in (least or {}).items()}
     ranges |= {name: (math.ulp(0.0), sys.float_info.max, "is a positive number") for name in positive}
     both = {**dict.fromkeys(shares, (0, 1)), **(within or {})}
     ranges |= {name: (low, high, f"lies between {low} and {high}") for name, (low, high) in both.items()}
+    check_booleans(config)
     hints = get_type_hints(type(config))
     for name, (low, high, told) in ranges.items():
         value = getattr(config, name)
@@ -120,6 +121,20 @@ def check_numbers(
             raise UserError(f"{flag} is a whole number, not {value}")
         if name == "seed" and value is not None and value > _LARGEST_SEED:
             raise UserError(f"{flag} is at most {_LARGEST_SEED}, not {value}")
+
+
+def check_booleans(config: object) -> None:
+    """Raises UserError where a field of a configuration that is to be True or False is something else, such as the text `no`."""
+    for name, hint in get_type_hints(type(config)).items():
+        kinds = {hint, *get_args(hint)}
+        if bool in kinds and not (getattr(config, name) is None and type(None) in kinds):
+            check_boolean(name, getattr(config, name))
+
+
+def check_boolean(name: str, value: object) -> None:
+    """Raises UserError where an option is neither True nor False."""
+    if not isinstance(value, bool | np.bool_):
+        raise UserError(f"--{name.replace('_', '-')} is True or False, not {value!r}")
 
 
 def plain_numbers(config: Configuration) -> Configuration:

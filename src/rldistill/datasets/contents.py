@@ -16,11 +16,11 @@ from rldistill.actions import describe
 from rldistill.datasets.episodes import find_episodes, observations_of, read_episodes
 from rldistill.datasets.shards import CARD, Shard, open_dataset
 from rldistill.envs import action_names
-from rldistill.files import free_path, replace_file
+from rldistill.files import free_path, place_at, replace_file
 from rldistill.plots import observation_panels
 from rldistill.progress import Progress
 from rldistill.stats import Summary, summarize
-from rldistill.types import Observations, Task, UserError
+from rldistill.types import Observations, Task, UserError, check_boolean
 
 PICTURES = 4
 """Rows drawn."""
@@ -97,6 +97,7 @@ def info(
     Raises:
         UserError: no dataset, or `json` exists. A damaged shard does not raise, see `Info.damaged`.
     """
+    check_boolean("verify", verify)
     dataset = open_dataset(data)
     target = None if json is None else _free_file(Path(json), "--json")
     episodes, damaged = find_episodes(dataset, verify=verify, progress=progress)
@@ -119,7 +120,7 @@ def info(
         damaged=damaged,
     )
     if target is not None:
-        replace_file(target, dumps(found.as_dict(), indent=2).encode() + b"\n")
+        replace_file(target, dumps(found.as_dict(), indent=2).encode() + b"\n", new=True)
     return found
 
 
@@ -216,7 +217,7 @@ def head(
             f"episode {shown[n].episode}, step {shown[n].step}" + f", {shown[n].name}" * bool(shown[n].name)
             for n in drawn
         ]
-        replace_file(target, observation_panels(observations, labels))
+        replace_file(target, observation_panels(observations, labels), new=True)
     return shown
 
 
@@ -279,6 +280,8 @@ def _teacher(teacher: dict[str, Any]) -> str:
 
 def _free_file(path: Path, flag: str) -> Path:
     """Told before anything is read, not after."""
+    if place_at(path) == "stream":
+        return path
     free_path(path, flag)
     if not path.parent.is_dir():
         raise UserError(f"cannot write {path}: there is no folder {path.parent}")

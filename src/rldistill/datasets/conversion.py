@@ -11,7 +11,9 @@ from rldistill.datasets.episodes import find_episodes
 from rldistill.datasets.minari import check_target, minari_folder, read_minari, write_minari
 from rldistill.datasets.shards import CARD, open_dataset
 from rldistill.envs import fitting_task
-from rldistill.files import free_path, new_folder
+from rldistill.files import free_path
+from rldistill.holding import new_folder
+from rldistill.machine import usual_torch
 from rldistill.progress import Progress, Silent
 from rldistill.teachers import TeacherOptions, load_fitting
 from rldistill.types import UserError
@@ -30,6 +32,7 @@ class Conversion:
     """What the format holds in another way, or cannot hold."""
 
 
+@usual_torch()
 def convert(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],

@@ -21,9 +21,10 @@ from rldistill.datasets.shards import (
     shard_number,
     write_card,
 )
-from rldistill.files import free_path, new_folder
+from rldistill.files import free_path
+from rldistill.holding import new_folder
 from rldistill.progress import Progress, Silent
-from rldistill.types import UserError
+from rldistill.types import UserError, check_boolean
 
 
 def merge(
@@ -46,6 +47,7 @@ def merge(
         UserError: something differs (the message names both values), a shard is damaged or in two of the datasets, or `out`
             exists. Nothing is left of `out` then.
     """
+    check_boolean("mixed_teachers", mixed_teachers)
     progress, target = progress or Silent(), Path(out)
     if len(datasets) < 2:
         raise UserError("merge takes two datasets or more")

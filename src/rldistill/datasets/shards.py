@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rldistill.actions import action_layout, are_allowed, check_actions, score_width, some_allowed
-from rldistill.files import read_json, replace_file
+from rldistill.files import read_json, read_regular, replace_file
 from rldistill.progress import Progress, Silent
 from rldistill.replay import Replay, mask_column
 from rldistill.types import Actions, Bools, Floats, Masks, ScoreKind, Task, UserError, shown
@@ -33,6 +33,8 @@ from rldistill.types import Actions, Bools, Floats, Masks, ScoreKind, Task, User
 FORMAT = "rldistill-dataset"
 VERSION = 1
 CARD = "dataset.json"
+SHARD = r"shard-[0-9]{5,18}\.arrow"
+"""Names of shards."""
 
 _MOST_ROWS = 2**53
 
@@ -197,7 +199,7 @@ class Dataset:
         """
         path = self.path / shard.file
         try:
-            data = path.read_bytes()
+            data = read_regular(path)
         except FileNotFoundError:
             raise UserError(f"the shard {path} is missing{ADVICE}") from None
         except OSError as error:
@@ -318,7 +320,7 @@ def parse_card(card: Mapping[str, Any], place: str) -> tuple[Task, ScoreKind, tu
 def _check_entry(shard: ShardEntry) -> None:
     """Raises ValueError or TypeError where what a card says of a shard cannot be."""
     # The name that the number has here: a path or another spelling could name a shard a second time.
-    if not isinstance(shard.file, str) or not re.fullmatch(r"shard-[0-9]{5,18}\.arrow", shard.file):
+    if not isinstance(shard.file, str) or not re.fullmatch(SHARD, shard.file):
         raise ValueError(f"{shown(shard.file)!r} is no name of a shard")
     if shard.file != shard_file(shard_number(shard.file)):
         raise ValueError(f"{shard.file} is no name of a shard: {shard_file(shard_number(shard.file))} is")

@@ -24,7 +24,7 @@ from rldistill.envs import Environments, cut_in_words, features_of, fitting_task
 from rldistill.exploration import explorer
 from rldistill.interrupts import deferred_interrupt
 from rldistill.losses import WeightedLoss, parse_loss
-from rldistill.machine import keep_freed_memory, machine_in_words
+from rldistill.machine import keep_freed_memory, machine_in_words, usual_torch
 from rldistill.networks import Architecture, Network, build, parameter_count
 from rldistill.policies import SavedPolicy, add_provenance, check_finite, load_policy, save_policy
 from rldistill.progress import Progress, Silent
@@ -35,11 +35,12 @@ from rldistill.schedules import constant, linear
 from rldistill.stats import games_in_words, with_interval
 from rldistill.streams import Composed, Driven, Offline, Stream, checked_labels, minibatches, times_an_item
 from rldistill.teachers import ForeignTeacher, TeacherOptions, check_all_act, load_fitting
-from rldistill.types import ScoreKind, Task, Teacher, UserError, as_tensor, plain_numbers
+from rldistill.types import ScoreKind, Task, Teacher, UserError, as_tensor, check_boolean, plain_numbers
 
 __all__ = ["DistillConfig", "Update", "checked", "distill", "make_stream", "suited", "suited_architecture"]
 
 
+@usual_torch()
 def distill(
     teacher: str | os.PathLike[str] | Teacher,
     out: str | os.PathLike[str],
@@ -62,6 +63,7 @@ def distill(
     Raises:
         UserError: a wrong configuration or input; one line says which and how to mend it.
     """
+    check_boolean("resume", resume)
     progress = progress or Silent()
     config = checked(plain_numbers(config or DistillConfig()))
     keep_freed_memory()

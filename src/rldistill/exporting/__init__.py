@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from json import dumps
@@ -30,15 +29,16 @@ from rldistill.exporting.onnx import to_onnx
 from rldistill.exporting.onnx_int8 import to_onnx_int8
 from rldistill.exporting.sb3 import sb3_actions, to_sb3
 from rldistill.exporting.torchscript import to_torchscript
-from rldistill.files import check_new_file, replace_file
-from rldistill.machine import check_packages
+from rldistill.files import check_new_file, place_at, put_in_place, replace_file
+from rldistill.holding import folder_aside
+from rldistill.machine import check_packages, usual_torch
 from rldistill.networks import parameter_count
 from rldistill.policies import KeptPolicy, SavedPolicy
 from rldistill.progress import Progress, Silent
 from rldistill.stats import games_in_words, with_interval
 from rldistill.teachers import ForeignTeacher, load_own, load_policy, teacher_beside
 from rldistill.teachers.exported import description
-from rldistill.types import Observations, UserError, check_numbers
+from rldistill.types import Observations, UserError, check_boolean, check_numbers
 
 Format: TypeAlias = Literal["onnx", "onnx-int8", "c", "c-int8", "torchscript", "sb3"]
 BOUNDS: dict[Format, Bound] = {
@@ -116,6 +116,7 @@ class Export:
         }
 
 
+@usual_torch()
 def export(
     policy: str | os.PathLike[str] | SavedPolicy,
     out: str | os.PathLike[str],
@@ -142,6 +143,7 @@ def export(
             missing package (the message names the extra), a dataset of another task, an export that differs from the policy
             by more than the bound of its format, or a disk that is full. Nothing is written then.
     """
+    check_boolean("force", force)
     config, progress = config or ExportConfig(), progress or Silent()
     target = Path(out)
     files = _files(target, format, config, force=force)
@@ -159,27 +161,30 @@ def export(
     calibration, states = _states(source, config, progress)
     progress.say(f"writing {format}")
     written, notes = _written(source, target, format, config, known, calibration)
-    aside = target.with_name(f".{target.name}.{os.getpid()}.aside")
     try:
-        aside.mkdir()
-        for file in files:
-            replace_file(aside / file.name, written[file.name])  # synced to disk: renaming it needs no more room
-        made = load_policy(aside / target.name)
-        assert isinstance(made, ForeignTeacher)
-        found = compare(source, made, states, config.states, progress)
-        refuse_beyond(BOUNDS[format], found, format)
-        if format == "sb3":
-            _check_in_sb3(aside / target.name, source, made, calibration)
-        rows = _rows(source, made, teacher, found, format, config, progress)
-        done = Export(tuple(files), format, _size(made), found, tuple(notes), tuple(rows))
-        if report is not None:
-            replace_file(report, dumps(done.as_dict(), indent=2, allow_nan=False).encode() + b"\n")
-        for file in files:
-            os.replace(aside / file.name, file)
+        with folder_aside(target) as aside:
+            for file in files:
+                replace_file(aside / file.name, written[file.name])  # synced to disk: renaming it needs no more room
+            made = load_policy(aside / target.name)
+            assert isinstance(made, ForeignTeacher)
+            found = compare(source, made, states, config.states, progress)
+            refuse_beyond(BOUNDS[format], found, format)
+            if format == "sb3":
+                _check_in_sb3(aside / target.name, source, made, calibration)
+            rows = _rows(source, made, teacher, found, format, config, progress)
+            done = Export(tuple(files), format, _size(made), found, tuple(notes), tuple(rows))
+            for file in files:
+                check_new_file(file, force=force)  # once more: another process may have written it meanwhile
+            if report is not None:
+                data = dumps(done.as_dict(), indent=2, allow_nan=False).encode() + b"\n"
+                replace_file(report, data, new=not force)
+            for file in files:
+                if file.is_symlink():
+                    replace_file(file, written[file.name])
+                else:
+                    put_in_place(aside / file.name, file, new=not force)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror}; nothing was written") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return done
 
 
@@ -218,16 +223,15 @@ def _files(target: Path, format: Format, config: ExportConfig, *, force: bool) -
     files = [target, target.with_suffix(".h")] if ending == ".c" else [target]
     for file in files:
         check_new_file(file, force=force)
+        if place_at(file) == "stream":
+            raise UserError(f"{file} is a pipe or a device, and an export is read back: name a file with --out")
     return files
 
 
 def _report_file(path: Path, files: list[Path], *, force: bool) -> Path:
-    if not path.parent.is_dir():
-        raise UserError(f"cannot write {path}: there is no folder {path.parent}")
     if path in files:
         raise UserError(f"--json and --out are both {path}")
-    if path.is_dir() or (path.exists() and not force):
-        raise UserError(f"{path} exists: replace it with --force, or choose another --json")
+    check_new_file(path, force=force, flag="--json")
     return path
 
 

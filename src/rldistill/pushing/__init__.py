@@ -18,18 +18,19 @@ import rldistill
 from rldistill.envs import confirm, decisions_per_second, unlike
 from rldistill.evaluation import EvaluateConfig, Score, evaluate, name_of, read_scores, write_scores
 from rldistill.exporting import Format
-from rldistill.files import new_folder, read_json, replace_file
-from rldistill.machine import check_packages
+from rldistill.files import read_json, read_regular, replace_file
+from rldistill.holding import new_folder
+from rldistill.machine import check_packages, usual_torch
 from rldistill.policies import SavedPolicy
 from rldistill.progress import Progress, Silent
 from rldistill.pushing.card import Told, card
-from rldistill.pushing.exports import Shipped, check_exports, copy_exports, make_exports
+from rldistill.pushing.exports import Shipped, check_exports, copy_exports, is_export, make_exports
 from rldistill.pushing.upload import check_hub, check_repo, upload
 from rldistill.runs import curve_csv, read_metrics
 from rldistill.spectator import undrawable
 from rldistill.teachers import TeacherOptions, load_own, teacher_beside
 from rldistill.teachers.hub import PREFIX, read_card
-from rldistill.types import Task, UserError, check_numbers
+from rldistill.types import Task, UserError, check_boolean, check_numbers
 from rldistill.watching import WatchConfig, watch
 
 _POLICY = ("policy.json", "weights.safetensors")
@@ -80,6 +81,7 @@ class Pushed:
     scores: tuple[Score, ...]
 
 
+@usual_torch()
 def push(
     policy: str | os.PathLike[str] | SavedPolicy,
     repo: str,
@@ -110,6 +112,8 @@ def push(
             package (the message names the extra), no token, no network, or a hub that refuses. Once the folder is written
             it stays, and the message names it.
     """
+    check_boolean("dry_run", dry_run)
+    check_boolean("force", force)
     config, progress = config or PushConfig(), progress or Silent()
     _check(config)
     check_repo(repo)
@@ -130,7 +134,7 @@ def push(
 
     kept = target if target is not None else _temporary() / repo.split("/")[1]
     try:
-        with new_folder(kept, replace=force) as folder:
+        with new_folder(kept, replaceable=(lambda there: _check_own(there, kept)) if force else None) as folder:
             for name in _POLICY:
                 replace_file(folder / name, _bytes_of(source, name))
             for name, data in (
@@ -186,13 +190,26 @@ def _target(path: Path, *, force: bool) -> Path:
         raise UserError(f"{path} is a file: name a folder with --out")
     if not force:
         raise UserError(f"{path} exists: replace it with --force, or choose another --out")
-    alien = sorted({entry.name for entry in path.iterdir()} - _FOLDER)
-    if alien or read_card(path).tool != "rldistill":
+    _check_own(path, path)
+    return path
+
+
+def _check_own(folder: Path, path: Path) -> None:
+    """Raises UserError where a folder, which the user knows as `path`, holds anything that push did not write."""
+    alien = sorted(entry.name for entry in folder.iterdir() if entry.name not in _FOLDER or _is_alien(entry))
+    exports = folder / "exports"
+    if not alien and exports.is_dir():
+        alien = [f"exports/{entry.name}" for entry in sorted(exports.iterdir()) if not is_export(entry)]
+    if alien or read_card(folder).tool != "rldistill":
         raise UserError(
             f"{path} is no folder that push wrote ({f'it holds {alien[0]}' if alien else 'it has no card of rldistill'}): "
             "choose another --out"
         )
-    return path
+
+
+def _is_alien(entry: Path) -> bool:
+    """Whether it is no plain file or folder, as push writes it."""
+    return entry.is_symlink() or not (entry.is_dir() if entry.name == "exports" else entry.is_file())
 
 
 def _temporary() -> Path:
@@ -207,7 +224,7 @@ def _of_run(policy: str | os.PathLike[str] | SavedPolicy, source: SavedPolicy) -
     if source.path is None:
         return {}, b""
     beside = source.path / "curve.csv"
-    curve = beside.read_bytes() if beside.is_file() else b""
+    curve = read_regular(beside) if beside.is_file() else b""
     if isinstance(policy, SavedPolicy):
         return {}, curve
     named = os.fspath(policy)
@@ -227,7 +244,7 @@ def _of_run(policy: str | os.PathLike[str] | SavedPolicy, source: SavedPolicy) -
 def _bytes_of(source: SavedPolicy, name: str) -> bytes:
     if source.path is None:
         raise UserError("this policy was never saved: write it with save_policy, and push its folder")
-    return (source.path / name).read_bytes()
+    return read_regular(source.path / name)
 
 
 def _scored(path: Path, source: SavedPolicy) -> tuple[list[Score], int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from rldistill.ccode import render
 from rldistill.exporting import ExportConfig, Format, export
 from rldistill.exporting.checks import Bound, compare, played_states, refuse_beyond
-from rldistill.files import replace_file
+from rldistill.files import read_regular, replace_file
 from rldistill.policies import SavedPolicy
 from rldistill.progress import Progress
 from rldistill.teachers import ForeignTeacher, load_policy
@@ -100,6 +100,18 @@ def check_exports(policy: SavedPolicy, files: Sequence[Path]) -> list[tuple[Path
     return found
 
 
+def is_export(file: Path) -> bool:
+    """Whether `export` wrote a file, a C file's header among them."""
+    if file.is_symlink() or not file.is_file():
+        return False
+    if file.suffix == ".h":
+        file = file.with_suffix(".c")
+    try:
+        return exported_in(kind_of(file), file) is not None
+    except UserError:
+        return False
+
+
 def copy_exports(
     policy: SavedPolicy, checked: Sequence[tuple[Path, str, Exported]], folder: Path, seed: int, progress: Progress
 ) -> list[Shipped]:
@@ -115,9 +127,9 @@ def copy_exports(
         target = folder / file.name
         if target.exists():
             raise UserError(f"--exports makes a {file.name} already: rename {file}, or leave one out")
-        replace_file(target, file.read_bytes())
+        replace_file(target, read_regular(file))
         if exported.c is not None:
-            replace_file(target.with_suffix(".h"), file.with_suffix(".h").read_bytes())
+            replace_file(target.with_suffix(".h"), read_regular(file.with_suffix(".h")))
         made = load_policy(target)
         assert isinstance(made, ForeignTeacher)
         found = compare(policy, made, played_states(policy, STATES, seed), STATES, progress)
@@ -127,4 +139,4 @@ def copy_exports(
 
 
 def _text(path: Path) -> str | None:
-    return path.read_text("ascii", "replace") if path.is_file() else None
+    return read_regular(path).decode("ascii", "replace") if path.is_file() else None

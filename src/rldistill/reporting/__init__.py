@@ -11,7 +11,8 @@ from typing import Any
 
 from rldistill.envs import confirm, unlike
 from rldistill.evaluation import EvaluateConfig, Score, evaluate, read_scores, write_scores
-from rldistill.files import read_json, replace_file
+from rldistill.files import place_at, read_json, read_regular, replace_file
+from rldistill.machine import usual_torch
 from rldistill.policies import KeptPolicy, SavedPolicy, load_policy
 from rldistill.progress import Progress, Silent
 from rldistill.reporting.animation import animation
@@ -47,6 +48,7 @@ class ReportConfig:
     your own. What the run's configuration says of it does not count: the folder may be a stranger's."""
 
 
+@usual_torch()
 def report(
     run: str | os.PathLike[str],
     out: str | os.PathLike[str] | None = None,
@@ -111,11 +113,14 @@ def _check(config: ReportConfig) -> None:
 
 def _writable(path: Path) -> Path:
     """The page's path, if a page may be written there: told before anything is played, not after."""
-    if path.is_dir():
+    place = place_at(path)
+    if place == "stream":
+        return path
+    if place == "folder":
         raise UserError(f"cannot write {path}: it is a folder; name a file such as {path / 'report.html'}")
-    if not path.parent.is_dir():
+    if not Path(os.path.realpath(path)).parent.is_dir():
         raise UserError(f"cannot write {path}: there is no folder {path.parent}")
-    if path.exists() and GENERATOR.encode() not in path.read_bytes()[:2000]:
+    if place == "file" and GENERATOR.encode() not in read_regular(path, 2000):
         raise UserError(f"{path} exists and is no page that report made: choose another --out")
     return path
 

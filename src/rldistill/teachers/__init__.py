@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from rldistill.actions import describe, predicted, score_width
 from rldistill.envs import arguments_of, chosen_task, name_environment, task_in_file
+from rldistill.machine import usual_torch
 from rldistill.networks import parameter_count
 from rldistill.policies import KeptPolicy, SavedPolicy
 from rldistill.policies import load_policy as load_folder
@@ -162,6 +163,7 @@ class ForeignTeacher:
         raise UserError(f"{self.path} cannot play {self.task.env}: it reads {shape}, and is given {given}")
 
 
+@usual_torch()
 def load_teacher(
     ref: Ref, *, env: str | None = None, env_kwargs: Sequence[str] = (), options: TeacherOptions | None = None
 ) -> SavedPolicy | ForeignTeacher:
@@ -236,6 +238,7 @@ def _load(
     return ForeignTeacher(foreign, task, score_kind, path, tuple(mismatches), tuple(notes), known, said)
 
 
+@usual_torch()
 def load_policy(path: Ref) -> SavedPolicy | ForeignTeacher:
     """A policy of rldistill: a policy folder, the student of a run folder, or any file that `export` wrote.
 

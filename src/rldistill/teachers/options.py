@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rldistill.types import UserError
+from rldistill.types import UserError, check_booleans
 
 # These two permit something, and say nothing of the file: a permission that is not needed does no harm.
 _PERMISSIONS = ("trust_pickle", "accept_mismatch")
@@ -32,6 +32,9 @@ class TeacherOptions:
     """Unpickle statistics as Python does. That runs whatever program their author put into the file: only for your own."""
     accept_mismatch: bool = False
     """Go on although something does not fit (it is still said)."""
+
+    def __post_init__(self) -> None:
+        check_booleans(self)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON data."""

@@ -11,12 +11,12 @@ from pathlib import Path
 from rldistill.envs import Pixels, action_names, decisions_per_second, with_longest_game
 from rldistill.evaluation import load_together
 from rldistill.files import check_new_file, replacing
-from rldistill.machine import check_packages
+from rldistill.machine import check_packages, usual_torch
 from rldistill.policies import KeptPolicy
 from rldistill.progress import Progress, Silent
 from rldistill.spectator import Moment, measure, preferences, spectate, undrawable, usual_temperature
 from rldistill.teachers import TeacherOptions
-from rldistill.types import Floats, Task, UserError, check_numbers
+from rldistill.types import Floats, Task, UserError, check_boolean, check_numbers
 from rldistill.watching.drawing import Caption, Stage, View
 from rldistill.watching.films import WRITERS
 from rldistill.watching.window import KEYS, check_display, show
@@ -67,6 +67,7 @@ class Watched:
     """Control steps of all of them."""
 
 
+@usual_torch()
 def watch(
     policies: str | os.PathLike[str] | KeptPolicy | Sequence[str | os.PathLike[str] | KeptPolicy],
     config: WatchConfig | None = None,
@@ -95,6 +96,7 @@ def watch(
             that cannot be drawn, a missing package (the message names the extra), no display, a file that exists or cannot be
             written. Nothing is written then.
     """
+    check_boolean("force", force)
     config, progress = config or WatchConfig(), progress or Silent()
     _check(config)
     target = _target(Path(out), force=force) if out is not None else None
@@ -123,7 +125,7 @@ def watch(
             show(pictures, rate, size=(stage.width, stage.height), title=f"{task.env}: {' | '.join(names)}")
         else:
             progress.start(f"play {task.env}", most or 0, "steps")
-            with replacing(target) as file:
+            with replacing(target, new=not force) as file:
                 WRITERS[target.suffix](file, pictures, rate)
     done = [lane.done() for lane in lanes]
     if config.max_steps is None and target is not None and not all(lane.over for lane in lanes):
