@@ -32,6 +32,8 @@ from rldistill.teachers.foreign import ForeignPolicy, ForeignScores
 from rldistill.teachers.hub import PREFIX, fetch, find_policy_file, read_card
 from rldistill.teachers.matching import mismatches_of
 from rldistill.teachers.options import TeacherOptions, check_acting
+from rldistill.teachers.outputs import unit_mismatch, with_units
+from rldistill.teachers.programs import first_line, last_line
 from rldistill.teachers.sb3 import read_sb3
 from rldistill.teachers.state_dict import read_state_dict
 from rldistill.teachers.trial import read_program
@@ -144,7 +146,13 @@ class ForeignTeacher:
         if self.foreign.normalization is not None:
             observations = self.foreign.normalization(observations)
         with torch.no_grad():
-            scores = cast(Tensor, self.foreign.network(observations)).to(torch.float32)
+            try:
+                scores = cast(Tensor, self.foreign.network(observations)).to(torch.float32)
+            except Exception as error:  # of the runtimes, which have kinds of their own
+                if isinstance(error, UserError) or self.foreign.format not in ("ONNX", "TorchScript"):
+                    raise
+                reason = (first_line if self.foreign.format == "ONNX" else last_line)(error)
+                raise UserError(f"{self.path} fails on an observation of {self.task.env}: {reason}") from None
         width = score_width(self.task, self.score_kind)
         if scores.shape[1:] != (width,):
             raise UserError(
@@ -229,13 +237,18 @@ def _load(
         notes += of_statistics
     if task.env != (named or foreign.env):
         notes.append(f"{named or foreign.env} is no longer there: played as {task.env}")
+    foreign = with_units(foreign, options.teacher_actions, task, path)
     score_kind = _score_kind(foreign)
-    mismatches = mismatches_of(foreign, task, score_kind)
+    mismatches = [*mismatches_of(foreign, task, score_kind), *foreign.mismatches]
     provenance = {"format": foreign.format, "algorithm": foreign.algorithm, "sha256": _sha256(path)}
     known = provenance | dict(foreign.provenance)
     # Statistics count by their contents, wherever they lie.
     said = {name: str(value) for name, value in given.given().items() if name in foreign.used - {"normalization"}}
-    return ForeignTeacher(foreign, task, score_kind, path, tuple(mismatches), tuple(notes), known, said)
+    teacher = ForeignTeacher(foreign, task, score_kind, path, tuple(mismatches), tuple(notes), known, said)
+    if not foreign.units_supposed or mismatches or not task.continuous:
+        return teacher
+    unlike = unit_mismatch(teacher)
+    return teacher if unlike is None else replace(teacher, mismatches=(unlike,))
 
 
 @usual_torch()
@@ -430,7 +443,15 @@ def _read(
         foreign = read_cleanrl(path, observation_shape=shape, architecture=options.teacher_network)
     elif kind in ("onnx", "torchscript"):
         foreign = read_program(
-            kind, path, observation_shape=shape, num_actions=actions, scores=scores, pixels=options.pixels
+            kind,
+            path,
+            observation_shape=shape,
+            num_actions=actions,
+            action_range=bounds,
+            scores=scores,
+            output=options.teacher_output,
+            inputs=options.teacher_input,
+            pixels=options.pixels,
         )
     elif kind == "state dict":
         foreign = read_state_dict(

@@ -132,5 +132,9 @@ class ForeignPolicy:
     """Environment id, where the file, its folder or its name tells one."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Versions, control steps and whatever else the file says; plain JSON data."""
+    mismatches: tuple[str, ...] = ()
+    """What its reader saw that does not fit, a line each."""
+    units_supposed: bool = False
+    """Of continuous actions: whether nothing says that they are in the environment's units."""
     used: frozenset[str] = frozenset()
     """Names of the fields of `TeacherOptions` that acted while it was read. The loader refuses the others."""

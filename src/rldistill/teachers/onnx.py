@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -17,8 +18,9 @@ from rldistill.teachers.archives import shown
 from rldistill.teachers.foreign import ForeignPolicy, ForeignScores, Pixels, acted
 from rldistill.teachers.onnx_contents import Contents, check_contents, contents_of
 from rldistill.teachers.onnx_sizes import check_sizes
+from rldistill.teachers.outputs import ActionRange, Wanted, choose_output, constants, is_memory, scores_of
 from rldistill.teachers.programs import first_line, in_batches, policy_of, unknown_range
-from rldistill.teachers.state_dict import observations_of, scores_named
+from rldistill.teachers.state_dict import observations_of
 from rldistill.teachers.weights import read_bytes
 from rldistill.types import UserError
 
@@ -28,19 +30,30 @@ _DTYPES: dict[str, type[np.generic]] = {
     "tensor(float16)": np.float16,
     "tensor(uint8)": np.uint8,
 }
+_FILLED: dict[str, type[np.generic]] = {
+    **_DTYPES,
+    "tensor(bool)": np.bool_,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+}
+_MAX_FILLED = 1 << 20
 _MAX_MEMORY = 1 << 30
 _MAX_SECONDS = 5.0
+_PROBED = 16  # rows: one number that is drawn may be the same twice, sixteen are not
 _MAX_BATCH = 1024  # that a model may fix
 
 
 class OnnxNetwork(nn.Module):
     """An onnxruntime session behind the house's observations: (B, *obs) uint8 or float32 to (B, K) float32."""
 
-    def __init__(self, session: Any, output: str, *, channels_last: bool, divide: bool) -> None:
+    def __init__(
+        self, session: Any, model_input: Any, *, filled: Mapping[str, float], channels_last: bool, divide: bool
+    ) -> None:
         super().__init__()
         self.session = session
-        (model_input,) = session.get_inputs()
-        self.input, self.output = str(model_input.name), output
+        self.input, self.output = str(model_input.name), ""
+        self.filled = [(given, filled[given.name]) for given in session.get_inputs() if given.name in filled]
+        """Inputs beside the observation, and the number that fills each."""
         self.dtype = _DTYPES[model_input.type]
         self.batch = model_input.shape[0] if isinstance(model_input.shape[0], int) else None
         """Rows of every run, where the model fixes them."""
@@ -58,15 +71,38 @@ class OnnxNetwork(nn.Module):
             parts.append(self._run(padded)[: len(part)])
         return torch.cat(parts)
 
+    def outputs(self, observations: Tensor) -> dict[str, Tensor]:
+        """All that it gives for (B, *obs), by name; what is no array of numbers is left out."""
+        names = [str(output.name) for output in self.session.get_outputs()]
+        values = zip(names, self._values(observations, names), strict=True)
+        return {
+            name: torch.from_numpy(np.array(value))
+            for name, value in values
+            if isinstance(value, np.ndarray) and value.dtype.kind in "fiub" and value.dtype.itemsize <= 8
+        }
+
     def _run(self, observations: Tensor) -> Tensor:
+        (out,) = self._values(observations, [self.output])
+        # A copy: torch wants to be allowed to write to it. One number an observation is a row of one.
+        return torch.from_numpy(
+            np.array(out, dtype=np.float32).reshape(len(out), -1)
+            if np.ndim(out) == 1
+            else np.array(out, dtype=np.float32)
+        )
+
+    def _values(self, observations: Tensor, names: list[str]) -> list[Any]:
         x = observations.detach().numpy()
         if self.divide:
             x = x.astype(np.float32) / np.float32(255)
         x = x.astype(self.dtype, copy=False)
         if self.channels_last:
             x = np.moveaxis(x, 1, -1)
-        (out,) = self.session.run([self.output], {self.input: np.ascontiguousarray(x)}, self.run_options)
-        return torch.from_numpy(np.array(out, dtype=np.float32))  # a copy: torch wants to be allowed to write to it
+        given = {self.input: np.ascontiguousarray(x)}
+        for other, number in self.filled:
+            sizes = [size if isinstance(size, int) and size > 0 else len(x) for size in other.shape]
+            given[str(other.name)] = np.full(sizes, number, dtype=_FILLED[other.type])
+        values: list[Any] = self.session.run(names, given, self.run_options)
+        return values
 
 
 def read_onnx(
@@ -74,8 +110,10 @@ def read_onnx(
     *,
     observation_shape: tuple[int, ...] | None = None,
     num_actions: int | None = None,
+    action_range: ActionRange | None = None,
     scores: ForeignScores | None = None,
     output: str | None = None,
+    inputs: str | None = None,
     pixels: Pixels | None = None,
     threads: int = 1,
 ) -> ForeignPolicy:
@@ -86,8 +124,10 @@ def read_onnx(
         observation_shape: (channels, height, width) or (features,), where it is known; images of a model that takes
             channels last are turned round.
         num_actions: where it is known.
+        action_range: the least and the largest of each dimension, where actions are continuous.
         scores: what it gives, where the name of the output and the model's metadata (`score_kind`) do not tell.
-        output: which of several outputs; by default the one whose name says scores, else the first.
+        output: which of several outputs; needed where more than one can be meant.
+        inputs: what fills the inputs beside the observation, such as `action_masks=1,epsilon=0`.
         pixels: whether images go in as 0 to 255 or 0 to 1; needed where it takes no bytes and has no 255 in it.
         threads: of onnxruntime.
 
@@ -101,25 +141,37 @@ def read_onnx(
     check_sizes(contents, path)
     # By its path where there are files beside it, by the bytes that were looked at where there are none.
     session = _session(str(path) if contents.external else data, threads, path)
-    shape, channels_last = _input(session, observation_shape, path)
-    name, named = _output(session, output, path)
-    used = acted(teacher_scores=scores)
-    if scores is None:
-        kind = session.get_modelmeta().custom_metadata_map.get("score_kind")
-        scores = "q_values" if kind == "q_values" else "logits" if kind == "logits" else named
-    if scores is None:
-        raise UserError(
-            f"{path} does not say whether its output {name!r} gives Q-values or logits: name it with --teacher-scores"
-        )
+    filled = constants(inputs)
+    model_input = _observed(session, filled, path)
+    shape, channels_last = _input(model_input, observation_shape, path)
+    used = acted(teacher_scores=scores, teacher_output=output, teacher_input=inputs)
     space = observations_of(shape)
-    takes_bytes = session.get_inputs()[0].type == "tensor(uint8)"
+    takes_bytes = model_input.type == "tensor(uint8)"
     if takes_bytes:
         space = space._replace(low=np.zeros(shape), high=np.full(shape, 255.0), dtype="uint8")
     as_floats = space.dtype == "uint8" and not takes_bytes
     used |= acted(pixels=as_floats and pixels)
     divide = as_floats and _divide(contents, pixels, path)
-    network = OnnxNetwork(session, name, channels_last=channels_last, divide=divide)
+    network = OnnxNetwork(session, model_input, filled=filled, channels_last=channels_last, divide=divide)
+    mismatches = [
+        f"its input {shown(name)!r} looks like the memory of a recurrent network, which is {number:g} at every step here"
+        for name, number in filled.items()
+        if is_memory(name)
+    ]
+    wanted = Wanted(output, scores, num_actions, action_range)
     with _stopped_in_time(network):
+        zeros = torch.zeros((network.batch or _PROBED, *shape), dtype=torch.uint8 if takes_bytes else torch.float32)
+        try:
+            first, second = network.outputs(zeros), network.outputs(zeros)
+        except Exception as error:  # of the runtime, which has kinds of its own
+            raise UserError(f"{path} does not run on observations of shape {shape}: {first_line(error)}") from None
+        drawn = {name for name in first if not torch.equal(first[name].nan_to_num(), second[name].nan_to_num())}
+        name = choose_output(first, wanted, path, drawn)
+        said = session.get_modelmeta().custom_metadata_map.get("score_kind")
+        scores = scores_of(name, first[name], wanted, path, said=said)
+        network.output = name
+        if name in drawn:
+            mismatches.append(f"its output {shown(name)!r} is drawn at random, another at each call")
         return policy_of(
             network,
             space,
@@ -128,6 +180,7 @@ def read_onnx(
             format="ONNX",
             path=path,
             reason=first_line,
+            mismatches=tuple(mismatches),
             used=used,
             provenance={
                 "output": name,
@@ -195,20 +248,45 @@ def _bound_memory() -> None:
     onnxruntime.create_and_register_allocator(memory, onnxruntime.OrtArenaCfg({"max_mem": _MAX_MEMORY}))
 
 
-def _input(session: Any, wanted: tuple[int, ...] | None, path: Path) -> tuple[tuple[int, ...], bool]:
+def _observed(session: Any, filled: Mapping[str, float], path: Path) -> Any:
+    """The input that takes observations: the only one that no number fills.
+
+    Raises:
+        UserError: there is none, or more than one; or another cannot be filled.
+    """
+    inputs = {str(model_input.name): model_input for model_input in session.get_inputs()}
+    names = ", ".join(repr(shown(name)) for name in [*inputs][:5])
+    for name in filled:
+        if name not in inputs:
+            raise UserError(f"{path} has no input {shown(name)!r}, which --teacher-input fills: it has {names}")
+        other = inputs.pop(name)
+        sizes = [size for size in other.shape[1:] if not (isinstance(size, int) and size > 0)]
+        count = math.prod(size for size in other.shape if isinstance(size, int))
+        if other.type not in _FILLED or sizes or not 0 < count <= _MAX_FILLED:
+            raise UserError(
+                f"{path} does not say how large its input {shown(name)!r} is, so --teacher-input cannot fill it"
+            )
+    if len(inputs) == 1:
+        return next(iter(inputs.values()))
+    if not inputs:
+        raise UserError(f"{path} has no input left for observations: it has {names}")
+    last = shown([*inputs][-1])
+    raise UserError(
+        f"{path} takes {len(inputs)} inputs ({names}); a policy takes observations alone: fill each of the others with a number "
+        f"by --teacher-input, such as {last}=1 (a mask of ones allows every action)"
+    )
+
+
+def _input(model_input: Any, wanted: tuple[int, ...] | None, path: Path) -> tuple[tuple[int, ...], bool]:
     """Shape of an observation, channels first, and whether the model takes channels last."""
-    inputs = session.get_inputs()
-    if len(inputs) != 1:
-        names = ", ".join(repr(shown(model_input.name)) for model_input in inputs[:5])
-        raise UserError(f"{path} takes {len(inputs)} inputs ({names}); a policy takes observations alone")
-    if inputs[0].type not in _DTYPES:
-        raise UserError(f"{path} takes a {shown(inputs[0].type)}; observations are float or uint8")
-    sizes = [size if isinstance(size, int) and size > 0 else None for size in inputs[0].shape[1:]]
-    if not inputs[0].shape:
+    if model_input.type not in _DTYPES:
+        raise UserError(f"{path} takes a {shown(model_input.type)}; observations are float or uint8")
+    sizes = [size if isinstance(size, int) and size > 0 else None for size in model_input.shape[1:]]
+    if not model_input.shape:
         raise UserError(f"{path} takes a single number, not a batch of observations")
-    if isinstance(inputs[0].shape[0], int) and not 1 <= inputs[0].shape[0] <= _MAX_BATCH:
+    if isinstance(model_input.shape[0], int) and not 1 <= model_input.shape[0] <= _MAX_BATCH:
         raise UserError(
-            f"{path} takes batches of {inputs[0].shape[0]} observations; export it with a batch of any size"
+            f"{path} takes batches of {model_input.shape[0]} observations; export it with a batch of any size"
         )
     if wanted is None:
         if None in sizes or not sizes:
@@ -225,18 +303,6 @@ def _input(session: Any, wanted: tuple[int, ...] | None, path: Path) -> tuple[tu
 
 def _matches(sizes: list[int | None], shape: tuple[int, ...]) -> bool:
     return len(sizes) == len(shape) and all(size in (None, want) for size, want in zip(sizes, shape, strict=True))
-
-
-def _output(session: Any, wanted: str | None, path: Path) -> tuple[str, ForeignScores | None]:
-    """The output's name, and the kind of scores that it says."""
-    names = [str(model_output.name) for model_output in session.get_outputs()]
-    if wanted is not None:
-        if wanted not in names:
-            raise UserError(f"{path} has no output {wanted!r}: it has {', '.join(shown(name) for name in names[:5])}")
-        return wanted, scores_named([wanted])
-    told = [(name, scores_named([name])) for name in names]
-    fitting = [(name, kind) for name, kind in told if kind is not None]
-    return fitting[0] if len(fitting) == 1 else told[0]
 
 
 def _divide(contents: Contents, pixels: Pixels | None, path: Path) -> bool:

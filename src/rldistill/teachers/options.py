@@ -32,6 +32,14 @@ class TeacherOptions:
     """Unpickle statistics as Python does. That runs whatever program their author put into the file: only for your own."""
     accept_mismatch: bool = False
     """Go on although something does not fit (it is still said)."""
+    teacher_actions: Literal["unit", "environment"] | None = None
+    """Of ONNX, TorchScript and plain state dicts with continuous actions: whether -1 to 1 stands for the range of each action,
+    as in an actor of SAC, TD3 or DDPG by itself, or actions are in the environment's units."""
+    teacher_output: str | None = None
+    """Of ONNX and TorchScript: the name of the output to learn from, where there are several; of tuples its number, from 0."""
+    teacher_input: str | None = None
+    """Of ONNX with more inputs than the observation: a number that fills each of the others, such as
+    `action_masks=1,epsilon=0`."""
 
     def __post_init__(self) -> None:
         check_booleans(self)

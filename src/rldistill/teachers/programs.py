@@ -14,6 +14,7 @@ from rldistill.teachers.archives import shown
 from rldistill.teachers.foreign import BoxSpace, DiscreteSpace, ForeignPolicy, ForeignScores
 from rldistill.types import UserError
 
+UNITS = "actions are in the environment's units"
 _LARGEST_BATCH = 256
 _NUMBERS_OF_BATCH = 2**20
 
@@ -47,6 +48,7 @@ def policy_of(
     format: str,
     path: Path,
     reason: Callable[[Exception], str],
+    mismatches: tuple[str, ...] = (),
     used: frozenset[str],
     provenance: Mapping[str, Any],
 ) -> ForeignPolicy:
@@ -60,6 +62,7 @@ def policy_of(
         format: name of the file's format.
         path: the file, for messages.
         reason: what went wrong, in one line, of an error of the program's runtime.
+        mismatches: what does not fit, a line each.
         used: names of the options that acted.
         provenance: what else is known.
 
@@ -77,7 +80,7 @@ def policy_of(
         network = LogProbabilities(network)
         supposed.append("it gives probabilities, so logits are their logarithms")
     if scores == "deterministic":
-        supposed.append("actions are in the environment's units")
+        supposed.append(UNITS)
     return ForeignPolicy(
         network=network,
         scores=scores,
@@ -86,6 +89,8 @@ def policy_of(
         observation_space=space,
         action_space=DiscreteSpace((outputs,), divided=False) if scores in ("q_values", "logits") else None,
         provenance={**provenance, "supposed": supposed},
+        mismatches=mismatches,
+        units_supposed=scores in ("deterministic", "gaussian"),
         used=used,
     )
 

@@ -7,13 +7,14 @@ import re
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rldistill.teachers.archives import DEFAULT_LIMITS, read_members, shown
 from rldistill.teachers.foreign import ForeignPolicy, ForeignScores, Pixels, acted
+from rldistill.teachers.outputs import ActionRange, Wanted, choose_output, scores_of
 from rldistill.teachers.programs import in_batches, last_line, policy_of, unknown_range
 from rldistill.teachers.script_graphs import check_graph
 from rldistill.teachers.state_dict import observations_of
@@ -34,6 +35,7 @@ _REFUSED = {
     r"\bdef __setstate__\b": "runs while it is loaded",
     r"\b(set_data|_?storage|set_source)\b": "reaches into raw memory",
 }
+_PROBED = 16  # rows: one number that is drawn may be the same twice, sixteen are not
 _MAX_SOURCE = 4 << 20
 
 
@@ -42,21 +44,38 @@ class ScriptNetwork(nn.Module):
 
     def __init__(self, script: Any, *, floats: bool, divide: bool) -> None:
         super().__init__()
-        self.script = script
+        self.script, self.output = script, ""
         self.floats, self.divide = floats, divide
 
     def forward(self, observations: Tensor) -> Tensor:
         """Scores (B, K) float32, without gradients."""
-        x = observations
-        if self.floats:
-            x = x.to(torch.float32) / 255.0 if self.divide else x.to(torch.float32)
-        return in_batches(self._run, x)
+        return in_batches(self._run, self._given(observations))
+
+    def outputs(self, observations: Tensor) -> dict[str, Tensor]:
+        """All tensors that it gives for (B, *obs), by name or number; a tensor by itself has no name."""
+        with torch.no_grad():
+            return _flat(self.script(self._given(observations)))
+
+    def _given(self, observations: Tensor) -> Tensor:
+        if not self.floats:
+            return observations
+        return observations.to(torch.float32) / 255.0 if self.divide else observations.to(torch.float32)
 
     def _run(self, x: Tensor) -> Tensor:
         with torch.no_grad():
-            out = self.script(x)
-        # Of many rows only: what gives anything else is judged by its first probe.
-        return cast(Tensor, out[0] if isinstance(out, tuple) else out).to(torch.float32)
+            out = _flat(self.script(x))[self.output].to(torch.float32)
+        return out[:, None] if out.ndim == 1 else out
+
+
+def _flat(given: Any, name: str = "") -> dict[str, Tensor]:
+    """The tensors in tuples, lists and dictionaries: `0`, `1`, `logits`, `0.logits`."""
+    if isinstance(given, Tensor):
+        return {name: given}
+    parts = given.items() if isinstance(given, dict) else enumerate(given) if isinstance(given, tuple | list) else ()
+    found: dict[str, Tensor] = {}
+    for key, part in parts:
+        found |= _flat(part, f"{name}.{key}" if name else str(key))
+    return found
 
 
 def read_torchscript(
@@ -64,7 +83,10 @@ def read_torchscript(
     *,
     observation_shape: tuple[int, ...] | None = None,
     num_actions: int | None = None,
+    action_range: ActionRange | None = None,
     scores: ForeignScores | None = None,
+    output: str | None = None,
+    inputs: str | None = None,
     pixels: Pixels | None = None,
 ) -> ForeignPolicy:
     """A policy that was saved by `torch.jit.save`.
@@ -79,7 +101,11 @@ def read_torchscript(
         path: the file.
         observation_shape: what it sees; needed, since the file does not say.
         num_actions: where it is known.
-        scores: what it gives; needed, since the file does not say.
+        action_range: the least and the largest of each dimension, where actions are continuous.
+        scores: what it gives; needed where the output has no name that says it.
+        output: which of several outputs: the number in a tuple, the name in a dictionary; needed where more than one can be
+            meant.
+        inputs: refused: such a file does not say how large its other inputs are.
         pixels: whether images go in as 0 to 255 or 0 to 1; needed where it has no 255 in it.
 
     Raises:
@@ -101,9 +127,10 @@ def read_torchscript(
             )
     if observation_shape is None:
         raise UserError(f"{path} is TorchScript, which does not say what it sees; name the environment (--env)")
-    if scores is None:
+    if inputs is not None:
         raise UserError(
-            f"{path} is TorchScript, which does not say whether it gives Q-values or logits; name it with --teacher-scores"
+            f"{path} is TorchScript, which does not say how large its inputs are: leave --teacher-input out, and save a module "
+            "that takes observations alone"
         )
     try:
         with warnings.catch_warnings():
@@ -123,6 +150,18 @@ def read_torchscript(
     check_graph(script, path)
     space = observations_of(observation_shape)
     network, supposed = _with_input(script, space.dtype, observation_shape, pixels, path)
+    zeros = torch.zeros((_PROBED, *space.shape), dtype=torch.uint8 if space.dtype == "uint8" else torch.float32)
+    try:
+        first, second = network.outputs(zeros), network.outputs(zeros)
+    except Exception as error:  # of the interpreter
+        raise UserError(f"{path} does not run on observations of shape {space.shape}: {last_line(error)}") from None
+    if not first:
+        raise UserError(f"{path} gives no tensor for an observation; save a module that gives scores")
+    drawn = {name for name in first if not torch.equal(first[name].nan_to_num(), second[name].nan_to_num())}
+    wanted = Wanted(output, scores, num_actions, action_range)
+    network.output = choose_output(first, wanted, path, drawn)
+    scores = scores_of(network.output, first[network.output], wanted, path)
+    mismatches = ("what it gives is drawn at random, another at each call",) if network.output in drawn else ()
     return policy_of(
         network,
         space,
@@ -131,7 +170,8 @@ def read_torchscript(
         format="TorchScript",
         path=path,
         reason=last_line,
-        used=acted(teacher_scores=scores, pixels=space.dtype == "uint8" and pixels),
+        mismatches=mismatches,
+        used=acted(teacher_scores=wanted.scores, teacher_output=output, pixels=space.dtype == "uint8" and pixels),
         provenance={"supposed": supposed, "parameters": sum(parameter.numel() for parameter in script.parameters())},
     )
 

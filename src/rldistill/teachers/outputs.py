@@ -1,0 +1,283 @@
+"""Which of a program's outputs a student learns from, what it gives, and in which units its continuous actions are."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rldistill.actions import chosen, describe, mix_in_random
+from rldistill.envs import Environments
+from rldistill.teachers.archives import shown
+from rldistill.teachers.foreign import ForeignPolicy, ForeignScores
+from rldistill.teachers.programs import UNITS
+from rldistill.teachers.state_dict import scores_named
+from rldistill.types import Task, Teacher, UserError, as_tensor
+
+Units: TypeAlias = Literal["unit", "environment"]
+"""What continuous actions are in: -1 to 1 over the range of each dimension, or the environment's units."""
+ActionRange: TypeAlias = tuple[Sequence[float], Sequence[float]]
+
+_MOST_SHOWN = 8
+_STEPS = 1_000
+_RANDOM_SHARE = 0.5
+_SLACK = 1e-3
+# Names under which networks with a memory take what they gave a step before.
+_MEMORY = re.compile(r"(recurrent|memory|hidden|lstm|gru|rnn|state|carry)|^[hc]x?(_?(in|n|t|prev|\d+))?$")
+
+
+class Wanted(NamedTuple):
+    """What a user and the environment say of the outputs of a program."""
+
+    output: str | None = None
+    """The name of one of them."""
+    scores: ForeignScores | None = None
+    num_actions: int | None = None
+    action_range: ActionRange | None = None
+    """The least and the largest of each dimension, where actions are continuous."""
+
+    @property
+    def widths(self) -> set[int]:
+        """How many numbers an output may give for an observation; empty where that is not known."""
+        if self.num_actions is None:
+            return set()
+        if self.action_range is None:
+            return {self.num_actions}
+        widths: dict[ForeignScores | None, int] = {"deterministic": self.num_actions, "gaussian": 2 * self.num_actions}
+        return {widths[self.scores]} if self.scores in widths else {*widths.values()}
+
+
+def choose_output(outputs: Mapping[str, Tensor], wanted: Wanted, path: Path, drawn: Collection[str] = ()) -> str:
+    """The name of the output that is named, or the only one that can be meant.
+
+    Args:
+        outputs: what a probe of several observations gave, by name, each (B, ...).
+        wanted: what is known of it.
+        path: the file, for messages.
+        drawn: names of those that a second probe gave otherwise, since they are drawn at random.
+
+    Raises:
+        UserError: there is none of that name, none that fits, or several.
+    """
+    if wanted.output is not None:
+        if wanted.output not in outputs:
+            raise UserError(f"{path} has no output {wanted.output!r}: it has {_listed(outputs)}")
+        return wanted.output
+    if len(outputs) == 1:
+        return next(iter(outputs))
+    fitting = [name for name, value in outputs.items() if _fits(value, wanted)]
+    fitting = [name for name in fitting if name not in drawn] or fitting
+    named = [name for name in fitting if scores_named([name]) is not None]
+    for few in (fitting, named):
+        if len(few) == 1:
+            return few[0]
+    if not fitting and wanted.action_range is None:
+        for name, value in outputs.items():
+            if _are_actions(value):
+                raise _refusal_of_actions(name, value, path)
+    several = f"{len(outputs)} outputs, {_listed(outputs)}"
+    if not fitting:
+        widths = " or ".join(map(str, sorted(wanted.widths)))
+        raise UserError(f"{path} has {several}, and none gives {widths} numbers for an observation")
+    raise UserError(f"{path} has {several}: name the one to learn from with --teacher-output, such as {fitting[0]!r}")
+
+
+def scores_of(name: str, value: Tensor, wanted: Wanted, path: Path, *, said: str | None = None) -> ForeignScores:
+    """What an output gives.
+
+    Args:
+        name: of the output.
+        value: what a probe gave, (B, ...).
+        wanted: what is known of it.
+        path: the file, for messages.
+        said: what the file says.
+
+    Raises:
+        UserError: it gives the numbers of actions, or nothing says what it gives.
+    """
+    continuous = wanted.action_range is not None
+    if not continuous and _are_actions(value):
+        raise _refusal_of_actions(name, value, path)
+    if wanted.scores is not None:
+        return wanted.scores
+    if said in ("q_values", "logits"):
+        return cast(ForeignScores, said)
+    if not continuous:
+        kind = scores_named([name])
+        if kind is None:
+            raise UserError(
+                f"{path} does not say whether its output {shown(name)!r} gives Q-values or logits: name it with "
+                "--teacher-scores q_values or --teacher-scores logits"
+            )
+        return kind
+    width = 1 if value.ndim == 1 else int(value.shape[-1])
+    number = wanted.num_actions or width
+    if width == number and re.search(r"(^|[^a-z])actions?([^a-z]|$)", name.lower()):
+        return "deterministic"
+    way = "gaussian where they are means, then log standard deviations"
+    if width == number:
+        way = "deterministic where they are the actions themselves"
+    raise UserError(
+        f"{path} does not say what its output {shown(name)!r} gives, {width} number{'s'[: width - 1]} for {number} continuous "
+        f"action{'s'[: number - 1]}: --teacher-scores {way}"
+    )
+
+
+def _fits(value: Tensor, wanted: Wanted) -> bool:
+    if value.ndim != 2 or not value.is_floating_point():
+        return False
+    return value.shape[1] in wanted.widths if wanted.widths else value.shape[1] > 1
+
+
+def _are_actions(value: Tensor) -> bool:
+    """Whether it has one number an observation, or whole numbers, where scores have a number an action."""
+    return value.ndim == 1 or not value.is_floating_point()
+
+
+def _refusal_of_actions(name: str, value: Tensor, path: Path) -> UserError:
+    kind = str(value.dtype).removeprefix("torch.")
+    return UserError(
+        f"{path}: its output {shown(name)!r} gives actions ({kind}, {'one' if value.ndim == 1 else value.shape[-1]} for an "
+        "observation), and a student learns from scores: export these. Stable-Baselines3's documented OnnxableSB3Policy then "
+        "returns self.policy.get_distribution(observation).distribution.logits (of a DQN, self.policy.q_net(observation)), "
+        "with output_names=['logits'] (or ['q_values']); its zip is read as it is"
+    )
+
+
+def _listed(outputs: Mapping[str, Tensor]) -> str:
+    parts = [
+        f"{shown(name)!r} ({str(value.dtype).removeprefix('torch.')}, {' x '.join(map(str, value.shape[1:])) or 'one number'})"
+        for name, value in outputs.items()
+    ]
+    return ", ".join(parts[:_MOST_SHOWN]) + (
+        f" and {len(parts) - _MOST_SHOWN} more" if len(parts) > _MOST_SHOWN else ""
+    )
+
+
+class Spread(nn.Module):
+    """Actions from -1..1 to their range: (B, D), or means and log standard deviations (B, 2 D)."""
+
+    reach: Tensor
+    middle: Tensor
+
+    def __init__(self, network: nn.Module, low: Sequence[float], high: Sequence[float]) -> None:
+        super().__init__()
+        self.network = network
+        least, most = (torch.tensor(side, dtype=torch.float64) for side in (low, high))
+        self.register_buffer("reach", ((most - least) / 2).float())
+        self.register_buffer("middle", ((most + least) / 2).float())
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """The same shape, in the environment's units."""
+        x = self.network(observations)
+        means = x[:, : len(self.reach)] * self.reach + self.middle
+        return (
+            torch.cat([means, x[:, len(self.reach) :] + self.reach.log()], dim=1)
+            if x.shape[1] > means.shape[1]
+            else means
+        )
+
+
+def with_units(foreign: ForeignPolicy, units: Units | None, task: Task, path: Path) -> ForeignPolicy:
+    """A policy with continuous actions in the environment's units, where its file leaves open what they are in.
+
+    Args:
+        foreign: as it was read.
+        units: what a user says that they are in.
+        task: what it plays.
+        path: the file, for messages.
+
+    Raises:
+        UserError: actions are to be spread over a range that has no ends.
+    """
+    if units is None or not foreign.units_supposed or not task.continuous:
+        return foreign
+    known = dict(foreign.provenance)
+    known["supposed"] = [line for line in known.get("supposed", ()) if not str(line).startswith(UNITS)]
+    network = foreign.network
+    if units == "unit":
+        if not np.isfinite([task.action_low, task.action_high]).all():
+            raise UserError(
+                f"{path}: actions of -1 to 1 cannot be spread over the range of {describe(task)}: leave --teacher-actions out"
+            )
+        network = Spread(network, task.action_low, task.action_high)
+    used = foreign.used | {"teacher_actions"}
+    return replace(foreign, network=network, units_supposed=False, provenance=known, used=used)
+
+
+def unit_mismatch(teacher: Teacher) -> str | None:
+    """Whether a policy's continuous actions look like shares of their range, of which nobody has said what they are.
+
+    It plays a thousand steps, half of them at random, until an action leaves -1..1. One that never does, where the range
+    is wider, or which leaves a range that is narrower, may be of either kind, and nothing but its maker knows.
+
+    Returns:
+        What does not fit; None where actions can only be in the environment's units.
+    """
+    task = teacher.task
+    low, high = np.asarray(task.action_low), np.asarray(task.action_high)
+    ends = np.isfinite(low) & np.isfinite(high)
+    wide = ends & ((low < -1 - _SLACK) | (high > 1 + _SLACK))
+    if not ends.any() or (np.allclose(low[ends], -1) and np.allclose(high[ends], 1)):
+        return None
+    least, most = np.full(len(low), np.inf), np.full(len(low), -np.inf)
+    environments = Environments(task, 1, 0)
+    generator = np.random.default_rng(0)
+    try:
+        for _ in range(_STEPS):
+            scores = teacher(as_tensor(environments.observations))
+            actions = scores[:, : task.num_actions].double().numpy()
+            if not (np.abs(actions) <= 1 + _SLACK).all():
+                return None
+            least, most = np.minimum(least, actions[0]), np.maximum(most, actions[0])
+            greedy = chosen(scores, teacher.score_kind, task).numpy()
+            environments.step(mix_in_random(greedy, task, _RANDOM_SHARE, generator))
+    finally:
+        environments.close()
+    left = ends & ((least < low - _SLACK) | (most > high + _SLACK))
+    if not (wide | left).any():
+        return None
+    return (
+        f"its actions lie in {_range(least, most)} in {_STEPS:,} observations, those of {task.env} in {_range(low, high)}: say "
+        "--teacher-actions unit where -1 to 1 stands for that range, --teacher-actions environment where they are in its units"
+    )
+
+
+def _range(low: Any, high: Any) -> str:
+    one = low.min(), high.max()
+    return (
+        f"{one[0]:.3g} to {one[1]:.3g}"
+        if len(low) > 4
+        else f"{np.round(low, 3).tolist()} to {np.round(high, 3).tolist()}"
+    )
+
+
+def constants(given: str | None) -> dict[str, float]:
+    """The inputs that are always the same, of a text such as `action_masks=1,epsilon=0`.
+
+    Raises:
+        UserError: it is no such text.
+    """
+    found: dict[str, float] = {}
+    for part in given.split(",") if given is not None else ():
+        name, equals, text = part.rpartition("=")
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not name or not equals or not math.isfinite(value) or name in found:
+            raise UserError(f"--teacher-input {shown(given)} is no list such as action_masks=1,epsilon=0")
+        found[name] = value
+    return found
+
+
+def is_memory(name: str) -> bool:
+    """Whether an input is named like what a recurrent network takes from one step to the next."""
+    return _MEMORY.search(name.lower()) is not None
