@@ -110,7 +110,8 @@ def test_what_was_supposed_is_noted(tmp_path: Path) -> None:
     assert known["does not fit"] == []
     assert known["notes"] == [
         "supposed, since the file does not say: strides of the convolutions are 4, 2, 1, pixels are divided by 255 "
-        "(--pixels bytes leaves them as they are), ReLU after each hidden layer"
+        "(--pixels bytes leaves them as they are), ReLU after each hidden layer (--teacher-network cnn:8,8,8:16:tanh "
+        "names another)"
     ]
 
 

@@ -105,7 +105,7 @@ def test_a_report_passes_over_options_of_its_run_that_do_not_act(tmp_path: Path)
     """Runs of before name options in their configuration that were accepted without effect."""
     idle, own = TeacherOptions(pixels="unit"), own_folder(tmp_path)
     lines: list[str] = []
-    assert teacher_beside(str(own), env=None, chosen=None, options=idle, say=lines.append) is not None
+    assert teacher_beside(str(own), like=None, chosen=None, options=idle, say=lines.append) is not None
     assert lines == []
 
 

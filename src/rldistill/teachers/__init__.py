@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from rldistill.actions import describe, predicted, score_width
-from rldistill.envs import arguments_of, chosen_task, name_environment, task_in_file
+from rldistill.envs import arguments_of, chosen_task, is_minatar, name_environment, task_in_file
 from rldistill.machine import usual_torch
 from rldistill.networks import parameter_count
 from rldistill.policies import KeptPolicy, SavedPolicy
@@ -28,7 +28,7 @@ from rldistill.teachers.beside import folders_in, with_statistics
 from rldistill.teachers.cleanrl import read_cleanrl
 from rldistill.teachers.detect import check_readable, kind_of
 from rldistill.teachers.exported import Exported, exported_in, read_exported
-from rldistill.teachers.foreign import ForeignPolicy, ForeignScores
+from rldistill.teachers.foreign import ForeignPolicy, ForeignScores, Numbers
 from rldistill.teachers.hub import PREFIX, fetch, find_policy_file, read_card
 from rldistill.teachers.matching import mismatches_of
 from rldistill.teachers.options import TeacherOptions, check_acting
@@ -428,6 +428,7 @@ def _read(
     kind: str, path: Path, task: Task | None, options: TeacherOptions, folder: Path | None = None
 ) -> ForeignPolicy:
     shape = task.observation_shape if task is not None else None
+    numbers = _numbers_of(task) if task is not None else None
     actions = task.num_actions if task is not None else None
     bounds = (task.action_low, task.action_high) if task is not None and task.continuous else None
     scores: ForeignScores | None = options.teacher_scores
@@ -440,7 +441,7 @@ def _read(
             trust_pickle=options.trust_pickle,
         )
     if kind == "cleanrl":
-        foreign = read_cleanrl(path, observation_shape=shape, architecture=options.teacher_network)
+        foreign = read_cleanrl(path, observation_shape=shape, architecture=options.teacher_network, numbers=numbers)
     elif kind in ("onnx", "torchscript"):
         foreign = read_program(
             kind,
@@ -452,6 +453,7 @@ def _read(
             output=options.teacher_output,
             inputs=options.teacher_input,
             pixels=options.pixels,
+            numbers=numbers,
         )
     elif kind == "state dict":
         foreign = read_state_dict(
@@ -462,6 +464,7 @@ def _read(
             action_range=bounds,
             scores=scores,
             pixels=options.pixels,
+            numbers=numbers,
         )
     else:
         check_readable(path)
@@ -470,6 +473,12 @@ def _read(
             "checkpoints, ONNX, TorchScript, plain state dicts and what its own export wrote"
         )
     return foreign
+
+
+def _numbers_of(task: Task) -> Numbers:
+    if task.observation_dtype != "uint8":
+        return "floats"
+    return "binary" if is_minatar(task.env) else "bytes"
 
 
 def _supposed(foreign: ForeignPolicy) -> list[str]:

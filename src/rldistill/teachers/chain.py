@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from rldistill.networks import PAPER_NETWORKS
-from rldistill.teachers.foreign import Pixels
+from rldistill.teachers.foreign import Numbers, Pixels, holds_bytes, observations_of
+from rldistill.teachers.programs import unknown_range
 from rldistill.types import UserError
 
 Activation: TypeAlias = Literal[
@@ -36,8 +37,12 @@ ACTIVATIONS: Mapping[Activation, type[nn.Module]] = {
 # A stride is not in the file. Those of Mnih et al. 2015 are what everybody takes for these kernels; on grids too small for
 # them (MinAtar) everybody takes 3x3/1 and pixels are 0 or 1.
 _NATURE_STRIDES = {8: 4, 4: 2, 3: 1}
-_PIXELS_FROM = 36
-_RECURRENT = re.compile(r"(weight|bias)_(ih|hh)(_l\d+)?$")
+_RECURRENT = re.compile(r"(weight|bias)_(ih|hh)(_l\d+)?(_reverse)?$")
+NO_MEMORY = (
+    "whose scores follow from all that it saw in an episode, and a teacher's follow from one observation: give it the last "
+    "observations at once, as docs/inspect.md shows under 'A policy with a memory', or take a policy without one"
+)
+"""The end of a message about a recurrent policy."""
 
 
 class Layer(NamedTuple):
@@ -166,10 +171,10 @@ def layers_of(tensors: Mapping[str, Tensor], path: Path) -> list[Layer]:
         UserError: a tensor belongs to no convolution, linear layer or LayerNorm.
     """
     names: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
+    for name, tensor in _with_own_biases(tensors).items():
         owner, _, role = name.rpartition(".")
         if _RECURRENT.search(name):
-            raise UserError(f"{path}: {name!r} is of a recurrent network, which is not understood; export it to ONNX")
+            raise UserError(f"{path}: {name!r} is of a recurrent network, {NO_MEMORY}")
         if role.startswith("running_"):
             raise UserError(f"{path}: {name!r} is of a BatchNorm, which is not understood; export it to ONNX")
         if role not in ("weight", "bias"):
@@ -188,6 +193,20 @@ def layers_of(tensors: Mapping[str, Tensor], path: Path) -> list[Layer]:
             )
         layers.append(layer)
     return layers
+
+
+def _with_own_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, with biases that are modules of their own (ACKTR's `AddBias`, (n, 1)) at their layers."""
+    merged: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        owner, _, role = name.removesuffix(".add_bias._bias").rpartition(".module.")
+        if role == "weight" and f"{owner}.add_bias._bias" in tensors:
+            merged[f"{owner}.weight"] = tensor
+        elif name.endswith(".add_bias._bias") and tensor.ndim == 2 and tensor.shape[1] == 1:
+            merged[name.removesuffix(".add_bias._bias") + ".bias"] = tensor[:, 0]
+        else:
+            merged[name] = tensor
+    return merged
 
 
 def natural_order(layers: Sequence[Layer]) -> list[Layer]:
@@ -227,6 +246,7 @@ def build_chain(
     observation_shape: tuple[int, ...] | None,
     standardization: nn.Module | None = None,
     pixels: Pixels | None = None,
+    numbers: Numbers | None = None,
 ) -> Chain:
     """The network of layers that follow one another, with the activation after each but the last.
 
@@ -236,7 +256,9 @@ def build_chain(
         activation: after every layer and its normalization.
         observation_shape: None supposes 84 x 84 pixels for large kernels and takes a vector's size from its layer.
         standardization: what stands in front, where the file has it; None is pixels / 255, and nothing for small grids.
-        pixels: whether images go in as 0 to 255 or as 0 to 1, where there is no standardization; None supposes 0 to 1.
+        pixels: whether bytes go in as 0 to 255 or as 0 to 1, where there is no standardization; None supposes 0 to 1 of large
+            images.
+        numbers: what the observations are made of, where it is known.
 
     Raises:
         UserError: sizes do not fit each other or the observations, or strides cannot be told.
@@ -264,11 +286,16 @@ def build_chain(
             raise UserError(f"{path} takes {size} numbers, but the observations have shape {observation_shape}")
         strides = []
     modules: list[nn.Module] = []
+    space = observations_of(observation_shape, numbers)
     if standardization is not None:
         modules.append(standardization)
-    elif len(observation_shape) == 3 and min(observation_shape[1:]) >= _PIXELS_FROM:
+    elif holds_bytes(space):
+        if pixels is None and observations_of(observation_shape).dtype != space.dtype:
+            raise unknown_range(path)
         modules.append(Scale(1.0 if pixels == "bytes" else 255.0))
         supposed += [] if pixels else ["pixels are divided by 255 (--pixels bytes leaves them as they are)"]
+    elif space.dtype == "uint8":
+        modules.append(Scale(1.0))  # layers take floats alone
     modules += [] if convolutions else [nn.Flatten()]
     shape = observation_shape
     flattened = not convolutions

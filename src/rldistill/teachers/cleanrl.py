@@ -43,10 +43,9 @@ from rldistill.teachers.chain import (
     spell,
 )
 from rldistill.teachers.embedded import choose_statistics, take_statistics
-from rldistill.teachers.foreign import BoxSpace, DiscreteSpace, ForeignPolicy, acted
+from rldistill.teachers.foreign import BoxSpace, DiscreteSpace, ForeignPolicy, Numbers, acted, observations_of
 from rldistill.teachers.hub import read_card
 from rldistill.teachers.scripts import activation_in
-from rldistill.teachers.state_dict import observations_of
 from rldistill.teachers.weights import read_bytes, read_tensor_file, state_dict_of
 from rldistill.types import UserError
 
@@ -63,6 +62,8 @@ class _Source(NamedTuple):
     """Of its observations."""
     spec: Spec | None
     """As a user names it."""
+    numbers: Numbers | None
+    """What its observations are made of."""
 
 
 class MeanOfAtoms(nn.Module):
@@ -92,7 +93,11 @@ class TwoHeads(nn.Module):
 
 
 def read_cleanrl(
-    path: Path, *, observation_shape: tuple[int, ...] | None = None, architecture: str | None = None
+    path: Path,
+    *,
+    observation_shape: tuple[int, ...] | None = None,
+    architecture: str | None = None,
+    numbers: Numbers | None = None,
 ) -> ForeignPolicy:
     """A policy that one of CleanRL's PyTorch scripts saved.
 
@@ -103,11 +108,13 @@ def read_cleanrl(
         path: the `.cleanrl_model` file.
         observation_shape: where it is known; else the file's own layers tell it (images are supposed to be 84 x 84).
         architecture: such as `mlp:64,64:tanh`; needed where there are no convolutions and the script does not lie beside the file.
+        numbers: what the observations are made of, where it is known.
 
     Raises:
         UserError: the file is damaged, of a JAX script, of a network that is not understood, or its activation is not known.
     """
-    source = _Source(path, observation_shape, None if architecture is None else parse_architecture(architecture))
+    spec = None if architecture is None else parse_architecture(architecture)
+    source = _Source(path, observation_shape, spec, numbers)
     if source.spec is not None and source.spec.squashed:
         raise UserError(
             f"{path} says itself what follows its last layer: leave the second activation out of --teacher-network"
@@ -185,13 +192,13 @@ def _values(tensors: Mapping[str, Tensor], source: _Source) -> ForeignPolicy:
     path, atoms = source.path, tensors.get("atoms")
     chain = _chain({name: tensor for name, tensor in tensors.items() if name != "atoms"}, "relu", source)
     if atoms is None:
-        return _found(chain, chain.network, "DQN", chain.outputs)
+        return _found(chain, chain.network, "DQN", chain.outputs, source.numbers)
     if atoms.ndim != 1 or len(atoms) < 2 or chain.outputs % len(atoms):
         raise UserError(
             f"{path}: its head gives {chain.outputs} numbers, which are no multiple of {atoms.numel()} atoms"
         )
     network = nn.Sequential(*chain.network, MeanOfAtoms(atoms))
-    return _found(chain, network, "C51", chain.outputs // len(atoms))
+    return _found(chain, network, "C51", chain.outputs // len(atoms), source.numbers)
 
 
 def _discrete(tensors: Mapping[str, Tensor], algorithm: str, activation: Activation, source: _Source) -> ForeignPolicy:
@@ -202,7 +209,7 @@ def _discrete(tensors: Mapping[str, Tensor], algorithm: str, activation: Activat
         scores="logits",
         algorithm=algorithm,
         format=FORMAT,
-        observation_space=observations_of(chain.observation_shape),
+        observation_space=observations_of(chain.observation_shape, source.numbers),
         action_space=DiscreteSpace((chain.outputs,), divided=False),
         provenance={"supposed": chain.supposed},
     )
@@ -221,7 +228,7 @@ def _gaussian(tensors: Mapping[str, Tensor], source: _Source) -> ForeignPolicy:
         scores="gaussian",
         algorithm="PPO",
         format=FORMAT,
-        observation_space=observations_of(chain.observation_shape),
+        observation_space=observations_of(chain.observation_shape, source.numbers),
         action_space=None,  # the range is clipped by a wrapper, and not in the file
         normalization_expected=True,
         provenance={"supposed": chain.supposed},
@@ -239,7 +246,7 @@ def _deterministic(tensors: Mapping[str, Tensor], source: _Source) -> ForeignPol
         scores="deterministic",
         algorithm="TD3 or DDPG",
         format=FORMAT,
-        observation_space=observations_of(chain.observation_shape),
+        observation_space=observations_of(chain.observation_shape, source.numbers),
         action_space=_actions(scale, bias),
         provenance={"supposed": chain.supposed},
     )
@@ -264,21 +271,21 @@ def _squashed(tensors: Mapping[str, Tensor], source: _Source) -> ForeignPolicy:
         scores="gaussian",
         algorithm="SAC",
         format=FORMAT,
-        observation_space=observations_of(chain.observation_shape),
+        observation_space=observations_of(chain.observation_shape, source.numbers),
         action_space=_actions(scale, bias),
         squashed=True,
         provenance={"supposed": chain.supposed},
     )
 
 
-def _found(chain: Chain, network: nn.Module, algorithm: str, actions: int) -> ForeignPolicy:
+def _found(chain: Chain, network: nn.Module, algorithm: str, actions: int, numbers: Numbers | None) -> ForeignPolicy:
     normalized = any(isinstance(module, nn.LayerNorm) for module in chain.network)
     return ForeignPolicy(
         network=network,
         scores="q_values",
         algorithm="PQN" if normalized and algorithm == "DQN" else algorithm,
         format=FORMAT,
-        observation_space=observations_of(chain.observation_shape),
+        observation_space=observations_of(chain.observation_shape, numbers),
         action_space=DiscreteSpace((actions,)),
         provenance={"supposed": chain.supposed},
     )
@@ -316,7 +323,14 @@ def _chain(tensors: Mapping[str, Tensor], published: Activation, source: _Source
                 f"{spell(*sizes, other)} where the script was edited"
             )
         supposed.append(f"{published} after each hidden layer (--teacher-network {spell(*sizes)}:tanh names another)")
-    chain = build_chain(layers, path, activation=activation, observation_shape=source.shape)
+    chain = build_chain(
+        layers,
+        path,
+        activation=activation,
+        observation_shape=source.shape,
+        pixels="unit" if sizes[0] else "bytes",  # its scripts divide pictures by 255, and nothing else
+        numbers=source.numbers,
+    )
     return chain._replace(supposed=[*chain.supposed, *supposed])
 
 

@@ -22,6 +22,11 @@ ForeignScores: TypeAlias = Literal["q_values", "logits", "gaussian", "determinis
 
 Pixels: TypeAlias = Literal["bytes", "unit"]
 """What a network of images takes: numbers from 0 to 255, or from 0 to 1."""
+Numbers: TypeAlias = Literal["bytes", "binary", "floats"]
+"""What an environment's observations are made of: bytes from 0 to 255, bytes that are 0 or 1 (MinAtar's planes), or floats."""
+
+# Pixels on each side; smaller grids (MinAtar's) are no pictures.
+_LARGE_FROM = 36
 
 
 class BoxSpace(NamedTuple):
@@ -33,6 +38,24 @@ class BoxSpace(NamedTuple):
     dtype: str
     keys: tuple[tuple[str, int], ...] = ()
     """Of a Dict that was flattened to this vector: names and sizes of its parts, in their order."""
+
+
+def observations_of(shape: tuple[int, ...], numbers: Numbers | None = None) -> BoxSpace:
+    """What a network of this input shape reads.
+
+    Args:
+        shape: of an observation.
+        numbers: what it is made of; None supposes bytes where it is a large image, floats elsewhere.
+    """
+    large = len(shape) == 3 and min(shape[1:]) >= _LARGE_FROM
+    if numbers == "floats" or (numbers is None and not large):
+        return BoxSpace(shape, np.full(shape, -np.inf), np.full(shape, np.inf), "float32")
+    return BoxSpace(shape, np.zeros(shape), np.full(shape, 1.0 if numbers == "binary" else 255.0), "uint8")
+
+
+def holds_bytes(space: BoxSpace) -> bool:
+    """Whether it reads bytes from 0 to 255, which a network may want divided."""
+    return space.dtype == "uint8" and bool((space.high > 1).any())
 
 
 class DiscreteSpace(NamedTuple):

@@ -15,12 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from rldistill.teachers.archives import shown
-from rldistill.teachers.foreign import ForeignPolicy, ForeignScores, Pixels, acted
+from rldistill.teachers.foreign import (
+    ForeignPolicy,
+    ForeignScores,
+    Numbers,
+    Pixels,
+    acted,
+    holds_bytes,
+    observations_of,
+)
 from rldistill.teachers.onnx_contents import Contents, check_contents, contents_of
 from rldistill.teachers.onnx_sizes import check_sizes
 from rldistill.teachers.outputs import ActionRange, Wanted, choose_output, constants, is_memory, scores_of
 from rldistill.teachers.programs import first_line, in_batches, policy_of, unknown_range
-from rldistill.teachers.state_dict import observations_of
 from rldistill.teachers.weights import read_bytes
 from rldistill.types import UserError
 
@@ -115,6 +122,7 @@ def read_onnx(
     output: str | None = None,
     inputs: str | None = None,
     pixels: Pixels | None = None,
+    numbers: Numbers | None = None,
     threads: int = 1,
 ) -> ForeignPolicy:
     """A policy in an ONNX file.
@@ -129,6 +137,7 @@ def read_onnx(
         output: which of several outputs; needed where more than one can be meant.
         inputs: what fills the inputs beside the observation, such as `action_masks=1,epsilon=0`.
         pixels: whether images go in as 0 to 255 or 0 to 1; needed where it takes no bytes and has no 255 in it.
+        numbers: what the observations are made of, where it is known.
         threads: of onnxruntime.
 
     Raises:
@@ -145,11 +154,9 @@ def read_onnx(
     model_input = _observed(session, filled, path)
     shape, channels_last = _input(model_input, observation_shape, path)
     used = acted(teacher_scores=scores, teacher_output=output, teacher_input=inputs)
-    space = observations_of(shape)
     takes_bytes = model_input.type == "tensor(uint8)"
-    if takes_bytes:
-        space = space._replace(low=np.zeros(shape), high=np.full(shape, 255.0), dtype="uint8")
-    as_floats = space.dtype == "uint8" and not takes_bytes
+    space = observations_of(shape, numbers or ("bytes" if takes_bytes else None))
+    as_floats = holds_bytes(space) and not takes_bytes
     used |= acted(pixels=as_floats and pixels)
     divide = as_floats and _divide(contents, pixels, path)
     network = OnnxNetwork(session, model_input, filled=filled, channels_last=channels_last, divide=divide)
@@ -187,9 +194,7 @@ def read_onnx(
                 "parameters": contents.parameters,
                 "channels_last": channels_last,
                 "producer": shown(session.get_modelmeta().producer_name),
-                "supposed": []
-                if takes_bytes or space.dtype != "uint8"
-                else [f"pixels from 0 to {1 if divide else 255}"],
+                "supposed": [] if not as_floats else [f"pixels from 0 to {1 if divide else 255}"],
             },
         )
 

@@ -25,9 +25,19 @@ from rldistill.teachers.chain import (
     natural_order,
     parse_architecture,
     sizes_of,
+    spell,
 )
 from rldistill.teachers.embedded import choose_statistics, take_statistics
-from rldistill.teachers.foreign import BoxSpace, DiscreteSpace, ForeignPolicy, ForeignScores, Pixels, acted
+from rldistill.teachers.foreign import (
+    DiscreteSpace,
+    ForeignPolicy,
+    ForeignScores,
+    Numbers,
+    Pixels,
+    acted,
+    holds_bytes,
+    observations_of,
+)
 from rldistill.teachers.weights import Part, is_safetensors, part_of, read_tensor_file, state_dict_of
 from rldistill.types import UserError
 
@@ -50,6 +60,7 @@ def read_state_dict(
     action_range: tuple[Sequence[float], Sequence[float]] | None = None,
     scores: ForeignScores | None = None,
     pixels: Pixels | None = None,
+    numbers: Numbers | None = None,
 ) -> ForeignPolicy:
     """A policy out of `.pth`, `.pt`, `.bin` (read with `weights_only`) or `.safetensors`.
 
@@ -65,7 +76,8 @@ def read_state_dict(
         num_actions: where it is known.
         action_range: the least and the largest of each dimension, where actions are continuous.
         scores: what the head gives; needed where neither its name nor the file's tells.
-        pixels: whether images go in as 0 to 255 or as 0 to 1.
+        pixels: whether bytes go in as 0 to 255 or as 0 to 1; needed where they are no large images.
+        numbers: what the observations are made of, where it is known; None supposes bytes of large images, floats elsewhere.
 
     Raises:
         UserError: the file is damaged or something else, does not fit what is said of it, or does not say enough.
@@ -101,6 +113,11 @@ def read_state_dict(
         )
     if spec is not None:
         check_spec(spec, sizes_of(layers), path)
+    elif [layer.name for layer in layers] == ["conv", "fc_hidden", "policy"]:
+        raise UserError(
+            f"{path} has the layers of MinAtar's actor-critic example, with SiLU and its derivative between them: export it to "
+            f"ONNX or TorchScript, or name its network if it is another, --teacher-network {spell(*sizes_of(layers))} for ReLU"
+        )
     elif not any(layer.kind == "convolution" for layer in layers) and len(layers) > 1:
         sizes = ",".join(str(int(layer.weight.shape[0])) for layer in layers[:-1] if layer.kind == "linear")
         raise UserError(
@@ -114,11 +131,13 @@ def read_state_dict(
         observation_shape=observation_shape,
         standardization=standardization,
         pixels=pixels,
+        numbers=numbers,
     )
-    space = observations_of(chain.observation_shape)
-    used |= acted(pixels=space.dtype == "uint8" and standardization is None and pixels)
+    space = observations_of(chain.observation_shape, numbers)
+    used |= acted(pixels=holds_bytes(space) and standardization is None and pixels)
     _check_standardization(standardization, chain.observation_shape, path)
-    _check_outputs(chain.outputs, num_actions, layers[-1].name, path)
+    hint = "; MinAtar's ids that end in -v0 have all six actions" if numbers == "binary" and chain.outputs == 6 else ""
+    _check_outputs(chain.outputs, num_actions, layers[-1].name, hint, path)
     squash = _squash(spec, action_range, chain.outputs, scores, path)
     if squash is not None:
         scores = "deterministic"
@@ -137,9 +156,9 @@ def read_state_dict(
             )
         network.append(FixedDeviation(deviation.log_std.reshape(-1)))
     chosen = choose_statistics(taken, chain.observation_shape, path)
-    supposed = (
-        supposed_part + chain.supposed + (["ReLU after each hidden layer"] if spec is None and len(layers) > 1 else [])
-    )
+    supposed = supposed_part + chain.supposed
+    if spec is None and len(layers) > 1:
+        supposed.append(f"ReLU after each hidden layer (--teacher-network {chain.architecture}:tanh names another)")
     if told_by.startswith("the value head"):
         supposed.append(f"its head {layers[-1].name!r} gives logits, as {told_by} suggests")
     if kind in ("deterministic", "gaussian") and squash is None:
@@ -168,13 +187,6 @@ def read_state_dict(
         units_supposed=kind == "deterministic" and squash is None,
         used=used,
     )
-
-
-def observations_of(shape: tuple[int, ...]) -> BoxSpace:
-    """What a network of this input shape sees: bytes where they are large images, numbers of any size elsewhere."""
-    if len(shape) == 3 and min(shape[1:]) >= 36:
-        return BoxSpace(shape, np.zeros(shape), np.full(shape, 255.0), "uint8")
-    return BoxSpace(shape, np.full(shape, -np.inf), np.full(shape, np.inf), "float32")
 
 
 def scores_named(names: Iterable[str]) -> ForeignScores | None:
@@ -286,10 +298,10 @@ def _forgets_order(path: Path) -> bool:
     return is_safetensors(start, path.stat().st_size)
 
 
-def _check_outputs(outputs: int, num_actions: int | None, head: str, path: Path) -> None:
+def _check_outputs(outputs: int, num_actions: int | None, head: str, hint: str, path: Path) -> None:
     if num_actions is not None and outputs != num_actions:
         several = outputs % num_actions == 0
-        why = "; quantiles or atoms are not understood in a plain state dict" if several else ""
+        why = hint or ("; quantiles or atoms are not understood in a plain state dict" if several else "")
         raise UserError(f"{path}: its head {head!r} gives {outputs} numbers, but there are {num_actions} actions{why}")
     if outputs < 1 or outputs > 65_536:
         raise UserError(f"{path}: its head {head!r} gives {outputs} numbers, which are no scores of actions")

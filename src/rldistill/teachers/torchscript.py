@@ -13,11 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from rldistill.teachers.archives import DEFAULT_LIMITS, read_members, shown
-from rldistill.teachers.foreign import ForeignPolicy, ForeignScores, Pixels, acted
+from rldistill.teachers.foreign import (
+    ForeignPolicy,
+    ForeignScores,
+    Numbers,
+    Pixels,
+    acted,
+    holds_bytes,
+    observations_of,
+)
 from rldistill.teachers.outputs import ActionRange, Wanted, choose_output, scores_of
 from rldistill.teachers.programs import in_batches, last_line, policy_of, unknown_range
 from rldistill.teachers.script_graphs import check_graph
-from rldistill.teachers.state_dict import observations_of
 from rldistill.teachers.tensors import MOST_BYTES
 from rldistill.teachers.weights import read_bytes
 from rldistill.types import UserError
@@ -88,6 +95,7 @@ def read_torchscript(
     output: str | None = None,
     inputs: str | None = None,
     pixels: Pixels | None = None,
+    numbers: Numbers | None = None,
 ) -> ForeignPolicy:
     """A policy that was saved by `torch.jit.save`.
 
@@ -148,8 +156,8 @@ def read_torchscript(
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise UserError(f"{path}: the weights hold NaN or infinity; the policy is of no use")
     check_graph(script, path)
-    space = observations_of(observation_shape)
-    network, supposed = _with_input(script, space.dtype, observation_shape, pixels, path)
+    space = observations_of(observation_shape, numbers)
+    network, supposed = _with_input(script, holds_bytes(space), observation_shape, pixels, path)
     zeros = torch.zeros((_PROBED, *space.shape), dtype=torch.uint8 if space.dtype == "uint8" else torch.float32)
     try:
         first, second = network.outputs(zeros), network.outputs(zeros)
@@ -171,20 +179,20 @@ def read_torchscript(
         path=path,
         reason=last_line,
         mismatches=mismatches,
-        used=acted(teacher_scores=wanted.scores, teacher_output=output, pixels=space.dtype == "uint8" and pixels),
+        used=acted(teacher_scores=wanted.scores, teacher_output=output, pixels=holds_bytes(space) and pixels),
         provenance={"supposed": supposed, "parameters": sum(parameter.numel() for parameter in script.parameters())},
     )
 
 
 def _with_input(
     script: Any,
-    dtype: str,
+    takes_bytes: bool,
     shape: tuple[int, ...],
     pixels: Pixels | None,
     path: Path,
 ) -> tuple[ScriptNetwork, list[str]]:
     """What the program is fed with: bytes if it takes and scales them, else floats from 0 to 255 or from 0 to 1."""
-    if dtype != "uint8":
+    if not takes_bytes:
         return ScriptNetwork(script, floats=True, divide=False), []
     if pixels is not None:
         return ScriptNetwork(script, floats=True, divide=pixels == "unit"), []
