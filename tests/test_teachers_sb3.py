@@ -34,6 +34,7 @@ DATA: dict[str, dict[str, Any]] = {
     "PPO": {"gae_lambda": 0.9, "vf_coef": 0.5, "clip_range": {":type:": "<class 'function'>", ":serialized:": "gAWV"}},
     "A2C": {"gae_lambda": 0.9, "vf_coef": 0.5},
     "TRPO": {"gae_lambda": 0.9, "cg_max_steps": 15},
+    "MaskablePPO": {"gae_lambda": 0.9, "vf_coef": 0.5, "target_kl": None},
     "SAC": {"target_entropy": -1.0},
     "TQC": {"target_entropy": -1.0, "top_quantiles_to_drop_per_net": 2},
     "TD3": {"policy_delay": 2, "target_noise_clip": 0.5},
@@ -45,6 +46,7 @@ MODULES = {
     "PPO": "stable_baselines3.common.policies",
     "A2C": "stable_baselines3.common.policies",
     "TRPO": "stable_baselines3.common.policies",
+    "MaskablePPO": "sb3_contrib.common.maskable.policies",
     "SAC": "stable_baselines3.sac.policies",
     "TQC": "sb3_contrib.tqc.policies",
     "TD3": "stable_baselines3.td3.policies",
@@ -241,7 +243,7 @@ def actor_critic(*sizes: int, outputs: int) -> Draw:
     return draw
 
 
-@pytest.mark.parametrize("algorithm", ["PPO", "A2C", "TRPO"])
+@pytest.mark.parametrize("algorithm", ["PPO", "A2C", "TRPO", "MaskablePPO"])
 def test_actor_critics_give_logits(tmp_path: Path, algorithm: str) -> None:
     draw = actor_critic(5, 8, 6, outputs=3)
     policy = read_sb3(make_zip(tmp_path / "x.zip", algorithm, draw.tensors, VECTOR, spaces.Discrete(3)))
@@ -592,7 +594,6 @@ def test_data_and_weights_of_different_algorithms_are_refused(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("module", "said"),
     [
-        ("sb3_contrib.common.maskable.policies", "MaskablePPO"),
         ("sb3_contrib.common.recurrent.policies", "RecurrentPPO"),
         ("sb3_contrib.crossq.policies", "CrossQ"),
         ("sb3_contrib.ars.policies", "ARS"),

@@ -42,6 +42,7 @@ __all__ = [
     "decisions_per_second",
     "features_of",
     "fitting_task",
+    "gives_action_masks",
     "is_atari",
     "is_minatar",
     "make_backend",
@@ -245,6 +246,15 @@ def observed_range(task: Task, steps: int) -> tuple[npt.NDArray[np.float64], npt
     finally:
         environments.close()
     return low, high
+
+
+def gives_action_masks(task: Task) -> bool:
+    """Whether the environment says which actions are allowed, which one reset shows."""
+    if is_atari(task.env) or is_minatar(task.env):
+        return False
+    environments = Environments(replace(task, action_masks=False), 1, 0)
+    environments.close()
+    return environments.task.action_masks
 
 
 def make_backend(task: Task, num_envs: int, *, pixels: bool = False) -> Backend:

@@ -30,7 +30,7 @@ from rldistill.teachers.detect import check_readable, kind_of
 from rldistill.teachers.exported import Exported, exported_in, read_exported
 from rldistill.teachers.foreign import ForeignPolicy, ForeignScores, Numbers
 from rldistill.teachers.hub import PREFIX, fetch, find_policy_file, read_card
-from rldistill.teachers.matching import mismatches_of
+from rldistill.teachers.matching import mismatches_of, with_masks
 from rldistill.teachers.options import TeacherOptions, check_acting
 from rldistill.teachers.outputs import unit_mismatch, with_units
 from rldistill.teachers.programs import first_line, last_line
@@ -235,6 +235,8 @@ def _load(
     if kind != "sb3":
         foreign, of_statistics = with_statistics(foreign, path, folder, task, options)
         notes += of_statistics
+    task, of_masks = with_masks(foreign, task)
+    notes += of_masks
     if task.env != (named or foreign.env):
         notes.append(f"{named or foreign.env} is no longer there: played as {task.env}")
     foreign = with_units(foreign, options.teacher_actions, task, path)

@@ -145,6 +145,8 @@ class ForeignPolicy:
     action_space: BoxSpace | DiscreteSpace | None
     squashed: bool = False
     """Gaussian: whether actions are tanh of the sample, rescaled to the action range (SAC, TQC)."""
+    masked: bool = False
+    """Whether it was trained with action masks."""
     normalization: Statistics | None = None
     """Statistics to apply before the network, where they were found."""
     normalization_expected: bool = False

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from rldistill.actions import describe, score_width
-from rldistill.envs import is_minatar, observation_bounds, observed_range, own_shape
+from rldistill.envs import gives_action_masks, is_minatar, observation_bounds, observed_range, own_shape
 from rldistill.teachers.archives import shown
 from rldistill.teachers.foreign import BoxSpace, DiscreteSpace, ForeignPolicy, Statistics
 from rldistill.types import ScoreKind, Task, UserError, unbounded
@@ -68,6 +69,19 @@ def mismatches_of(foreign: ForeignPolicy, task: Task, score_kind: ScoreKind) -> 
     if isinstance(stack, int) and stack != task.frame_stack:
         found.append(f"it was trained on a stack of {stack} observations, {task.env} gives {task.frame_stack}")
     return found
+
+
+def with_masks(foreign: ForeignPolicy, task: Task) -> tuple[Task, list[str]]:
+    """The task of a policy that was trained with action masks, as one reset shows it, and a note where there are none.
+
+    Raises:
+        UserError: the environment fails.
+    """
+    if not foreign.masked:
+        return task, []
+    task = replace(task, action_masks=gives_action_masks(task))
+    without = f"it was trained with action masks, and {task.env} gives none: all actions are allowed to it"
+    return task, [] if task.action_masks else [without]
 
 
 def _unlike(space: BoxSpace, task: Task) -> list[str]:

@@ -42,6 +42,7 @@ _MEMBERS = {
     "_stable_baselines3_version": 1024,
     "system_info.txt": 64 * 1024,
 }
+_MASKABLE = "sb3_contrib.common.maskable.policies"
 _FAMILIES: dict[str, Family] = {
     "stable_baselines3.dqn.policies": "dqn",
     "sb3_contrib.qrdqn.policies": "qrdqn",
@@ -49,12 +50,12 @@ _FAMILIES: dict[str, Family] = {
     "stable_baselines3.ppo.policies": "actor-critic",
     "stable_baselines3.a2c.policies": "actor-critic",
     "sb3_contrib.trpo.policies": "actor-critic",
+    _MASKABLE: "actor-critic",
     "stable_baselines3.sac.policies": "sac",
     "sb3_contrib.tqc.policies": "sac",
     "stable_baselines3.td3.policies": "td3",
 }
 _REFUSED = {
-    "sb3_contrib.common.maskable.policies": "MaskablePPO, whose action masks are not known here",
     "sb3_contrib.common.recurrent.policies": "RecurrentPPO, which needs a memory of past observations",
     "sb3_contrib.crossq.policies": "CrossQ, whose batch renormalization is not known here",
     "sb3_contrib.ars.policies": "ARS, whose policy is not known here",
@@ -73,7 +74,7 @@ def read_sb3(
     folders: Sequence[Path] | None = (),
     trust_pickle: bool = False,
 ) -> ForeignPolicy:
-    """Reads a Stable-Baselines3 zip: DQN, QR-DQN, PPO, A2C, TRPO, SAC, TD3, DDPG or TQC; MLP or Nature CNN.
+    """Reads a Stable-Baselines3 zip: DQN, QR-DQN, PPO, MaskablePPO, A2C, TRPO, SAC, TD3, DDPG or TQC; MLP or Nature CNN.
 
     Args:
         path: the zip file.
@@ -143,6 +144,7 @@ def read_sb3(
         observation_space=observations,
         action_space=actions,
         squashed=acting.squashed,
+        masked=module == _MASKABLE,
         normalization=statistics,
         normalization_expected=expected,
         env=training.env,
@@ -177,6 +179,8 @@ def _algorithm(family: Family, data: Mapping[str, Any], module: str) -> tuple[st
     if family == "qrdqn":
         return "QR-DQN", []
     if family == "actor-critic":
+        if module == _MASKABLE:
+            return "MaskablePPO", []
         if "clip_range" in data:
             return "PPO", []
         if "cg_max_steps" in data or "line_search_max_iter" in data:

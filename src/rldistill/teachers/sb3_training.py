@@ -17,7 +17,7 @@ from rldistill.teachers.pickles import admits_statistics, interpret, plain_array
 from rldistill.teachers.sb3_spaces import entry_of, integer, text_of
 from rldistill.types import UserError
 
-_PREFIXES = ("ppo", "a2c", "dqn", "qrdqn", "trpo", "sac", "td3", "ddpg", "tqc", "her")
+_PREFIXES = ("ppo_mask", "maskable_ppo", "ppo", "a2c", "dqn", "qrdqn", "trpo", "sac", "td3", "ddpg", "tqc", "her")
 _ENVIRONMENT = r"[A-Za-z][\w.:-]*-v\d+"
 _CLEARLY = 4.0
 """How many times nearer the last observation has to be to one explanation than to the other."""
