@@ -8,7 +8,9 @@ goes on exactly where it was, without boundaries that cut episodes short.
 
 from __future__ import annotations
 
+import hashlib
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,12 +21,12 @@ import numpy.typing as npt
 
 from rldistill.actions import check_actions, first_allowed, uniform_actions
 from rldistill.envs.atari import ATARI_RANDOM_SCORES, AtariBackend, atari_task, is_atari
-from rldistill.envs.boundary import EnvironmentFailed
+from rldistill.envs.boundary import EnvironmentFailed, remark
 from rldistill.envs.gymnasium import GymnasiumBackend, declared_shape, gymnasium_task, render_rate, vector_bounds
 from rldistill.envs.ids import arguments_of, canonical, name_environment
 from rldistill.envs.minatar import MINATAR_GAMES, MinAtarBackend, is_minatar, minatar_task
 from rldistill.envs.world import Backend, Pixels, Step, unlike
-from rldistill.types import Actions, Bools, Masks, Observations, Task, UserError
+from rldistill.types import Actions, Bools, Masks, Observations, Policy, Task, UserError
 
 __all__ = [
     "ATARI_RANDOM_SCORES",
@@ -357,17 +359,45 @@ class Environments:
         return self._backend.pixels()
 
     def state_dict(self) -> dict[str, Any]:
-        """Each open episode as its number and its actions since the start."""
+        """Each open episode as its number and its actions since the start, and a checksum of what is seen now."""
         longest = int(self._ages.max())
         return {
             "episodes": self._episodes.copy(),
             "ages": self._ages.copy(),
             "returns": self._returns.copy(),
             "log": self._log[:, :longest].copy(),
+            "observations_sha256": self._checksum(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Plays the open episodes back; takes as long as playing the longest of them did."""
+        """Plays the open episodes back; takes as long as playing the longest of them did.
+
+        Where the environment does not repeat itself (it draws from a generator that its seed does not set, or remembers earlier
+        episodes), a warning is logged, and play goes on from where it is.
+        """
+        if not self._play_back(state):
+            remark(
+                f"warning: {self.task.env} does not repeat itself from the same seed and actions: "
+                "the run goes on, but not to the bit"
+            )
+
+    def repeats(self, policy: Policy, *, steps: int = 64, seconds: float = 2.0) -> bool:
+        """Whether the game that goes on is the same when it is played again from its seed with the same actions.
+
+        Args:
+            policy: plays until there is something to repeat; the environments are of no use afterwards.
+            steps: of the first play, at most.
+            seconds: that the first play may take.
+        """
+        ends = time.monotonic() + seconds
+        for _ in range(steps):
+            self.step(policy(self.observations))
+            if time.monotonic() > ends:
+                break
+        return self._play_back(self.state_dict())
+
+    def _play_back(self, state: Mapping[str, Any]) -> bool:
+        """As `load_state_dict`; whether all is as it was, as far as the state says."""
         self._episodes = np.array(np.asarray(state["episodes"]), dtype=np.int64)
         self._ages = np.array(np.asarray(state["ages"]), dtype=np.int64)
         self._returns = np.array(np.asarray(state["returns"]), dtype=np.float64)
@@ -375,6 +405,7 @@ class Environments:
         longest = int(self._ages.max())
         self._log = np.zeros((self.num_envs, max(1024, 2 * longest), *log.shape[2:]), dtype=log.dtype)
         self._log[:, :longest] = log
+        over = np.zeros(self.num_envs, dtype=np.bool_)
         # All episodes are brought to their ends together: row i starts when as many steps are left as it has actions.
         # Before that a row plays some action or other (and may end any number of games: it is reset by then).
         for now in range(longest + 1):
@@ -392,10 +423,19 @@ class Environments:
             if self.masks is not None:
                 actions[since < 0] = first_allowed(self.task, self.masks)[since < 0]
             _, terminated, truncated = self._backend.step(actions)
-            early = (terminated | truncated) & (since < 0)
-            if early.any():  # some worlds must not be stepped past an episode's end
-                self._backend.reset(early, self._seeds(np.flatnonzero(early)))
+            ended = terminated | truncated
+            over |= ended & (since >= 0)  # an open episode that is over is another one
+            if ended.any():  # some worlds must not be stepped past an episode's end
+                self._backend.reset(ended, self._seeds(np.flatnonzero(ended)))
+        if over.any():
+            self._episodes[over] += 1
+            self._ages[over], self._returns[over] = 0, 0.0
+            self._backend.reset(over, self._seeds(np.flatnonzero(over)))
         self.starts = self._ages == 0
+        return not over.any() and state.get("observations_sha256") in (None, self._checksum())
+
+    def _checksum(self) -> str:
+        return hashlib.sha256(np.ascontiguousarray(self.observations).tobytes()).hexdigest()
 
     @contextmanager
     def released(self) -> Iterator[None]:

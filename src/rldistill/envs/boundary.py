@@ -108,7 +108,7 @@ class Boundary:
         try:
             self._call("close", lambda: self._made.close())
         except EnvironmentFailed as error:
-            logging.getLogger("rldistill").warning("warning: %s", error)
+            remark(f"warning: {error}")
 
     def _call(self, name: str, function: Callable[[], Any]) -> Any:
         stdout, sys.stdout = sys.stdout, sys.stderr
@@ -136,6 +136,11 @@ class Boundary:
                 f"step of {self.env} gives {_shown(flag)} as {name}, which is neither true nor false"
             )
         return bool(number)
+
+
+def remark(line: str) -> None:
+    """Says a line that stops nothing: by Python's logging, whose default is a line on stderr."""
+    logging.getLogger("rldistill").warning("%s", line)
 
 
 def failure(call: str, env: str, error: BaseException) -> EnvironmentFailed:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from rldistill.envs.boundary import Boundary, EnvironmentFailed, Info
 from rldistill.envs.ids import arguments_of, make
 from rldistill.envs.masks import MaskReader
+from rldistill.envs.precision import Precision, is_finer
 from rldistill.envs.spaces import ActionWriter, ObservationReader
 from rldistill.envs.world import Pixels, understood, unlike
 from rldistill.types import (
@@ -132,6 +133,10 @@ class GymnasiumBackend:
         self.observations: Observations = (
             np.zeros(shape, dtype=np.uint8) if task.observation_dtype == "uint8" else np.zeros(shape, dtype=np.float32)
         )
+        # As the environment gives them, where that may be finer than float32; None once enough is known.
+        vectors = task.observation_dtype == "float32" and len(task.observation_shape) == 1
+        self._fine: npt.NDArray[np.float64] | None = np.zeros(shape) if vectors else None
+        self._precision: Precision | None = None
 
     @property
     def masks(self) -> Masks | None:
@@ -143,7 +148,7 @@ class GymnasiumBackend:
         for row, seed in zip(np.flatnonzero(rows), seeds, strict=True):
             observation, self.infos[row] = self._envs[row].reset(int(seed))
             self._take(row, observation, "reset")
-        self._check_finite("reset")
+        self._check_numbers("reset")
         self._masks.reset(len(rows), {row: self._mask(row) for row in np.flatnonzero(rows).tolist()})
 
     def step(self, actions: Actions) -> tuple[Floats, Bools, Bools]:
@@ -155,7 +160,7 @@ class GymnasiumBackend:
             answer = env.step(self._write(actions[row]))
             observation, rewards[row], terminated[row], truncated[row], self.infos[row] = answer
             self._take(row, observation, "step")
-        self._check_finite("step")
+        self._check_numbers("step")
         self._masks.step([self._mask(row) for row in range(number)], terminated | truncated)
         return rewards, terminated, truncated & ~terminated
 
@@ -163,17 +168,33 @@ class GymnasiumBackend:
         return self._envs[row].action_mask(self.infos[row])
 
     def _take(self, row: int | np.integer[Any], observation: Any, call: str) -> None:
+        array = self._read(observation, call)
         with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, which is refused below
-            self.observations[row] = self._read(observation, call)
+            self.observations[row] = array
+        if self._fine is not None:
+            self._fine[row] = array
+            if not is_finer(array.dtype):
+                self._fine = None
 
-    def _check_finite(self, call: str) -> None:
-        if self._task.observation_dtype == "uint8" or np.isfinite(self.observations).all():
+    def _check_numbers(self, call: str) -> None:
+        if self._task.observation_dtype == "uint8":
+            return
+        if np.isfinite(self.observations).all():
+            self._check_precision()
             return
         row, *place = (int(n) for n in np.argwhere(~np.isfinite(self.observations))[0])
         raise EnvironmentFailed(
             f"{call} of {self._task.env} gives {self.observations[(row, *place)]} in an observation "
             f"({self._read.feature(tuple(place))}, from 0): observations must be finite numbers within float32"
         )
+
+    def _check_precision(self) -> None:
+        if self._fine is None:
+            return
+        if self._precision is None:
+            self._precision = Precision(self._task.env, self._fine, self._read.feature)
+        elif not self._precision.add(self._fine):
+            self._fine = self._precision = None
 
     def pixels(self) -> Pixels:
         with _no_display_needed():
