@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from itertools import compress
 from json import dumps, loads
@@ -19,7 +20,15 @@ import torch
 
 from rldistill.actions import agreement as agreement_of
 from rldistill.actions import greedy, mix_in_random
-from rldistill.envs import chosen_task, cut_in_words, same_game, unlike, with_longest_game
+from rldistill.envs import (
+    EnvironmentFailed,
+    chosen_task,
+    cut_in_words,
+    repeats,
+    same_game,
+    unlike,
+    with_longest_game,
+)
 from rldistill.files import place_at, read_regular, replace_file
 from rldistill.machine import usual_torch
 from rldistill.policies import KeptPolicy
@@ -208,6 +217,7 @@ def evaluate(
             heard=progress.update,
         )
         random = float(random_games.returns.mean())
+    _say_whether_it_repeats(task, config.seed, progress)
     times = decision_microseconds(loaded, played[0][2])
 
     reference = played[0][0]
@@ -268,6 +278,15 @@ def evaluate(
     if target is not None:
         write_scores(target, scores)
     return scores
+
+
+def _say_whether_it_repeats(task: Task, seed: int, progress: Progress) -> None:
+    with suppress(EnvironmentFailed):  # the games are played: nothing is lost by what nobody asked for
+        if not repeats(task, seed):
+            progress.say(
+                f"note: {task.env} does not repeat itself: two games from one seed with the same actions differ, so --seed does "
+                "not decide these scores, and policies do not meet the same games"
+            )
 
 
 def load_together(

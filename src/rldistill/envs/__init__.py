@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rldistill.actions import check_actions, first_allowed, uniform_actions
+from rldistill.actions import are_allowed, check_actions, first_allowed, uniform_actions
 from rldistill.envs.atari import ATARI_RANDOM_SCORES, AtariBackend, atari_task, is_atari
 from rldistill.envs.boundary import EnvironmentFailed, remark
 from rldistill.envs.gymnasium import GymnasiumBackend, declared_shape, gymnasium_task, render_rate, vector_bounds
 from rldistill.envs.ids import arguments_of, canonical, name_environment
 from rldistill.envs.minatar import MINATAR_GAMES, MinAtarBackend, is_minatar, minatar_task
 from rldistill.envs.world import Backend, Pixels, Step, unlike
-from rldistill.types import Actions, Bools, Masks, Observations, Policy, Task, UserError
+from rldistill.types import Actions, Bools, Masks, Observations, Task, UserError
 
 __all__ = [
     "ATARI_RANDOM_SCORES",
@@ -53,6 +53,7 @@ __all__ = [
     "observation_bounds",
     "observed_range",
     "own_shape",
+    "repeats",
     "same_game",
     "task_in_file",
     "unlike",
@@ -275,6 +276,20 @@ def make_backend(task: Task, num_envs: int, *, pixels: bool = False) -> Backend:
     return AtariBackend(task, num_envs, pixels=pixels) if is_atari(task.env) else MinAtarBackend(task, num_envs)
 
 
+def repeats(task: Task, seed: int) -> bool:
+    """Whether a game that is played again from its seed with the same actions is the same; a second or two of play.
+
+    It is not where an environment draws from a generator that its seed does not set, or remembers earlier episodes.
+    """
+    if is_atari(task.env) or is_minatar(task.env):
+        return True
+    environments = Environments(task, 1, seed)
+    try:
+        return environments.repeats()
+    finally:
+        environments.close()
+
+
 class Environments:
     """`num_envs` rows of one task that restart themselves, reproducibly, and can be saved and put back.
 
@@ -381,17 +396,19 @@ class Environments:
                 "the run goes on, but not to the bit"
             )
 
-    def repeats(self, policy: Policy, *, steps: int = 64, seconds: float = 2.0) -> bool:
-        """Whether the game that goes on is the same when it is played again from its seed with the same actions.
+    def repeats(self, *, steps: int = 64, seconds: float = 2.0) -> bool:
+        """Whether games that are played again from their seeds with the same actions are the same.
+
+        The environments are of no use afterwards.
 
         Args:
-            policy: plays until there is something to repeat; the environments are of no use afterwards.
-            steps: of the first play, at most.
+            steps: of the first play, which is random, at most.
             seconds: that the first play may take.
         """
+        generator = np.random.default_rng(self.seed)
         ends = time.monotonic() + seconds
         for _ in range(steps):
-            self.step(policy(self.observations))
+            self.step(uniform_actions(self.task, self.num_envs, generator, self.masks))
             if time.monotonic() > ends:
                 break
         return self._play_back(self.state_dict())
@@ -421,7 +438,9 @@ class Environments:
             actions[since < 0] = self._any_action
             actions = actions if self.task.continuous else actions.astype(np.int64)
             if self.masks is not None:
-                actions[since < 0] = first_allowed(self.task, self.masks)[since < 0]
+                illegal = ~are_allowed(actions, self.task, self.masks)
+                over |= illegal & (since >= 0)
+                actions[illegal] = first_allowed(self.task, self.masks)[illegal]
             _, terminated, truncated = self._backend.step(actions)
             ended = terminated | truncated
             over |= ended & (since >= 0)  # an open episode that is over is another one

@@ -14,7 +14,7 @@ _CHANGES = 32  # of a feature, before anything is concluded
 _STEPS = 2_000  # that are looked at
 _SHARE = 0.25
 _NOISE = 1e-11  # of its magnitude: what float64 itself rounds
-_STANDS_STILL = 1e-4  # of its range: steps of a thing that comes to rest
+_LEVELS = 128  # that float32 tells apart in its range: more are enough for a thing that comes to rest
 _LARGE = 2.0**20  # float32 numbers are an eighth apart here
 
 
@@ -26,8 +26,8 @@ def is_finer(dtype: np.dtype[Any]) -> bool:
 class Precision:
     """Watches the first observations of an environment for features whose changes are lost in float32, such as timestamps.
 
-    A feature is lost where a quarter of its changes from one observation to the next disappear, and these are no rounding of
-    float64 and no slow end of a movement: they are a ten thousandth of its range or more, or its numbers are above a million.
+    A feature is lost where a quarter of its changes from one observation to the next disappear, unless they are what float64
+    itself rounds, or the slow end of a movement whose range float32 divides finely. Numbers above a million count in any case.
 
     Args:
         env: id, for messages.
@@ -64,7 +64,7 @@ class Precision:
         often = (self._changed >= _CHANGES) & (self._lost >= _SHARE * self._changed)
         spread, magnitude = self._high - self._low, np.maximum(np.abs(self._low), np.abs(self._high))
         by = self._by / np.maximum(self._lost, 1)
-        counts = (by >= _STANDS_STILL * spread) | (magnitude >= _LARGE)
+        counts = (spread < _LEVELS * magnitude * np.finfo(np.float32).eps) | (magnitude >= _LARGE)
         found = np.flatnonzero(often & (spread > _NOISE * magnitude) & counts)
         if len(found):
             worst = int(found[0])
