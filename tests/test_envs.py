@@ -580,7 +580,7 @@ def test_rows_of_different_ages_are_put_back_too(levers: str) -> None:
     state = environments.state_dict()
     played(environments, random_actions(task, 4, 2))
     old = environments.state_dict()
-    mixed = {name: old[name].copy() for name in old}
+    mixed = {name: old[name].copy() for name in ("episodes", "ages", "returns", "log")}  # without its checksum
     for name in ("ages", "returns"):
         mixed[name][1] = state[name][1]
     environments.load_state_dict(mixed)

@@ -10,11 +10,12 @@ import numpy.typing as npt
 
 from rldistill.envs.boundary import EnvironmentFailed
 
-_CHANGES = 32  # of a feature, before anything is concluded
-_STEPS = 2_000  # that are looked at
+_CHANGES = 2_000  # of a feature, before anything is concluded
+_CHANGES_OF_LARGE = 32
+_STEPS = 4_000  # that are looked at
 _SHARE = 0.25
 _NOISE = 1e-11  # of its magnitude: what float64 itself rounds
-_LEVELS = 128  # that float32 tells apart in its range: more are enough for a thing that comes to rest
+_LEVELS = 16  # that float32 tells apart in its range: more are enough for a thing that hardly moves
 _LARGE = 2.0**20  # float32 numbers are an eighth apart here
 
 
@@ -27,7 +28,7 @@ class Precision:
     """Watches the first observations of an environment for features whose changes are lost in float32, such as timestamps.
 
     A feature is lost where a quarter of its changes from one observation to the next disappear, unless they are what float64
-    itself rounds, or the slow end of a movement whose range float32 divides finely. Numbers above a million count in any case.
+    itself rounds, or of a thing that hardly moves but whose range float32 divides. Numbers above a million count in any case.
 
     Args:
         env: id, for messages.
@@ -61,10 +62,11 @@ class Precision:
         return self._steps < _STEPS
 
     def _check(self) -> None:
-        often = (self._changed >= _CHANGES) & (self._lost >= _SHARE * self._changed)
         spread, magnitude = self._high - self._low, np.maximum(np.abs(self._low), np.abs(self._high))
+        large = magnitude >= _LARGE
+        often = (self._changed >= np.where(large, _CHANGES_OF_LARGE, _CHANGES)) & (self._lost >= _SHARE * self._changed)
         by = self._by / np.maximum(self._lost, 1)
-        counts = (spread < _LEVELS * magnitude * np.finfo(np.float32).eps) | (magnitude >= _LARGE)
+        counts = large | (spread < _LEVELS * magnitude * np.finfo(np.float32).eps)
         found = np.flatnonzero(often & (spread > _NOISE * magnitude) & counts)
         if len(found):
             worst = int(found[0])
