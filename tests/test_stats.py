@@ -16,6 +16,7 @@ from rldistill.stats import (
     interquartile_mean,
     normalized_score,
     summarize,
+    with_interval,
 )
 from rldistill.types import UserError
 
@@ -98,3 +99,24 @@ def test_normalized_score_is_0_at_random_and_1_at_the_reference() -> None:
     assert normalized_score(19.3, -20.7, 19.3) == 1
     assert normalized_score(-0.7, -20.7, 19.3) == pytest.approx(0.5)
     assert math.isnan(normalized_score(1, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("mean", "low", "high", "text"),
+    [
+        (12.34, 11.0, 13.6, "12.3 [11.0, 13.6]"),
+        (1234.5, 900.0, 1500.0, "1234.5 [900.0, 1500.0]"),
+        (19.93, 19.61, 20.24, "19.9 [19.6, 20.2]"),
+        (0.00421, 0.00312, 0.00513, "0.0042 [0.0031, 0.0051]"),
+        (-0.5, -0.512, -0.488, "-0.500 [-0.512, -0.488]"),
+        (500.0, 500.0, 500.0, "500.0 [500.0, 500.0]"),
+        (0.0042, math.nan, math.nan, "0.0042"),
+        (0.25, None, None, "0.25"),
+        (0.0, None, None, "0.0"),
+    ],
+)
+def test_a_mean_keeps_the_digits_that_its_interval_gives_a_meaning(
+    mean: float, low: float | None, high: float | None, text: str
+) -> None:
+    """Rewards of thousandths are no zeros."""
+    assert with_interval(mean, low, high) == text

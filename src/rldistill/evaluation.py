@@ -37,6 +37,7 @@ from rldistill.rollout import Games, Transition, play, uniform
 from rldistill.stats import (
     above,
     bootstrap_ratio_interval,
+    figure,
     games_in_words,
     normalized_score,
     summarize,
@@ -367,12 +368,12 @@ def remarks(scores: Sequence[Score]) -> list[str]:
     same ones."""
     first = scores[0]
     how = f"measured over {first.episodes:,} games" if first.random_measured else "as published"
-    lines = [f"random play scores {first.random_score:.1f} ({how})"]
+    lines = [f"random play scores {figure(first.random_score)} ({how})"]
     for score in scores:
         if not above(score.mean, score.ci_low, score.random_score):
             lines.append(
                 f"{score.policy} is not above random play: {with_interval(score.mean, score.ci_low, score.ci_high)} against "
-                f"{score.random_score:.1f}"
+                f"{figure(score.random_score, score.ci_low, score.ci_high)}"
             )
         if score.distinct is not None and score.distinct < score.episodes:
             counts = "its interval counts those alone" if score.distinct > 1 else "so there is no interval"
@@ -401,7 +402,7 @@ def score_table(scores: Sequence[Score]) -> list[dict[str, str]]:
                 if score.distinct in (None, score.episodes)
                 else f"{score.episodes} ({score.distinct} distinct)",
                 "mean [95 % CI]": with_interval(score.mean, score.ci_low, score.ci_high),
-                "IQM": f"{score.iqm:.1f}",
+                "IQM": figure(score.iqm, score.ci_low, score.ci_high),
                 "ratio": _figure(ratio),
                 "normalized [95 % CI]": normalized,
                 "agreement": f"{score.agreement:.3f}",

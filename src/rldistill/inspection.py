@@ -14,7 +14,7 @@ from rldistill.machine import usual_torch
 from rldistill.policies import SavedPolicy
 from rldistill.progress import Progress, Silent
 from rldistill.rollout import play_scored
-from rldistill.stats import above, games_in_words, with_interval
+from rldistill.stats import above, figure, games_in_words, with_interval
 from rldistill.teachers import ForeignTeacher, TeacherOptions, load_teacher, parameters_of
 from rldistill.types import MOST_ENVIRONMENTS, Task, Teacher, check_numbers
 
@@ -108,7 +108,7 @@ def _plays(policy: Teacher, task: Task, config: InspectConfig, progress: Progres
     mean, low, high = (score[name] for name in ("mean", "ci_low", "ci_high"))
     known = {"plays": f"{with_interval(mean, low, high)} in {games}, epsilon {config.epsilon:g}"}
     chance = task.random_score
-    known["random play"] = f"{chance:.1f} as published" if chance is not None else ""
+    known["random play"] = f"{figure(chance)} as published" if chance is not None else ""
     if chance is None:
         random = play(None, "random play")
         chance = float(random["mean"])

@@ -19,6 +19,7 @@ from rldistill.envs import EnvironmentFailed
 from rldistill.files import load_state, read_json, read_regular, replace_file, save_state, sweep
 from rldistill.holding import held_file
 from rldistill.replay import FILES
+from rldistill.stats import figure
 from rldistill.types import UserError
 
 Result = TypeVar("Result")
@@ -355,9 +356,9 @@ class Events:
         figures = dict(record)
         if figures.get("returns"):
             figures["return"] = sum(figures["returns"]) / len(figures["returns"])
-        for name, figure in figures.items():
-            if isinstance(figure, int | float) and name not in ("control_steps", "updates"):
-                self._writer.add_scalar(f"{record.get('event', 'train')}/{name}", figure, self._step)
+        for name, value in figures.items():
+            if isinstance(value, int | float) and name not in ("control_steps", "updates"):
+                self._writer.add_scalar(f"{record.get('event', 'train')}/{name}", value, self._step)
 
     def close(self) -> None:
         """Writes what is left."""
@@ -444,7 +445,7 @@ def curve_csv(records: Iterable[Mapping[str, Any]], *, points: int = 200, games:
         if "control_steps" in record and "returns" in record:
             recent.extend(record["returns"])
             if recent:
-                curve.append(f"{record['control_steps']},{sum(recent) / len(recent):.3f}")
+                curve.append(f"{record['control_steps']},{figure(sum(recent) / len(recent), least=3)}")
     every = max(-(-len(curve) // points), 1)
     return "\n".join(["control_steps,mean_return", *curve[::-1][::every][::-1], ""]).encode()
 

@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from rldistill.types import UserError
 
+_MOST_DECIMALS = 12
+
 
 class Summary(NamedTuple):
     """Of a policy's episode returns."""
@@ -146,16 +148,36 @@ def bootstrap_ratio_interval(
     return float(low), float(high)
 
 
-def interval(low: float | None, high: float | None, *, digits: int = 1) -> str:
+def decimals(mean: float, low: float | None = None, high: float | None = None, *, least: int = 1) -> int:
+    """How many decimals a mean is written with, so that rewards of thousandths keep their digits.
+
+    Five steps of the last decimal or more lie in its interval. Without an interval (NaN, None, or no width) a number below 1
+    has two significant digits.
+    """
+    width = 0.0 if low is None or high is None else high - low
+    if math.isfinite(width) and width > 0:
+        return min(max(least, math.ceil(-math.log10(width / 5))), _MOST_DECIMALS)
+    if not math.isfinite(mean) or mean == 0:
+        return least
+    return min(max(least, 1 - math.floor(math.log10(abs(mean)))), _MOST_DECIMALS)
+
+
+def figure(value: float, low: float | None = None, high: float | None = None, *, least: int = 1) -> str:
+    """`12.3`: a mean, or another number beside it, with the decimals of an interval (see `decimals`)."""
+    return f"{value:.{decimals(value, low, high, least=least)}f}"
+
+
+def interval(low: float | None, high: float | None, *, least: int = 1) -> str:
     """`[11.0, 13.6]`; nothing where there is no interval (NaN or None)."""
     if low is None or high is None or math.isnan(low) or math.isnan(high):
         return ""
+    digits = decimals(low, low, high, least=least)
     return f"[{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def with_interval(mean: float, low: float | None, high: float | None, *, digits: int = 1) -> str:
+def with_interval(mean: float, low: float | None, high: float | None) -> str:
     """`12.3 [11.0, 13.6]`; the mean alone where there is no interval."""
-    return f"{mean:.{digits}f} {interval(low, high, digits=digits)}".rstrip()
+    return f"{figure(mean, low, high)} {interval(low, high)}".rstrip()
 
 
 def games_in_words(games: int, distinct: int | None) -> str:

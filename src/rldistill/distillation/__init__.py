@@ -32,7 +32,7 @@ from rldistill.replay import Replay, mask_column
 from rldistill.rollout import play_scored
 from rldistill.runs import Run, begun_with, command_line
 from rldistill.schedules import constant, linear
-from rldistill.stats import games_in_words, with_interval
+from rldistill.stats import figure, games_in_words, with_interval
 from rldistill.streams import Composed, Driven, Offline, Stream, checked_labels, minibatches, times_an_item
 from rldistill.teachers import ForeignTeacher, TeacherOptions, check_all_act, load_fitting
 from rldistill.types import ScoreKind, Task, Teacher, UserError, as_tensor, check_boolean, plain_numbers
@@ -264,8 +264,9 @@ class _Distillation:
         best = random["mean"] if random["ci_high"] is None else random["ci_high"]
         if level["mean"] <= best:
             chance = with_interval(random["mean"], random["ci_low"], random["ci_high"])
+            mean = figure(level["mean"], level["ci_low"], level["ci_high"])
             _stop_or_say(
-                f"the teacher's mean return in {level['episodes']} games is {level['mean']:.1f}, "
+                f"the teacher's mean return in {level['episodes']} games is {mean}, "
                 f"that of random play {chance}: are its observations normalized, scaled, stacked and ordered as in its training?",
                 self.options, self.progress,
             )  # fmt: skip

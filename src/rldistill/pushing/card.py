@@ -12,7 +12,7 @@ from rldistill.evaluation import Score, remarks, score_table
 from rldistill.networks import parameter_count
 from rldistill.policies import SavedPolicy
 from rldistill.pushing.exports import Shipped
-from rldistill.stats import interval
+from rldistill.stats import figure, interval
 from rldistill.types import ScoreKind, Task
 
 # What stands in provenance or in a run's metrics, and how it is called; in this order.
@@ -61,7 +61,7 @@ def card(told: Told) -> str:
         dataset_name=env,
         metric_type="mean_reward",
         metric_name="mean_reward",
-        metric_value=f"{score.mean:.2f} +/- {np.std(score.returns):.2f}",  # as Stable-Baselines3 computes it
+        metric_value=_spread(score, "+/-"),  # as Stable-Baselines3 computes it
         verified=False,
     )
     data = ModelCardData(
@@ -133,8 +133,8 @@ def _rows(told: Told) -> list[dict[str, str]]:
             "parameters": shown["parameters"],
             "bytes": f"{score.bytes:,}",
             **({"games": shown["games"]} if some_alike else {}),
-            "mean ± std": f"{score.mean:.2f} ± {np.std(score.returns):.2f}",
-            "95 % CI of the mean": interval(score.ci_low, score.ci_high, digits=2).strip("[]").replace(", ", " to ")
+            "mean ± std": _spread(score, "±"),
+            "95 % CI of the mean": interval(score.ci_low, score.ci_high, least=2).strip("[]").replace(", ", " to ")
             or "none",
             "IQM": shown["IQM"],
         }
@@ -255,3 +255,9 @@ def _plain(text: str) -> str:
     """On one line of a table, and no markup."""
     kept = "".join(character if character.isprintable() else " " for character in text)
     return kept.replace("`", "'").replace("|", "\\|").replace("<", "&lt;")
+
+
+def _spread(score: Score, sign: str) -> str:
+    """Mean and standard deviation of the games' returns."""
+    numbers = (score.mean, float(np.std(score.returns)))
+    return f" {sign} ".join(figure(number, score.ci_low, score.ci_high, least=2) for number in numbers)

@@ -18,7 +18,7 @@ from rldistill import plots
 from rldistill.evaluation import Score, remarks, score_table
 from rldistill.policies import KeptPolicy
 from rldistill.progress import clock
-from rldistill.stats import interval, with_interval
+from rldistill.stats import figure, interval, with_interval
 
 
 def write_page(
@@ -95,10 +95,11 @@ def _headline(
     games = (
         f"{own.episodes}{alike} full games a policy, random actions with probability {own.epsilon:g}, seed {own.seed}"
     )
+    chance = figure(own.random_score, own.ci_low, own.ci_high)
     if reference is None:
         return (
-            f"{name} scores {own.mean:.1f} points on {env}",
-            f"{_interval(own)}{games}. Uniformly random play scores {own.random_score:.1f}.",
+            f"{name} scores {figure(own.mean, own.ci_low, own.ci_high)} points on {env}",
+            f"{_interval(own)}{games}. Uniformly random play scores {chance}.",
         )
     share = _percentage(own.parameter_share)
     lead = (
@@ -106,8 +107,9 @@ def _headline(
         f"{with_interval(reference.mean, reference.ci_low, reference.ci_high)}; {games}; brackets are 95 % intervals."
     )
     if reference.mean <= own.random_score or not math.isfinite(own.normalized):
-        return f"{name} scores {own.mean:.1f} points with {share} of the teacher's parameters", (
-            f"{lead} The teacher is no better than random play ({own.random_score:.1f}), so there is nothing to keep."
+        return (
+            f"{name} scores {figure(own.mean, own.ci_low, own.ci_high)} points with {share} of the teacher's parameters",
+            (f"{lead} The teacher is no better than random play ({chance}), so there is nothing to keep."),
         )
     verb = "keeps" if own.normalized <= 1.005 else "reaches"
     kept = _percentage(max(own.normalized, 0.0), digits=0)
@@ -136,7 +138,7 @@ def _cards(metrics: list[dict[str, Any]], policy: KeptPolicy | None, own: Score 
         faster = reference.microseconds / own.microseconds
         cards.append(("Time a decision", f"{own.microseconds:,.0f} µs", f"one thread; {faster:.1f} times as fast"))
     elif own is not None:
-        cards.append(("Mean return", f"{own.mean:.1f}", _interval(own).removesuffix("; ")))
+        cards.append(("Mean return", figure(own.mean, own.ci_low, own.ci_high), _interval(own).removesuffix("; ")))
         cards.append(("Parameters", f"{own.parameters:,}", f"{own.bytes / 1024:,.0f} KiB on disk"))
         cards.append(("Time a decision", f"{own.microseconds:,.0f} µs", "one thread, one observation"))
     made = dict(policy.provenance) if policy is not None else {}
@@ -294,8 +296,8 @@ def _curves(
     out = ""
     if len(curve.steps):
         drawn = plots.learning_curve([curve], teacher=teacher, random=random, axis=axis)
-        told = f"Mean episode return of {name} after {curve.steps[-1]:,.0f} {axis}: {curve.means[-1]:.1f}"
-        told += f", {teacher.label} {teacher.mean:.1f}" if teacher else ""
+        told = f"Mean episode return of {name} after {curve.steps[-1]:,.0f} {axis}: {figure(curve.means[-1])}"
+        told += f", {teacher.label} {figure(teacher.mean)}" if teacher else ""
         out += f'<p class="note">{caption}</p><div class="wide">{_inline(drawn, told, "curve")}</div>'
     learnt = [record for record in training if record["loss"] is not None]  # it is None while dqn warms up
     if len(learnt) > 1:

@@ -15,6 +15,7 @@ from rldistill.machine import check_packages, usual_torch
 from rldistill.policies import KeptPolicy
 from rldistill.progress import Progress, Silent
 from rldistill.spectator import Moment, measure, preferences, spectate, undrawable, usual_temperature
+from rldistill.stats import decimals
 from rldistill.teachers import TeacherOptions
 from rldistill.types import Floats, Task, UserError, check_boolean, check_numbers
 from rldistill.watching.drawing import Caption, Stage, View
@@ -259,7 +260,7 @@ def _preferences(values: Floats, policy: KeptPolicy, task: Task, temperature: fl
 
 
 def _score(score: float) -> str:
-    return f"{int(score):,}" if score == int(score) else f"{score:,.2f}"
+    return f"{int(score):,}" if score == int(score) else f"{score:,.{decimals(score, least=2)}f}"
 
 
 def _check(config: WatchConfig) -> None:

@@ -222,7 +222,9 @@ def _taken(action: Actions, task: Task) -> set[int]:
 
 
 def _short(value: float) -> str:
-    return f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
+    return (
+        f"{value:.0f}" if abs(value) >= 100 else f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"
+    )
 
 
 def _length(text: str, font: Any) -> float:
