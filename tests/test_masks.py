@@ -270,7 +270,7 @@ def test_a_mask_may_be_left_out_and_allow_nothing_once_the_episode_is_over() -> 
     try:
         environments = Environments(make_task("Sparse-v0"), 2, 0)
         games = play(environments.task, lambda generator: uniform(environments.task, generator), 10, 0)
-        assert len(games) == 10
+        assert len(games.returns) == 10
     finally:
         del gymnasium.registry["Sparse-v0"]
 
@@ -295,13 +295,13 @@ def test_a_student_of_a_masked_task_reaches_its_teacher_and_makes_no_illegal_mov
     tmp_path: Path, walker: Walker
 ) -> None:
     """The teacher scores illegal moves highest. Square raises an error at any."""
-    best = float(play(walker.task, lambda generator: _greedy(walker), 20, 5).mean())
+    best = float(play(walker.task, lambda generator: _greedy(walker), 20, 5).returns.mean())
     for driver in ("teacher", "student"):
         config = replace(SMALL, driver=driver, explore="boltzmann" if driver == "student" else "greedy")
         student = distill(walker, tmp_path / driver, config)
         assert student.task.action_masks
         games = play(student.task, lambda generator, student=student: _greedy(student), 20, 5)  # type: ignore[misc]  # a default holds the student
-        assert games.mean() > best - 0.1
+        assert games.returns.mean() > best - 0.1
     scores = evaluate([load_policy(tmp_path / "teacher"), student], EvaluateConfig(episodes=6, epsilon=0.5))
     assert scores[1].agreement > 0.8
     moments = spectate(student, student.task, epsilon=0.5, seed=0, other=student)
@@ -343,11 +343,12 @@ def test_a_dataset_from_before_its_environment_gave_masks_is_read_and_not_added_
         walker = Walker(make_task("Older-v0"))
         plain = record(walker, tmp_path / "plain", RecordConfig(steps=200, num_envs=4))
         assert plain.read(0).masks is None
+        del gymnasium.registry["Older-v0"]
         gymnasium.register("Older-v0", lambda **options: Square(**options))
         student = distill(
             walker, tmp_path / "s", replace(SMALL, dataset=str(plain.path), updates=20, evaluate_episodes=2)
         )
-        assert len(play(student.task, lambda generator: _greedy(student), 2, 0)) == 2
+        assert len(play(student.task, lambda generator: _greedy(student), 2, 0).returns) == 2
         with pytest.raises(UserError, match="action_masks"):
             record(walker, plain.path, RecordConfig(steps=40, num_envs=4), append=True)
         assert open_dataset(plain.path).control_steps == 200
@@ -384,8 +385,8 @@ LEARNERS = {
 def test_deep_q_learning_makes_no_illegal_move_and_finds_the_way(tmp_path: Path, walker: Walker, algo: str) -> None:
     policy = train("Square-v0", tmp_path / "run", LEARNERS[algo])
     assert policy.task.action_masks
-    best = play(policy.task, lambda generator: _greedy(walker), 20, 3).mean()
-    assert play(policy.task, lambda generator: _greedy(policy), 20, 3).mean() > best - 0.5
+    best = play(policy.task, lambda generator: _greedy(walker), 20, 3).returns.mean()
+    assert play(policy.task, lambda generator: _greedy(policy), 20, 3).returns.mean() > best - 0.5
 
 
 class _Killed(Silent):
