@@ -16,7 +16,7 @@ import pytest
 from gymnasium import spaces
 
 from rldistill.distillation import DistillConfig, distill
-from rldistill.envs import Environments, make_task
+from rldistill.envs import LONGEST_GAME, Environments, make_task
 from rldistill.evaluation import EvaluateConfig, Score, evaluate, read_scores, remarks, score_table
 from rldistill.inspection import InspectConfig, inspect
 from rldistill.networks import Architecture, build
@@ -28,7 +28,7 @@ from rldistill.rollout import play, play_scored, uniform
 from rldistill.runs import Run, read_metrics
 from rldistill.stats import summarize
 from rldistill.training import TrainConfig, train
-from rldistill.types import LONGEST_GAME, Actions, Observations, Policy, Task, UserError
+from rldistill.types import Actions, Observations, Policy, Task, UserError
 
 Observation = npt.NDArray[np.float32]
 
@@ -201,7 +201,8 @@ def test_a_game_is_truncated_by_the_longest_one_and_not_terminated(limit: int) -
 
 def test_an_environment_that_ends_in_time_is_untouched() -> None:
     task = make_task("Corridor-v0")
-    assert task.longest_game == LONGEST_GAME
+    assert Environments(task, 1, 0).longest_game == LONGEST_GAME
+    assert Environments(make_task("CartPole-v1"), 1, 0).longest_game == 0, "its own limit is 500"
     assert "max_episode_steps" not in task.as_dict(), "as files of before have it"
     plain, limited = (Environments(replace(task, max_episode_steps=limit), 2, 3) for limit in (0, 3))
     for _ in range(20):
@@ -212,9 +213,9 @@ def test_an_environment_that_ends_in_time_is_untouched() -> None:
 
 def test_atari_keeps_its_own_limit_unless_another_is_asked_for() -> None:
     task = make_task("ALE/Pong-v5")
-    assert task.longest_game == 0
+    assert Environments(task, 1, 0).longest_game == 0
     shorter = make_task("ALE/Pong-v5", max_episode_steps=20)
-    assert (shorter.longest_game, shorter.random_score, task.random_score) == (20, None, -20.7)
+    assert (shorter.max_episode_steps, shorter.random_score, task.random_score) == (20, None, -20.7)
     assert Task.from_dict(shorter.as_dict()) == shorter
     environments = Environments(shorter, 1, 0)
     ends = [bool(environments.step(np.zeros(1, dtype=np.int64)).truncated[0]) for _ in range(40)]
@@ -279,7 +280,7 @@ def test_endless_games_are_trained_in_and_distilled_under_the_same_limit_and_sai
     student = distill(tmp_path / "teacher", tmp_path / "student", replace(STUDENT, max_episode_steps=None))
     assert student.task == teacher.task, "the teacher's limit is the student's"
     data = record(tmp_path / "teacher", tmp_path / "data", RecordConfig(steps=100, num_envs=2))
-    assert data.task.longest_game == 30
+    assert data.task.max_episode_steps == 30
     score = evaluate([tmp_path / "teacher"], EvaluateConfig(episodes=2, max_episode_steps=12))[0]
     assert score.returns == [12.0, 12.0]
 

@@ -6,9 +6,10 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from itertools import compress
 from json import dumps, loads
 from pathlib import Path
@@ -23,7 +24,6 @@ from rldistill.actions import greedy, mix_in_random
 from rldistill.envs import (
     EnvironmentFailed,
     chosen_task,
-    cut_in_words,
     repeats,
     same_game,
     unlike,
@@ -75,7 +75,7 @@ class EvaluateConfig:
     """Arguments name=value that a Gymnasium environment is made with; values are JSON's scalars or else text. They are kept with
     the policy; given here, they count instead."""
     max_episode_steps: int | None = None
-    """Control steps after which a game is cut, for all policies; by default that of the first policy's task: 27,000 where the
+    """Control steps after which a game is cut, for all policies; by default that of the first policy's task: 10,000 where the
     environment sets no limit of its own."""
 
 
@@ -204,8 +204,10 @@ def evaluate(
     )
     task = with_longest_game(task, config.max_episode_steps)
 
-    first = loaded[0]
-    played = [_play(name, policy, first, task, config, progress) for name, policy in zip(names, loaded, strict=True)]
+    first, say = loaded[0], cache(progress.say)
+    played = [
+        _play(name, policy, first, task, config, progress, say) for name, policy in zip(names, loaded, strict=True)
+    ]
     random, measured = task.random_score, task.random_score is None
     if random is None:
         progress.start("evaluate random play", config.episodes, "games")
@@ -216,6 +218,7 @@ def evaluate(
             config.seed,
             num_envs=config.num_envs,
             heard=progress.update,
+            say=say,
         )
         random = float(random_games.returns.mean())
     _say_whether_it_repeats(task, config.seed, progress)
@@ -272,8 +275,6 @@ def evaluate(
                 distinct=games.distinct,
             )
         )
-    if any(games.cut for games, _, _ in played):
-        progress.say(cut_in_words(task))
     for line in remarks(scores):
         progress.say(line)
     if target is not None:
@@ -436,7 +437,13 @@ def decision_microseconds(
 
 
 def _play(
-    name: str, policy: KeptPolicy, first: KeptPolicy, task: Task, config: EvaluateConfig, progress: Progress
+    name: str,
+    policy: KeptPolicy,
+    first: KeptPolicy,
+    task: Task,
+    config: EvaluateConfig,
+    progress: Progress,
+    say: Callable[[str], object],
 ) -> tuple[Games, float, Observations]:
     """The games, agreement with the first policy, and one of the observations seen."""
     agreed, states = 0.0, 0
@@ -471,6 +478,7 @@ def _play(
         num_envs=config.num_envs,
         heard=update,
         seen=seen,
+        say=say,
     )
     return games, agreed / states, observation
 

@@ -37,7 +37,7 @@ class InspectConfig:
     num_envs: int = 10
     """Games played side by side."""
     max_episode_steps: int | None = None
-    """Control steps after which a game is cut; by default the task's own: 27,000 where the environment sets no limit."""
+    """Control steps after which a game is cut; by default the task's own: 10,000 where the environment sets no limit."""
 
 
 @usual_torch()

@@ -62,7 +62,7 @@ class RecordConfig:
     """Arguments name=value that a Gymnasium environment is made with; values are JSON's scalars or else text. They are kept with
     the policy; given here, they count instead."""
     max_episode_steps: int | None = None
-    """Control steps after which a game is truncated; by default the teacher's own: 27,000 where the environment sets no limit."""
+    """Control steps after which a game is truncated; by default the teacher's own: 10,000 where the environment sets no limit."""
 
 
 @usual_torch()

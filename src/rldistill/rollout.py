@@ -104,8 +104,6 @@ class Games(NamedTuple):
     """(episodes,)."""
     fingerprints: list[bytes]
     """Of each game's observations, actions and rewards: those of identical games are equal."""
-    cut: int
-    """Games that were truncated by the task's longest game, those played beyond `episodes` among them."""
 
     @property
     def distinct(self) -> int:
@@ -155,11 +153,13 @@ def play(
     num_envs: int = 10,
     heard: Callable[..., object] = lambda finished, **figures: None,
     seen: Callable[[Transition], None] = lambda transition: None,
+    say: Callable[[str], object] = lambda line: None,
 ) -> Games:
     """Plays `episodes` full games.
 
     Each row plays the same number of games (the last round may be shared by fewer), so that short games, which end
-    earlier, are not counted more often than long ones. A game is no longer than `task.longest_game`.
+    earlier, are not counted more often than long ones. Endless games are truncated, see
+    `Environments.longest_game`.
 
     Args:
         task: what is played.
@@ -170,13 +170,14 @@ def play(
         heard: called with the number of finished games whenever it grows, and in between about once a second with the number
             of control steps as well, `steps=`.
         seen: called with each transition.
+        say: called once with a line if games are truncated by the longest game.
     """
     rows = min(num_envs, episodes)
     quota = np.full(rows, episodes // rows) + (np.arange(rows) < episodes % rows)
     environments = Environments(task, rows, seed)
     finished: list[list[tuple[float, bytes]]] = [[] for _ in range(rows)]
     fingerprints = _Fingerprints(task, rows)
-    last, steps = time.monotonic(), 0
+    last, steps, cut = time.monotonic(), 0, False
     try:
         policy = make_policy(np.random.default_rng([seed, 1]))
         for transition in rollout(environments, policy):
@@ -188,6 +189,9 @@ def play(
                 game = float(transition.returns[row]), fingerprints.finish(row)
                 if len(finished[row]) < quota[row]:
                     finished[row].append(game)
+            if environments.cut and not cut:
+                cut = True
+                say(cut_in_words(task))
             if len(ended):
                 heard(sum(map(len, finished)))
                 if all(len(games) == wanted for games, wanted in zip(finished, quota, strict=True)):
@@ -198,7 +202,7 @@ def play(
     finally:
         environments.close()
     every = [game for games in finished for game in games]
-    return Games(np.array([score for score, _ in every]), [digest for _, digest in every], environments.cut)
+    return Games(np.array([score for score, _ in every]), [digest for _, digest in every])
 
 
 def play_scored(
@@ -231,9 +235,8 @@ def play_scored(
         num_envs=num_envs,
         heard=heard,
         seen=seen,
+        say=say,
     )
-    if games.cut:
-        say(cut_in_words(task))
     summary = summarize(games.returns, seed=seed, games=games.fingerprints)
     figures = {name: None if np.isnan(value) else value for name, value in summary._asdict().items()}
     returns = games.returns.tolist()

@@ -55,8 +55,8 @@ class TrainConfig:
     num_envs: int | None = None
     """Environments stepped together (dqn 16, vectors 8; pqn 64, small grids 128, vectors 16). With 1 no second one is made."""
     max_episode_steps: int | None = None
-    """Control steps after which a game is truncated, which bootstraps; by default 27,000 where the environment sets no limit (on
-    Atari that is 108,000 frames)."""
+    """Control steps after which a game is truncated, which bootstraps; by default 10,000 where the environment sets no limit
+    (Atari's games end after 108,000 frames)."""
     learning_rate: float | None = None
     """dqn: Adam, 1e-4; pqn: RAdam, 2.5e-4 falling linearly to a tenth (on Atari; larger for small observations)."""
     discount: float = 0.99

@@ -79,8 +79,6 @@ _LARGEST_SEED = 2**63 - 1  # what PyTorch's generators take
 # A slip of the keyboard is told at once, not after an hour of making environments or a lack of memory.
 MOST_ENVIRONMENTS = 10_000
 MOST_SAMPLES = 100_000
-LONGEST_GAME = 27_000
-"""Control steps after which a game is truncated where nothing else bounds it: Atari's 108,000 frames."""
 
 
 def check_numbers(
@@ -191,13 +189,8 @@ class Task:
     action_masks: bool = False
     """Whether the environment says with each observation which actions are allowed, as its first reset shows."""
     max_episode_steps: int = 0
-    """Control steps after which an episode is truncated; 0 stands for the default, see `longest_game`."""
-
-    @property
-    def longest_game(self) -> int:
-        """Control steps after which an episode is truncated: `max_episode_steps`, or `LONGEST_GAME` where `max_frames` sets no
-        limit either. 0 leaves it to the environment."""
-        return self.max_episode_steps or (0 if self.max_frames else LONGEST_GAME)
+    """Control steps after which an episode is truncated; 0 leaves it to the environment's own limit, or to `envs.LONGEST_GAME`
+    where it has none."""
 
     @property
     def continuous(self) -> bool:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -152,6 +153,7 @@ class _Distillation:
         self.options = options
         self.teacher, self.teacher_name, self.task, self.config = teacher, teacher_name, stream.task, config
         self.stream, self.run, self.progress = stream, run, progress
+        self.say = cache(progress.say)  # a line that each evaluation has again is said once
         self.offline = config.dataset is not None
         self.total = cast(int, config.updates) if self.offline else config.steps
         self.unit = "updates" if self.offline else "steps"
@@ -201,7 +203,6 @@ class _Distillation:
         what = f"distill {self.task.env} to {config.student}"
         progress.start(what, self.total, self.unit, done=self.done)
         saved = told = time.monotonic()
-        cut = False
         with deferred_interrupt() as interrupted:
 
             def check() -> None:
@@ -233,9 +234,8 @@ class _Distillation:
                     told = now
                     score = {"score": self.score} if math.isfinite(self.score) else {}
                     progress.update(self.done, loss=figures.loss, agreement=figures.agreement, **score)
-                if stream.environments is not None and stream.environments.cut and not cut:
-                    progress.say(cut_in_words(self.task))
-                    cut = True
+                if stream.environments is not None and stream.environments.cut:
+                    self.say(cut_in_words(self.task))
                 if now - saved >= config.checkpoint_seconds or stream.checkpoint_due:
                     keep()
                     saved = time.monotonic()
@@ -245,7 +245,7 @@ class _Distillation:
 
     def _level(self) -> dict[str, Any]:
         """The teacher's score, as its folder states it or as it is measured here."""
-        own = self.config.env is None and self.teacher.task.longest_game == self.task.longest_game
+        own = self.config.env is None and self.teacher.task.max_episode_steps == self.task.max_episode_steps
         known = getattr(self.teacher, "provenance", {}).get("score") if own else None
         if known:
             kept = ("mean", "ci_low", "ci_high", "episodes", "distinct", "epsilon")
@@ -287,7 +287,7 @@ class _Distillation:
     def _play(
         self, values: Teacher | Network | None, what: str, check: Callable[[], None] = lambda: None
     ) -> dict[str, Any]:
-        return _games(self.task, values, what, self.config, self.progress, check)
+        return _games(self.task, values, what, self.config, self.progress, check, self.say)
 
     def _position(self) -> dict[str, Any]:
         return {
@@ -321,6 +321,7 @@ def _games(
     config: DistillConfig,
     progress: Progress,
     check: Callable[[], None] = lambda: None,
+    say: Callable[[str], object] | None = None,
 ) -> dict[str, Any]:
     """The record of an evaluation's games; None plays at random."""
     progress.start(what, config.evaluate_episodes, "games")
@@ -333,7 +334,7 @@ def _games(
         num_envs=1 if config.num_envs == 1 else 10,
         heard=progress.update,
         seen=lambda transition: check(),
-        say=progress.say,
+        say=say or progress.say,
     )
 
 

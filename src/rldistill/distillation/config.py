@@ -65,7 +65,7 @@ class DistillConfig:
     num_envs: int = 8
     """Environments stepped together; with 1 there is never a second one, in evaluations neither."""
     max_episode_steps: int | None = None
-    """Control steps after which a game is truncated; by default the teacher's own: 27,000 where the environment sets no limit."""
+    """Control steps after which a game is truncated; by default the teacher's own: 10,000 where the environment sets no limit."""
     samples_per_step: float = 64.0
     """Samples drawn from the replay for each control step."""
     batch_size: int = 64

@@ -30,6 +30,7 @@ from rldistill.types import Actions, Bools, Masks, Observations, Task, UserError
 
 __all__ = [
     "ATARI_RANDOM_SCORES",
+    "LONGEST_GAME",
     "MINATAR_GAMES",
     "Backend",
     "EnvironmentFailed",
@@ -60,6 +61,8 @@ __all__ = [
     "with_longest_game",
 ]
 
+LONGEST_GAME = 10_000
+"""Control steps after which a game is truncated where neither the task nor the environment says when."""
 MINATAR_ACTIONS = ("NOOP", "LEFT", "UP", "RIGHT", "DOWN", "FIRE")
 
 
@@ -115,8 +118,8 @@ def with_longest_game(task: Task, steps: int | None) -> Task:
 def cut_in_words(task: Task) -> str:
     """What to tell a user when a game was truncated by the task's longest game."""
     return (
-        f"{task.env}: a game was cut after {task.longest_game:,} control steps, the longest game "
-        "(--max-episode-steps sets another one)"
+        f"{task.env}: a game was cut after {task.max_episode_steps or LONGEST_GAME:,} control steps "
+        "(--max-episode-steps sets another limit)"
     )
 
 
@@ -311,6 +314,9 @@ class Environments:
         self._pixels = pixels
         self._backend = make_backend(task, num_envs, pixels=pixels)
         self._open = True
+        limited = task.max_frames or self._backend.time_limit
+        self.longest_game = task.max_episode_steps or (0 if limited else LONGEST_GAME)
+        """Control steps after which an episode is truncated; 0 leaves it to the environment."""
         self._episodes = np.zeros(num_envs, dtype=np.int64)
         action = uniform_actions(task, 1, np.random.default_rng(0))[0]
         small = not task.continuous and max(task.action_sizes or (task.num_actions,)) <= 256
@@ -322,7 +328,11 @@ class Environments:
         """(N, A): the actions allowed in the last step's `final_observations`; None where the environment gives no masks."""
         self.starts: Bools = np.ones(num_envs, dtype=np.bool_)
         """(N,): whether the current observation is the first of its episode."""
-        self._backend.reset(np.ones(num_envs, dtype=np.bool_), self._seeds(np.arange(num_envs)))
+        try:
+            self._backend.reset(np.ones(num_envs, dtype=np.bool_), self._seeds(np.arange(num_envs)))
+        except BaseException:
+            self.close()  # it may hold what only one can
+            raise
         if task.action_masks and self.masks is None:
             self.close()
             raise UserError(
@@ -352,8 +362,8 @@ class Environments:
         self._log[np.arange(self.num_envs), self._ages] = actions
         self._ages += 1
         rewards, terminated, truncated = self._backend.step(actions)
-        if self.task.longest_game:
-            too_long = (self._ages >= self.task.longest_game) & ~terminated & ~truncated
+        if self.longest_game:
+            too_long = (self._ages >= self.longest_game) & ~terminated & ~truncated
             truncated = truncated | too_long
             self.cut += int(too_long.sum())
         final, life_lost = self._backend.observations, self._backend.life_lost

@@ -56,6 +56,7 @@ class AtariBackend:
     """The ALE's vector environment (threads inside), reset by seeded masks, with range checks it does not make."""
 
     masks: Masks | None = None
+    time_limit: int | None = None
 
     def __init__(self, task: Task, num_envs: int, *, pixels: bool) -> None:
         game = _game(task.env)

@@ -57,6 +57,13 @@ class Boundary:
         metadata = self._call("the metadata", lambda: self._made.metadata)
         return metadata if isinstance(metadata, Mapping) else {}
 
+    @property
+    def time_limit(self) -> int | None:
+        """Steps after which it was registered to truncate an episode; None without such a limit."""
+        spec = self._call("the specification", lambda: self._made.spec)
+        limit = getattr(spec, "max_episode_steps", None)
+        return limit if isinstance(limit, int) and limit > 0 else None
+
     def reset(self, seed: int) -> tuple[Any, Info]:
         """Its first observation, as it gives it, and its info."""
         answer = self._call("reset", lambda: self._made.reset(seed=seed))

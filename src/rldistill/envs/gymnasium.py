@@ -139,6 +139,11 @@ class GymnasiumBackend:
         self._precision: Precision | None = None
 
     @property
+    def time_limit(self) -> int | None:
+        """Control steps after which the environment was registered to truncate an episode."""
+        return self._envs[0].time_limit
+
+    @property
     def masks(self) -> Masks | None:
         """(N, A): the allowed actions; None where the environment gives no masks."""
         return self._masks.masks

@@ -37,6 +37,7 @@ class MinAtarBackend:
     """MinAtar's games (Young & Tian 2019, arXiv 1903.03176), channels first, one after the other."""
 
     masks: Masks | None = None
+    time_limit: int | None = None
 
     # Colours for up to ten channels, for the spectator alone.
     PALETTE = np.array(

@@ -38,6 +38,10 @@ class Backend(Protocol):
     """(N,), in the last step; see `Step`."""
 
     @property
+    def time_limit(self) -> int | None:
+        """Control steps after which the environment itself truncates an episode, where it declares that."""
+
+    @property
     def masks(self) -> Masks | None:
         """(N, A): the actions allowed in `observations`, at least one in each row; None where the environment gives no masks."""
 

@@ -48,7 +48,7 @@ class WatchConfig:
     scale: float | None = None
     """Of the environment's pictures; by default small ones grow to some 320 pixels, and large ones shrink to 480."""
     max_episode_steps: int | None = None
-    """Control steps after which each game is cut and the next one begins; by default the task's own: 27,000 where the environment
+    """Control steps after which each game is cut and the next one begins; by default the task's own: 10,000 where the environment
     sets no limit."""
     temperature: float | None = None
     """Q-values are drawn as their softmax at this temperature; by default a fifth of their usual spread."""
