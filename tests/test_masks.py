@@ -18,6 +18,7 @@ import torch
 
 from masked import IDS, MOVES, SIDE, Square, Unmasked, Walker
 from rldistill.actions import are_allowed, chosen, drawn, mix_in_random, uniform_actions
+from rldistill.ccode import c_policy, render
 from rldistill.datasets import load_replay, open_dataset
 from rldistill.datasets.conversion import convert
 from rldistill.datasets.merging import merge
@@ -26,9 +27,10 @@ from rldistill.dqn import DQN, DQNSettings, q_targets
 from rldistill.envs import Environments, gives_action_masks, make_task
 from rldistill.evaluation import EvaluateConfig, evaluate
 from rldistill.exploration import EZGreedy
+from rldistill.exporting import ExportConfig, export
 from rldistill.losses import DISCRETE, kl, kl_hinton, mse, mse_prob, nll, parse_loss
 from rldistill.networks import Architecture, Network, build
-from rldistill.policies import load_policy
+from rldistill.policies import SavedPolicy, load_policy
 from rldistill.pqn import PQN, PQNSettings
 from rldistill.progress import Silent
 from rldistill.recording import RecordConfig, record
@@ -500,3 +502,17 @@ def test_a_maskable_ppo_plays_where_there_are_masks_and_says_where_there_are_non
     assert not other.task.action_masks
     assert any("masks" in note and "SquareUnmasked-v0" in note for note in other.notes)
     assert len(evaluate([other], EvaluateConfig(episodes=2))[0].returns) == 2
+
+
+def test_who_deploys_a_policy_is_told_to_leave_masked_actions_out(tmp_path: Path) -> None:
+    task = replace(make_task("Square-v0"), action_masks=True)
+    network = build(Architecture("mlp:4", task.observation_shape, 4), 0)
+    for masks in (False, True):
+        played = replace(task, action_masks=masks)
+        policy = c_policy(network, played, prefix="square", header="square.h", calibration=None, known={})
+        assert ("allowed scores" in render(policy)[1]) == masks
+    done = export(
+        SavedPolicy(network.eval(), task), tmp_path / "square.pt", "torchscript", ExportConfig(states=50, episodes=1)
+    )
+    assert any("allowed" in note for note in done.notes)
+    assert load_teacher(tmp_path / "square.pt").task.action_masks

@@ -32,6 +32,8 @@ from rldistill.types import (
     as_tensor,
 )
 
+MASKED = "The environment allows some of the actions at a time: take the best of the allowed scores"
+"""What a caller of a policy without rldistill has to know of action masks."""
 LOG_STD_RANGE = (-5.0, 2.0)
 """Log standard deviations are held to it wherever they are read: some teachers say -20, and no student needs to follow."""
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rldistill.actions import LOG_STD_RANGE, bounds, score_width
+from rldistill.actions import LOG_STD_RANGE, MASKED, bounds, score_width
 from rldistill.ccode.numbers import CPolicy, skeleton
 from rldistill.lowering import Affine
 from rldistill.types import Task
@@ -257,6 +257,8 @@ def _header(policy: CPolicy, task: Task, prefix: str, kind: str) -> str:
             f"/* The action, action[{task.num_actions}], in the environment's units and within their range. */\n"
             f"void {prefix}_act(const {kind} *observation, float *action);"
         )
+    if task.action_masks:
+        action = f"/* {MASKED}. */\n{action}"
     meaning = {
         "q_values": "action values", "logits": "unnormalized logits", "actions": "actions",
         "gaussian": f"means, then log standard deviations (to be held to {LOG_STD_RANGE[0]:g} to {LOG_STD_RANGE[1]:g})",

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 import numpy as np
 
 import rldistill
+from rldistill.actions import MASKED
 from rldistill.ccode import c_policy, compiler, render
 from rldistill.envs import confirm
 from rldistill.evaluation import EvaluateConfig, Score, decision_microseconds, evaluate
@@ -161,6 +162,7 @@ def export(
     calibration, states = _states(source, config, progress)
     progress.say(f"writing {format}")
     written, notes = _written(source, target, format, config, known, calibration)
+    notes += [f"{MASKED}, not the action that the file gives"] if source.task.action_masks else []
     try:
         with folder_aside(target) as aside:
             for file in files:
