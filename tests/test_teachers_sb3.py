@@ -529,7 +529,8 @@ def test_a_missing_number_of_actions_is_read_from_the_pickle_as_data(tmp_path: P
     ("observations", "actions", "said"),
     [
         (spaces.Dict(a=VECTOR), spaces.Discrete(3), "a space of its data is damaged or no pickle"),
-        (spaces.Discrete(5), spaces.Discrete(3), "kind Discrete; Box and Dict"),
+        (spaces.Discrete(5), spaces.Discrete(3), "a space of its data is damaged or no pickle"),
+        (spaces.Text(5), spaces.Discrete(3), "kind Text; Box, Discrete"),
         (VECTOR, spaces.MultiBinary(3), "kind MultiBinary"),
     ],
 )
@@ -563,7 +564,9 @@ def test_a_tensor_too_few_a_tensor_too_many_and_a_wrong_shape_are_named(tmp_path
     read(draw.tensors)
     with pytest.raises(UserError, match="'mlp_extractor.policy_net.0.bias' is missing"):
         read({name: array for name, array in draw.tensors.items() if name != "mlp_extractor.policy_net.0.bias"})
-    with pytest.raises(UserError, match=r"not known here \(lstm_actor.weight_ih_l0\)"):
+    with pytest.raises(UserError, match=r"not known here \(noise.weight\)"):
+        read(draw.tensors | {"noise.weight": np.zeros((4, 4), np.float32)})
+    with pytest.raises(UserError, match="recurrent"):
         read(draw.tensors | {"lstm_actor.weight_ih_l0": np.zeros((4, 4), np.float32)})
     with pytest.raises(UserError, match="'action_net.weight' is 3x8, not 4x8"):
         read(draw.tensors, spaces.Discrete(4))

@@ -35,6 +35,7 @@ from rldistill.teachers.options import TeacherOptions, check_acting
 from rldistill.teachers.outputs import unit_mismatch, with_units
 from rldistill.teachers.programs import first_line, last_line
 from rldistill.teachers.sb3 import read_sb3
+from rldistill.teachers.sb3_files import content_of
 from rldistill.teachers.state_dict import read_state_dict
 from rldistill.teachers.trial import read_program
 from rldistill.types import Actions, ScoreKind, Task, Teacher, UserError
@@ -132,7 +133,7 @@ class ForeignTeacher:
 
     def weights(self) -> bytes:
         """The file."""
-        return self.path.read_bytes()
+        return content_of(self.path)
 
     def __call__(self, observations: Tensor) -> Tensor:
         """Scores (B, K) float32 of observations (B, *obs), normalized as in training.
@@ -283,7 +284,7 @@ def load_own(policy: Ref | SavedPolicy, *, verb: str) -> SavedPolicy:
         return policy
     place = os.fspath(policy)
     path = fetch(place) if place.startswith(PREFIX) else Path(place)
-    if path.is_file() or kind_of(path) == "hub folder":
+    if path.is_file() or kind_of(path) in ("hub folder", "sb3"):
         raise UserError(
             f"{place} is no policy folder: {verb} takes policies of rldistill; distil this one into a student first"
         )
@@ -514,4 +515,4 @@ def _score_kind(foreign: ForeignPolicy) -> ScoreKind:
 
 
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(content_of(path)).hexdigest()

@@ -12,6 +12,7 @@ from rldistill.ccode import FIRST_LINE
 from rldistill.teachers.archives import read_members
 from rldistill.teachers.cleanrl import is_msgpack
 from rldistill.teachers.hub import find_policy_file, read_card
+from rldistill.teachers.sb3_files import SAVED_POLICY, is_unpacked
 from rldistill.teachers.weights import is_safetensors
 from rldistill.types import UserError
 
@@ -64,8 +65,10 @@ def _kind_of_folder(path: Path) -> Kind:
         return "policy folder"
     if _is_policy(path / "policy" / "policy.json"):
         return "run folder"
+    if is_unpacked(path):
+        return "sb3"
     try:
-        return "hub folder" if _kind_of_file(find_policy_file(path)) != "unknown" else "unknown"
+        return "hub folder" if kind_of(find_policy_file(path)) != "unknown" else "unknown"
     except UserError:  # none or several: the card says whether it is a model's folder, the reader says what is wrong
         return "hub folder" if read_card(path).tool in ("stable-baselines3", "cleanrl") else "unknown"
 
@@ -112,6 +115,8 @@ def _kind_of_zip(path: Path, *, cleanrl: bool) -> Kind:
     if cleanrl:
         return "cleanrl"
     words = _strings(next(iter(members.values())))
+    if words >= SAVED_POLICY:
+        return "sb3"
     return "cleanrl" if any(required <= words for required in _CLEANRL_NAMES) else "state dict"
 
 

@@ -69,6 +69,9 @@ def exported_in(kind: str, path: Path) -> Exported | None:
     text: str | bytes | None = None
     if kind == "onnx":
         text = metadata_of(read_bytes(path), path).get(Path(MEMBER).stem)
+    elif path.is_dir():  # a zip that was unpacked
+        if (path / MEMBER).is_file():
+            text = read_file(path / MEMBER, _MOST_TEXT, what="description of a policy")
     elif kind in ("sb3", "torchscript"):
 
         def wanted(name: str) -> int | None:

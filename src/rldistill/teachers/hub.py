@@ -7,6 +7,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
+from rldistill.teachers.sb3_files import is_unpacked
 from rldistill.types import UserError
 
 PREFIX = "hf://"
@@ -27,6 +28,10 @@ _PATTERNS = [
     "*.py",
     "README.md",
     "policy/*",
+    "data",
+    "*/data",
+    "*_stable_baselines3_version",
+    "*system_info.txt",
 ]
 # `train_eval_metrics.zip` lies beside every policy that the zoo put there.
 _UNWANTED = ["*replay_buffer*", "*.mp4", "*optimizer*", "*events.out*", "*train_eval_metrics*"]
@@ -109,6 +114,12 @@ def find_policy_file(folder: Path) -> Path:
             raise UserError(f"{folder} has several policies ({names}); name one of them")
         if found:
             return found[0]
+    unpacked = sorted(inner for inner in folder.iterdir() if is_unpacked(inner))
+    if len(unpacked) > 1:
+        names = ", ".join(inner.name for inner in unpacked[:5])
+        raise UserError(f"{folder} has several policies ({names}); name one of them")
+    if unpacked:
+        return unpacked[0]
     raise UserError(f"{folder} has no policy: no file that ends in {', '.join(_KINDS)}")
 
 

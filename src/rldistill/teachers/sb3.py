@@ -1,4 +1,4 @@
-"""Stable-Baselines3 zip files, from mid-2020 to today, without Stable-Baselines3 and without running anything of them.
+"""Stable-Baselines3 policies, from mid-2020 to today, without Stable-Baselines3 and without running anything of them.
 
 A zip holds `data` (JSON; what JSON cannot say is a pickle in base64, with readable copies of its first level beside it),
 `policy.pth` (a state dict) and optimizers. The readable copies and the tensors are enough. Where a copy is abbreviated
@@ -7,18 +7,18 @@ A zip holds `data` (JSON; what JSON cannot say is a pickle in base64, with reada
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rldistill.teachers.archives import MIB, PATH_LENGTH, read_members, shown
+from rldistill.teachers.archives import PATH_LENGTH, shown
 from rldistill.teachers.beside import Shape, find_beside
 from rldistill.teachers.chain import ACTIVATIONS as SPELLED
 from rldistill.teachers.chain import Activation, check_spec, parse_architecture, spell
 from rldistill.teachers.foreign import BoxSpace, ForeignPolicy, Statistics, acted
+from rldistill.teachers.sb3_files import Sb3File, open_sb3
 from rldistill.teachers.sb3_networks import (
     ACTIVATIONS,
     DEFAULT_ACTIVATION,
@@ -32,17 +32,10 @@ from rldistill.teachers.sb3_networks import (
 from rldistill.teachers.sb3_spaces import MOST_ACTIONS, action_space, entry_of, integer, observation_space, text_of
 from rldistill.teachers.sb3_training import LastObservations, Training, last_observations, own_folders, read_training
 from rldistill.teachers.statistics import read_statistics
-from rldistill.teachers.tensors import load_state_dict
 from rldistill.types import UserError
 
-FORMAT = "Stable-Baselines3 zip"
-_MEMBERS = {
-    "data": 32 * MIB,
-    "policy.pth": 256 * MIB,
-    "_stable_baselines3_version": 1024,
-    "system_info.txt": 64 * 1024,
-}
 _MASKABLE = "sb3_contrib.common.maskable.policies"
+_WITHOUT_MEMORY = "rldistill plays policies without one"
 _FAMILIES: dict[str, Family] = {
     "stable_baselines3.dqn.policies": "dqn",
     "sb3_contrib.qrdqn.policies": "qrdqn",
@@ -88,19 +81,15 @@ def read_sb3(
         UserError: a file is missing, damaged, hostile or of a kind that is not supported; tensors do not fit the spaces,
             or some are left over; the activation is not known, or another is named; the statistics do not fit the observations.
     """
-    members = read_members(path, _MEMBERS.get)
     source = shown(path, PATH_LENGTH)
-    if "data" not in members or "policy.pth" not in members:
-        lacks = "data" if "data" not in members else "policy.pth"
-        raise UserError(
-            f"{source} is no Stable-Baselines3 zip: it has no member {lacks!r} (files of Stable-Baselines 2 are not supported)"
-        )
-    data = _json(members["data"], source)
-    tensors = load_state_dict(members["policy.pth"], f"{source}: policy.pth")
+    file = open_sb3(path)
+    data, tensors = file.data, file.tensors
     family = family_of(tensors)
     module, name = _policy_class(data)
     if module in _REFUSED:
         raise UserError(f"{source} is a policy of {_REFUSED[module]}; export it to ONNX or TorchScript")
+    if any(name.startswith("lstm_") for name in tensors):
+        raise UserError(f"{source} is a recurrent policy, which needs a memory of past observations; {_WITHOUT_MEMORY}")
     if family is None:
         names = ", ".join(shown(key, 60) for key in list(tensors)[:3])
         raise UserError(f"{source} holds a network that is not known here (tensors {names or 'none'})")
@@ -116,14 +105,18 @@ def read_sb3(
         return build_acting(family, tensors, observations, actions, chosen, source=source)
 
     author = None
-    if said is None:
-        author = f"its policy class {shown(f'{module}.{name}' if module else name or 'that it does not name', 80)}"
+    if not file.keeps_class:
+        own = settings.activation or DEFAULT_ACTIVATION[family]
+        author = f"it was written by policy.save, which does not keep the policy's class as model.save does (its data name {own})"
+    elif said is None:
+        named = shown(f"{module}.{name}" if module else name or "that it does not name", 80)
+        author = f"its policy class {named} is its author's own"
     elif settings.activation is not None and settings.activation not in ACTIVATIONS:
-        author = f"its activation {shown(settings.activation, 80)}"
+        author = f"its activation {shown(settings.activation, 80)} is its author's own"
     acting = _activated(acting_with, architecture, author, settings.activation or DEFAULT_ACTIVATION[family], source)
     algorithm, notes = _algorithm(family, data, module)
     if author is not None:
-        notes.append(f"{author} is its author's own; its tensors were looked at, and what --teacher-network says of it")
+        notes.append(f"{author}; its tensors were looked at, and what --teacher-network says of it")
     training = read_training(path, algorithm)
     if training.wrapper is not None and "AtariWrapper" not in training.wrapper:
         notes.append(f"it was trained in an environment wrapped by {training.wrapper}, which is not applied here")
@@ -140,7 +133,7 @@ def read_sb3(
         network=acting.network,
         scores=acting.scores,
         algorithm=algorithm,
-        format=FORMAT,
+        format=file.format,
         observation_space=observations,
         action_space=actions,
         squashed=acting.squashed,
@@ -148,19 +141,9 @@ def read_sb3(
         normalization=statistics,
         normalization_expected=expected,
         env=training.env,
-        provenance=_provenance(data, members, name, training, notes),
+        provenance=_provenance(file, name, training, notes),
         used=acted(normalization=normalization, teacher_network=architecture),
     )
-
-
-def _json(raw: bytes, source: str) -> dict[str, Any]:
-    try:
-        data = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{source} is damaged: its member 'data' is no JSON ({shown(error)}); get it anew") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{source} is damaged: its member 'data' is no JSON object; get it anew")
-    return data
 
 
 def _policy_class(data: Mapping[str, Any]) -> tuple[str, str]:
@@ -233,7 +216,7 @@ def _activated(
     Args:
         acting_with: makes it with an activation of `ACTIVATIONS`; None is SB3's default.
         architecture: as a user names it.
-        author: what is of the author's own making, so that the activation is not known; None where there is nothing.
+        author: a clause that says why the activation is not known; None where it is.
         own: the activation, where it is known.
         source: the file, for messages.
 
@@ -249,7 +232,7 @@ def _activated(
         if not any(sizes):
             return acting
         raise UserError(
-            f"{source}: {author} is its author's own, so nothing says which activation stands between its layers: name the "
+            f"{source}: {author}, so nothing says which activation stands between its layers: name the "
             f"network, --teacher-network {spell(*sizes, 'tanh')} or {spell(*sizes)} for ReLU, or export it to ONNX or TorchScript"
         )
     spec = parse_architecture(architecture)
@@ -307,14 +290,11 @@ def _normalization(
     return None, training.normalized is True or last.normalized is True
 
 
-def _provenance(
-    data: Mapping[str, Any], members: Mapping[str, bytes], policy: str, training: Training, notes: list[str]
-) -> dict[str, Any]:
+def _provenance(file: Sb3File, policy: str, training: Training, notes: list[str]) -> dict[str, Any]:
     """What may be of use later, as plain JSON data."""
-    version = shown(members.get("_stable_baselines3_version", b"").decode(errors="replace").strip(), 40)
-    system = members.get("system_info.txt", b"").decode(errors="replace")[:2000].splitlines()
+    data = file.data
     said = {
-        "stable_baselines3": version or "before 1.0",
+        "stable_baselines3": file.version,
         "policy_class": policy or None,
         "control_steps": integer(data.get("num_timesteps")),
         "seed": integer(data.get("seed")),
@@ -322,7 +302,7 @@ def _provenance(
         "num_envs": integer(data.get("n_envs")),
         "frame_stack": training.frame_stack,
         "env_wrapper": training.wrapper,
-        "system": [shown(line, 120) for line in system[:12]] or None,
+        "system": file.system or None,
         "notes": notes or None,
     }
     return {name: value for name, value in said.items() if value is not None}

@@ -50,7 +50,9 @@ def _space_kind(entry: Mapping[str, Any], what: str, source: str) -> str:
 
 
 def observation_space(data: Mapping[str, Any], source: str) -> BoxSpace:
-    """What the policy sees; of observations with named parts the vector that they are flattened to.
+    """What the policy sees: of observations with named parts, and of discrete ones, the vector that they are flattened to.
+
+    Discrete numbers become one-hot vectors and binary ones floats, as Stable-Baselines3 preprocesses them.
 
     Args:
         data: the zip's JSON.
@@ -63,8 +65,13 @@ def observation_space(data: Mapping[str, Any], source: str) -> BoxSpace:
     kind = _space_kind(entry, "observation space", source)
     if kind == "Dict":
         return _named_parts(entry, source)
+    if kind in ("Discrete", "MultiDiscrete", "MultiBinary"):
+        low, high = _flat_bounds(_pickled(entry, source), f"{source}: its observation space")
+        return BoxSpace(low.shape, low, high, "float32")
     if kind != "Box":
-        raise UserError(f"{source} has observations of the kind {shown(kind)}; Box and Dict are supported")
+        raise UserError(
+            f"{source} has observations of the kind {shown(kind)}; Box, Discrete, MultiDiscrete, MultiBinary and Dict are supported"
+        )
     return _box(entry, "observation space", source)
 
 
@@ -101,7 +108,13 @@ def _flat_bounds(part: Any, what: str) -> tuple[npt.NDArray[np.float64], npt.NDA
         if kind == "Box":
             low, high = array(said.get("low")), array(said.get("high"))
         else:
-            sizes = array(said.get("nvec" if kind == "MultiDiscrete" else "n")).flatten()
+            numbers = said.get("nvec" if kind == "MultiDiscrete" else "n")
+            # Of several axes `MultiBinary.n` is a tuple.
+            sizes = (
+                np.concatenate([array(number).flatten() for number in numbers])
+                if isinstance(numbers, tuple | list) and (0 < len(numbers) <= 16)
+                else array(numbers).flatten()
+            )
     except UserError as error:
         raise UserError(f"{what} is damaged: {error}") from None
     if kind == "Box":
@@ -196,13 +209,19 @@ def _stored(entry: Mapping[str, Any], key: str, source: str) -> npt.NDArray[np.f
 
 def _attribute(entry: Mapping[str, Any], key: str, source: str) -> Any:
     """An attribute of the pickled space, read as data."""
+    for name, value in attributes(_pickled(entry, source)):
+        if name == key:
+            return value
+    raise UserError(f"{source} does not say the {shown(key)!r} of a space")
+
+
+def _pickled(entry: Mapping[str, Any], source: str) -> Any:
+    """The pickled space itself, read as data."""
     text = entry.get(":serialized:")
+    if isinstance(text, Inert):  # of a file that is one pickle
+        return text
     try:
         raw = base64.b64decode(text, validate=True) if isinstance(text, str) else b""
     except ValueError:
         raw = b""
-    root, _ = interpret(raw, admits_statistics, source=f"{source}: a space of its data")
-    for name, value in attributes(root):
-        if name == key:
-            return value
-    raise UserError(f"{source} does not say the {shown(key)!r} of a space")
+    return interpret(raw, admits_statistics, source=f"{source}: a space of its data")[0]

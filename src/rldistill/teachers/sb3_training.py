@@ -84,7 +84,7 @@ def _env_of_names(path: Path) -> str | None:
 
 def own_folders(path: Path, env: str | None) -> Iterator[Path]:
     """Where the zoo keeps what belongs to a zip, nearest first."""
-    yield path.parent / path.stem
+    yield path if path.is_dir() else path.parent / path.stem
     if env is not None and ".." not in env:
         yield path.parent / env.replace("/", "-")
 

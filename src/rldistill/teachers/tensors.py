@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rldistill.teachers.archives import DEFAULT_LIMITS, MIB, PATH_LENGTH, read_members, shown
-from rldistill.teachers.pickles import Inert, Named, admits_statistics, interpret
+from rldistill.teachers.pickles import Admits, Inert, Named, admits_statistics, interpret
 from rldistill.types import UserError
 
 MOST_BYTES = 256 * MIB
@@ -58,7 +58,15 @@ def load_state_dict(data: bytes, source: str) -> dict[str, Tensor]:
     Raises:
         UserError: as there, or the file holds something else, or a tensor is not finite.
     """
-    loaded = load_tensors(data, source)
+    return plain_state_dict(load_tensors(data, source), source)
+
+
+def plain_state_dict(loaded: Any, source: str) -> dict[str, Tensor]:
+    """A state dict that is nothing else, floating point tensors as float32.
+
+    Raises:
+        UserError: it holds something else.
+    """
     if not isinstance(loaded, dict):
         raise UserError(f"{shown(source, PATH_LENGTH)} holds no dictionary of tensors but a {type(loaded).__name__}")
     for name, tensor in loaded.items():
@@ -72,7 +80,7 @@ def load_state_dict(data: bytes, source: str) -> dict[str, Tensor]:
     }
 
 
-def load_tensors(data: bytes, source: str) -> Any:
+def load_tensors(data: bytes, source: str, *, admits: Admits = admits_statistics) -> Any:
     """What `torch.save` wrote: tensors in plain containers, on the processor.
 
     Arrays of NumPy and the classes of statistics and spaces (`pickles.admits_statistics`) stay `Inert`.
@@ -80,13 +88,14 @@ def load_tensors(data: bytes, source: str) -> Any:
     Args:
         data: the file, either the zip layout of PyTorch 1.6 and later or the older one.
         source: its name in messages.
+        admits: names that it may mention besides PyTorch's own. They come out as `Inert` and `Named`.
 
     Raises:
         UserError: it is damaged, wants to call something, declares sizes that do not fit its bytes, or holds tensors
             that are not finite, not dense, or bigger than their storage.
     """
     if data[:2] == b"PK":
-        with_objects, checked = _repacked(data, source)
+        with_objects, checked = _repacked(data, source, admits)
         if with_objects is not None:
             _check_tensors(with_objects, source)
             return with_objects
@@ -112,7 +121,7 @@ def load_tensors(data: bytes, source: str) -> Any:
     return loaded
 
 
-def _repacked(data: bytes, source: str) -> tuple[Any, bytes]:
+def _repacked(data: bytes, source: str, admits: Admits) -> tuple[Any, bytes]:
     """The archive anew, from members that were checked: two readers may see two archives in the same bytes.
 
     Returns:
@@ -130,15 +139,15 @@ def _repacked(data: bytes, source: str) -> tuple[Any, bytes]:
     storages: dict[str, int] = {}
     objects: list[str] = []
 
-    def admits(module: str, name: str) -> bool:
+    def admits_more(module: str, name: str) -> bool:
         if _admits(module, name):
             return True
         objects.append(name)
-        return admits_statistics(module, name) or name == "RunningMeanStd"
+        return admits(module, name) or name == "RunningMeanStd"
 
     held_value, _ = interpret(
         members[f"{root}data.pkl"],
-        admits,
+        admits_more,
         source=source,
         hint=_HINT,
         persistent=lambda identity: _storage(identity, storages, source),
