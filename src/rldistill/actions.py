@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from functools import cache
 from typing import cast
 
@@ -277,10 +276,6 @@ def predicted(
     Raises:
         UserError: observations of another shape or type, masks of another shape, or one that allows nothing.
     """
-    if isinstance(observation, Mapping):
-        raise UserError(
-            f"observations with named parts are given flat to {task.env}'s policies: gymnasium.spaces.flatten"
-        )
     given = np.asarray(observation)
     one = given.shape == task.observation_shape
     batch = given[None] if one else given

@@ -22,11 +22,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from rldistill.actions import predicted, score_width
+from rldistill.actions import score_width
+from rldistill.envs import predict_own
 from rldistill.files import read_json, read_regular, replace_file
 from rldistill.machine import usual_torch
 from rldistill.networks import Architecture, Network, build
-from rldistill.types import Actions, ScoreKind, Task, Teacher, UserError
+from rldistill.types import ScoreKind, Task, Teacher, UserError
 
 FORMAT = "rldistill-policy"
 VERSION = 1
@@ -107,13 +108,17 @@ class SavedPolicy:
 
     def predict(
         self,
-        observation: npt.ArrayLike,
+        observation: Any,
         state: Any = None,
         episode_start: Any = None,
         deterministic: bool = True,
         action_masks: npt.ArrayLike | None = None,
-    ) -> tuple[Actions, None]:
-        """The action of one observation (*obs) or of several (B, *obs), called as Stable-Baselines3's policies are.
+    ) -> tuple[Any, None]:
+        """The action of one observation or of several, called as Stable-Baselines3's policies are.
+
+        Observations are (*obs) or (B, *obs), or as the environment itself gives them: named parts, tuples, whole numbers of a
+        Discrete space, images with channels last; of a batch as Stable-Baselines3's `DummyVecEnv` stacks them. Actions are what the
+        environment's `step` takes.
 
         Draws, where not `deterministic`, come from a generator of the policy's own. `state` and `episode_start` are of
         policies with a memory; this has none. `action_masks`, (A,) or (B, A), rule actions out, as in sb3-contrib; without
@@ -122,7 +127,7 @@ class SavedPolicy:
         Raises:
             UserError: observations of another shape or type, masks of another shape, or one that allows nothing.
         """
-        actions = predicted(
+        actions = predict_own(
             self,
             self.task,
             observation,

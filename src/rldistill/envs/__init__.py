@@ -25,6 +25,7 @@ from rldistill.envs.boundary import EnvironmentFailed, remark
 from rldistill.envs.gymnasium import GymnasiumBackend, declared_shape, gymnasium_task, render_rate, vector_bounds
 from rldistill.envs.ids import arguments_of, canonical, name_environment
 from rldistill.envs.minatar import MINATAR_GAMES, MinAtarBackend, is_minatar, minatar_task
+from rldistill.envs.own import predict_own
 from rldistill.envs.world import Backend, Pixels, Step, unlike
 from rldistill.types import Actions, Bools, Masks, Observations, Task, UserError
 
@@ -54,6 +55,7 @@ __all__ = [
     "observation_bounds",
     "observed_range",
     "own_shape",
+    "predict_own",
     "repeats",
     "same_game",
     "task_in_file",

@@ -41,7 +41,7 @@ class ObservationReader:
     """
 
     def __init__(self, env: str, space: Any, shape: tuple[int, ...] | None = None) -> None:
-        from gymnasium.spaces import Box, Dict, flatdim
+        from gymnasium.spaces import Box, Dict, Discrete, flatdim
 
         self.env = env
         self.own_shape: tuple[int, ...] = ()
@@ -49,6 +49,8 @@ class ObservationReader:
         self.keys: tuple[tuple[str, int], ...] = ()
         """Names and sizes of a Dict's parts, in their order."""
         self.dtype: Literal["uint8", "float32"] = "float32"
+        self.counts = isinstance(space, Discrete)
+        """Whether an observation is one whole number."""
         self._parts: Part | None = None
         self._turned = False
         if not isinstance(space, Box):
@@ -233,13 +235,17 @@ class ActionWriter:
         self._write: Callable[[Any], Any]
         self.fields: dict[str, Any]
         """What a `Task` says of the actions."""
+        self.as_counted = False
+        """Whether it takes a task's actions as they are."""
         shape = tuple(space.shape) if isinstance(getattr(space, "shape", None), tuple) else ()
         if isinstance(space, Discrete):
             first = int(space.start)
+            self.as_counted = first == 0
             self.fields = {"num_actions": int(space.n)}
             self._write = lambda action: int(action) + first
         elif isinstance(space, MultiDiscrete):
             starts = np.asarray(space.start)
+            self.as_counted = len(shape) == 1 and not starts.any()
             self.fields = _sizes(space.nvec.ravel())
             # A copy, for some environments scale or cut what they are given in place.
             self._write = lambda action: action.reshape(shape) + starts
@@ -253,6 +259,7 @@ class ActionWriter:
         elif isinstance(space, Box) and np.issubdtype(space.dtype, np.floating) and math.prod(shape):
             low, high = (tuple(unbounded(float(n)) for n in side.ravel()) for side in (space.low, space.high))
             self.fields = {"num_actions": len(low), "action_low": low, "action_high": high}
+            self.as_counted = len(shape) == 1
             self._write = lambda action: action.reshape(shape).copy()
         else:
             kind = f"{type(space).__name__} actions" + (f" of {space.dtype}" if isinstance(space, Box) else "")

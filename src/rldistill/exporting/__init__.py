@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 import numpy as np
 
 import rldistill
-from rldistill.actions import MASKED
+from rldistill.actions import MASKED, greedy
 from rldistill.ccode import c_policy, compiler, render
 from rldistill.envs import confirm
 from rldistill.evaluation import EvaluateConfig, Score, decision_microseconds, evaluate
@@ -288,7 +288,7 @@ def _written(
 def _check_in_sb3(path: Path, policy: SavedPolicy, made: ForeignTeacher, observations: Observations) -> None:
     """Raises UserError where Stable-Baselines3 itself plays otherwise than its file read by rldistill."""
     few = observations[:_SB3_STATES]
-    theirs, ours = sb3_actions(path, policy, few), made.predict(few)[0]
+    theirs, ours = sb3_actions(path, policy, few), greedy(made, few, policy.task)
     if policy.task.continuous:
         same = bool(np.allclose(theirs, ours, atol=1e-4))
     else:

@@ -17,8 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from rldistill.actions import describe, predicted, score_width
-from rldistill.envs import arguments_of, chosen_task, is_minatar, name_environment, task_in_file
+from rldistill.actions import describe, score_width
+from rldistill.envs import arguments_of, chosen_task, is_minatar, name_environment, predict_own, task_in_file
 from rldistill.machine import usual_torch
 from rldistill.networks import parameter_count
 from rldistill.policies import KeptPolicy, SavedPolicy
@@ -38,7 +38,7 @@ from rldistill.teachers.sb3 import read_sb3
 from rldistill.teachers.sb3_files import content_of
 from rldistill.teachers.state_dict import read_state_dict
 from rldistill.teachers.trial import read_program
-from rldistill.types import Actions, ScoreKind, Task, Teacher, UserError
+from rldistill.types import ScoreKind, Task, Teacher, UserError
 
 __all__ = [
     "ForeignTeacher",
@@ -83,18 +83,18 @@ class ForeignTeacher:
 
     def predict(
         self,
-        observation: npt.ArrayLike,
+        observation: Any,
         state: Any = None,
         episode_start: Any = None,
         deterministic: bool = True,
         action_masks: npt.ArrayLike | None = None,
-    ) -> tuple[Actions, None]:
+    ) -> tuple[Any, None]:
         """As `SavedPolicy.predict`.
 
         Raises:
             UserError: observations of another shape or type.
         """
-        actions = predicted(
+        actions = predict_own(
             self,
             self.task,
             observation,
