@@ -12,6 +12,7 @@ import gymnasium
 import pytest
 
 from rldistill import (
+    DistillConfig,
     EvaluateConfig,
     TrainConfig,
     distill,
@@ -127,6 +128,7 @@ def test_a_run_of_a_stranger_imports_nothing_for_its_report(module: Path, tmp_pa
     assert module.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["-m", "rldistill"], ["-c", "from rldistill.entry import main; main()"]])
 def test_the_command_imports_only_what_its_line_names(module: Path, tmp_path: Path, command: list[str]) -> None:
     """`python -m` has the current folder on its path, the installed command has not; both import from it."""
@@ -147,8 +149,6 @@ def test_the_command_imports_only_what_its_line_names(module: Path, tmp_path: Pa
 def test_runs_begun_without_the_id_go_on_with_it(module: Path, tmp_path: Path) -> None:
     """A folder from before ids had to be confirmed says env = null; the confirmation is no other configuration."""
     teacher = saved(tmp_path / "policy")
-    from rldistill import DistillConfig
-
     config = DistillConfig(student="mlp:4", steps=16, warmup=8, num_envs=2, evaluate_episodes=1, env=TASK.env)
     distill(teacher, tmp_path / "run", config)
     settings = json.loads((tmp_path / "run/config.json").read_text())
@@ -258,7 +258,8 @@ def test_a_module_before_a_game_changes_nothing(prefix: str, env: str) -> None:
     assert make_task(prefix + env) == make_task(env)
 
 
-def test_a_game_of_the_users_own_has_its_name(module: Path) -> None:
+def test_a_game_of_the_users_own_has_its_name(monkeypatch: Any) -> None:
+    monkeypatch.delitem(gymnasium.registry, "Pong-v0", raising=False)
     gymnasium.register("Pong-v0", lambda **options: gymnasium.make("CartPole-v1"))
     try:
         assert make_task("Pong-v0").observation_shape == (4,)
