@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -33,6 +33,7 @@ from rldistill.datasets.shards import (
     shard_number,
     write_card,
 )
+from rldistill.envs import is_as_declared
 from rldistill.files import read_json
 from rldistill.policies import SavedPolicy
 from rldistill.progress import Progress
@@ -369,11 +370,13 @@ def _env_spec(task: Task) -> Any:
     """Gymnasium's, where the environment is played as it is: what Minari's `recover_environment` makes must suit the data."""
     import gymnasium
 
-    if task.frame_stack > 1 or task.frame_skip > 1 or task.observation_keys or len(task.observation_shape) != 1:
+    if task.frame_stack > 1 or task.frame_skip > 1 or task.env_kwargs or len(task.observation_shape) != 1:
         return None
     spec = gymnasium.registry.get(task.env)
     # An environment that was registered with a function cannot be named in a file.
-    return spec if spec is not None and isinstance(spec.entry_point, str) else None
+    with suppress(UserError):
+        return spec if spec is not None and isinstance(spec.entry_point, str) and is_as_declared(task) else None
+    return None
 
 
 def _check_spaces(source: Path, storage: Any, task: Task) -> bool:

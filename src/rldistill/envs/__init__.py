@@ -22,7 +22,15 @@ import numpy.typing as npt
 from rldistill.actions import are_allowed, check_actions, first_allowed, uniform_actions
 from rldistill.envs.atari import ATARI_RANDOM_SCORES, AtariBackend, atari_task, is_atari
 from rldistill.envs.boundary import EnvironmentFailed, remark
-from rldistill.envs.gymnasium import GymnasiumBackend, declared_shape, gymnasium_task, render_rate, vector_bounds
+from rldistill.envs.gymnasium import (
+    GymnasiumBackend,
+    declared_shape,
+    declared_spaces,
+    gymnasium_task,
+    is_as_declared,
+    render_rate,
+    vector_bounds,
+)
 from rldistill.envs.ids import arguments_of, canonical, name_environment
 from rldistill.envs.minatar import MINATAR_GAMES, MinAtarBackend, is_minatar, minatar_task
 from rldistill.envs.own import predict_own
@@ -44,9 +52,11 @@ __all__ = [
     "confirm",
     "cut_in_words",
     "decisions_per_second",
+    "declared_spaces",
     "features_of",
     "fitting_task",
     "gives_action_masks",
+    "is_as_declared",
     "is_atari",
     "is_minatar",
     "make_backend",

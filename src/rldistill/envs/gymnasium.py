@@ -78,6 +78,17 @@ def vector_bounds(task: Task) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.f
     return low, high
 
 
+def declared_spaces(task: Task) -> tuple[Any, Any]:
+    """The environment's own spaces of observations and actions.
+
+    Raises:
+        UserError: no such environment.
+    """
+    made = _opened(task.env, task.env_kwargs)
+    made.close()
+    return made.observation_space, made.action_space
+
+
 def declared_shape(task: Task) -> tuple[int, ...]:
     """The shape of the environment's own observations, which differs from the task's where these are turned or flattened; () of
     spaces that are no Box.
@@ -85,9 +96,24 @@ def declared_shape(task: Task) -> tuple[int, ...]:
     Raises:
         UserError: no such environment.
     """
-    made = _opened(task.env, task.env_kwargs)
-    made.close()
-    return ObservationReader(task.env, made.observation_space).own_shape
+    return ObservationReader(task.env, declared_spaces(task)[0]).own_shape
+
+
+def is_as_declared(task: Task) -> bool:
+    """Whether observations and actions of the task are the environment's own, neither turned, flattened, shifted nor put into
+    another form.
+
+    Raises:
+        UserError: no such environment.
+    """
+    from gymnasium.spaces import Box, Discrete, MultiDiscrete
+
+    observations, actions = declared_spaces(task)
+    if not isinstance(observations, Box) or observations.shape != task.observation_shape:
+        return False
+    if isinstance(actions, Discrete | MultiDiscrete):
+        return np.ndim(actions.start) < 2 and not np.any(actions.start)
+    return isinstance(actions, Box) and len(actions.shape) == 1
 
 
 def own_spaces(task: Task) -> tuple[Any, Any]:

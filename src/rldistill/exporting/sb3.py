@@ -21,6 +21,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from rldistill.actions import LOG_STD_RANGE, split_gaussian
+from rldistill.envs import declared_spaces
 from rldistill.lowering import Affine, lower
 from rldistill.machine import check_packages
 from rldistill.policies import SavedPolicy
@@ -199,10 +200,9 @@ def _observation_space(task: Task) -> spaces.Box:
     shape = task.observation_shape
     if task.observation_dtype == "uint8":
         return spaces.Box(0, 255, shape, np.uint8)
-    if task.frame_stack == 1 and not task.observation_keys and task.env in gymnasium.registry:
-        made = gymnasium.make(task.env)  # its own bounds, so that Stable-Baselines3 takes the policy to its environment
-        space = made.observation_space
-        made.close()
+    if task.frame_stack == 1 and not task.observation_keys and task.env.rpartition(":")[2] in gymnasium.registry:
+        # Its own bounds, so that Stable-Baselines3 takes the policy to its environment.
+        space, _ = declared_spaces(task)
         if isinstance(space, spaces.Box) and space.shape == shape and space.dtype == np.float32:
             return space
     return spaces.Box(-np.inf, np.inf, shape, np.float32)
