@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias, TypeVar, Union
 
@@ -15,12 +16,14 @@ from rldistill.demo import demo
 from rldistill.distillation import DistillConfig, distill
 from rldistill.evaluation import EvaluateConfig, evaluate, score_table, scores_file, write_scores
 from rldistill.exporting import ExportConfig, Format, export, export_table
+from rldistill.files import is_standard_output
 from rldistill.inspection import InspectConfig, inspect
 from rldistill.progress import Talking, table
 from rldistill.pushing import PushConfig, push
 from rldistill.recording import RecordConfig, record
 from rldistill.reporting import ReportConfig, report
 from rldistill.teachers import TeacherOptions
+from rldistill.terminal import settle
 from rldistill.training import TrainConfig, train
 from rldistill.types import UserError
 from rldistill.watching import WatchConfig, watch, watched_table
@@ -114,9 +117,15 @@ def _evaluate(
     target = None if json is None else scores_file(json)
     with Talking() as progress:
         scores = evaluate(policies, config, options=options, progress=progress)
-    table(score_table(scores))
-    if target is not None:  # last: a disk that is full by then has not cost the table
-        write_scores(target, scores)
+    unwritten = None
+    if target is not None:
+        try:  # first: output that is closed or full costs no scores, nor does a full disk cost the table
+            write_scores(target, scores)
+        except UserError as error:
+            unwritten = error
+    table(score_table(scores), stderr=_is_output(target))
+    if unwritten is not None:
+        raise unwritten
 
 
 def _inspect(
@@ -135,9 +144,14 @@ def _inspect(
     )
 
 
-def _print_known(lines: Sequence[tuple[str, str]]) -> None:
+def _print_known(lines: Sequence[tuple[str, str]], *, stderr: bool = False) -> None:
     for name, line in lines:
-        print(f"{name:>14}  {line}")
+        print(f"{name:>14}  {line}", file=sys.stderr if stderr else sys.stdout)
+
+
+def _is_output(path: Path | None) -> bool:
+    """Whether a file that was asked for goes to standard output, which then is for it alone."""
+    return path is not None and is_standard_output(path)
 
 
 def _report(
@@ -151,7 +165,8 @@ def _report(
     """
     with Talking() as progress:
         page = report(run, out, config=config, progress=progress)
-    print(page)
+    if not _is_output(page):
+        print(page)
 
 
 def _export(
@@ -168,10 +183,11 @@ def _export(
     """
     with Talking() as progress:
         done = export(policy, out, format, config, force=force, json=json, progress=progress)
-    table(export_table(done))
+    out_or_err = sys.stderr if _is_output(json) else sys.stdout
+    table(export_table(done), stderr=_is_output(json))
     for note in done.notes:
-        print(f"note: {note}")
-    print(f"{done.format}: {', '.join(map(str, done.files))}")
+        print(f"note: {note}", file=out_or_err)
+    print(f"{done.format}: {', '.join(map(str, done.files))}", file=out_or_err)
 
 
 def _push(
@@ -217,7 +233,7 @@ def _dataset_info(
     """
     with Talking() as progress:
         found = datasets.info(data, verify=verify, json=json, progress=progress)
-    _print_known(datasets.info_lines(found))
+    _print_known(datasets.info_lines(found), stderr=_is_output(json))
     if found.damaged:
         raise UserError(
             f"{len(found.damaged)} of {found.shards} shards of {data} are damaged: {', '.join(found.damaged)}"
@@ -313,7 +329,7 @@ def _watch(
     with Talking() as progress:
         done = watch(policies, config, out=out, force=force, options=options, progress=progress)
     table(watched_table(done))
-    if out is not None:
+    if out is not None and not _is_output(out):
         print(out)
 
 
@@ -340,8 +356,9 @@ def main() -> None:
             description="Policy distillation for reinforcement learning: a trained policy becomes a smaller one. "
             "`rldistill --version` says which rldistill this is.",
         )
+        sys.stdout.flush()  # only here a full disk or a closed pipe may show
     except UserError as error:
-        print(f"rldistill: error: {error}", file=sys.stderr)
+        _complain(f"error: {error}")
         sys.exit(2)
     except KeyboardInterrupt:
         verb = sys.argv[1] if len(sys.argv) > 1 else ""
@@ -353,17 +370,25 @@ def main() -> None:
             "report": "the page was not written; scores that were measured are in RUN/scores.json",
             "push": "the hub has the whole commit or nothing of it; run it again",
         }.get(verb, "nothing was written")
-        print(f"rldistill: interrupted; {way}", file=sys.stderr)
+        _complain(f"interrupted; {way}")
         sys.exit(130)
-    except BrokenPipeError:
+    except BrokenPipeError:  # `| head` has read enough
         sys.exit(1)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "DefaultCPUAllocator" not in str(error):  # PyTorch's way of saying it
             raise
-        print("rldistill: error: the machine has no memory left for this: take fewer environments, smaller batches or a smaller "
-              "network", file=sys.stderr)  # fmt: skip
+        _complain(
+            "error: the machine has no memory left for this: take fewer environments, smaller batches or a smaller network"
+        )
         sys.exit(2)
     except OSError as error:  # a folder that may not be entered, a name too long, a disk that goes away
         place = f"{error.filename}: " if error.filename is not None else ""
-        print(f"rldistill: error: {place}{error.strerror or error}", file=sys.stderr)
+        _complain(f"error: {place}{error.strerror or error}")
         sys.exit(2)
+    finally:
+        settle()
+
+
+def _complain(line: str) -> None:
+    with suppress(OSError):
+        print(f"rldistill: {line}", file=sys.stderr)

@@ -24,7 +24,7 @@ import torch
 from rldistill.types import UserError
 
 Place: TypeAlias = Literal["free", "file", "folder", "stream"]
-"""What is at a path, links followed: a stream is a pipe or a character device, such as /dev/stdout."""
+"""What is at a path, links followed: a stream is a pipe, a character device, or what standard output is sent to."""
 
 _READER_SECONDS = 10.0
 """For which a named pipe may be without anybody who reads it."""
@@ -73,12 +73,12 @@ def place_at(path: Path) -> Place:
         return "free"
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
-    if stat.S_ISREG(mode):
-        return "file"
     if stat.S_ISDIR(mode):
         return "folder"
     if stat.S_ISCHR(mode) or stat.S_ISFIFO(mode) or _standard(path) is not None:
         return "stream"
+    if stat.S_ISREG(mode):
+        return "file"
     raise UserError(f"{path} is a disk or a socket: name a file")
 
 

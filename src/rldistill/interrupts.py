@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 
@@ -24,8 +25,9 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
         if pressed.is_set():
             raise KeyboardInterrupt
         pressed.set()
-        # Not print: a handler may come while another one writes.
-        os.write(2, b"\nstopping where it can be resumed; once more stops at once\n")
+        # Not print: a handler may come while another one writes. And not 2, which is a file's where standard error is closed.
+        with suppress(OSError, ValueError, AttributeError):
+            os.write(sys.stderr.fileno(), b"\nstopping where it can be resumed; once more stops at once\n")
 
     if threading.current_thread() is not threading.main_thread():
         yield pressed.is_set

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -12,6 +13,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """An error like others: rich would end the program."""
+        raise BrokenPipeError
 
 
 class Progress(Protocol):
@@ -56,13 +63,13 @@ class Silent:
 
 
 class Talking:
-    """For people: on stderr, so that what a verb prints can be piped."""
+    """For people: on stderr, so that what a verb prints can be piped. Where that is closed or full, the work goes on."""
 
     PLAIN_SECONDS = 5.0
     """Between two lines where the output is no terminal."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False, emoji=False)
+        self._console = _Console(stderr=True, highlight=False, emoji=False)
         self._bar: Bar | None = None
         self._figures: dict[str, float] = {}
         self._what, self._total, self._unit, self._first = "", 0, "", 0
@@ -82,7 +89,8 @@ class Talking:
                 TextColumn("{task.fields[figures]}", markup=False),
                 console=self._console, transient=True,
             )  # fmt: skip
-            self._bar.start()
+            with self._if_possible():
+                self._bar.start()
             self._task = self._bar.add_task(what, total=total, completed=done, unit=unit, figures="")
 
     def update(self, done: int, **figures: float) -> None:
@@ -95,19 +103,22 @@ class Talking:
             for name, value in self._figures.items()
         )
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, figures=text)
+            with self._if_possible():
+                self._bar.update(self._task, completed=done, figures=text)
         elif now - self._told >= self.PLAIN_SECONDS:
             self._told = now
             left = clock((self._total - done) / rate) if rate else "unknown"
-            print(
-                f"{self._what}: {done:,} of {self._total:,} {self._unit}  {text}  left {left}",
-                file=sys.stderr,
-                flush=True,
-            )
+            with suppress(OSError):
+                print(
+                    f"{self._what}: {done:,} of {self._total:,} {self._unit}  {text}  left {left}",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
     def say(self, line: str) -> None:
         """Prints the line above the bar."""
-        self._console.print(line, markup=False, soft_wrap=True)
+        with self._if_possible():
+            self._console.print(line, markup=False, soft_wrap=True)
 
     def __enter__(self) -> Self:
         return self
@@ -117,9 +128,17 @@ class Talking:
     ) -> None:
         self._stop()
 
+    @contextmanager
+    def _if_possible(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self._console.quiet = True
+
     def _stop(self) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            with self._if_possible():
+                self._bar.stop()
             self._bar = None
 
 
@@ -139,6 +158,6 @@ def table(rows: Sequence[Mapping[str, str]], *, stderr: bool = False) -> None:
         drawn.add_column(escape(name), justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
         drawn.add_row(*map(escape, row.values()))
-    console = Console(stderr=stderr, highlight=False, emoji=False)
+    console = _Console(stderr=stderr, highlight=False, emoji=False)
     # A pipe has no width: let the table have the one it needs.
-    (console if console.is_terminal else Console(stderr=stderr, highlight=False, emoji=False, width=200)).print(drawn)
+    (console if console.is_terminal else _Console(stderr=stderr, highlight=False, emoji=False, width=200)).print(drawn)
