@@ -61,6 +61,11 @@ def read_regular(path: str | os.PathLike[str], most: int = -1) -> bytes:
         return file.read(most)
 
 
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Raises OSError where there is no regular file that can be read, for readers that open a path themselves."""
+    open_regular(path).close()
+
+
 def place_at(path: Path) -> Place:
     """What is at a path that is to be written.
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 
 @contextmanager
@@ -20,9 +21,13 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
     jobs that a script leaves in the background do not die of a Ctrl-C that is meant for another.
     """
     pressed = threading.Event()
+    before: dict[signal.Signals, Any] = {}
 
     def hear(number: int, frame: FrameType | None) -> None:
         if pressed.is_set():
+            earlier = before.get(signal.SIGINT)
+            if callable(earlier):  # the command's own, which knows where it must not be raised
+                earlier(number, frame)
             raise KeyboardInterrupt
         pressed.set()
         # Not print: a handler may come while another one writes. And not 2, which is a file's where standard error is closed.
@@ -33,7 +38,9 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
         yield pressed.is_set
         return
     heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, hear) for number in heard}
+    before.update({number: signal.getsignal(number) for number in heard})
+    for number in heard:
+        signal.signal(number, hear)
     try:
         yield pressed.is_set
     finally:

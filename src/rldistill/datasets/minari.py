@@ -34,7 +34,7 @@ from rldistill.datasets.shards import (
     write_card,
 )
 from rldistill.envs import is_as_declared
-from rldistill.files import read_json
+from rldistill.files import check_regular, read_json
 from rldistill.policies import SavedPolicy
 from rldistill.progress import Progress
 from rldistill.runs import command_line
@@ -159,6 +159,9 @@ def read_minari(
     if not isinstance(told.get("observation_space"), str) or not isinstance(told.get("action_space"), str):
         raise UserError(f"{source} does not say its spaces: open it with Minari and write it anew")
     with _readable(source):
+        for path in source.rglob("*"):
+            if not path.is_dir():
+                check_regular(path)
         storage = storage_of.read(source)
         episodes = int(told["total_episodes"])
         steps = int(told["total_steps"])

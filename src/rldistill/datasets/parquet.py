@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from rldistill.datasets.arrow import batch_of, part_of, row_schema
 from rldistill.datasets.episodes import Episode
 from rldistill.datasets.shards import Dataset, append_shard, empty_dataset, parse_card, shard_number, write_card
+from rldistill.files import check_regular, open_regular
 from rldistill.progress import Progress
 from rldistill.types import UserError
 
@@ -80,7 +81,7 @@ def parquet_files(source: Path) -> list[Path]:
     files = sorted(source.glob("*.parquet")) if source.is_dir() else [source]
     if not files or not files[0].is_file():
         return []
-    with open(files[0], "rb") as opened:
+    with open_regular(files[0]) as opened:
         if opened.read(4) != b"PAR1":
             return []
     with _readable(files[0]):
@@ -109,6 +110,7 @@ def read_parquet(files: Sequence[Path], folder: Path, progress: Progress) -> Non
     progress.start("read Parquet", sum(shard.control_steps for shard in shards), "steps")
     for (_, file), shard in zip(told, shards, strict=True):
         with _readable(file):
+            check_regular(file)
             schema, parts = _schema(dataset), []
             with pq.ParquetFile(file, page_checksum_verification=True) as reader:
                 if not reader.schema_arrow.equals(schema):
@@ -130,6 +132,7 @@ def read_parquet(files: Sequence[Path], folder: Path, progress: Progress) -> Non
 def _told(file: Path) -> dict[str, Any]:
     """What stands beside the rows."""
     with _readable(file):
+        check_regular(file)
         told = json.loads((pq.read_metadata(file).metadata or {})[KEY])
         kinds = {"card": dict, "shard": dict, "index": int, "of": int}
         if not isinstance(told, dict) or not all(isinstance(told.get(name), kind) for name, kind in kinds.items()):

@@ -313,7 +313,7 @@ def _warn_of_paths(folder: Path, progress: Progress) -> None:
     found: set[str] = set()
     where = []
     for name in ("policy.json", "config.json", "scores.json"):
-        text = (folder / name).read_text() if (folder / name).is_file() else ""
+        text = read_regular(folder / name).decode(errors="replace") if (folder / name).is_file() else ""
         paths = set(re.findall(r"(?<![\w.:/~-])(?:~/|/)(?:[\w.+-]+/)+[\w.+-]*", text))
         where += [name] if paths else []
         found |= paths

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from rldistill.files import open_regular
 from rldistill.types import UserError
 from rldistill.types import shown as shown  # the readers of files take it from here
 
@@ -75,7 +76,7 @@ def read_file(path: Path, limit: int, *, what: str) -> bytes:
     if not path.is_file():
         raise UserError(f"{shown(path, PATH_LENGTH)} is no file; name the {what} itself")
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             data = file.read(limit + 1)
     except OSError as error:
         raise UserError(f"cannot read {shown(path, PATH_LENGTH)}: {error.strerror}") from None
@@ -115,7 +116,7 @@ def read_members(
         if not source.is_file():
             raise UserError(f"{title} is no file; name the zip file itself")
     try:
-        with open(source, "rb") if isinstance(source, Path) else io.BytesIO(source) as file:
+        with open_regular(source) if isinstance(source, Path) else io.BytesIO(source) as file:
             bounded = _Bounded(file, limits.directory)
             with zipfile.ZipFile(bounded) as archive:
                 infos = archive.infolist()

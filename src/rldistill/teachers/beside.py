@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rldistill.files import open_regular
 from rldistill.teachers.archives import PATH_LENGTH, shown
 from rldistill.teachers.foreign import ForeignPolicy, Statistics
 from rldistill.teachers.options import TeacherOptions
@@ -212,7 +213,7 @@ def _holds_statistics(file: Path) -> bool:
     try:
         if not file.is_file() or file.name.startswith("."):
             return False
-        with open(file, "rb") as opened:
+        with open_regular(file) as opened:
             start = opened.read(_START)
     except OSError:
         return False

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from rldistill.ccode import FIRST_LINE
+from rldistill.files import open_regular, read_regular
 from rldistill.teachers.archives import read_members
 from rldistill.teachers.cleanrl import is_msgpack
 from rldistill.teachers.hub import find_policy_file, read_card
@@ -46,14 +47,13 @@ def kind_of(path: Path) -> Kind:
 def check_readable(path: Path) -> None:
     """Raises UserError where a file is of an unknown kind since it cannot be read, is a zip cut short, or one that is refused."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             zipped = file.read(4) == b"PK\x03\x04"
+            whole = not zipped or zipfile.is_zipfile(file)
+    except zipfile.BadZipFile:  # of an end that is none
+        whole = False
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    try:
-        whole = not zipped or zipfile.is_zipfile(path)
-    except (OSError, zipfile.BadZipFile):  # of an end that is none
-        whole = False
     if not whole:
         raise UserError(f"{path} is damaged: it is a zip that ends early; get it anew")
     if zipped:
@@ -75,14 +75,14 @@ def _kind_of_folder(path: Path) -> Kind:
 
 def _is_policy(card: Path) -> bool:
     try:
-        return isinstance(json.loads(card.read_bytes()[: 1 << 24]), dict)
+        return isinstance(json.loads(read_regular(card, 1 << 24)), dict)
     except (OSError, ValueError, RecursionError):
         return card.is_file()  # a damaged one is one still: its own reader says so
 
 
 def _kind_of_file(path: Path) -> Kind:
     size = path.stat().st_size
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         start = file.read(32)
     cleanrl = path.name.endswith(".cleanrl_model")
     if start[: len(C_START)] == C_START:
@@ -136,7 +136,7 @@ def _is_onnx(path: Path, size: int) -> bool:
     """Whether the outermost fields are those of a model, a graph among them; their contents are skipped."""
     seen = set()
     position = count = 0
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while position < size:
             count += 1
             file.seek(position)

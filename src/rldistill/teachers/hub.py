@@ -7,6 +7,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
+from rldistill.files import open_regular
 from rldistill.teachers.sb3_files import is_unpacked
 from rldistill.types import UserError
 
@@ -129,7 +130,7 @@ def read_card(folder: Path) -> Card:
     The block is YAML, of which only the lines that the hub's own tools write are understood; nothing is parsed as YAML.
     """
     try:
-        with open(folder / "README.md", "rb") as file:
+        with open_regular(folder / "README.md") as file:
             text = file.read(_MAX_CARD).decode("utf-8", "replace")
     except OSError:
         return Card()

@@ -16,6 +16,7 @@ from rldistill.teachers.archives import MIB, PATH_LENGTH, read_file, read_member
 from rldistill.teachers.pickles import Inert, Named, admits_statistics
 from rldistill.teachers.statistics import attributes
 from rldistill.teachers.tensors import MOST_BYTES, load_state_dict, load_tensors, plain_state_dict
+from rldistill.files import read_regular
 from rldistill.types import UserError
 
 _MEMBERS = {
@@ -52,8 +53,8 @@ def is_unpacked(folder: Path) -> bool:
 def content_of(path: Path) -> bytes:
     """The bytes of a policy: of its file, or of the files of an unpacked zip that are read."""
     if not path.is_dir():
-        return path.read_bytes()
-    return b"".join((path / name).read_bytes() for name in _NEEDED)
+        return read_regular(path)
+    return b"".join(read_regular(path / name) for name in _NEEDED)
 
 
 def open_sb3(path: Path) -> Sb3File:

@@ -39,6 +39,7 @@ from rldistill.teachers.foreign import (
     observations_of,
 )
 from rldistill.teachers.weights import Part, is_safetensors, part_of, read_tensor_file, state_dict_of
+from rldistill.files import open_regular
 from rldistill.types import UserError
 
 # Words in the names of layers, which people choose alike.
@@ -293,7 +294,7 @@ def _words(names: Iterable[str]) -> set[str]:
 
 
 def _forgets_order(path: Path) -> bool:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         start = file.read(16)
     return is_safetensors(start, path.stat().st_size)
 
