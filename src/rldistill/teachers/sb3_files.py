@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rldistill.files import read_regular
 from rldistill.teachers.archives import MIB, PATH_LENGTH, read_file, read_members, shown
 from rldistill.teachers.pickles import Inert, Named, admits_statistics
 from rldistill.teachers.statistics import attributes
 from rldistill.teachers.tensors import MOST_BYTES, load_state_dict, load_tensors, plain_state_dict
-from rldistill.files import read_regular
 from rldistill.types import UserError
 
 _MEMBERS = {

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rldistill.files import open_regular
 from rldistill.teachers.archives import shown
 from rldistill.teachers.chain import (
     FixedDeviation,
@@ -39,7 +40,6 @@ from rldistill.teachers.foreign import (
     observations_of,
 )
 from rldistill.teachers.weights import Part, is_safetensors, part_of, read_tensor_file, state_dict_of
-from rldistill.files import open_regular
 from rldistill.types import UserError
 
 # Words in the names of layers, which people choose alike.
