@@ -180,7 +180,7 @@ def test_an_array_of_one_number_is_a_reward(line: Register, reward: Any) -> None
     spaces.Dict({"z": BOX, "a": spaces.Discrete(3, start=-1), "m": spaces.Tuple([spaces.MultiBinary((2, 2)), TWO])}),
     spaces.Tuple([spaces.MultiDiscrete([[2, 3], [4, 5]], start=[[0, 1], [2, 3]]), spaces.Box(0, 9, (2, 2), np.int64)]),
     spaces.Discrete(5, start=10),
-    spaces.Dict({"deep": spaces.Dict({"x": spaces.Box(-1, 1, (2, 1), np.float64), "y": TWO})}),
+    spaces.Dict({"deep": spaces.Dict({"x": spaces.Box(-1, 1, (2, 1), np.float64), "y": spaces.Text(4)})}),
 ])  # fmt: skip
 def test_parts_are_put_together_as_gymnasium_flattens_them(line: Register, space: Any) -> None:
     space.seed(0)

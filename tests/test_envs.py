@@ -504,9 +504,9 @@ BOX, TWO = gymnasium.spaces.Box(-1, 1, (2,)), gymnasium.spaces.Discrete(2)
     [
         (gymnasium.spaces.Sequence(TWO), TWO, "Sequence observations that cannot be flattened"),
         (
-            gymnasium.spaces.Dict({"a": BOX, "b": gymnasium.spaces.Tuple([gymnasium.spaces.Text(3)])}),
+            gymnasium.spaces.Dict({"a": BOX, "b": gymnasium.spaces.Tuple([gymnasium.spaces.Sequence(BOX)])}),
             TWO,
-            "Text observations .in the part 'b', 0.",
+            "Sequence observations .in the part 'b', 0.",
         ),
         (gymnasium.spaces.Box(-1, 1, (2, 9, 9, 3)), TWO, r"observations of shape \(2, 9, 9, 3\)"),
         (BOX, gymnasium.spaces.Box(0, 9, (2,), np.int64), "Box actions of int64; rldistill plays Discrete"),

@@ -28,7 +28,7 @@ class ObservationReader:
     | Box of three axes | an image, channels first; see `channels_last` |
     | Box of two axes in bytes, 8 or more each | an image of one channel |
     | Box of no axis or of two | the numbers as a vector |
-    | Discrete, MultiDiscrete, MultiBinary, Dict, Tuple | a vector, as `gymnasium.spaces.flatten` makes it |
+    | Discrete, MultiDiscrete, MultiBinary, Text, Dict, Tuple | a vector, as `gymnasium.spaces.flatten` makes it |
 
     Args:
         env: its id, for messages.
@@ -126,7 +126,7 @@ def _part(env: str, space: Any, name: str) -> Part:
     Raises:
         UserError: a space that no vector stands for.
     """
-    from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
+    from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Text, Tuple
 
     if isinstance(space, Dict):
         readers = {key: _part(env, part, f"{name}{key!r}, ") for key, part in space.items()}
@@ -143,10 +143,12 @@ def _part(env: str, space: Any, name: str) -> Part:
     if isinstance(space, Box | MultiBinary):
         own, dtype = tuple(int(n) for n in space.shape), np.dtype(space.dtype)
         return lambda value, what: _exactly(_array(value, own, f"{what}{_of(name)}"), dtype, what).ravel()
+    if isinstance(space, Text):
+        return lambda value, what: _letters(value, space, f"{what}{_of(name)}")
     where = f" (in the part {name[:-2]})" if name else ""
     raise UserError(
         f"{env} has {type(space).__name__} observations{where} that cannot be flattened to a vector: wrap it so that its space is "
-        "a Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of these"
+        "a Box, Discrete, MultiDiscrete, MultiBinary, Text, or a Dict or Tuple of these"
     )
 
 
@@ -172,6 +174,14 @@ def _several(value: Any, readers: list[Part], what: str) -> Array:
 
 def _joined(parts: list[Array]) -> Array:
     return np.concatenate([part.astype(np.float64, copy=False) for part in parts]) if parts else np.empty(0)
+
+
+def _letters(value: Any, space: Any, what: str) -> Array:
+    from gymnasium.spaces import flatten
+
+    if not isinstance(value, str) or not space.contains(value):
+        raise EnvironmentFailed(f"{what} that is no text of its space {space}"[:300])
+    return np.asarray(flatten(space, value))
 
 
 def _one_hot(value: Any, counts: Array, starts: Array, shape: tuple[int, ...], what: str) -> Array:
