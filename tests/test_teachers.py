@@ -270,7 +270,7 @@ def test_next_version_that_lacks_a_package_says_which(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(gymnasium, "make", lacking)
     path = acting_zip(tmp_path / "ppo-HalfCheetah-v3.zip", spaces.Box(-9, 9, (17,)), spaces.Box(-1, 1, (6,)))
-    refused(load_teacher, path, says="HalfCheetah-v4 needs a package that is not installed: MuJoCo")
+    refused(load_teacher, path, says="HalfCheetah-v5 needs a package that is not installed: MuJoCo")
 
 
 # What is no teacher

@@ -62,6 +62,7 @@ __all__ = [
     "make_backend",
     "make_task",
     "name_environment",
+    "newest_task",
     "observation_bounds",
     "observed_range",
     "own_shape",
@@ -147,7 +148,28 @@ def chosen_task(own: Task, env: str | None, env_kwargs: Sequence[str] = ()) -> T
     name_environment(env, arguments)
     if not arguments and (env is None or (env == own.env and not is_atari(env) and not is_minatar(env))):
         return own
-    return task_in_file(own.env if env is None else env, env_kwargs=arguments)
+    return newest_task(own.env if env is None else env, env_kwargs=arguments)
+
+
+def newest_task(env: str, env_kwargs: Any = ()) -> Task:
+    """As `task_in_file`, of the newest version where that one is gone: HalfCheetah-v3 is played as v5.
+
+    Raises:
+        UserError: as `task_in_file`, of the id as it is named; where a later version lacks a package, which one.
+    """
+    try:
+        return task_in_file(env, env_kwargs=env_kwargs)
+    except UserError:
+        found = re.fullmatch(r"(.+)-v(\d+)", env)
+        if found is None or is_atari(env) or is_minatar(env):
+            raise
+        for version in range(int(found[2]) + 3, int(found[2]), -1):
+            try:
+                return task_in_file(f"{found[1]}-v{version}", env_kwargs=env_kwargs)
+            except UserError as error:
+                if "not installed" in str(error):  # it is there, but for a package
+                    raise
+        raise
 
 
 def fitting_task(own: Task, env: str | None, env_kwargs: Sequence[str] = ()) -> Task:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rldistill.actions import describe, score_width
-from rldistill.envs import arguments_of, chosen_task, is_minatar, name_environment, predict_own, task_in_file
+from rldistill.envs import arguments_of, chosen_task, is_minatar, name_environment, newest_task, predict_own
 from rldistill.machine import usual_torch
 from rldistill.networks import parameter_count
 from rldistill.policies import KeptPolicy, SavedPolicy
@@ -34,6 +33,7 @@ from rldistill.teachers.matching import mismatches_of, with_masks
 from rldistill.teachers.options import TeacherOptions, check_acting
 from rldistill.teachers.outputs import unit_mismatch, with_units
 from rldistill.teachers.programs import first_line, last_line
+from rldistill.teachers.recognised import refuse_recognised
 from rldistill.teachers.sb3 import read_sb3
 from rldistill.teachers.sb3_files import content_of
 from rldistill.teachers.state_dict import read_state_dict
@@ -207,10 +207,13 @@ def _load(
     if not path.exists() and path.suffix:
         raise UserError(f"no file at {path}")
     if kind in ("policy folder", "run folder") or (path.is_dir() and kind == "unknown") or not path.exists():
+        if kind == "unknown" and path.is_dir():
+            refuse_recognised(path)
         return load_folder(path)
     exported = exported_in(kind, path)
     if exported is not None:
-        return _exported(kind, path, exported, _asked(env, env_kwargs, like, exported.task), env_kwargs)
+        made = _exported(kind, path, exported, _asked(env, env_kwargs, like, exported.task), env_kwargs)
+        return replace(made, notes=tuple(_renamed(env, made.task)))
     asked = _asked(env, env_kwargs, like)
     named = asked.env if env is None and asked is not None else env
     folder = None
@@ -219,7 +222,7 @@ def _load(
         named = named or read_card(path).env
         path = find_policy_file(path)
         kind = kind_of(path)
-    task = asked if asked is not None or named is None else _task(named, env_kwargs)
+    task = asked if asked is not None or named is None else newest_task(named, env_kwargs)
     foreign = _read(kind, path, task, options, folder)
     if given.teacher_scores == foreign.scores:  # what agrees with the file is checked by it, and acts so
         foreign = replace(foreign, used=foreign.used | {"teacher_scores"})
@@ -228,7 +231,7 @@ def _load(
         if foreign.env is None:
             raise UserError(f"{path} does not say which environment it plays: name it with --env")
         try:
-            task = _task(foreign.env, env_kwargs)
+            task = newest_task(foreign.env, env_kwargs)
         except UserError as error:
             raise UserError(
                 f"{error} ({path} or what lies beside it is named so; --env names the environment itself)"
@@ -238,8 +241,7 @@ def _load(
         notes += of_statistics
     task, of_masks = with_masks(foreign, task)
     notes += of_masks
-    if task.env != (named or foreign.env):
-        notes.append(f"{named or foreign.env} is no longer there: played as {task.env}")
+    notes += _renamed(named or foreign.env, task)
     foreign = with_units(foreign, options.teacher_actions, task, path)
     score_kind = _score_kind(foreign)
     mismatches = [*mismatches_of(foreign, task, score_kind), *foreign.mismatches]
@@ -353,6 +355,8 @@ def load_fitting(
     if alone:
         check_acting(options, _used(teacher), os.fspath(ref))
     if not isinstance(teacher, ForeignTeacher):
+        for note in _renamed(env, chosen_task(teacher.task, env, env_kwargs)) if env is not None else ():
+            progress.say(f"{os.fspath(ref)}: {note}")
         return teacher
     for note in teacher.notes:
         progress.say(f"{teacher.path.name}: {note}")
@@ -404,7 +408,7 @@ def known_of(teacher: Teacher, path: str | None) -> dict[str, Any]:
 def _asked(env: str | None, env_kwargs: Sequence[str], like: Task | None, own: Task | None = None) -> Task | None:
     """What a file is to play by the user's word or like another policy; None where its own word counts."""
     if env is not None:
-        return chosen_task(own, env, env_kwargs) if own is not None and own.env == env else _task(env, env_kwargs)
+        return chosen_task(own, env, env_kwargs) if own is not None and own.env == env else newest_task(env, env_kwargs)
     return None if like is None else chosen_task(like, None, env_kwargs)
 
 
@@ -459,6 +463,7 @@ def _read(
             numbers=numbers,
         )
     elif kind == "state dict":
+        refuse_recognised(path)
         foreign = read_state_dict(
             path,
             architecture=options.teacher_network,
@@ -471,6 +476,7 @@ def _read(
         )
     else:
         check_readable(path)
+        refuse_recognised(path)
         raise UserError(
             f"{path} is no policy that rldistill knows: it reads policy folders, Stable-Baselines3 zips, CleanRL "
             "checkpoints, ONNX, TorchScript, plain state dicts and what its own export wrote"
@@ -484,26 +490,14 @@ def _numbers_of(task: Task) -> Numbers:
     return "binary" if is_minatar(task.env) else "bytes"
 
 
+def _renamed(named: str | None, task: Task) -> list[str]:
+    """What to say where another id is played than was named, since that version is gone."""
+    return [] if named is None or task.env == named else [f"{named} is no longer there: played as {task.env}"]
+
+
 def _supposed(foreign: ForeignPolicy) -> list[str]:
     supposed = foreign.provenance.get("supposed", ())
     return [f"supposed, since the file does not say: {', '.join(map(str, supposed))}"] if supposed else []
-
-
-def _task(env: str, env_kwargs: Sequence[str]) -> Task:
-    """The task of an id, or of its next version where that one is gone (LunarLander-v2 is played as v3)."""
-    try:
-        return task_in_file(env, env_kwargs=env_kwargs)
-    except UserError:
-        found = re.fullmatch(r"(.+)-v(\d+)", env)
-        if found is None or env.startswith("ALE/") or "NoFrameskip" in env:
-            raise
-        for version in range(int(found[2]) + 1, int(found[2]) + 4):
-            try:
-                return task_in_file(f"{found[1]}-v{version}", env_kwargs=env_kwargs)
-            except UserError as error:
-                if "not installed" in str(error):  # it is there, but for a package
-                    raise
-        raise
 
 
 def _score_kind(foreign: ForeignPolicy) -> ScoreKind:

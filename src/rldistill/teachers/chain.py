@@ -178,7 +178,10 @@ def layers_of(tensors: Mapping[str, Tensor], path: Path) -> list[Layer]:
         if role.startswith("running_"):
             raise UserError(f"{path}: {name!r} is of a BatchNorm, which is not understood; export it to ONNX")
         if role not in ("weight", "bias"):
-            raise UserError(f"{path}: {name!r} is left over: it is of no convolution, linear layer or LayerNorm")
+            raise UserError(
+                f"{path}: {name!r} is left over: it is of no convolution, linear layer or LayerNorm; export the network to ONNX or "
+                "TorchScript"
+            )
         names.setdefault(owner, {})[role] = tensor
     layers = []
     for owner, roles in names.items():

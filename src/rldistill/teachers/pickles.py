@@ -295,13 +295,20 @@ class _Reader:
 
 
 def _checked_key(key: Any) -> Any:
-    if isinstance(key, tuple) and len(key) <= 8 and all(isinstance(item, str | float | bool | None) for item in key):
+    if isinstance(key, tuple) and _is_plain(key, 2):
         return key
     if isinstance(key, int) and key.bit_length() > _MOST_KEY_BITS:
         raise _Damaged("a key is absurdly long")
     if key is None or isinstance(key, str | bytes | int | float | Inert):
         return key
     raise _Refused("has a dictionary with keys that are no plain values")
+
+
+def _is_plain(item: Any, depth: int) -> bool:
+    """Whether a part of a key is quickly hashed: a plain value, or a few of them, in tuples of so many levels."""
+    if isinstance(item, tuple):
+        return depth > 0 and len(item) <= 8 and all(_is_plain(inner, depth - 1) for inner in item)
+    return isinstance(item, str | float | bool | None) or (isinstance(item, int) and item.bit_length() <= 64)
 
 
 def _ordered(items: Any = ()) -> dict[Any, Any]:
@@ -334,6 +341,7 @@ _RECONSTRUCTORS = {"copyreg._reconstructor", "copyreg.__newobj__"}
 _BUILDERS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _ordered,
     "builtins.dict": _ordered,
+    "collections.defaultdict": lambda *_: {},
     "collections.deque": _listed,
     "builtins.list": _listed,
     "builtins.set": _listed,

@@ -76,6 +76,11 @@ def open_sb3(path: Path) -> Sb3File:
             saved = _saved_policy(path, source)
             if saved is not None:
                 return saved
+    if "policy.pth" not in members and b'"sbx.' in members.get("data", b""):
+        raise UserError(
+            f"{source} is of SBX, whose networks are JAX's: write its arrays (model.policy.actor_state.params) to a state "
+            "dict, as docs/inspect.md shows under 'Arrays without a network'"
+        )
     for name in _NEEDED:
         if name not in members:
             raise UserError(

@@ -286,7 +286,9 @@ def _scores_beside(deviation: _Deviation, path: Path) -> ForeignScores:
 
 def _is_state_value(name: str) -> bool:
     words = _words([name.rpartition(".")[0]])
-    return "target" in words or (bool(words & _STATE_VALUES) and scores_named([name]) != "q_values")
+    return bool(words & {"target", "targ", "old"}) or (
+        bool(words & _STATE_VALUES) and scores_named([name]) != "q_values"
+    )
 
 
 def _words(names: Iterable[str]) -> set[str]:

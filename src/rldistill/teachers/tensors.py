@@ -46,7 +46,10 @@ _TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int
           torch.int8, torch.uint8, torch.bool)  # fmt: skip
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
-_HINT = "; a file of weights calls nothing but PyTorch's own. Get it from somebody you trust, as a plain state dict"
+_HINT = (
+    "; a file of weights calls nothing but PyTorch's own. Get it from somebody you trust, as a plain state dict: "
+    "torch.save(model.state_dict(), FILE)"
+)
 
 
 def load_state_dict(data: bytes, source: str) -> dict[str, Tensor]:

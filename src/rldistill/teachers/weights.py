@@ -31,7 +31,20 @@ _WRAPPERS = (
 _PREFIXES = ("module.", "_orig_mod.", "actor_critic.")  # of DataParallel, torch.compile and rsl_rl before every name
 # Words of the names of state dicts in a checkpoint: the one that acts, and those that do not.
 _ACTORS = {"actor", "policy", "pi"}
-_CRITICS = {"critic", "critics", "value", "values", "vf", "target", "discriminator", "optimizer", "optimizers", "optim"}
+_CRITICS = {
+    "critic",
+    "critics",
+    "value",
+    "values",
+    "vf",
+    "target",
+    "targ",
+    "old",
+    "discriminator",
+    "optimizer",
+    "optimizers",
+    "optim",
+}
 
 
 def read_bytes(path: Path) -> bytes:
