@@ -308,22 +308,26 @@ def teacher_beside(
         like: what the student plays, which the teacher is to play too.
         chosen: another place, or `none`, as a user has it.
         options: what the teacher's file does not say, as a run's configuration has it; what does not act is passed over.
-        say: given a line about a named teacher that cannot be loaded.
+        say: given a line about a named teacher that cannot be loaded, and one for each thing about it that does not fit.
 
     Raises:
         UserError: the chosen one cannot be loaded.
     """
     if chosen == "none":
         return None
-    if chosen is not None:
-        return _load(chosen, None, options or TeacherOptions(), like=like)
-    if not isinstance(named, str):
+    if chosen is None and not isinstance(named, str):
         return None
+    place = chosen if chosen is not None else str(named)
     try:
-        return _load(named, None, options or TeacherOptions(), like=like)
+        teacher = _load(place, None, options or TeacherOptions(), like=like)
     except UserError as error:
+        if chosen is not None:
+            raise
         say(f"the teacher {named} is left out: {error} (--teacher names another)")
         return None
+    for mismatch in teacher.mismatches if isinstance(teacher, ForeignTeacher) else ():
+        say(f"warning: the teacher {place}: {mismatch}")
+    return teacher
 
 
 def load_fitting(

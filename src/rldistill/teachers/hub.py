@@ -17,6 +17,7 @@ PREFIX = "hf://"
 _PATTERNS = [
     "*.zip",
     "*.pkl",
+    "*.pickle",
     "*.cleanrl_model",
     "*.onnx",
     "*.onnx.data",

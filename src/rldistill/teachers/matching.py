@@ -59,7 +59,8 @@ def mismatches_of(foreign: ForeignPolicy, task: Task, score_kind: ScoreKind) -> 
         )
     elif foreign.normalization_expected and foreign.normalization is None:
         found.append(
-            "it was trained on normalized observations, and their statistics are not here: name them with --normalization"
+            "it was trained on normalized observations, and their statistics are not here: name them with --normalization "
+            "(a VecNormalize of rewards alone needs none)"
         )
     statistics: Statistics | None = foreign.normalization
     read = foreign.observation_space.shape if foreign.observation_space is not None else task.observation_shape

@@ -16,7 +16,7 @@ from typing import Any
 from rldistill.teachers.archives import PATH_LENGTH, shown
 from rldistill.teachers.beside import Shape, find_beside
 from rldistill.teachers.chain import ACTIVATIONS as SPELLED
-from rldistill.teachers.chain import Activation, check_spec, parse_architecture, spell
+from rldistill.teachers.chain import NO_MEMORY, Activation, check_spec, parse_architecture, spell
 from rldistill.teachers.foreign import BoxSpace, ForeignPolicy, Statistics, acted
 from rldistill.teachers.sb3_files import Sb3File, open_sb3
 from rldistill.teachers.sb3_networks import (
@@ -34,8 +34,8 @@ from rldistill.teachers.sb3_training import LastObservations, Training, last_obs
 from rldistill.teachers.statistics import read_statistics
 from rldistill.types import UserError
 
+_RECURRENT = "sb3_contrib.common.recurrent.policies"
 _MASKABLE = "sb3_contrib.common.maskable.policies"
-_WITHOUT_MEMORY = "rldistill plays policies without one"
 _FAMILIES: dict[str, Family] = {
     "stable_baselines3.dqn.policies": "dqn",
     "sb3_contrib.qrdqn.policies": "qrdqn",
@@ -49,7 +49,6 @@ _FAMILIES: dict[str, Family] = {
     "stable_baselines3.td3.policies": "td3",
 }
 _REFUSED = {
-    "sb3_contrib.common.recurrent.policies": "RecurrentPPO, which needs a memory of past observations",
     "sb3_contrib.crossq.policies": "CrossQ, whose batch renormalization is not known here",
     "sb3_contrib.ars.policies": "ARS, whose policy is not known here",
 }
@@ -88,8 +87,8 @@ def read_sb3(
     module, name = _policy_class(data)
     if module in _REFUSED:
         raise UserError(f"{source} is a policy of {_REFUSED[module]}; export it to ONNX or TorchScript")
-    if any(name.startswith("lstm_") for name in tensors):
-        raise UserError(f"{source} is a recurrent policy, which needs a memory of past observations; {_WITHOUT_MEMORY}")
+    if module == _RECURRENT or any(name.startswith("lstm_") for name in tensors):
+        raise UserError(f"{source} is a recurrent policy, as RecurrentPPO's, {NO_MEMORY}")
     if family is None:
         names = ", ".join(shown(key, 60) for key in list(tensors)[:3])
         raise UserError(f"{source} holds a network that is not known here (tensors {names or 'none'})")
