@@ -9,7 +9,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -36,10 +36,11 @@ from rldistill.progress import Silent
 from rldistill.recording import RecordConfig, record
 from rldistill.rollout import play, rollout, uniform
 from rldistill.spectator import spectate
+from rldistill.streams import Composed, Stream
 from rldistill.targets import advantage_spread, auto_temperature, mean_entropy, transform
 from rldistill.teachers import ForeignTeacher, load_teacher
 from rldistill.training import TrainConfig, train
-from rldistill.types import Task, UserError
+from rldistill.types import Batch, Task, UserError
 from test_teachers_sb3 import actor_critic, make_zip
 
 THREE = Task("three", 3, (2,), "float32")
@@ -205,6 +206,9 @@ def test_environments_without_masks_have_none(tmp_path: Path) -> None:
     assert Task.from_dict({**environments.task.as_dict(), "action_masks": True}).action_masks
     with pytest.raises(UserError, match="action_masks"):
         Task.from_dict({**environments.task.as_dict(), "action_masks": "yes"})
+    arm = Task("arm", 1, (4,), "float32", action_low=(-1.0,), action_high=(1.0,), action_masks=True)
+    with pytest.raises(UserError, match="no masks"):
+        Task.from_dict(arm.as_dict())
 
 
 def _alone(observations: Any, more: Any) -> Any:
@@ -277,10 +281,12 @@ def test_a_mask_may_be_left_out_and_allow_nothing_once_the_episode_is_over() -> 
         del gymnasium.registry["Sparse-v0"]
 
 
-def test_a_policy_made_with_masks_is_not_played_without_them_unasked(tmp_path: Path) -> None:
+def test_a_policy_made_with_masks_says_where_there_are_none(caplog: pytest.LogCaptureFixture) -> None:
     task = replace(make_task("SquareUnmasked-v0"), action_masks=True)
-    with pytest.raises(UserError, match="--env SquareUnmasked-v0"):
-        Environments(task, 1, 0)
+    for _ in range(2):
+        environments = Environments(task, 1, 0)
+    assert not environments.task.action_masks
+    assert [("SquareUnmasked-v0" in text, "gives none" in text) for text in caplog.messages] == [(True, True)]
     assert gives_action_masks(make_task("Square-v0"))
     assert not gives_action_masks(task)
 
@@ -310,14 +316,34 @@ def test_a_student_of_a_masked_task_reaches_its_teacher_and_makes_no_illegal_mov
     seen = [next(moments) for _ in range(30)]
     moments.close()
     assert any(np.isneginf(moment.values).any() for moment in seen)
-    with pytest.raises(UserError, match="gave action masks"):
-        Environments(replace(student.task, env="SquareUnmasked-v0"), 1, 0)
 
 
 def _greedy(policy: Any) -> Any:
     from rldistill.rollout import EpsilonGreedy
 
     return EpsilonGreedy(policy, policy.task, 0.0, np.random.default_rng(0))
+
+
+def test_several_actions_at_once_are_distilled_under_a_mask_for_each(tmp_path: Path) -> None:
+    student = distill(Walker(make_task("Pairs-v0")), tmp_path / "s", replace(SMALL, steps=600, driver="mixture"))
+    assert student.task.action_masks
+    assert evaluate([student], EvaluateConfig(episodes=4, epsilon=0.5))[0].mean > -1
+
+
+def test_a_composite_allows_what_one_of_its_two_states_allows(walker: Walker) -> None:
+    states = torch.tensor([[0.0, 0, 2, 2], [1, 1, 2, 2], [2, 2, 0, 0], [0, 2, 1, 1]])
+    masks = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 1, 1], [0, 1, 0, 1]], dtype=torch.bool)
+
+    class Visited:
+        def __next__(self) -> dict[Task, Batch]:
+            return {walker.task: Batch(states.clone(), walker(states), masks.clone())}
+
+    first, second, third, fourth = masks
+    both = [first | third, second | fourth]
+    for share, expected in ((0.5, [*both, third, fourth]), (1.0, [*both, *both])):
+        made = next(Composed(cast(Stream, Visited()), walker, share, np.random.default_rng(0)))[walker.task]
+        assert made.masks is not None
+        assert made.masks.tolist() == [mask.tolist() for mask in expected]
 
 
 def test_a_dataset_keeps_the_masks_through_every_form(tmp_path: Path, walker: Walker) -> None:

@@ -234,6 +234,8 @@ class Task:
             widths = {len(task.action_low), len(task.action_high)}
             if widths != ({task.num_actions} if task.continuous else {0}):
                 raise ValueError("not as many bounds as actions")
+            if task.continuous and task.action_masks:
+                raise ValueError("continuous actions have no masks")
             if task.action_sizes and sum(task.action_sizes) != task.num_actions:
                 raise ValueError("the choices of its actions do not add up")
             if not all(low <= high for low, high in zip(task.action_low, task.action_high, strict=True)):  # nor NaN

@@ -32,6 +32,7 @@ from rldistill.envs.gymnasium import (
     vector_bounds,
 )
 from rldistill.envs.ids import arguments_of, canonical, name_environment
+from rldistill.envs.masks import remark_masks_are_gone
 from rldistill.envs.minatar import MINATAR_GAMES, MinAtarBackend, is_minatar, minatar_task
 from rldistill.envs.own import predict_own
 from rldistill.envs.world import Backend, Pixels, Step, unlike
@@ -368,10 +369,7 @@ class Environments:
             self.close()  # it may hold what only one can
             raise
         if task.action_masks and self.masks is None:
-            self.close()
-            raise UserError(
-                f"{task.env} gave action masks when the policy was made and gives none here: --env {task.env} plays it without"
-            )
+            remark_masks_are_gone(task.env)
         self.task = replace(task, action_masks=self.masks is not None)
 
     @property

@@ -8,13 +8,20 @@ after the other, or one mask for each.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from rldistill.actions import describe, some_allowed
-from rldistill.envs.boundary import EnvironmentFailed
+from rldistill.envs.boundary import EnvironmentFailed, remark
 from rldistill.types import Bools, Masks, Task
+
+
+@cache  # once, however many environments there are
+def remark_masks_are_gone(env: str) -> None:
+    """Says that a policy which was made with masks has none now."""
+    remark(f"warning: {env} gave action masks when the policy was made, and gives none here: all actions are allowed")
 
 
 class MaskReader:
