@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -112,6 +113,60 @@ def test_a_program_with_the_file_does_what_the_network_does(name: str, tmp_path:
     actions = chosen(ours, kind, task).reshape(50, -1)  # of its own scores, near ties being anybody's
     np.testing.assert_allclose(rows["action"], actions.numpy(), atol=1e-5)
     assert len(np.unique(rows["action"], axis=0)) > 1
+
+
+@NO_COMPILER
+@pytest.mark.parametrize("name", ["bytes", "several actions", "means"])
+def test_a_cplusplus_program_links_with_the_file(name: str, tmp_path: Path) -> None:
+    """Without `extern "C"` in the header a C++ compiler looks for functions of other names."""
+    cplusplus, cc = shutil.which("g++") or shutil.which("clang++"), compiler()
+    if cplusplus is None:
+        pytest.skip("no C++ compiler")
+    task, normalization, kind, _ = CASES[name]
+    policy, network = rendered(task, normalization, kind, int8=False)
+    source, header = render(policy)
+    given = "uint8_t" if task.observation_dtype == "uint8" else "float"
+    (tmp_path / "policy.c").write_text(source)
+    (tmp_path / "policy.h").write_text(header)
+    (tmp_path / "main.cpp").write_text(f"""
+#include "policy.h"
+#include <cstdio>
+int main() {{
+    static {given} observation[NET_OBSERVATION_SIZE] = {{1}};
+    float scores[NET_SCORES];
+    net_scores(observation, scores);
+    std::printf("%.9g", static_cast<double>(scores[0]));
+}}
+""")
+    assert cc is not None
+    for command in (
+        [*cc, "-std=c99", "-c", "policy.c"],
+        [cplusplus, "-Wall", "-Werror", "main.cpp", "policy.o", "-lm", "-o", "main"],
+    ):
+        built = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert built.returncode == 0, built.stderr
+    said = subprocess.run([tmp_path / "main"], capture_output=True, text=True, check=True).stdout
+    observation = np.zeros(task.observation_shape, task.observation_dtype)
+    observation.reshape(-1)[0] = 1
+    assert float(said) == pytest.approx(float(network(torch.from_numpy(observation[None]))[0, 0]), abs=1e-4)
+
+
+@NO_COMPILER
+def test_no_line_about_the_interface_leaves_its_comment(tmp_path: Path) -> None:
+    """They are in the file, so they may be a stranger's, and the header is compiled with it."""
+    policy, _ = rendered(*next(iter(CASES.values()))[:3], int8=False)
+    lines = ["*/ #error here", "a *\\", "/ b", "*/*/ #error", "??/", "\n*/\n#error", "\u2028*/", "", "/*"]
+    header = render(policy._replace(description={**policy.description, "interface": lines}))[1]
+    comment = header[: header.index("#ifndef")]
+    assert comment.count("*/") == 1
+    assert comment.endswith("*/\n")
+    assert "\\" not in comment
+    (tmp_path / "policy.h").write_text(header)
+    (tmp_path / "main.c").write_text('#include "policy.h"\nint main(void) { return 0; }\n')
+    cc = compiler()
+    assert cc is not None
+    built = subprocess.run([*cc, "-std=c99", "-c", "main.c"], cwd=tmp_path, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
 
 
 def test_int8_net3_of_18_actions_takes_less_than_80_kilobytes() -> None:

@@ -265,18 +265,34 @@ def _header(policy: CPolicy, task: Task, prefix: str, kind: str) -> str:
         "squashed_gaussian": "means before tanh, then log standard deviations",
     }[policy.score_kind]  # fmt: skip
     return f"""\
-/* A policy of rldistill. No allocation, nothing but libm; its buffers are static, so one thread at a time. */
+/* A policy of rldistill. No allocation, nothing but libm; its buffers are static, so one thread at a time.
+{_comment(policy.description.get("interface", ()))} */
 #ifndef {upper}_POLICY_H
 #define {upper}_POLICY_H
 
 #include <stdint.h>
 
-#define {upper}_OBSERVATION_SIZE {math.prod(task.observation_shape)} /* {kind}, {shape}, row-major, as the environment gives it */
+#ifdef __cplusplus
+extern "C" {{
+#endif
+
+#define {upper}_OBSERVATION_SIZE {math.prod(task.observation_shape)} /* {kind}, {shape}, row-major */
 #define {upper}_SCORES {width}
 
 {action}
 /* scores[{width}]: {meaning}. */
 void {prefix}_scores(const {kind} *observation, float *scores);
 
+#ifdef __cplusplus
+}}
+#endif
+
 #endif
 """
+
+
+def _comment(lines: Any) -> str:
+    """Lines of a comment. They may be a stranger's, so nothing in them ends it."""
+    texts = [str(line) for line in lines] if isinstance(lines, list) else []
+    plain = ["".join(letter if " " <= letter <= "~" and letter != "\\" else "?" for letter in text) for text in texts]
+    return "\n".join(" * " + text.replace("*/", "* /").replace("/*", "/ *") for text in plain)

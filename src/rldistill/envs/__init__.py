@@ -35,6 +35,7 @@ from rldistill.envs.ids import arguments_of, canonical, name_environment
 from rldistill.envs.masks import remark_masks_are_gone
 from rldistill.envs.minatar import MINATAR_GAMES, MinAtarBackend, is_minatar, minatar_task
 from rldistill.envs.own import predict_own
+from rldistill.envs.spaces import features_text
 from rldistill.envs.world import Backend, Pixels, Step, unlike
 from rldistill.types import Actions, Bools, Masks, Observations, Task, UserError
 
@@ -55,6 +56,7 @@ __all__ = [
     "decisions_per_second",
     "declared_spaces",
     "features_of",
+    "features_text",
     "fitting_task",
     "gives_action_masks",
     "is_as_declared",

@@ -116,17 +116,6 @@ def is_as_declared(task: Task) -> bool:
     return isinstance(actions, Box) and len(actions.shape) == 1
 
 
-def own_spaces(task: Task) -> tuple[Any, Any]:
-    """The environment's own spaces of observations and of actions.
-
-    Raises:
-        UserError: no such environment.
-    """
-    made = _opened(task.env, task.env_kwargs)
-    made.close()
-    return made.observation_space, made.action_space
-
-
 def render_rate(task: Task) -> float | None:
     """Pictures a second at which the environment says that it is shown, None if it does not.
 

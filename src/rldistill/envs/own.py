@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from rldistill.actions import predicted
 from rldistill.envs.atari import is_atari
-from rldistill.envs.gymnasium import own_spaces
+from rldistill.envs.gymnasium import declared_spaces
 from rldistill.envs.minatar import is_minatar
 from rldistill.envs.spaces import ActionWriter, ObservationReader
 from rldistill.types import Actions, ActionValues, Observations, Task, UserError
@@ -162,7 +162,7 @@ def _own(task: Task) -> _Own | UserError:
         return before[1]
     found: _Own | UserError
     try:
-        observations, actions = own_spaces(task)
+        observations, actions = declared_spaces(task)
         read = ObservationReader(task.env, observations, task.observation_shape)
         if read.shape != task.observation_shape:
             raise UserError(

@@ -26,6 +26,7 @@ from rldistill.exporting.checks import (
     played_states,
     refuse_beyond,
 )
+from rldistill.exporting.interface import interface_of
 from rldistill.exporting.onnx import to_onnx
 from rldistill.exporting.onnx_int8 import to_onnx_int8
 from rldistill.exporting.sb3 import sb3_actions, to_sb3
@@ -153,7 +154,8 @@ def export(
     confirm(config.env, source.task)
     named = source.provenance.get("teacher")
     teacher = teacher_beside(named, like=source.task, chosen=config.teacher, say=progress.say)
-    known = {
+    known: dict[str, Any] = {
+        "interface": interface_of(source.task, source.network.architecture.reads),
         "made_by": f"rldistill {rldistill.__version__}",
         "network": source.name,
         "parameters": parameter_count(source.network),

@@ -69,8 +69,11 @@ def to_onnx(policy: SavedPolicy, told: Mapping[str, Any]) -> bytes:
 
 
 def describe(model: Any, told: Mapping[str, Any]) -> None:
-    """What the file says of itself, as properties; `score_kind` stands alone too, where other tools may look for it."""
+    """What the file says of itself, as properties; `score_kind` and `interface` stand alone too, where others look."""
     del model.metadata_props[:]
-    for key, text in ((Path(MEMBER).stem, json.dumps(told)), ("score_kind", str(told["score_kind"]))):
+    texts = {Path(MEMBER).stem: json.dumps(told), "score_kind": str(told["score_kind"])}
+    if "interface" in told:
+        texts["interface"] = "\n".join(told["interface"])
+    for key, text in texts.items():
         entry = model.metadata_props.add()
         entry.key, entry.value = key, text

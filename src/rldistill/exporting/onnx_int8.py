@@ -59,8 +59,9 @@ class _Graph:
     def affine(self, x: str, layer: Affine, rounded: Rounded, step: float | None, output: str | None) -> str:
         """A layer with int8 weights; its bias is int32 where its input has a step."""
         weight, scales = rounded.numbers.copy(), rounded.scales.copy()
-        bias = self.constant(rounded.bias, np.float32)
-        if step is not None:
+        if step is None:
+            bias = self.constant(rounded.bias, np.float32)
+        else:
             # An output whose weights are next to nothing has a bias beyond int32 in units of them.
             least = (np.abs(rounded.bias) / (step * _MOST_BIAS)).astype(np.float32)
             for row in np.flatnonzero(scales < least):
