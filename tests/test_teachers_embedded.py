@@ -183,6 +183,8 @@ UNKNOWN: dict[str, tuple[Any, str]] = {
     ),
     "of another size": ({"model": network(), "obs_rms": {"mean": t(MEAN[:2]), "var": t(DEVIATION[:2])}}, "obs_rms"),
     "no mean and variance": ({"model": network(), "normalizer": {"low": t(MEAN), "high": t(MEAN + 1)}}, "normalizer"),
+    "a list": ({"model": network(), "obs_rms": [MEAN.tolist(), (DEVIATION**2).tolist(), 9.0]}, "obs_rms"),
+    "a tuple of tensors": ({"model": network(), "ob_rms": (t(MEAN), t(DEVIATION))}, "ob_rms"),
     "a mean alone": ({"model": network(), "obs_mean": t(MEAN)}, "obs_mean"),
     "pfrl": (
         {"model": network(), "obs_normalizer": {"_mean": RSL["_mean"], "_var": RSL["_var"], "count": t(3.0)}},

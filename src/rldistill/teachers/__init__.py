@@ -116,7 +116,9 @@ class ForeignTeacher:
         statistics = self.foreign.normalization
         found = [f"{name} = {value}" for name, value in sorted(self.said.items())]
         if statistics is not None:
-            numbers = np.concatenate([part.ravel() for part in (statistics.mean, statistics.variance)])
+            parts = [statistics.mean, statistics.variance]
+            parts += [] if statistics.untouched is None else [statistics.untouched.astype(np.float64)]
+            numbers = np.concatenate([part.ravel() for part in parts])
             limits = np.array([statistics.epsilon, statistics.limit])
             found.append(hashlib.sha256(np.concatenate([numbers, limits]).tobytes()).hexdigest())
         return found

@@ -102,7 +102,7 @@ def _without(value: Any, name: str, groups: list[Group], depth: int) -> Any:
         variance, deviation = (_numbers(kept.get(roles.get(role))) for role in ("var", "std"))
         if deviation is None and variance is not None and (variance >= 0).all():
             deviation = np.sqrt(variance)
-        if mean is None or deviation is None or mean.shape != deviation.shape:
+        if mean is None or deviation is None or mean.shape != deviation.shape or (deviation < 0).any():
             continue
         stem = "" if stem == "running" else stem
         label = f"{owner}.{stem}" if owner and stem else owner or stem
@@ -150,7 +150,8 @@ def _holds_numbers(value: Any, depth: int) -> bool:
             return False
         value = list(value.values())
     if isinstance(value, list | tuple):
-        return depth < _DEPTH and any(_holds_numbers(item, depth + 1) for item in value)
+        plain = len(value) > 1 and all(type(item) in (int, float) for item in value)
+        return plain or (depth < _DEPTH and any(_holds_numbers(item, depth + 1) for item in value))
     return isinstance(value, Tensor | Inert)
 
 
@@ -207,7 +208,9 @@ def choose_statistics(taken: Taken, shape: tuple[int, ...], path: Path) -> Chose
         if group.mean.size != prod(shape) and not _words(group.name) & _OBSERVATIONS
     ]
     odd = [group for group in mine if group.mean.size != prod(shape) and _words(group.name) & _OBSERVATIONS]
-    formula = _rule(fitting[0]) if len(fitting) == 1 else None
+    # Which axis of an image comes first is known only where the shape is the same.
+    clear = len(fitting) == 1 and (len(shape) == 1 or fitting[0].mean.squeeze().shape == shape)
+    formula = _rule(fitting[0]) if clear else None
     if formula is None or taken.suspects:
         return Chosen(None, (*(_title(group) for group in (*fitting, *odd)), *taken.suspects), tuple(notes))
     group = fitting[0]

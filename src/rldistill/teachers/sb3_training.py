@@ -19,8 +19,6 @@ from rldistill.types import UserError
 
 _PREFIXES = ("ppo_mask", "maskable_ppo", "ppo", "a2c", "dqn", "qrdqn", "trpo", "sac", "td3", "ddpg", "tqc", "her")
 _ENVIRONMENT = r"[A-Za-z][\w.:-]*-v\d+"
-_CLEARLY = 4.0
-"""How many times nearer the last observation has to be to one explanation than to the other."""
 
 
 class Training(NamedTuple):
@@ -118,13 +116,16 @@ class LastObservations(NamedTuple):
     """Of the same step under `VecNormalize`, of the step before without it. Both None where they cannot be compared."""
 
     def refute(self, statistics: Statistics) -> bool:
-        """Whether the two are far nearer to each other than normalizing the one comes to the other."""
+        """Whether the two are nearer to each other than normalizing the one comes to the other.
+
+        Statistics that were saved later than the policy have moved, so normalizing need not give the very numbers.
+        """
         if self.received is None or self.original is None or self.received.shape[1:] != statistics.mean.shape:
             return False
         scale = np.sqrt(statistics.variance + statistics.epsilon)
         wanted = np.clip((self.original - statistics.mean) / scale, -statistics.limit, statistics.limit)
         apart = np.abs(self.received - self.original).mean()
-        return bool(_CLEARLY * apart < np.abs(self.received - wanted).mean())
+        return bool(apart < np.abs(self.received - wanted).mean())
 
 
 def last_observations(data: Mapping[str, Any], observations: BoxSpace, *, on_policy: bool) -> LastObservations:
