@@ -93,11 +93,12 @@ def test_layers_of_a_zip_are_checked_whatever_the_algorithm(tmp_path: Path, algo
         draw.array("log_std", 2)
     path = make_zip(tmp_path / "x.zip", algorithm, draw.tensors, VECTOR, actions)
     own, other = ("tanh", "relu") if algorithm == "PPO" else ("relu", "tanh")
-    read_sb3(path, architecture=f"mlp:12,8:{own}")  # what agrees is a check
-    with pytest.raises(UserError, match=f"names {other}, but .*x.zip says"):
-        read_sb3(path, architecture=f"mlp:12,8:{other}")
-    with pytest.raises(UserError, match=r"names mlp:12,9, but .*x.zip holds mlp:12,8"):
-        read_sb3(path, architecture=f"mlp:12,9:{own}")
+    assert read_sb3(path, architecture=f"mlp:12,8:{own}").used == {"teacher_network"}  # what agrees is a check
+    for wrong in (f"mlp:12,8:{other}", f"mlp:12,9:{own}"):
+        policy = read_sb3(path, architecture=wrong)
+        assert policy.used == frozenset()
+        assert re.search(rf"mlp:12,8 with (?i:{own})", policy.decided["teacher_network"])
+        assert any(type(module).__name__.lower() == own for module in policy.network.modules())
 
 
 def test_a_cleanrl_file_without_its_script_stops_and_asks(tmp_path: Path) -> None:
@@ -118,7 +119,9 @@ def test_the_script_beside_a_cleanrl_file_says_its_activation(tmp_path: Path) ->
     expected = mlp_scores(state, ("actor.0", "actor.2"), VECTORS, relu)
     np.testing.assert_allclose(load_teacher(path)(VECTORS).numpy(), expected, atol=1e-5)
     load_teacher(path, options=TeacherOptions("mlp:12"))
-    with pytest.raises(UserError, match=r"names tanh, but .*ppo.py.* has relu"):
+    with pytest.raises(
+        UserError, match=r"--teacher-network has no effect on .*ppo.py.* says mlp:12 with relu: leave it out"
+    ):
         load_teacher(path, options=TeacherOptions("mlp:12:tanh"))
 
 

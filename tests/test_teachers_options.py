@@ -86,6 +86,12 @@ def test_of_several_policies_one_is_enough_for_an_option_to_act_on(tmp_path: Pat
     tensors, own, config = of_kind("state dict", tmp_path), own_folder(tmp_path), EvaluateConfig(episodes=1)
     acting = TeacherOptions(teacher_network="mlp:8,5", teacher_scores="q_values")
     assert len(evaluate([own, tensors], config, options=acting)) == 2
+    zipped = balancing_zip(tmp_path / "ppo-CartPole-v1.zip")  # which has another network, and says so itself
+    assert len(evaluate([zipped, tensors], config, options=acting)) == 2
+    with pytest.raises(
+        UserError, match=r"--teacher-network has no effect on .*zip, since .* mlp:2 with Tanh: leave it out"
+    ):
+        evaluate([zipped], config, options=TeacherOptions("mlp:2:relu"))
     with pytest.raises(UserError, match=r"--pixels has no effect on .*own and .*net\.pth: leave it out"):
         evaluate([own, tensors], config, options=TeacherOptions("mlp:8,5", "q_values", pixels="unit"))
 

@@ -17,27 +17,24 @@ import torch
 from torch import Tensor, nn
 
 from rldistill.actions import describe, score_width
-from rldistill.envs import arguments_of, chosen_task, is_minatar, name_environment, newest_task, predict_own
+from rldistill.envs import arguments_of, chosen_task, name_environment, newest_task, predict_own
 from rldistill.machine import usual_torch
 from rldistill.networks import parameter_count
 from rldistill.policies import KeptPolicy, SavedPolicy
 from rldistill.policies import load_policy as load_folder
 from rldistill.progress import Progress
-from rldistill.teachers.beside import folders_in, with_statistics
-from rldistill.teachers.cleanrl import read_cleanrl
-from rldistill.teachers.detect import check_readable, kind_of
+from rldistill.teachers.beside import with_statistics
+from rldistill.teachers.detect import kind_of
 from rldistill.teachers.exported import Exported, exported_in, read_exported
-from rldistill.teachers.foreign import ForeignPolicy, ForeignScores, Numbers
+from rldistill.teachers.foreign import ForeignPolicy
 from rldistill.teachers.hub import PREFIX, fetch, find_policy_file, read_card
 from rldistill.teachers.matching import mismatches_of, with_masks
 from rldistill.teachers.options import TeacherOptions, check_acting
 from rldistill.teachers.outputs import unit_mismatch, with_units
 from rldistill.teachers.programs import first_line, last_line
+from rldistill.teachers.reading import read_kind
 from rldistill.teachers.recognised import refuse_recognised
-from rldistill.teachers.sb3 import read_sb3
 from rldistill.teachers.sb3_files import content_of
-from rldistill.teachers.state_dict import read_state_dict
-from rldistill.teachers.trial import read_program
 from rldistill.types import ScoreKind, Task, Teacher, UserError
 
 __all__ = [
@@ -194,7 +191,7 @@ def load_teacher(
     """
     name_environment(env, arguments_of(env_kwargs))
     teacher = _load(ref, env, options or TeacherOptions(), env_kwargs)
-    check_acting(options, _used(teacher), os.fspath(ref))
+    check_all_act(options, [teacher], [os.fspath(ref)])
     return teacher
 
 
@@ -225,7 +222,7 @@ def _load(
         path = find_policy_file(path)
         kind = kind_of(path)
     task = asked if asked is not None or named is None else newest_task(named, env_kwargs)
-    foreign = _read(kind, path, task, options, folder)
+    foreign = read_kind(kind, path, task, options, folder)
     if given.teacher_scores == foreign.scores:  # what agrees with the file is checked by it, and acts so
         foreign = replace(foreign, used=foreign.used | {"teacher_scores"})
     notes = [str(note) for note in (*foreign.provenance.get("notes", ()), *_supposed(foreign))]
@@ -359,7 +356,7 @@ def load_fitting(
     name_environment(env, arguments_of(env_kwargs))
     teacher = _load(ref, env, options or TeacherOptions(), env_kwargs, like)
     if alone:
-        check_acting(options, _used(teacher), os.fspath(ref))
+        check_all_act(options, [teacher], [os.fspath(ref)])
     if not isinstance(teacher, ForeignTeacher):
         for note in _renamed(env, chosen_task(teacher.task, env, env_kwargs)) if env is not None else ():
             progress.say(f"{os.fspath(ref)}: {note}")
@@ -374,7 +371,7 @@ def load_fitting(
 
 
 def check_all_act(options: TeacherOptions | None, policies: Sequence[object], names: Sequence[str]) -> None:
-    """Refuses options that act on none of several policies.
+    """Refuses options that act on none of one or several policies.
 
     Args:
         options: as a user gave them.
@@ -385,7 +382,9 @@ def check_all_act(options: TeacherOptions | None, policies: Sequence[object], na
         UserError: an option is given that acted on none.
     """
     used = frozenset[str]().union(*map(_used, policies))
-    check_acting(options, used, " and ".join(names) or "policies that are loaded already")
+    alone = policies[0] if len(policies) == 1 else None
+    decided = alone.foreign.decided if isinstance(alone, ForeignTeacher) else {}
+    check_acting(options, used, " and ".join(names) or "policies that are loaded already", decided)
 
 
 def _used(policy: object) -> frozenset[str]:
@@ -435,65 +434,6 @@ def _exported(
 def parameters_of(policy: KeptPolicy) -> int:
     """How many numbers were trained; those of an ONNX model are in its file, not in the module that runs it."""
     return parameter_count(policy.network) or int(policy.provenance.get("parameters", 0))
-
-
-def _read(
-    kind: str, path: Path, task: Task | None, options: TeacherOptions, folder: Path | None = None
-) -> ForeignPolicy:
-    shape = task.observation_shape if task is not None else None
-    numbers = _numbers_of(task) if task is not None else None
-    actions = task.num_actions if task is not None else None
-    bounds = (task.action_low, task.action_high) if task is not None and task.continuous else None
-    scores: ForeignScores | None = options.teacher_scores
-    if kind == "sb3":
-        return read_sb3(
-            path,
-            architecture=options.teacher_network,
-            normalization=options.normalization,
-            folders=folders_in(folder),
-            trust_pickle=options.trust_pickle,
-        )
-    if kind == "cleanrl":
-        foreign = read_cleanrl(path, observation_shape=shape, architecture=options.teacher_network, numbers=numbers)
-    elif kind in ("onnx", "torchscript"):
-        foreign = read_program(
-            kind,
-            path,
-            observation_shape=shape,
-            num_actions=actions,
-            action_range=bounds,
-            scores=scores,
-            output=options.teacher_output,
-            inputs=options.teacher_input,
-            pixels=options.pixels,
-            numbers=numbers,
-        )
-    elif kind == "state dict":
-        refuse_recognised(path)
-        foreign = read_state_dict(
-            path,
-            architecture=options.teacher_network,
-            observation_shape=shape,
-            num_actions=actions,
-            action_range=bounds,
-            scores=scores,
-            pixels=options.pixels,
-            numbers=numbers,
-        )
-    else:
-        check_readable(path)
-        refuse_recognised(path)
-        raise UserError(
-            f"{path} is no policy that rldistill knows: it reads policy folders, Stable-Baselines3 zips, CleanRL "
-            "checkpoints, ONNX, TorchScript, plain state dicts and what its own export wrote"
-        )
-    return foreign
-
-
-def _numbers_of(task: Task) -> Numbers:
-    if task.observation_dtype != "uint8":
-        return "floats"
-    return "binary" if is_minatar(task.env) else "bytes"
 
 
 def _renamed(named: str | None, task: Task) -> list[str]:

@@ -64,6 +64,8 @@ class _Source(NamedTuple):
     """As a user names it."""
     numbers: Numbers | None
     """What its observations are made of."""
+    decided: dict[str, str]
+    """What the script beside it says, where the user's word contradicts it."""
 
 
 class MeanOfAtoms(nn.Module):
@@ -114,7 +116,7 @@ def read_cleanrl(
         UserError: the file is damaged, of a JAX script, of a network that is not understood, or its activation is not known.
     """
     spec = None if architecture is None else parse_architecture(architecture)
-    source = _Source(path, observation_shape, spec, numbers)
+    source = _Source(path, observation_shape, spec, numbers, {})
     if source.spec is not None and source.spec.squashed:
         raise UserError(
             f"{path} says itself what follows its last layer: leave the second activation out of --teacher-network"
@@ -179,7 +181,8 @@ def read_cleanrl(
         unknown_statistics=chosen.unknown,
         env=env,
         provenance=provenance,
-        used=acted(teacher_network=architecture),
+        used=acted(teacher_network=None if source.decided else architecture),
+        decided=source.decided,
     )
 
 
@@ -302,16 +305,13 @@ def _chain(tensors: Mapping[str, Tensor], published: Activation, source: _Source
     path, spec = source.path, source.spec
     layers = in_order(layers_of(tensors, path), path)
     sizes = sizes_of(layers)
-    if spec is not None:
-        check_spec(spec, sizes, path)
     hidden = list(dict.fromkeys(layer.name.partition(".")[0] for layer in layers[:-1]))
     script = path.with_suffix(".py")
     written = activation_in(script, hidden) if hidden and script.is_file() else None
-    if spec is not None and written is not None and spec.activation != written:
-        raise UserError(
-            f"--teacher-network names {spec.activation}, but {script}, which lies beside {path.name}, has {written}: "
-            "leave the option out, or move the file away from a script that is not its own"
-        )
+    if spec is not None and written is None:
+        check_spec(spec, sizes, path)
+    elif spec is not None and ((spec.channels, spec.hidden) != sizes or spec.activation != written):
+        source.decided["teacher_network"] = f"{script}, which lies beside it, says {spell(*sizes)} with {written}"
     activation = written or (published if spec is None else spec.activation)
     supposed = []
     if spec is None and written is None and hidden:

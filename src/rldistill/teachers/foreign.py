@@ -163,3 +163,5 @@ class ForeignPolicy:
     """Of continuous actions: whether nothing says that they are in the environment's units."""
     used: frozenset[str] = frozenset()
     """Names of the fields of `TeacherOptions` that acted while it was read. The loader refuses the others."""
+    decided: Mapping[str, str] = field(default_factory=dict)
+    """Names of those that were given and contradict what the file says itself, each with what that is."""

@@ -80,18 +80,23 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def check_acting(options: TeacherOptions | None, used: Collection[str], subject: str) -> None:
+def check_acting(
+    options: TeacherOptions | None, used: Collection[str], subject: str, decided: Mapping[str, str] | None = None
+) -> None:
     """Refuses options that act nowhere.
 
     Args:
         options: as a user gave them.
         used: names of those that acted.
         subject: the file or files, for the message.
+        decided: of those that contradict the file, what it says itself.
 
     Raises:
         UserError: an option is given that did not act.
     """
-    idle = [flag(name) for name in (options or TeacherOptions()).given() if name not in used]
+    idle = [name for name in (options or TeacherOptions()).given() if name not in used]
     if idle:
         verb, it = ("has", "it") if len(idle) == 1 else ("have", "them")
-        raise UserError(f"{', '.join(idle)} {verb} no effect on {subject}: leave {it} out")
+        why = "; ".join((decided or {})[name] for name in idle if name in (decided or {}))
+        says = f", since {why}" if why else ""
+        raise UserError(f"{', '.join(map(flag, idle))} {verb} no effect on {subject}{says}: leave {it} out")

@@ -112,7 +112,8 @@ def read_sb3(
         author = f"its policy class {named} is its author's own"
     elif settings.activation is not None and settings.activation not in ACTIVATIONS:
         author = f"its activation {shown(settings.activation, 80)} is its author's own"
-    acting = _activated(acting_with, architecture, author, settings.activation or DEFAULT_ACTIVATION[family], source)
+    own_activation = settings.activation or DEFAULT_ACTIVATION[family]
+    acting, contradicted = _activated(acting_with, architecture, author, own_activation, source)
     algorithm, notes = _algorithm(family, data, module)
     if author is not None:
         notes.append(f"{author}; its tensors were looked at, and what --teacher-network says of it")
@@ -141,7 +142,8 @@ def read_sb3(
         normalization_expected=expected,
         env=training.env,
         provenance=_provenance(file, name, training, notes),
-        used=acted(normalization=normalization, teacher_network=architecture),
+        used=acted(normalization=normalization, teacher_network=None if contradicted else architecture),
+        decided={"teacher_network": contradicted} if contradicted else {},
     )
 
 
@@ -209,7 +211,7 @@ def _settings(data: Mapping[str, Any], family: Family, source: str) -> Settings:
 
 def _activated(
     acting_with: Callable[[str | None], Acting], architecture: str | None, author: str | None, own: str, source: str
-) -> Acting:
+) -> tuple[Acting, str]:
     """The acting part with the activation that the file or its user says.
 
     Args:
@@ -219,28 +221,32 @@ def _activated(
         own: the activation, where it is known.
         source: the file, for messages.
 
+    Returns:
+        It, and what the file says itself where the user's word contradicts it, else an empty text.
+
     Raises:
-        UserError: the activation is not known, or the user's word contradicts the file.
+        UserError: the activation is not known, or the user's word does not fit the tensors.
     """
     acting = acting_with(None)
     sizes = sizes_of(acting)
     names: dict[str, Activation] = {kind.__name__: name for name, kind in SPELLED.items()}
     if architecture is None:
         if author is None:
-            return acting_with(own)
+            return acting_with(own), ""
         if not any(sizes):
-            return acting
+            return acting, ""
         raise UserError(
             f"{source}: {author}, so nothing says which activation stands between its layers: name the "
             f"network, --teacher-network {spell(*sizes, 'tanh')} or {spell(*sizes)} for ReLU, or export it to ONNX or TorchScript"
         )
     spec = parse_architecture(architecture)
+    if author is None:
+        agrees = (spec.channels, spec.hidden) == sizes and names.get(own) == spec.activation and not spec.squashed
+        return acting_with(own), "" if agrees else f"it says itself that its network is {spell(*sizes)} with {own}"
     check_spec(spec, sizes, source)
     if spec.squashed:
         raise UserError(f"{source} says itself what follows its last layer: leave the second activation out")
-    if author is None and names.get(own) != spec.activation:
-        raise UserError(f"--teacher-network names {spec.activation}, but {source} says {own}: leave the option out")
-    return acting_with(own if author is None else SPELLED[spec.activation].__name__)
+    return acting_with(SPELLED[spec.activation].__name__), ""
 
 
 def _is(value: Any, wanted: bool) -> bool:
