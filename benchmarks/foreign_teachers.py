@@ -19,6 +19,7 @@ from rldistill.distillation import DistillConfig, distill
 from rldistill.evaluation import EvaluateConfig, evaluate
 from rldistill.networks import parameter_count
 from rldistill.progress import Talking, table
+from rldistill.stats import with_interval
 from rldistill.teachers import ForeignTeacher, TeacherOptions, load_teacher
 
 
@@ -63,9 +64,9 @@ def main(options: Options) -> None:
                             "file": Path(ref).name,
                             "loaded as": f"{kind}, {teacher.score_kind}",
                             "played": teacher.task.env,
-                            "teacher": f"{first.mean:.1f} [{first.ci_low:.1f}, {first.ci_high:.1f}]",
+                            "teacher": with_interval(first.mean, first.ci_low, first.ci_high),
                             "parameters": f"{parameter_count(teacher.network):,} > {last.parameters:,}",
-                            "student": f"{last.mean:.1f} [{last.ci_low:.1f}, {last.ci_high:.1f}]",
+                            "student": with_interval(last.mean, last.ci_low, last.ci_high),
                             "normalized": f"{last.normalized:.3f} [{last.normalized_low:.2f}, {last.normalized_high:.2f}]",
                             "steps": f"{policy.provenance['control_steps']:,}",
                             "training s": f"{policy.provenance['seconds']:.0f}",

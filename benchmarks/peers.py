@@ -38,7 +38,7 @@ from rldistill.evaluation import EvaluateConfig, Score, evaluate, read_scores
 from rldistill.files import read_json, replace_file
 from rldistill.machine import machine_in_words
 from rldistill.progress import Progress, Talking
-from rldistill.stats import bootstrap_interval, normalized_score
+from rldistill.stats import bootstrap_interval, normalized_score, with_interval
 from rldistill.types import UserError
 
 Part: TypeAlias = Literal["imitation", "predict", "stepping"]
@@ -383,7 +383,7 @@ def teacher_line(game: str, score: Score, result: Mapping[str, Any]) -> dict[str
     return {
         "game": game,
         "teacher": f"DQN, {score.parameters:,} parameters",
-        "mean return [95 % CI]": f"{score.mean:.1f} [{score.ci_low:.1f}, {score.ci_high:.1f}]",
+        "mean return [95 % CI]": with_interval(score.mean, score.ci_low, score.ci_high),
         "random play": f"{score.random_score:.1f}",
         "control steps": f"{result['control_steps']:,}",
     }

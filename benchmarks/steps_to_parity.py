@@ -23,7 +23,7 @@ from rldistill.plots import Curve, Level, control_steps, learning_curve
 from rldistill.policies import load_policy
 from rldistill.progress import Talking, table
 from rldistill.runs import read_metrics
-from rldistill.stats import bootstrap_ratio_interval, normalized_score
+from rldistill.stats import bootstrap_ratio_interval, normalized_score, with_interval
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def main(options: Options) -> None:
                 "steps to 95 %": f"{first(0.95):,}" if first(0.95) else "not reached",
                 "to parity": f"{first(1.0):,}" if first(1.0) else "not reached",
                 "not below it from": f"{within[0]:,}" if within else "never",
-                "last": f"{last['mean']:.1f} [{last['ci_low']:.1f}, {last['ci_high']:.1f}]",
+                "last": with_interval(last["mean"], last["ci_low"], last["ci_high"]),
                 "normalized": f"{scores[-1]:.3f} [{low:.2f}, {high:.2f}]",
                 "training s": f"{last['seconds']:.0f}",
             }
@@ -109,7 +109,7 @@ def main(options: Options) -> None:
     (options.out / "curves.json").write_text(
         json.dumps({"teacher": reference.as_dict(), "student": options.student, "seeds": figures}, indent=2)
     )
-    print(f"teacher {reference.mean:.1f} [{reference.ci_low:.1f}, {reference.ci_high:.1f}], {options.episodes} games; "
+    print(f"teacher {with_interval(reference.mean, reference.ci_low, reference.ci_high)}, {options.episodes} games; "
           f"student {options.student}")  # fmt: skip
     table(rows)
 

@@ -17,6 +17,7 @@ import tyro
 
 from rldistill.plots import Curve, control_steps, learning_curve
 from rldistill.policies import SavedPolicy, load_policy
+from rldistill.stats import with_interval
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def teacher_row(folder: Path, policy: SavedPolicy) -> dict[str, str]:
         "teacher": f"`{folder}`",
         "environment": policy.task.env,
         "seed": str(made["configuration"]["seed"]),
-        "score [95 % CI]": f"{score['mean']:.1f} [{score['ci_low']:.1f}, {score['ci_high']:.1f}]",
+        "score [95 % CI]": with_interval(score["mean"], score["ci_low"], score["ci_high"]),
         "control steps": f"{made['control_steps']:,}",
         "minutes (computing)": minutes,
         "machine": made["machine"],

@@ -19,6 +19,7 @@ from rldistill.evaluation import EvaluateConfig, Score, decision_microseconds, e
 from rldistill.exporting.checks import (
     BATCH,
     EXACT,
+    ROWS,
     Bound,
     Compared,
     compare,
@@ -246,11 +247,14 @@ def _states(
     if config.dataset is None:
         progress.start("calibrate", config.calibration, "states")
         parts, done = [], 0
-        for part in played_states(policy, config.calibration, config.seed + 1, every=_CALIBRATION_EVERY):
+        rows = 1 if config.num_envs == 1 else ROWS
+        for part in played_states(policy, config.calibration, config.seed + 1, every=_CALIBRATION_EVERY, num_envs=rows):
             parts.append(part)
             done += len(part)
             progress.update(done)
-        return cast(Observations, np.concatenate(parts)), played_states(policy, config.states, config.seed)
+        return cast(Observations, np.concatenate(parts)), played_states(
+            policy, config.states, config.seed, num_envs=rows
+        )
     every = list(dataset_states(config.dataset, policy.task, config.calibration + config.states, config.seed, progress))
     drawn = cast(Observations, np.concatenate(every))
     # A small dataset serves for both.

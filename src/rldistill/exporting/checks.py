@@ -81,7 +81,9 @@ def dataset_states(path: Path, task: Task, number: int, seed: int, progress: Pro
     return batches()
 
 
-def played_states(policy: SavedPolicy, number: int, seed: int, *, every: int = 1) -> Iterator[Observations]:
+def played_states(
+    policy: SavedPolicy, number: int, seed: int, *, every: int = 1, num_envs: int = ROWS
+) -> Iterator[Observations]:
     """Observations that the policy meets while it plays with epsilon 0.05, in batches (B, *obs), `number` in all.
 
     Args:
@@ -89,8 +91,9 @@ def played_states(policy: SavedPolicy, number: int, seed: int, *, every: int = 1
         number: how many.
         seed: of the games.
         every: control steps from one batch to the next.
+        num_envs: games played side by side; with 1 there is never a second environment.
     """
-    rows = min(ROWS, number)
+    rows = min(num_envs, number)
     environments = Environments(policy.task, rows, seed)
     act = EpsilonGreedy(policy, policy.task, EPSILON, np.random.default_rng([seed, 1]))
     done = 0

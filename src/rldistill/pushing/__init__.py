@@ -284,8 +284,9 @@ def _exports(
     if not (config.exports or checked):
         return []
     folder.mkdir()
-    made = make_exports(source, config.exports, folder, config.seed, progress)
-    return made + copy_exports(source, checked, folder, config.seed, progress)
+    alone = config.num_envs == 1
+    made = make_exports(source, config.exports, folder, config.seed, progress, alone=alone)
+    return made + copy_exports(source, checked, folder, config.seed, progress, alone=alone)
 
 
 def _replay(source: SavedPolicy, folder: Path, config: PushConfig, progress: Progress) -> str | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rldistill.ccode import render
 from rldistill.exporting import ExportConfig, Format, export
-from rldistill.exporting.checks import Bound, compare, played_states, refuse_beyond
+from rldistill.exporting.checks import ROWS, Bound, compare, played_states, refuse_beyond
 from rldistill.files import read_regular, replace_file
 from rldistill.policies import SavedPolicy
 from rldistill.progress import Progress
@@ -45,9 +45,9 @@ class Shipped:
 
 
 def make_exports(
-    policy: SavedPolicy, formats: Sequence[Format], folder: Path, seed: int, progress: Progress
+    policy: SavedPolicy, formats: Sequence[Format], folder: Path, seed: int, progress: Progress, *, alone: bool = False
 ) -> list[Shipped]:
-    """Exports a policy to each format, as `export` does with its own defaults.
+    """Exports a policy to each format, as `export` does with its own defaults; `alone` plays in one environment at a time.
 
     Raises:
         UserError: as `export`.
@@ -59,7 +59,7 @@ def make_exports(
             policy,
             folder / NAMES.get(format, "policy"),
             format,
-            ExportConfig(seed=seed, teacher="none"),
+            ExportConfig(seed=seed, teacher="none", num_envs=1 if alone else ExportConfig.num_envs),
             progress=progress,
         )
         file = done.files[0]
@@ -113,11 +113,18 @@ def is_export(file: Path) -> bool:
 
 
 def copy_exports(
-    policy: SavedPolicy, checked: Sequence[tuple[Path, str, Exported]], folder: Path, seed: int, progress: Progress
+    policy: SavedPolicy,
+    checked: Sequence[tuple[Path, str, Exported]],
+    folder: Path,
+    seed: int,
+    progress: Progress,
+    *,
+    alone: bool = False,
 ) -> list[Shipped]:
     """Copies what `check_exports` gave, and compares the copies with the policy.
 
-    What a file says of itself can be wrong, so that each is asked for its actions on `STATES` states too.
+    What a file says of itself can be wrong, so that each is asked for its actions on `STATES` states too; `alone`
+    plays for them in one environment.
 
     Raises:
         UserError: a file that cannot be loaded, that plays otherwise, or whose name is taken by an export made now.
@@ -132,7 +139,9 @@ def copy_exports(
             replace_file(target.with_suffix(".h"), read_regular(file.with_suffix(".h")))
         made = load_policy(target)
         assert isinstance(made, ForeignTeacher)
-        found = compare(policy, made, played_states(policy, STATES, seed), STATES, progress)
+        found = compare(
+            policy, made, played_states(policy, STATES, seed, num_envs=1 if alone else ROWS), STATES, progress
+        )
         refuse_beyond(LEAST, found, file.name)
         shipped.append(Shipped(file.name, kind, target.stat().st_size, found.agreement, found.states))
     return shipped

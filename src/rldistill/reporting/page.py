@@ -275,7 +275,8 @@ def _curves(
     if "mean" in level:
         teacher = plots.Level("teacher", float(level["mean"]), level.get("ci_low"), level.get("ci_high"))
     elif reference is not None:
-        teacher = plots.Level("teacher", reference.mean, reference.ci_low, reference.ci_high)
+        bounds_of = reference.as_dict()  # None where there is no interval
+        teacher = plots.Level("teacher", reference.mean, bounds_of["ci_low"], bounds_of["ci_high"])
     final = _event(metrics, "final_score")
     if teacher is None and "mean" in final:
         teacher = plots.Level("final score", float(final["mean"]), final.get("ci_low"), final.get("ci_high"))
