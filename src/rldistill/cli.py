@@ -14,7 +14,7 @@ from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, 
 from rldistill import datasets
 from rldistill.demo import demo
 from rldistill.distillation import DistillConfig, distill
-from rldistill.evaluation import EvaluateConfig, evaluate, score_table, scores_file, write_scores
+from rldistill.evaluation import EvaluateConfig, Score, evaluate, remarks, score_table, scores_file, write_scores
 from rldistill.exporting import ExportConfig, Format, export, export_table
 from rldistill.files import is_standard_output
 from rldistill.inspection import InspectConfig, inspect
@@ -49,8 +49,14 @@ def _demo(out: Out = Path("demo"), seed: int = 0) -> None:
     """The main job in some minutes: a Pong teacher becomes a student a fifteenth of its size, with its report."""
     with Talking() as progress:
         scores, page = demo(out, seed=seed, progress=progress)
-    table(score_table(scores))
+    _print_scores(scores)
     print(f"report: {page}")
+
+
+def _print_scores(scores: Sequence[Score], *, stderr: bool = False) -> None:
+    table(score_table(scores), stderr=stderr)
+    for line in remarks(scores):
+        print(line, file=sys.stderr if stderr else sys.stdout)
 
 
 def _train(
@@ -123,7 +129,7 @@ def _evaluate(
             write_scores(target, scores)
         except UserError as error:
             unwritten = error
-    table(score_table(scores), stderr=_is_output(target))
+    _print_scores(scores, stderr=_is_output(target))
     if unwritten is not None:
         raise unwritten
 
@@ -215,7 +221,7 @@ def _push(
     """
     with Talking() as progress:
         done = push(policy, repo, config, out=out, files=files, dry_run=dry_run, force=force, progress=progress)
-    table(score_table(done.scores))
+    _print_scores(done.scores)
     if done.folder is not None:
         print(f"{done.folder}: {', '.join(done.files)}")
     if done.url is not None:

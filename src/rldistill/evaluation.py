@@ -275,8 +275,6 @@ def evaluate(
                 distinct=games.distinct,
             )
         )
-    for line in remarks(scores):
-        progress.say(line)
     if target is not None:
         write_scores(target, scores)
     return scores

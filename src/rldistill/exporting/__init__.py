@@ -60,6 +60,7 @@ _PACKAGES: dict[Format, tuple[str, ...]] = {
 }
 _CALIBRATION_EVERY = 8  # control steps: states in a row are nearly the same
 _SB3_STATES = 256
+_SCORE = ("episodes", "distinct", "mean", "ci_low", "ci_high")
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ class Export:
     rows: tuple[dict[str, Any], ...]
     """The policy, the export, and the teacher where it is known: `policy`, `format`, `bytes`, `microseconds` (of a decision,
     NumPy observation to action, batch 1, one thread), `agreement` (with the policy, on the compared states; None of the
-    teacher), `mean`, `ci_low`, `ci_high`, `distinct` as in `Score` (None where no games were played), plain JSON data."""
+    teacher), `episodes`, `distinct`, `mean`, `ci_low`, `ci_high` as in `Score` (None where no games were played), plain JSON
+    data."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -197,7 +199,10 @@ def export_table(done: Export) -> list[dict[str, str]]:
     """Rows for `progress.table`, all figures as short text."""
     rows = []
     for row in done.rows:
-        score = "-" if row["mean"] is None else with_interval(row["mean"], row["ci_low"], row["ci_high"])
+        score = "-"
+        if row["mean"] is not None:
+            alike = "" if row["distinct"] == row["episodes"] else f" ({row['distinct']} distinct games)"
+            score = with_interval(row["mean"], row["ci_low"], row["ci_high"]) + alike
         rows.append(
             {
                 "policy": row["policy"],
@@ -336,7 +341,7 @@ def _rows(
         name, kind, size, agreed = (
             called[number] if number < 2 else ("teacher", players[2].name, len(players[2].weights()), None)
         )
-        score = scores[number].as_dict() if scores else dict.fromkeys(("mean", "ci_low", "ci_high", "distinct"))
+        score = scores[number].as_dict() if scores else dict.fromkeys(_SCORE)
         rows.append(
             {
                 "policy": name,
@@ -344,7 +349,7 @@ def _rows(
                 "bytes": size,
                 "microseconds": microseconds,
                 "agreement": agreed,
-                **{name: score[name] for name in ("mean", "ci_low", "ci_high", "distinct")},
+                **{name: score[name] for name in _SCORE},
             }
         )
     return rows
