@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rldistill.ccode import render
@@ -52,14 +52,14 @@ def make_exports(
     Raises:
         UserError: as `export`.
     """
-    shipped = []
+    shipped, config = [], ExportConfig(seed=seed, teacher="none")
     for format in dict.fromkeys(formats):
         # Not a default of `NAMES`: what an unknown format is, `export` says.
         done = export(
             policy,
             folder / NAMES.get(format, "policy"),
             format,
-            ExportConfig(seed=seed, teacher="none", num_envs=1 if alone else ExportConfig.num_envs),
+            replace(config, num_envs=1) if alone else config,
             progress=progress,
         )
         file = done.files[0]
