@@ -117,8 +117,8 @@ IDS: dict[str, Callable[..., gymnasium.Env[Any, Any]]] = {
 class Walker:
     """A teacher that knows the way. Its scores are highest where a move is not allowed, which nobody must ever see."""
 
-    def __init__(self, task: Task, score_kind: ScoreKind = "logits") -> None:
-        self.task, self.score_kind = task, score_kind
+    def __init__(self, task: Task, score_kind: ScoreKind = "logits", *, outside: float = 50.0) -> None:
+        self.task, self.score_kind, self.outside = task, score_kind, outside
 
     def __call__(self, observations: Tensor) -> Tensor:
         place, target = observations[:, :2], observations[:, 2:]
@@ -127,7 +127,7 @@ class Walker:
             wanted = (target - place).clamp(-1, 1)
             scores = -(choices - wanted[:, :, None]).abs() * 3
             outside = (place[:, :, None] + choices < 0) | (place[:, :, None] + choices >= SIDE)
-            return torch.where(outside, 50.0, scores).flatten(1)
+            return torch.where(outside, self.outside, scores).flatten(1)
         places = place[:, None] + torch.tensor(MOVES, dtype=torch.float32)
         outside = ((places < 0) | (places >= SIDE)).any(dim=2)
-        return torch.where(outside, 50.0, -3 * (places - target[:, None]).abs().sum(dim=2))
+        return torch.where(outside, self.outside, -3 * (places - target[:, None]).abs().sum(dim=2))

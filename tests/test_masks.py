@@ -330,6 +330,19 @@ def test_several_actions_at_once_are_distilled_under_a_mask_for_each(tmp_path: P
     assert evaluate([student], EvaluateConfig(episodes=4, epsilon=0.5))[0].mean > -1
 
 
+def test_a_teacher_may_rule_actions_out_by_itself_as_the_mask_does(tmp_path: Path, walker: Walker) -> None:
+    """Minus infinity in place of high scores: nothing changes, for neither has any influence."""
+    own = Walker(walker.task, outside=-math.inf)
+    config = replace(SMALL, steps=400, evaluate_episodes=1)
+    students = [distill(teacher, tmp_path / name, config) for teacher, name in ((walker, "a"), (own, "b"))]
+    assert students[0].sha256 == students[1].sha256
+    datasets = [record(t, tmp_path / n, RecordConfig(steps=80, num_envs=2)) for t, n in ((walker, "c"), (own, "d"))]
+    rows, others = (dataset.read(0) for dataset in datasets)
+    np.testing.assert_array_equal(rows.values[rows.masks], others.values[rows.masks])
+    with pytest.raises(UserError, match="infinity"):
+        record(Walker(make_task("SquareUnmasked-v0"), outside=-math.inf), tmp_path / "e", RecordConfig(steps=80))
+
+
 def test_a_composite_allows_what_one_of_its_two_states_allows(walker: Walker) -> None:
     states = torch.tensor([[0.0, 0, 2, 2], [1, 1, 2, 2], [2, 2, 0, 0], [0, 2, 1, 1]])
     masks = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 1, 1], [0, 1, 0, 1]], dtype=torch.bool)

@@ -123,9 +123,9 @@ def record(
         # Episodes follow from the seed, so what is appended needs another one; it follows from how much is there.
         seed = config.seed if there == 0 else int(np.random.SeedSequence([config.seed, there]).generate_state(1)[0])
         num_envs = min(config.num_envs, config.steps)
-        labels = _Remembered(teacher, task)
         environments = Environments(task, num_envs, seed)
         held.callback(environments.close)
+        labels = _Remembered(teacher, environments)
         task = environments.task
         if before is not None:
             _check_same(before, task, teacher.score_kind, known)
@@ -172,9 +172,9 @@ def _dataset_in(path: Path) -> Dataset | None:
 class _Remembered:
     """A teacher whose last values are kept: it is asked once a step, for the action and for the label."""
 
-    def __init__(self, teacher: Teacher, task: Task) -> None:
-        self.teacher, self.task = teacher, task
-        self.values = np.empty((0, score_width(task, teacher.score_kind)), dtype=np.float32)
+    def __init__(self, teacher: Teacher, environments: Environments) -> None:
+        self.teacher, self.environments = teacher, environments
+        self.values = np.empty((0, score_width(environments.task, teacher.score_kind)), dtype=np.float32)
 
     @property
     def score_kind(self) -> ScoreKind:
@@ -182,7 +182,8 @@ class _Remembered:
 
     def __call__(self, observations: Tensor) -> Tensor:
         with torch.no_grad():
-            values = checked_labels(self.teacher(observations), self.score_kind, self.task)
+            task, masks = self.environments.task, self.environments.masks
+            values = checked_labels(self.teacher(observations), self.score_kind, task, masks)
         self.values = values.numpy()
         return values
 

@@ -91,8 +91,9 @@ def minibatches(item: Mapping[Task, Batch], size: int) -> list[Mapping[Task, Bat
     ]
 
 
-def checked_labels(values: Tensor, kind: ScoreKind, task: Task) -> Tensor:
-    """The teacher's values (B, K) as float32.
+def checked_labels(values: Tensor, kind: ScoreKind, task: Task, masks: Masks | Tensor | None = None) -> Tensor:
+    """The teacher's values (B, K) as float32; 0 in place of the minus infinity that a teacher itself gives to actions which the
+    masks (B, A) rule out.
 
     Raises:
         UserError: another number of them than the task's actions need, or NaN or infinity among them.
@@ -102,6 +103,8 @@ def checked_labels(values: Tensor, kind: ScoreKind, task: Task) -> Tensor:
         raise UserError(
             f"the teacher gives values of shape {tuple(values.shape)}; {describe(task)} need {width} ({kind})"
         )
+    if masks is not None:
+        values = torch.where(~torch.as_tensor(masks) & torch.isneginf(values), 0.0, values)
     if not bool(torch.isfinite(values).all()):
         raise UserError("the teacher's values hold NaN or infinity: this teacher cannot be distilled")
     return values.to(torch.float32)
@@ -196,7 +199,7 @@ class Driven:
     def _act(self, observations: Observations, masks: Masks | None = None) -> Actions:
         number, task = self.environments.num_envs, self.environments.task
         with torch.no_grad():
-            values = checked_labels(self.teacher(as_tensor(observations)), self.teacher.score_kind, task)
+            values = checked_labels(self.teacher(as_tensor(observations)), self.teacher.score_kind, task, masks)
         self._values = values.numpy()
         driven = round(self.share(self.control_steps) * number)
         best = cast(Actions, chosen(values, self.teacher.score_kind, task, masks).numpy())
@@ -352,7 +355,8 @@ class Composed:
             masks[:number] |= masks[half : half + number] if number <= half else masks.roll(-half, 0)[:number]
         compose_(made, partners, self.generator)  # the batch is this stream's own: it is drawn into fresh memory
         with torch.no_grad():
-            values[:number] = checked_labels(self.teacher(made), self.teacher.score_kind, task)
+            ruled_out = None if masks is None else masks[:number]
+            values[:number] = checked_labels(self.teacher(made), self.teacher.score_kind, task, ruled_out)
         return batch
 
     def examples(self) -> Batch:

@@ -368,7 +368,8 @@ def _check_teacher(teacher: Teacher, task: Task) -> None:
     environments = Environments(task, 1, seed=0)
     try:
         with torch.no_grad():
-            checked_labels(teacher(as_tensor(environments.observations)), teacher.score_kind, task)
+            values = teacher(as_tensor(environments.observations))
+            checked_labels(values, teacher.score_kind, task, environments.masks)
     finally:
         environments.close()
 
