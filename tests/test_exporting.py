@@ -285,7 +285,7 @@ def test_an_export_past_its_bound_leaves_no_file(
 @pytest.mark.parametrize(
     ("out", "format", "config", "says"),
     [
-        ("p.tar", "tar", NO_GAMES, "unknown format 'tar': take one of onnx, onnx-int8, c, c-int8, torchscript, sb3"),
+        ("p.tar", "tar", NO_GAMES, "format is one of onnx, onnx-int8, c, c-int8, torchscript, sb3, not 'tar'"),
         ("there.pt", "torchscript", NO_GAMES, r"there.pt exists: replace it with --force"),
         ("p.pt", "c", NO_GAMES, r"ends in \.c"),
         ("p.bin", "sb3", NO_GAMES, r"ends in \.zip"),

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rldistill.documents import read_json
 from rldistill.files import (
     check_new_file,
     generator_state,
@@ -23,7 +24,6 @@ from rldistill.files import (
     load_state,
     open_regular,
     place_at,
-    read_json,
     read_regular,
     replace_file,
     replacing,

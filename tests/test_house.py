@@ -10,7 +10,7 @@ import pytest
 import rldistill
 
 FLOORS = (
-    "types actions schedules stats files holding machine progress interrupts terminal",
+    "types arguments documents actions schedules stats files holding machine progress interrupts terminal",
     "losses targets augmentation exploration bandits networks centring radam lowering ccode envs rollout replay pictures",
     "policies teachers datasets dqn pqn runs plots spectator",
     "streams distillation evaluation reporting recording training inspection exporting watching pushing studies scale demo",

@@ -145,7 +145,23 @@ def _in_range(actions: Tensor, kind: ScoreKind, task: Task) -> Tensor:
 def greedy(values: ActionValues, observations: Observations, task: Task, masks: Masks | None = None) -> Actions:
     """The chosen action of each row, (N,) or (N, D), of the allowed ones."""
     with torch.no_grad():
-        return cast(Actions, chosen(values(as_tensor(observations)), values.score_kind, task, masks).numpy())
+        scores = finite(values(as_tensor(observations)))
+        return cast(Actions, chosen(scores, values.score_kind, task, masks).numpy())
+
+
+def finite(scores: Tensor) -> Tensor:
+    """The scores of a policy at play.
+
+    Raises:
+        UserError: NaN or infinity is among them, as where finite weights are so large that their products overflow. The
+            highest of such scores is no choice.
+    """
+    if not bool(torch.isfinite(scores).all()):
+        raise UserError(
+            "the scores of this policy hold NaN or infinity, so it cannot be played: its weights are damaged, too large, or of a "
+            "training that diverged"
+        )
+    return scores
 
 
 def _ends(task: Task) -> tuple[Floats, Floats]:
@@ -289,7 +305,7 @@ def predicted(
         actions = greedy(values, rows, task, masks)
     else:
         with torch.no_grad():
-            actions = drawn(values(as_tensor(rows)), values.score_kind, task, generator, masks)
+            actions = drawn(finite(values(as_tensor(rows))), values.score_kind, task, generator, masks)
     return cast(Actions, np.asarray(actions[0])) if one else actions
 
 

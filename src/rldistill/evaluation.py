@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from itertools import compress
-from json import dumps, loads
+from json import dumps
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,6 +21,8 @@ import torch
 
 from rldistill.actions import agreement as agreement_of
 from rldistill.actions import greedy, mix_in_random
+from rldistill.arguments import checked_arguments
+from rldistill.documents import read_any_json
 from rldistill.envs import (
     EnvironmentFailed,
     chosen_task,
@@ -29,7 +31,7 @@ from rldistill.envs import (
     unlike,
     with_longest_game,
 )
-from rldistill.files import place_at, read_regular, replace_file
+from rldistill.files import place_at, replace_file
 from rldistill.machine import usual_torch
 from rldistill.policies import KeptPolicy
 from rldistill.progress import Progress, Silent
@@ -43,7 +45,7 @@ from rldistill.stats import (
     summarize,
     with_interval,
 )
-from rldistill.teachers import ForeignTeacher, TeacherOptions, check_all_act, load_fitting, parameters_of
+from rldistill.teachers import ForeignTeacher, TeacherOptions, as_policy, check_all_act, load_fitting, parameters_of
 from rldistill.types import (
     MOST_ENVIRONMENTS,
     Actions,
@@ -51,6 +53,7 @@ from rldistill.types import (
     Observations,
     Policy,
     Task,
+    Teacher,
     UserError,
     check_numbers,
     plain_numbers,
@@ -156,14 +159,22 @@ class Score:
         for field in fields(Score):
             if not isinstance(given.get(field.name), _KINDS[str(field.type)]):
                 raise UserError(f"a score's {field.name} is {str(given.get(field.name))[:40]!r}; evaluate again")
-        if not score.returns or not all(isinstance(value, int | float) for value in score.returns):
+        if not score.returns or not all(
+            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            for value in score.returns
+        ):
             raise UserError("a score's returns are no list of numbers; evaluate again")
+        try:
+            Task.from_dict(score.task)
+        except UserError as error:
+            raise UserError(f"a score's task is damaged: {error}; evaluate again") from None
         return score
 
 
 @usual_torch()
+@checked_arguments
 def evaluate(
-    policies: Sequence[str | os.PathLike[str] | KeptPolicy],
+    policies: str | os.PathLike[str] | Teacher | Sequence[str | os.PathLike[str] | Teacher],
     config: EvaluateConfig | None = None,
     *,
     json: str | os.PathLike[str] | None = None,
@@ -173,7 +184,8 @@ def evaluate(
     """Plays full games with each policy, under the same environment options, seeds and epsilon.
 
     Args:
-        policies: whatever `load_teacher` takes, or loaded policies. The first is what the others are measured by.
+        policies: whatever `load_teacher` takes, loaded policies, or anything that is a `Teacher`. The first is what the others
+            are measured by.
         config: see `EvaluateConfig`.
         json: file for the scores, a list with one object a policy. A file that an earlier evaluation wrote is
             replaced in one step; any other file is left alone.
@@ -197,7 +209,7 @@ def evaluate(
     if not policies:
         raise UserError("nothing to evaluate: name at least one policy folder")
     target = scores_file(Path(json)) if json is not None else None
-    if isinstance(policies, str | os.PathLike):
+    if isinstance(policies, str | os.PathLike) or not isinstance(policies, Sequence):
         policies = [policies]
     names, loaded, task = load_together(
         policies, env=config.env, env_kwargs=config.env_kwargs, options=options, progress=progress
@@ -252,7 +264,7 @@ def evaluate(
                 parameters=parameters_of(policy),
                 parameter_share=parameters_of(policy) / parameters_of(first) if parameters_of(first) else math.nan,
                 bytes=len(weights),
-                weights_sha256=hashlib.sha256(weights).hexdigest(),
+                weights_sha256=hashlib.sha256(weights).hexdigest() if weights else "",
                 task=task.as_dict(),
                 epsilon=config.epsilon,
                 seed=config.seed,
@@ -290,7 +302,7 @@ def _say_whether_it_repeats(task: Task, seed: int, progress: Progress) -> None:
 
 
 def load_together(
-    policies: Sequence[str | os.PathLike[str] | KeptPolicy],
+    policies: Sequence[str | os.PathLike[str] | Teacher],
     *,
     env: str | None = None,
     env_kwargs: Sequence[str] = (),
@@ -309,8 +321,11 @@ def load_together(
             policy = load_fitting(
                 policy, env=env, env_kwargs=env_kwargs, like=first, options=options, alone=False, progress=progress
             )
-        loaded.append(policy)
-    names = [name_of(policy) for policy in policies]
+        loaded.append(as_policy(policy))
+    names = [
+        name_of(policy if isinstance(policy, str | os.PathLike) else player)
+        for policy, player in zip(policies, loaded, strict=True)
+    ]
     here = [isinstance(policy, str | os.PathLike) for policy in policies]
     check_all_act(options, list(compress(loaded, here)), list(compress(names, here)))
     task = chosen_task(loaded[0].task, env, env_kwargs)
@@ -351,12 +366,7 @@ def read_scores(path: Path) -> list[Score]:
     Raises:
         UserError: it cannot be read, or holds something else.
     """
-    try:
-        data = loads(read_regular(path))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
+    data = read_any_json(path)
     if not isinstance(data, list) or not data or not all(isinstance(item, dict) for item in data):
         raise UserError(f"{path} holds no list of scores")
     return [Score.from_dict(item) for item in data]
@@ -394,9 +404,9 @@ def score_table(scores: Sequence[Score]) -> list[dict[str, str]]:
             {
                 "policy": score.policy,
                 "network": score.network,
-                "parameters": f"{score.parameters:,}",
-                "share": f"{100 * score.parameter_share:.3g} %",
-                "KiB": f"{score.bytes / 1024:,.0f}",
+                "parameters": f"{score.parameters:,}" if score.parameters else "-",
+                "share": f"{100 * score.parameter_share:.3g} %" if math.isfinite(score.parameter_share) else "-",
+                "KiB": f"{score.bytes / 1024:,.0f}" if score.bytes else "-",
                 "games": str(score.episodes)
                 if score.distinct in (None, score.episodes)
                 else f"{score.episodes} ({score.distinct} distinct)",

@@ -294,23 +294,6 @@ def _opened_stream(path: Path) -> BinaryIO | None:
             return os.fdopen(opened, "wb")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        UserError: it cannot be read, or is something else.
-    """
-    try:
-        data = json.loads(read_regular(path))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # the latter of lists in lists in lists
-        raise UserError(f"{path} is damaged: {error}") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path} is damaged: it holds no JSON object")
-    return data
-
-
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Nested dicts and lists of plain values, tensors and arrays, with a checksum at the end of the file.
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from rldistill.actions import describe
+from rldistill.arguments import checked_arguments
 from rldistill.envs import fitting_task, with_longest_game
 from rldistill.machine import usual_torch
 from rldistill.policies import SavedPolicy
@@ -41,6 +42,7 @@ class InspectConfig:
 
 
 @usual_torch()
+@checked_arguments
 def inspect(
     ref: str | os.PathLike[str],
     config: InspectConfig | None = None,

@@ -23,8 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from rldistill.actions import score_width
+from rldistill.arguments import checked_arguments
+from rldistill.documents import read_json
 from rldistill.envs import predict_own
-from rldistill.files import read_json, read_regular, replace_file
+from rldistill.files import read_regular, replace_file
 from rldistill.machine import usual_torch
 from rldistill.networks import Architecture, Network, build
 from rldistill.types import ScoreKind, Task, Teacher, UserError
@@ -138,8 +140,9 @@ class SavedPolicy:
         return actions, None
 
 
+@checked_arguments
 def save_policy(
-    path: Path,
+    path: str | os.PathLike[str],
     network: Network,
     task: Task,
     provenance: Mapping[str, Any],
@@ -151,6 +154,7 @@ def save_policy(
     Raises:
         UserError: a weight is NaN or infinite, or the folder cannot be written.
     """
+    path = Path(path)
     kind = {"float32": torch.float32, "float16": torch.float16}[dtype]
     tensors = {name: tensor.detach().cpu().to(kind).contiguous() for name, tensor in network.state_dict().items()}
     for name in ("shift", "scale"):  # 1 / 255 needs its digits
@@ -230,7 +234,7 @@ def load_policy(path: str | os.PathLike[str]) -> SavedPolicy:
         network.load_state_dict({name: tensor.to(torch.float32) for name, tensor in tensors.items()})
     except UserError:
         raise
-    except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+    except (LookupError, OverflowError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise UserError(f"{folder} is damaged: {_first_line(error)}") from None
     if card["score_kind"] not in get_args(ScoreKind):
         raise UserError(f"{folder / 'policy.json'} is damaged: score_kind is {card['score_kind']!r}")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import rldistill
 from rldistill.actions import score_width
+from rldistill.arguments import checked_arguments
 from rldistill.datasets import CARD, Dataset, DatasetWriter, open_dataset
 from rldistill.datasets.shards import SHARD, differences, empty_dataset, same_teacher, write_card
 from rldistill.envs import Environments, cut_in_words, fitting_task, with_longest_game
@@ -27,7 +28,7 @@ from rldistill.progress import Progress, Silent
 from rldistill.rollout import EpsilonGreedy, rollout
 from rldistill.runs import command_line
 from rldistill.streams import checked_labels
-from rldistill.teachers import TeacherOptions, check_all_act, known_of, load_fitting
+from rldistill.teachers import TeacherOptions, as_policy, check_all_act, known_of, load_fitting
 from rldistill.types import (
     MOST_ENVIRONMENTS,
     ScoreKind,
@@ -66,6 +67,7 @@ class RecordConfig:
 
 
 @usual_torch()
+@checked_arguments
 def record(
     teacher: str | os.PathLike[str] | Teacher,
     out: str | os.PathLike[str],
@@ -114,6 +116,7 @@ def record(
         )
     else:
         check_all_act(options, (), ())
+        teacher = as_policy(teacher)
     task = with_longest_game(fitting_task(teacher.task, config.env, config.env_kwargs), config.max_episode_steps)
     known = known_of(teacher, name)
     with ExitStack() as held:

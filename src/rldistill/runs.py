@@ -15,8 +15,9 @@ from io import RawIOBase
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rldistill.documents import parse_json, read_json
 from rldistill.envs import EnvironmentFailed
-from rldistill.files import load_state, read_json, read_regular, replace_file, save_state, sweep
+from rldistill.files import load_state, read_regular, replace_file, save_state, sweep
 from rldistill.holding import held_file
 from rldistill.replay import FILES
 from rldistill.stats import figure
@@ -423,12 +424,25 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
     records = []
     for line in read_regular(out / "metrics.jsonl").decode(errors="replace").splitlines():
         try:
-            record = json.loads(line)
-        except ValueError:
+            record = parse_json(line, "metrics.jsonl")
+        except UserError:  # cut off, or of a stranger
             break
         if isinstance(record, dict):  # the file may be a stranger's
-            records.append(record)
+            records.append({name: value for name, value in record.items() if _is_figure(name, value)})
     return records
+
+
+def _is_figure(name: str, value: Any) -> bool:
+    """Whether a field of a record is of its kind: `event` a text, some a list of numbers, any other a number."""
+    if name == "event":
+        return isinstance(value, str)
+    if name in ("returns", "shift", "scale"):
+        return isinstance(value, list) and all(_is_number(item) for item in value)
+    return value is None or _is_number(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def curve_csv(records: Iterable[Mapping[str, Any]], *, points: int = 200, games: int = 100) -> bytes:

@@ -10,7 +10,7 @@ from typing import cast
 import numpy as np
 import torch
 
-from rldistill.actions import allowed, bounds, chosen, mix_in_random
+from rldistill.actions import allowed, bounds, chosen, finite, mix_in_random
 from rldistill.envs import Environments, Pixels
 from rldistill.policies import KeptPolicy
 from rldistill.rollout import EpsilonGreedy, rollout
@@ -62,7 +62,7 @@ def spectate(
 
     def act(observations: Observations, masks: Masks | None = None) -> Actions:
         nonlocal seen
-        own, theirs = allowed(policy(as_tensor(observations)), masks), None
+        own, theirs = allowed(finite(policy(as_tensor(observations))), masks), None
         if other is not None:
             theirs = allowed(other(as_tensor(observations)), masks).numpy()[0].astype(np.float32)
         greedy = cast(Actions, chosen(own, policy.score_kind, task).numpy())

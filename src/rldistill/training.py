@@ -16,6 +16,7 @@ import torch
 
 import rldistill
 from rldistill.actions import describe
+from rldistill.arguments import checked_arguments
 from rldistill.dqn import DQN, DQNSettings, updates_due
 from rldistill.envs import Environments, cut_in_words, make_task
 from rldistill.files import replace_file
@@ -119,6 +120,7 @@ class TrainConfig:
 
 
 @usual_torch()
+@checked_arguments
 def train(
     env: str,
     out: str | os.PathLike[str],

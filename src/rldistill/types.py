@@ -223,8 +223,8 @@ class Task:
         if unknown:
             raise UserError(f"a task has no field {unknown[0]!r}; it was written by another version of rldistill")
         try:
-            given = {**data, "observation_shape": tuple(int(n) for n in data["observation_shape"])}
-            given["action_sizes"] = tuple(int(n) for n in data.get("action_sizes", ()))
+            given = {**data, "observation_shape": _whole_numbers(data["observation_shape"])}
+            given["action_sizes"] = _whole_numbers(data.get("action_sizes", ()))
             for name, infinity in (("action_low", -math.inf), ("action_high", math.inf)):
                 # Files of before have Python's `Infinity`, which is read as it is.
                 given[name] = tuple(infinity if n is None else unbounded(float(n)) for n in data.get(name, ()))
@@ -242,8 +242,8 @@ class Task:
                 raise ValueError("a least action is above the largest")
             _check_kinds(task)
             return task
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"a task lacks a field or holds a wrong one ({error})") from None
+        except (KeyError, OverflowError, TypeError, ValueError) as error:  # the second of infinity
+            raise UserError(f"a task lacks a field or holds a wrong one ({shown(error, 200)})") from None
 
 
 _RANGES = {
@@ -251,6 +251,17 @@ _RANGES = {
     "max_frames": (0, 2**53), "fire_when_idle": (0, 2**53), "max_episode_steps": (0, 2**53),
 }  # fmt: skip
 """Of a task's whole numbers: a reset or a step that never ends is no task."""
+
+
+def _whole_numbers(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, list | tuple) or not all(_is_number(value, int) for value in values):
+        raise TypeError(f"{shown(repr(values))} is no list of whole numbers")
+    return tuple(values)
+
+
+_MOST_DIMENSIONS = 32
+_MOST_NUMBERS = 2**30
+"""Of one observation: Arrow's lists and NumPy's arrays end not far beyond."""
 
 
 def _check_kinds(task: Task) -> None:
@@ -261,6 +272,9 @@ def _check_kinds(task: Task) -> None:
         if not _is_number(getattr(task, name), int) or not least <= getattr(task, name) <= largest
     ]
     wrong += [] if isinstance(task.env, str) else ["env"]
+    sizes = task.observation_shape
+    fits = len(sizes) <= _MOST_DIMENSIONS and min(sizes, default=0) >= 0 and math.prod(sizes) <= _MOST_NUMBERS
+    wrong += [] if fits else ["observation_shape"]
     wrong += [] if all(_is_argument(*pair) for pair in task.env_kwargs) else ["env_kwargs"]
     wrong += [] if task.observation_dtype in ("uint8", "float32") else ["observation_dtype"]
     wrong += [name for name in ("difficulty_ramping", "action_masks") if not isinstance(getattr(task, name), bool)]

@@ -6,7 +6,6 @@ description found in it. So the file of a stranger is data here like any other, 
 
 from __future__ import annotations
 
-import json
 import re
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from rldistill.ccode.compiling import CNetwork, compiled, compiler
 from rldistill.ccode.numbers import Arrays, CPolicy, c_policy, check_names
 from rldistill.ccode.rendering import FIRST_LINE, render
+from rldistill.documents import parse_json
 from rldistill.types import UserError
 
 __all__ = ["FIRST_LINE", "CNetwork", "CPolicy", "c_policy", "compiled", "compiler", "read_c", "render"]
@@ -32,7 +32,7 @@ def read_c(text: str, name: str) -> CPolicy:
         raise UserError(f"{name} is no C file of rldistill export")
     arrays: Arrays = {}
     try:
-        description = json.loads(lines[1][3:-3])
+        description = parse_json(lines[1][3:-3], name)
         if not isinstance(description, dict):
             raise ValueError("its description is none")
         check_names(description)
@@ -45,7 +45,7 @@ def read_c(text: str, name: str) -> CPolicy:
                 raise ValueError(f"its array {array} is cut short")
         found = CPolicy(description, arrays)
         same = render(found)[0] == text
-    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError, RecursionError, MemoryError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError, RuntimeError, RecursionError, MemoryError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{name} is damaged: {reason}; export it anew") from None
     if not same:

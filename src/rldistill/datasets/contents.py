@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rldistill.actions import describe
+from rldistill.arguments import checked_arguments
 from rldistill.datasets.episodes import find_episodes, observations_of, read_episodes
 from rldistill.datasets.shards import CARD, Shard, open_dataset
 from rldistill.envs import action_names
@@ -79,6 +80,7 @@ class Row(NamedTuple):
     """The teacher's."""
 
 
+@checked_arguments
 def info(
     data: str | os.PathLike[str],
     *,
@@ -152,6 +154,7 @@ def info_lines(found: Info) -> list[tuple[str, str]]:
     return lines + [("damaged", text) for text in found.damaged.values()]
 
 
+@checked_arguments
 def head(
     data: str | os.PathLike[str],
     *,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
+from rldistill.arguments import checked_arguments
 from rldistill.datasets.episodes import find_episodes
 from rldistill.datasets.minari import check_target, minari_folder, read_minari, write_minari
 from rldistill.datasets.shards import CARD, open_dataset
@@ -33,6 +34,7 @@ class Conversion:
 
 
 @usual_torch()
+@checked_arguments
 def convert(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],

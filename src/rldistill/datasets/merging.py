@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rldistill.arguments import checked_arguments
 from rldistill.datasets.shards import (
     Dataset,
     ShardEntry,
@@ -27,6 +28,7 @@ from rldistill.progress import Progress, Silent
 from rldistill.types import UserError, check_boolean
 
 
+@checked_arguments
 def merge(
     datasets: Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],

@@ -33,8 +33,9 @@ from rldistill.datasets.shards import (
     shard_number,
     write_card,
 )
+from rldistill.documents import read_json
 from rldistill.envs import is_as_declared
-from rldistill.files import check_regular, read_json
+from rldistill.files import check_regular
 from rldistill.policies import SavedPolicy
 from rldistill.progress import Progress
 from rldistill.runs import command_line

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from rldistill.datasets.arrow import batch_of, part_of, row_schema
 from rldistill.datasets.episodes import Episode
 from rldistill.datasets.shards import Dataset, append_shard, empty_dataset, parse_card, shard_number, write_card
+from rldistill.documents import parse_json
 from rldistill.files import check_regular, open_regular
 from rldistill.progress import Progress
 from rldistill.types import UserError
@@ -133,7 +134,7 @@ def _told(file: Path) -> dict[str, Any]:
     """What stands beside the rows."""
     with _readable(file):
         check_regular(file)
-        told = json.loads((pq.read_metadata(file).metadata or {})[KEY])
+        told = parse_json((pq.read_metadata(file).metadata or {})[KEY], file)
         kinds = {"card": dict, "shard": dict, "index": int, "of": int}
         if not isinstance(told, dict) or not all(isinstance(told.get(name), kind) for name, kind in kinds.items()):
             raise ValueError("its metadata lack something")

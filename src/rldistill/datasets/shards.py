@@ -25,7 +25,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rldistill.actions import action_layout, are_allowed, check_actions, score_width, some_allowed
-from rldistill.files import read_json, read_regular, replace_file
+from rldistill.arguments import checked_arguments
+from rldistill.documents import read_json
+from rldistill.files import read_regular, replace_file
 from rldistill.progress import Progress, Silent
 from rldistill.replay import Replay, mask_column
 from rldistill.types import Actions, Bools, Floats, Masks, ScoreKind, Task, UserError, shown
@@ -257,6 +259,7 @@ def empty_dataset(path: Path, task: Task, score_kind: ScoreKind, teacher: Mappin
     return Dataset(path, task, score_kind, card, ())
 
 
+@checked_arguments
 def open_dataset(path: str | os.PathLike[str]) -> Dataset:
     """Reads the card of a dataset folder; the shards are read later.
 
@@ -354,7 +357,10 @@ def differences(task: Task, score_kind: ScoreKind, dataset: Dataset) -> Iterator
 
 def same_teacher(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
     """Whether two entries of a card are of one teacher: by its checksum, if it has one."""
-    return one == two if one.get("sha256") is None else one.get("sha256") == two.get("sha256")
+    one_sum, two_sum = one.get("sha256"), two.get("sha256")
+    if one_sum is None or two_sum is None:
+        return one_sum is two_sum and one.get("kind") == two.get("kind")
+    return bool(one_sum == two_sum)
 
 
 def frame_shape(task: Task) -> tuple[int, ...]:

@@ -18,10 +18,12 @@ import torch
 
 import rldistill
 from rldistill.actions import describe, score_width
-from rldistill.datasets import Dataset, load_replay, open_dataset
+from rldistill.arguments import checked_arguments
+from rldistill.datasets import Dataset, load_replay
 from rldistill.distillation.config import DistillConfig, checked
+from rldistill.distillation.labels import fitting_dataset, stop_or_say
 from rldistill.distillation.update import Update
-from rldistill.envs import Environments, cut_in_words, features_of, fitting_task, same_game, unlike, with_longest_game
+from rldistill.envs import Environments, cut_in_words, features_of, fitting_task, with_longest_game
 from rldistill.exploration import explorer
 from rldistill.interrupts import deferred_interrupt
 from rldistill.losses import WeightedLoss, parse_loss
@@ -35,13 +37,14 @@ from rldistill.runs import Run, begun_with, command_line
 from rldistill.schedules import constant, linear
 from rldistill.stats import figure, games_in_words, with_interval
 from rldistill.streams import Composed, Driven, Offline, Stream, checked_labels, minibatches, times_an_item
-from rldistill.teachers import ForeignTeacher, TeacherOptions, check_all_act, load_fitting
+from rldistill.teachers import ForeignTeacher, TeacherOptions, as_policy, check_all_act, load_fitting
 from rldistill.types import ScoreKind, Task, Teacher, UserError, as_tensor, check_boolean, plain_numbers
 
 __all__ = ["DistillConfig", "Update", "checked", "distill", "make_stream", "suited", "suited_architecture"]
 
 
 @usual_torch()
+@checked_arguments
 def distill(
     teacher: str | os.PathLike[str] | Teacher,
     out: str | os.PathLike[str],
@@ -76,6 +79,7 @@ def distill(
         )
     else:
         check_all_act(options, (), ())
+        teacher = as_policy(teacher)
     task = with_longest_game(fitting_task(teacher.task, config.env, config.env_kwargs), config.max_episode_steps)
     if task.continuous:
         _check_continuous(config, task)
@@ -110,10 +114,10 @@ def distill(
         resolved["teacher_sha256"] = teacher.sha256
     dataset = None
     if config.dataset is not None:
-        dataset = _fitting_dataset(config.dataset, teacher, task, augment=bool(config.augment))
-        if not same_game(dataset.task.env, task.env):
-            _stop_or_say(f"the dataset {config.dataset} was recorded in {dataset.task.env}, the student plays {task.env}",
-                         options, progress)  # fmt: skip
+        dataset, doubts = fitting_dataset(config.dataset, teacher, task, augment=bool(config.augment))
+        for doubt in doubts:
+            # A run that was begun has heard it: what is refused today must not end it.
+            stop_or_say(doubt, options, progress, begun=resume and Path(out).exists())
         shards = "".join(shard.sha256 for shard in dataset.shards)
         resolved["dataset_sha256"] = hashlib.sha256(shards.encode()).hexdigest()
     if not Path(out).exists():
@@ -265,7 +269,7 @@ class _Distillation:
         if level["mean"] <= best:
             chance = with_interval(random["mean"], random["ci_low"], random["ci_high"])
             mean = figure(level["mean"], level["ci_low"], level["ci_high"])
-            _stop_or_say(
+            stop_or_say(
                 f"the teacher's mean return in {level['episodes']} games is {mean}, "
                 f"that of random play {chance}: are its observations normalized, scaled, stacked and ordered as in its training?",
                 self.options, self.progress,
@@ -384,31 +388,6 @@ def _check_continuous(config: DistillConfig, task: Task) -> None:
     for option, is_given in given.items():
         if is_given:
             raise UserError(f"{option} is for scores of discrete actions, not for {describe(task)}")
-
-
-def _stop_or_say(mismatch: str, options: TeacherOptions | None, progress: Progress) -> None:
-    """Raises UserError, or where mismatches are accepted says it and goes on."""
-    if options is None or not options.accept_mismatch:
-        raise UserError(f"{mismatch} (--accept-mismatch goes on all the same)")
-    progress.say(f"warning: {mismatch}")
-
-
-def _fitting_dataset(path: str, teacher: Teacher, task: Task, *, augment: bool) -> Dataset:
-    """The dataset, if it was made for this task and kind of scores."""
-    dataset = open_dataset(path)
-    differ = unlike(dataset.task, task)
-    if differ is not None:
-        raise UserError(f"the dataset {path} has {differ[0]}, the teacher {differ[1]}")
-    if dataset.score_kind != teacher.score_kind:
-        raise UserError(f"the dataset {path} holds {dataset.score_kind}, the teacher gives {teacher.score_kind}")
-    labelled_by = dataset.card["teacher"].get("sha256")
-    known = teacher.sha256 if isinstance(teacher, SavedPolicy | ForeignTeacher) else None
-    if augment and labelled_by is not None and known is not None and labelled_by != known:
-        raise UserError(
-            f"another teacher labelled the dataset {path}, and composites would get labels from this one: "
-            "name the dataset's own teacher, or learn from its states alone with --augment 0"
-        )
-    return dataset
 
 
 def suited_architecture(architecture: Architecture, teacher: Teacher) -> Architecture:

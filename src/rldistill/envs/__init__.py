@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rldistill.actions import are_allowed, check_actions, first_allowed, uniform_actions
+from rldistill.arguments import checked_arguments
 from rldistill.envs.atari import ATARI_RANDOM_SCORES, AtariBackend, atari_task, is_atari
 from rldistill.envs.boundary import EnvironmentFailed, remark
 from rldistill.envs.gymnasium import (
@@ -82,6 +83,7 @@ LONGEST_GAME = 10_000
 MINATAR_ACTIONS = ("NOOP", "LEFT", "UP", "RIGHT", "DOWN", "FIRE")
 
 
+@checked_arguments
 def make_task(env: str, **options: Any) -> Task:
     """The task of an environment id, its options at the id's defaults except those given.
 

@@ -13,6 +13,7 @@ import numpy as np
 
 import rldistill
 from rldistill.actions import MASKED, greedy
+from rldistill.arguments import checked_arguments
 from rldistill.ccode import c_policy, compiler, render
 from rldistill.envs import confirm
 from rldistill.evaluation import EvaluateConfig, Score, decision_microseconds, evaluate
@@ -122,6 +123,7 @@ class Export:
 
 
 @usual_torch()
+@checked_arguments
 def export(
     policy: str | os.PathLike[str] | SavedPolicy,
     out: str | os.PathLike[str],

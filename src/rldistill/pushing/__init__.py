@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import rldistill
+from rldistill.arguments import checked_arguments
+from rldistill.documents import read_json
 from rldistill.envs import confirm, decisions_per_second, unlike
 from rldistill.evaluation import EvaluateConfig, Score, evaluate, name_of, read_scores, write_scores
 from rldistill.exporting import Format
-from rldistill.files import read_json, read_regular, replace_file
+from rldistill.files import read_regular, replace_file
 from rldistill.holding import new_folder
 from rldistill.machine import check_packages, usual_torch
 from rldistill.policies import SavedPolicy
@@ -82,6 +84,7 @@ class Pushed:
 
 
 @usual_torch()
+@checked_arguments
 def push(
     policy: str | os.PathLike[str] | SavedPolicy,
     repo: str,
@@ -150,7 +153,7 @@ def push(
             replay = _replay(source, folder, config, progress)
             names = sorted(path.name for path in folder.iterdir() if path.is_file())
             told = Told(repo, source, scores, own, named if taught else None, shipped, names, replay, config.license)
-            replace_file(folder / "README.md", card(told).encode())
+            replace_file(folder / "README.md", card(told).encode(errors="backslashreplace"))
             _warn_of_paths(folder, progress)
         written = tuple(sorted(str(path.relative_to(kept)) for path in kept.rglob("*") if path.is_file()))
     except BaseException:

@@ -9,9 +9,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from rldistill.arguments import checked_arguments
+from rldistill.documents import read_json
 from rldistill.envs import confirm, unlike
 from rldistill.evaluation import EvaluateConfig, Score, evaluate, read_scores, write_scores
-from rldistill.files import place_at, read_json, read_regular, replace_file
+from rldistill.files import place_at, read_regular, replace_file
 from rldistill.machine import usual_torch
 from rldistill.policies import KeptPolicy, SavedPolicy, load_policy
 from rldistill.progress import Progress, Silent
@@ -49,6 +51,7 @@ class ReportConfig:
 
 
 @usual_torch()
+@checked_arguments
 def report(
     run: str | os.PathLike[str],
     out: str | os.PathLike[str] | None = None,
@@ -100,7 +103,8 @@ def report(
     # Matplotlib is slow to import, and the command imports this module for every verb.
     from rldistill.reporting.page import write_page
 
-    page = write_page(folder, settings, metrics, policy, teacher, scores, plays, notes, generator=GENERATOR).encode()
+    text = write_page(folder, settings, metrics, policy, teacher, scores, plays, notes, generator=GENERATOR)
+    page = text.encode(errors="backslashreplace")  # a path may hold bytes that are no UTF-8
     replace_file(target, page)
     progress.say(f"{target}: {len(page) / 2**20:.1f} MiB, open it in a browser")
     return target

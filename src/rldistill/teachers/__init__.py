@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rldistill.actions import describe, score_width
+from rldistill.arguments import checked_arguments
 from rldistill.envs import arguments_of, chosen_task, name_environment, newest_task, predict_own
 from rldistill.machine import usual_torch
 from rldistill.networks import parameter_count
@@ -32,6 +33,7 @@ from rldistill.teachers.matching import mismatches_of, with_masks
 from rldistill.teachers.options import TeacherOptions, check_acting
 from rldistill.teachers.outputs import unit_mismatch, with_units
 from rldistill.teachers.programs import first_line, last_line
+from rldistill.teachers.python import PythonTeacher
 from rldistill.teachers.reading import read_kind
 from rldistill.teachers.recognised import refuse_recognised
 from rldistill.teachers.sb3_files import content_of
@@ -39,7 +41,9 @@ from rldistill.types import ScoreKind, Task, Teacher, UserError
 
 __all__ = [
     "ForeignTeacher",
+    "PythonTeacher",
     "TeacherOptions",
+    "as_policy",
     "check_all_act",
     "known_of",
     "load_fitting",
@@ -172,6 +176,7 @@ class ForeignTeacher:
 
 
 @usual_torch()
+@checked_arguments
 def load_teacher(
     ref: Ref, *, env: str | None = None, env_kwargs: Sequence[str] = (), options: TeacherOptions | None = None
 ) -> SavedPolicy | ForeignTeacher:
@@ -256,6 +261,7 @@ def _load(
 
 
 @usual_torch()
+@checked_arguments
 def load_policy(path: Ref) -> SavedPolicy | ForeignTeacher:
     """A policy of rldistill: a policy folder, the student of a run folder, or any file that `export` wrote.
 
@@ -391,6 +397,15 @@ def _used(policy: object) -> frozenset[str]:
     return policy.used if isinstance(policy, ForeignTeacher) else frozenset()
 
 
+def as_policy(teacher: Teacher) -> SavedPolicy | ForeignTeacher | PythonTeacher:
+    """A teacher as what every verb works on. Objects of users get observations of their own, ours do not change theirs.
+
+    Raises:
+        UserError: it lacks a task or a kind of scores.
+    """
+    return teacher if isinstance(teacher, SavedPolicy | ForeignTeacher | PythonTeacher) else PythonTeacher(teacher)
+
+
 def known_of(teacher: Teacher, path: str | None) -> dict[str, Any]:
     """For the card of a dataset: which teacher it was, and where it came from.
 
@@ -399,7 +414,8 @@ def known_of(teacher: Teacher, path: str | None) -> dict[str, Any]:
         path: as the user named it, None where it was handed over in Python.
     """
     if not isinstance(teacher, SavedPolicy | ForeignTeacher):
-        return {"path": path, "sha256": None, "kind": type(teacher).__name__}
+        kind = teacher.teacher if isinstance(teacher, PythonTeacher) else teacher
+        return {"path": path, "sha256": None, "kind": type(kind).__name__}
     known = {
         "path": path if path is not None or teacher.path is None else str(teacher.path),
         "sha256": teacher.sha256,

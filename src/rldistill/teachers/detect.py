@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import pickletools
 import zipfile
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from rldistill.ccode import FIRST_LINE
-from rldistill.files import open_regular, read_regular
+from rldistill.documents import read_any_json
+from rldistill.files import open_regular
 from rldistill.teachers.archives import read_members
 from rldistill.teachers.cleanrl import is_msgpack
 from rldistill.teachers.hub import find_policy_file, read_card
@@ -75,8 +75,8 @@ def _kind_of_folder(path: Path) -> Kind:
 
 def _is_policy(card: Path) -> bool:
     try:
-        return isinstance(json.loads(read_regular(card, 1 << 24)), dict)
-    except (OSError, ValueError, RecursionError):
+        return isinstance(read_any_json(card), dict)
+    except UserError:
         return card.is_file()  # a damaged one is one still: its own reader says so
 
 

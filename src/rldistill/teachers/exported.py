@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from rldistill.actions import score_width
 from rldistill.ccode import CPolicy, compiled, read_c
+from rldistill.documents import parse_json
 from rldistill.teachers.archives import MIB, PATH_LENGTH, read_file, read_members, shown
 from rldistill.teachers.foreign import BoxSpace, ForeignPolicy, ForeignScores
 from rldistill.teachers.onnx_contents import metadata_of
@@ -81,8 +81,8 @@ def exported_in(kind: str, path: Path) -> Exported | None:
     if text is None:
         return None
     try:
-        said = json.loads(text)
-    except (ValueError, RecursionError):
+        said = parse_json(text, path)
+    except UserError:
         said = None
     if not isinstance(said, dict) or said.get("format") != FORMAT or said.get("format_version") != VERSION:
         raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rldistill.documents import parse_json
 from rldistill.files import read_regular
 from rldistill.teachers.archives import MIB, PATH_LENGTH, read_file, read_members, shown
 from rldistill.teachers.pickles import Inert, Named, admits_statistics
@@ -100,8 +100,8 @@ def open_sb3(path: Path) -> Sb3File:
 
 def _json(raw: bytes, source: str) -> dict[str, Any]:
     try:
-        data = json.loads(raw)
-    except (ValueError, RecursionError) as error:
+        data = parse_json(raw, "it")
+    except UserError as error:
         raise UserError(f"{source} is damaged: its member 'data' is no JSON ({shown(error)}); get it anew") from None
     if not isinstance(data, dict):
         raise UserError(f"{source} is damaged: its member 'data' is no JSON object; get it anew")

@@ -6,7 +6,6 @@ Those of other tools go into a JSON file of `mean`, `std` and `clip`: an observa
 from __future__ import annotations
 
 import io
-import json
 import math
 import pickle
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rldistill.documents import parse_json
 from rldistill.teachers.archives import PATH_LENGTH, read_file, shown
 from rldistill.teachers.foreign import Statistics
 from rldistill.teachers.pickles import MOST_BYTES, STATE_MODULES, Inert, admits_statistics, array, interpret, number
@@ -151,7 +151,7 @@ def _of_json(data: bytes, path: Path) -> Statistics:
     """Statistics that a user wrote down: `{"mean": [...], "std": [...], "clip": 10}`, `clip` null or absent for none."""
     title = shown(path, PATH_LENGTH)
     try:
-        said = json.loads(data)
+        said = parse_json(data, "it")
         if not isinstance(said, dict) or not {"mean", "std"} <= set(said) <= {"mean", "std", "clip"}:
             raise UserError("it should have mean, std and clip (null for none)")
         mean, deviation = (np.asarray(said[name], dtype=np.float64) for name in ("mean", "std"))

@@ -8,6 +8,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rldistill.arguments import checked_arguments
 from rldistill.envs import Pixels, action_names, decisions_per_second, with_longest_game
 from rldistill.evaluation import load_together
 from rldistill.files import check_new_file, replacing
@@ -17,7 +18,7 @@ from rldistill.progress import Progress, Silent
 from rldistill.spectator import Moment, measure, preferences, spectate, undrawable, usual_temperature
 from rldistill.stats import decimals
 from rldistill.teachers import TeacherOptions
-from rldistill.types import Floats, Task, UserError, check_boolean, check_numbers
+from rldistill.types import Floats, Task, Teacher, UserError, check_boolean, check_numbers
 from rldistill.watching.drawing import Caption, Stage, View
 from rldistill.watching.films import WRITERS
 from rldistill.watching.window import KEYS, check_display, show
@@ -69,8 +70,9 @@ class Watched:
 
 
 @usual_torch()
+@checked_arguments
 def watch(
-    policies: str | os.PathLike[str] | KeptPolicy | Sequence[str | os.PathLike[str] | KeptPolicy],
+    policies: str | os.PathLike[str] | Teacher | Sequence[str | os.PathLike[str] | Teacher],
     config: WatchConfig | None = None,
     *,
     out: str | os.PathLike[str] | None = None,
@@ -81,8 +83,9 @@ def watch(
     """Plays in a window, or into a file: the pictures of the game, and under them what the policy thinks of its actions.
 
     Args:
-        policies: whatever `load_teacher` takes, or a loaded policy; or two of them, which are shown side by side and start
-            from the same seed. White marks in the bars of the second are the first one's preferences in its place.
+        policies: whatever `load_teacher` takes, a loaded policy, or anything that is a `Teacher`; or two of them, which are shown
+            side by side and start from the same seed. White marks in the bars of the second are the first one's preferences in
+            its place.
         config: see `WatchConfig`.
         out: a file that ends in `.gif` or `.mp4`; None opens a window (space pauses, right arrow is a step, q quits).
         force: replace a file that exists.
