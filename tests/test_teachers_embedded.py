@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -135,6 +137,31 @@ def test_statistics_of_known_tools_are_applied_as_the_tool_does(tmp_path: Path, 
     assert not teacher.mismatches
     assert any("normalized with its own" in note for note in teacher.notes)
     wanted = expected(network(), formula(ROWS.astype(np.float64)))
+    np.testing.assert_allclose(teacher(torch.from_numpy(ROWS)).numpy(), wanted, rtol=1e-4, atol=1e-4)
+
+
+class RunningMeanStd:
+    """As tianshou's, or anybody's: it is pickled by its name, and never imported."""
+
+    def __init__(self, epsilon: float, limit: float) -> None:
+        self.mean, self.var, self.count, self.eps, self.clip_max = MEAN, DEVIATION**2, 9, epsilon, limit
+
+
+@pytest.mark.parametrize(("module", "known"), [("tianshou.utils.statistics", True), ("mine.moments", False)])
+def test_moments_of_a_class_are_those_of_its_tool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, known: bool
+) -> None:
+    for end in range(1, module.count(".") + 2):
+        monkeypatch.setitem(sys.modules, ".".join(module.split(".")[:end]), ModuleType(module))
+    monkeypatch.setattr(sys.modules[module], "RunningMeanStd", RunningMeanStd, raising=False)
+    monkeypatch.setattr(RunningMeanStd, "__module__", module)
+    path = saved(tmp_path / "policy.pt", {"model": network(), "obs_rms": RunningMeanStd(1e-4, 3.0)})
+    teacher = loaded(path)
+    if not known:
+        assert any("obs_rms" in mismatch for mismatch in teacher.mismatches)
+        return
+    normalized = np.clip((ROWS - MEAN) / np.sqrt(DEVIATION**2 + 1e-4), -3, 3)
+    wanted = expected(network(), normalized)
     np.testing.assert_allclose(teacher(torch.from_numpy(ROWS)).numpy(), wanted, rtol=1e-4, atol=1e-4)
 
 

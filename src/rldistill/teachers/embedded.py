@@ -7,6 +7,7 @@ Which formula belongs to them is known for these tools (their sources were read)
 | skrl, `RunningStandardScaler` | `running_mean`, `running_variance`, `current_count` | clip((x - mean) / (std + 1e-8), 5) |
 | rsl_rl, `EmpiricalNormalization` | `_mean`, `_var`, `_std`, `count` | (x - mean) / (std + 1e-2) |
 | rl_games, `RunningMeanStd` | `running_mean_std.running_mean`, `.running_var`, `.count` | clip((x - mean) / sqrt(var + 1e-5), 5) |
+| tianshou, an object `RunningMeanStd` | `mean`, `var`, `eps`, `clip_max` | clip((x - mean) / sqrt(var + eps), clip_max) |
 | Gymnasium, Baselines, SB3 | `obs_rms` of `mean` and `var`, or a `RunningMeanStd` | clip((x - mean) / sqrt(var + 1e-8), 10) |
 """
 
@@ -32,6 +33,7 @@ _DEPTH = 8
 # `running_mean`, `_std`, `obs_var`, `variance`: what stands before the word belongs together.
 _ROLE = re.compile(r"(?:(.*?)_)?(mean|var|variance|std|stddev)")
 _COUNT = re.compile(r"(?:.*_)?(count|num_samples|steps|n|eps|epsilon|clip)")
+_MOMENTS = re.compile(r"(gym|gymnasium|baselines|stable_baselines3?)\.[\w.]*RunningMeanStd")
 _OWN_NUMBERS = frozenset({"eps", "epsilon", "clip", "clip_obs", "clip_threshold"})
 # Names that no weights have: of what may well act on observations, in a form that is not understood here.
 _SUSPECT = re.compile(
@@ -57,6 +59,8 @@ class Group(NamedTuple):
     """Standard deviations."""
     kind: str = ""
     """The class of an object, empty for a dictionary."""
+    own: tuple[float, float] | None = None
+    """Epsilon and limit, where an object has them."""
 
 
 class Taken(NamedTuple):
@@ -123,7 +127,9 @@ def _is_object(item: Any, name: str, groups: list[Group]) -> bool:
     mean, variance = _numbers(state.get("mean")), _numbers(state.get("var"))
     if mean is None or variance is None or mean.shape != variance.shape or not (variance >= 0).all():
         return False
-    groups.append(Group(name, frozenset(state), mean, np.sqrt(variance), item.name))
+    epsilon, limit = _numbers(state.get("eps")), _numbers(state.get("clip_max"))
+    own = (float(epsilon.max()), float(limit.max())) if epsilon is not None and limit is not None else None
+    groups.append(Group(name, frozenset(state), mean, np.sqrt(variance), item.name, own))
     return True
 
 
@@ -232,6 +238,8 @@ def _title(group: Group) -> str:
 def _rule(group: Group) -> tuple[str, float, float, float] | None:
     """Tool, the epsilon that is added to the deviation, the one that is added to the variance, and the limit."""
     last = group.name.rpartition(".")[2]
+    if group.kind.startswith("tianshou.") and group.own is not None:
+        return "tianshou", 0.0, *group.own
     if group.leaves & _OWN_NUMBERS:
         return None  # others than the defaults of any tool
     if {"running_mean", "running_variance", "current_count"} <= group.leaves:
@@ -240,8 +248,10 @@ def _rule(group: Group) -> tuple[str, float, float, float] | None:
         return "rsl_rl", 1e-2, 0.0, inf
     if last == "running_mean_std" and {"running_mean", "running_var", "count"} <= group.leaves:
         return "rl_games", 0.0, 1e-5, 5.0
-    if group.kind.endswith("RunningMeanStd") or (
-        re.fullmatch(r"(obs?|observation|state)_(rms|running_mean_std)", last) and {"mean", "var"} <= group.leaves
+    if _MOMENTS.fullmatch(group.kind) or (
+        not group.kind
+        and re.fullmatch(r"(obs?|observation|state)_(rms|running_mean_std)", last)
+        and {"mean", "var"} <= group.leaves
     ):
         return "VecNormalize", 0.0, 1e-8, 10.0
     return None

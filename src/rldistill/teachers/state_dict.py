@@ -185,7 +185,7 @@ def read_state_dict(
         normalization=chosen.statistics,
         unknown_statistics=chosen.unknown,
         provenance=provenance,
-        units_supposed=kind == "deterministic" and squash is None,
+        units_supposed=kind in ("deterministic", "gaussian") and squash is None,
         used=used,
     )
 
