@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,7 @@ import torch
 
 from rldistill.progress import Silent
 from rldistill.teachers import ForeignTeacher, TeacherOptions, load_fitting, load_teacher
+from rldistill.teachers.tensors import load_tensors
 from rldistill.types import UserError
 
 MEAN = np.array([1.0, -2.0, 0.5, 3.0])
@@ -317,3 +319,40 @@ def test_cases_play_with_their_statistics(
     config = EvaluateConfig(env=env, episodes=10, epsilon=0.0)
     score, *_ = evaluate([cases / "policies" / name], config, options=options, progress=Silent())
     assert abs(score.mean - wanted) <= 0.2 * abs(wanted)
+
+
+# --- hostile files of tensors and objects
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (b"K\x05\x85", b"K\x50\x85", "does not fit its storage"),  # the size of a tensor of five numbers
+        (b"K\x01\x85", b"K\x09\x85", "does not fit its storage"),  # its stride
+        (b"K\x05t", b"K\x06t", "declares 24 bytes"),  # the length of its storage
+    ],
+)
+def test_a_tensor_beside_an_object_stays_within_its_storage(tmp_path: Path, old: bytes, new: bytes, said: str) -> None:
+    path = saved(tmp_path / "a.pt", {"weight": torch.arange(5.0), "array": MEAN})
+    assert load_tensors(path.read_bytes(), "a")["weight"].tolist() == [0, 1, 2, 3, 4]
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            patched = content.replace(old, new, 1) if name.endswith("data.pkl") else content
+            assert patched != content or not name.endswith("data.pkl")
+            archive.writestr(name, patched)
+    with pytest.raises(UserError, match=said):
+        load_tensors(path.read_bytes(), "a")
+
+
+def test_containers_without_end_are_refused(tmp_path: Path) -> None:
+    nested: Any = {"array": MEAN}
+    for _ in range(200):
+        nested = [nested]
+    with pytest.raises(UserError, match="nested without end"):
+        loaded(saved(tmp_path / "a.pt", nested))
+    itself: list[Any] = [MEAN]
+    itself.append(itself)
+    with pytest.raises(UserError, match="nested without end"):
+        loaded(saved(tmp_path / "b.pt", itself))
