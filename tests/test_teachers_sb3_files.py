@@ -143,7 +143,8 @@ def test_an_unpacked_zip_is_read_as_the_zip(tmp_path: Path) -> None:
     observations = torch.randn(9, 4)
     wanted = read_sb3(tmp_path / "model.zip").network(observations)
     assert kind_of(folder) == "sb3"
-    for ref in (folder, folder.parent):  # itself, and the only policy of a model's folder
+    # Itself, the only policy of a model's folder, and the file of its tensors, which says less than the folder.
+    for ref in (folder, folder.parent, folder / "policy.pth"):
         teacher = load_teacher(ref)
         assert isinstance(teacher, ForeignTeacher)
         assert teacher.task.env == "CartPole-v1"

@@ -36,7 +36,7 @@ from rldistill.teachers.programs import first_line, last_line
 from rldistill.teachers.python import PythonTeacher
 from rldistill.teachers.reading import read_kind
 from rldistill.teachers.recognised import refuse_recognised
-from rldistill.teachers.sb3_files import content_of
+from rldistill.teachers.sb3_files import PARAMETERS, content_of, is_unpacked
 from rldistill.types import ScoreKind, Task, Teacher, UserError
 
 __all__ = [
@@ -207,6 +207,8 @@ def _load(
     given = options
     place = os.fspath(ref)
     path = fetch(place) if place.startswith(PREFIX) else Path(place)
+    if path.name == PARAMETERS and is_unpacked(path.parent):  # a part of a policy, which says less than the whole
+        path = path.parent
     kind = kind_of(path)
     if not path.exists() and path.suffix:
         raise UserError(f"no file at {path}")

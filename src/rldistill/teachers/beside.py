@@ -219,7 +219,7 @@ def _holds_statistics(file: Path) -> bool:
         return False
     if re.search(r"vec_?norm", file.name, re.IGNORECASE) and file.suffix in (".pkl", ".pickle"):
         return True  # a damaged one is one still: its reader says so
-    return start[:1] == b"\x80" and re.search(rb"VecNorm|[Nn]ormaliz|RunningMeanStd", start) is not None
+    return start[:1] == b"\x80" and re.search(rb"VecNorm|NormalizeObservation|RunningMeanStd", start) is not None
 
 
 def _owner(file: Path, path: Path) -> str | None:

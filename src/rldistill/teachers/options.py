@@ -24,8 +24,8 @@ class TeacherOptions:
     teacher_scores: Literal["q_values", "logits", "gaussian", "deterministic"] | None = None
     """What the network gives, where the file does not tell."""
     normalization: Path | None = None
-    """File of `VecNormalize` statistics, or a pickle of Gymnasium's `NormalizeObservation.obs_rms`, where none is found beside
-    the policy."""
+    """File of statistics of observations, which goes before all others: of `VecNormalize`, a pickle of Gymnasium's
+    `NormalizeObservation.obs_rms`, or JSON with mean, std and clip."""
     pixels: Literal["bytes", "unit"] | None = None
     """Of ONNX, TorchScript and plain state dicts: whether images go in as 0 to 255 or as 0 to 1, where the file does not tell."""
     trust_pickle: bool = False

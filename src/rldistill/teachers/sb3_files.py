@@ -19,13 +19,15 @@ from rldistill.teachers.statistics import attributes
 from rldistill.teachers.tensors import MOST_BYTES, load_state_dict, load_tensors, plain_state_dict
 from rldistill.types import UserError
 
+PARAMETERS = "policy.pth"
+"""The member with the policy's tensors."""
 _MEMBERS = {
     "data": 32 * MIB,
-    "policy.pth": 256 * MIB,
+    PARAMETERS: 256 * MIB,
     "_stable_baselines3_version": 1024,
     "system_info.txt": 64 * 1024,
 }
-_NEEDED = ("data", "policy.pth")
+_NEEDED = ("data", PARAMETERS)
 SAVED_POLICY = frozenset({"state_dict", "data", "observation_space", "action_space"})
 """Texts in the pickle of every file of `policy.save`."""
 _CLASSES = re.compile(r"torch\.(nn|optim)(\.\w+)*|stable_baselines3(\.\w+)*|sb3_contrib(\.\w+)*")
@@ -90,7 +92,7 @@ def open_sb3(path: Path) -> Sb3File:
     system = members.get("system_info.txt", b"").decode(errors="replace")[:2000].splitlines()
     return Sb3File(
         _json(members["data"], source),
-        _uncompiled(load_state_dict(members["policy.pth"], f"{source}: policy.pth"), source),
+        _uncompiled(load_state_dict(members[PARAMETERS], f"{source}: {PARAMETERS}"), source),
         shown(version, 40) or "before 1.0",
         [shown(line, 120) for line in system[:12]],
         keeps_class=True,
