@@ -74,6 +74,50 @@ def test_an_activation_of_the_authors_own_stops_and_asks(tmp_path: Path) -> None
     assert any(isinstance(module, nn.ELU) for module in read_sb3(path, architecture="mlp:8:elu").network.modules())
 
 
+def test_an_extractor_of_the_authors_own_is_read_layer_by_layer_as_the_user_says(tmp_path: Path) -> None:
+    kwargs = {"features_extractor_class": "<class '__main__.Mine'>"}
+    draw = Draw()
+    draw.mlp("features_extractor.net", 5, 16, 12)
+    draw.mlp("mlp_extractor.policy_net", 12, 8)
+    draw.linear("action_net", 8, 3)
+    for name in ("pi_features_extractor", "vf_features_extractor"):  # a shared one is saved under three names
+        for own in [name for name in draw.tensors if name.startswith("features_extractor.")]:
+            draw.tensors[own.replace("features_extractor", name)] = draw.tensors[own]
+    path = make_zip(tmp_path / "x.zip", "PPO", draw.tensors, VECTOR, spaces.Discrete(3), kwargs=kwargs)
+    with pytest.raises(UserError, match=r"features extractor of its author's own.*--teacher-network mlp:16,12,8:tanh"):
+        read_sb3(path)
+    with pytest.raises(UserError, match="names mlp:16,12, but"):
+        read_sb3(path, architecture="mlp:16,12:elu")
+    tensors = {name: torch.from_numpy(array) for name, array in draw.tensors.items()}
+    names = ("features_extractor.net.0", "features_extractor.net.2", "mlp_extractor.policy_net.0", "action_net")
+    x = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
+    policy = read_sb3(path, architecture="mlp:16,12,8:elu")
+    np.testing.assert_allclose(policy.network(x).numpy(), mlp_scores(tensors, names, x, BENT["elu"]), atol=1e-5)
+
+
+def test_a_cnn_of_the_authors_own_is_read_too_and_its_pixels_are_scaled(tmp_path: Path) -> None:
+    kwargs = {"features_extractor_class": "<class '__main__.CustomCNN'>"}
+    draw = Draw()
+    for number, inputs, outputs, kernel in ((0, 4, 8, 8), (2, 8, 6, 4)):
+        draw.array(f"q_net.features_extractor.cnn.{number}.weight", outputs, inputs, kernel, kernel)
+        draw.array(f"q_net.features_extractor.cnn.{number}.bias", outputs)
+    draw.linear("q_net.features_extractor.linear.0", 6 * 9 * 9, 16)
+    draw.linear("q_net.q_net.0", 16, 3)
+    images = spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    path = make_zip(tmp_path / "x.zip", "DQN", draw.tensors, images, spaces.Discrete(3), kwargs=kwargs)
+    with pytest.raises(UserError, match="--teacher-network cnn:8,6:16:tanh"):
+        read_sb3(path)
+    layers = [torch.from_numpy(array) for array in draw.tensors.values()]
+    frames = torch.randint(0, 256, (3, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    hidden = torch.relu(nn.functional.conv2d(frames / 255, layers[0], layers[1], stride=4))
+    hidden = torch.relu(nn.functional.conv2d(hidden, layers[2], layers[3], stride=2)).flatten(1)
+    hidden = torch.relu(nn.functional.linear(hidden, layers[4], layers[5]))
+    expected = nn.functional.linear(hidden, layers[6], layers[7])
+    torch.testing.assert_close(
+        read_sb3(path, architecture="cnn:8,6:16").network(frames), expected, rtol=1e-4, atol=1e-5
+    )
+
+
 @pytest.mark.parametrize("algorithm", ["DQN", "SAC", "TD3", "PPO"])
 def test_layers_of_a_zip_are_checked_whatever_the_algorithm(tmp_path: Path, algorithm: str) -> None:
     draw = Draw()

@@ -18,6 +18,7 @@ from rldistill.teachers.beside import Shape, find_beside
 from rldistill.teachers.chain import ACTIVATIONS as SPELLED
 from rldistill.teachers.chain import NO_MEMORY, Activation, check_spec, parse_architecture, spell
 from rldistill.teachers.foreign import BoxSpace, ForeignPolicy, Statistics, acted
+from rldistill.teachers.sb3_extractors import own_features
 from rldistill.teachers.sb3_files import Sb3File, open_sb3
 from rldistill.teachers.sb3_networks import (
     ACTIVATIONS,
@@ -98,10 +99,12 @@ def read_sb3(
     observations = observation_space(data, source)
     actions = action_space(data, source)
     settings = _settings(data, family, source)
+    extractor = _own_extractor(data)
 
     def acting_with(activation: str | None) -> Acting:
         chosen = settings._replace(activation=activation)
-        return build_acting(family, tensors, observations, actions, chosen, source=source)
+        features_of = own_features if extractor else None
+        return build_acting(family, tensors, observations, actions, chosen, source=source, features_of=features_of)
 
     author = None
     if not file.keeps_class:
@@ -110,6 +113,8 @@ def read_sb3(
     elif said is None:
         named = shown(f"{module}.{name}" if module else name or "that it does not name", 80)
         author = f"its policy class {named} is its author's own"
+    elif extractor:
+        author = f"it has a features extractor of its author's own ({shown(extractor)})"
     elif settings.activation is not None and settings.activation not in ACTIVATIONS:
         author = f"its activation {shown(settings.activation, 80)} is its author's own"
     own_activation = settings.activation or DEFAULT_ACTIVATION[family]
@@ -181,13 +186,14 @@ def _algorithm(family: Family, data: Mapping[str, Any], module: str) -> tuple[st
     return ("DDPG" if plain else "TD3"), []
 
 
+def _own_extractor(data: Mapping[str, Any]) -> str:
+    """The class of a features extractor that is not SB3's; empty where it is."""
+    extractor = text_of(entry_of(data, "policy_kwargs"), "features_extractor_class")
+    return "" if _EXTRACTORS.fullmatch(extractor) else extractor
+
+
 def _settings(data: Mapping[str, Any], family: Family, source: str) -> Settings:
     kwargs = entry_of(data, "policy_kwargs")
-    extractor = text_of(kwargs, "features_extractor_class")
-    if extractor and not _EXTRACTORS.fullmatch(extractor):
-        raise UserError(
-            f"{source} has a features extractor of its author's own ({shown(extractor)}); export it to ONNX or TorchScript"
-        )
     activation = None
     if kwargs.get("activation_fn") is not None:
         found = re.fullmatch(r"<class 'torch\.nn\.modules\.\w+\.(\w+)'>", text_of(kwargs, "activation_fn"))

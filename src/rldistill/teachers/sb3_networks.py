@@ -181,7 +181,7 @@ class Weights:
 
     def __init__(self, tensors: Mapping[str, Tensor], source: str) -> None:
         self._tensors = tensors
-        self._source = source
+        self.source = source
         self._used: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
@@ -213,6 +213,10 @@ class Weights:
             raise self.error(f"the tensor {name!r} is {found}, not {wanted}: its spaces and its weights do not fit")
         self._used.add(name)
         return tensor
+
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names begin so, by the rest of their names."""
+        return {name[len(prefix) :]: tensor for name, tensor in self._tensors.items() if name.startswith(prefix)}
 
     def linear(self, prefix: str, inputs: int, outputs: int | None = None) -> nn.Linear:
         """A linear layer of `prefix` + weight and bias; any number of outputs where None."""
@@ -268,7 +272,7 @@ class Weights:
 
     def error(self, text: str) -> UserError:
         """To be raised."""
-        return UserError(f"{self._source}: {text}")
+        return UserError(f"{self.source}: {text}")
 
 
 def family_of(tensors: Mapping[str, Tensor]) -> Family | None:
@@ -296,6 +300,7 @@ def build_acting(
     settings: Settings,
     *,
     source: str,
+    features_of: Callable[[Weights, str, BoxSpace, str], tuple[nn.Module, int]] | None = None,
 ) -> Acting:
     """The network that acts, every tensor of it used and fitting.
 
@@ -306,6 +311,7 @@ def build_acting(
         actions: decides the number of outputs and what they are.
         settings: what the tensors do not tell.
         source: the file, for messages.
+        features_of: reads a features extractor that is its author's own, with the name of the activation; None is SB3's.
 
     Raises:
         UserError: a tensor is missing, has another shape than the spaces and the other layers ask for, or is left over.
@@ -314,7 +320,10 @@ def build_acting(
     name = settings.activation or DEFAULT_ACTIVATION[family]
     activation = ACTIVATIONS[name]
     prefix = {"dqn": "q_net.", "qrdqn": "quantile_net.", "actor-critic": "", "sac": "actor.", "td3": "actor."}[family]
-    features, length = _features(weights, prefix, observations)
+    if features_of is None:
+        features, length = _features(weights, prefix, observations)
+    else:
+        features, length = features_of(weights, prefix, observations, name)
     body: nn.Module = nn.Identity()
     squashed = False
     scores: ForeignScores
@@ -391,10 +400,15 @@ def is_image(space: BoxSpace) -> bool:
     )
 
 
+def extractor_names(prefix: str) -> list[str]:
+    """What the names of a features extractor's tensors begin with, by what is before the names of the part that acts."""
+    names = [f"{prefix}features_extractor.", "features_extractor."]
+    return names if prefix else ["pi_features_extractor.", *names]
+
+
 def _features(weights: Weights, prefix: str, observations: BoxSpace) -> tuple[nn.Module, int]:
     """From observations to a vector: a Nature CNN where the file has its tensors, else the plain numbers."""
-    names = [f"{prefix}features_extractor.", "features_extractor."]
-    names = ["pi_features_extractor.", *names] if not prefix else names
+    names = extractor_names(prefix)
     here = next((name for name in names if weights.has(name)), None)
     if here is None:
         return nn.Flatten(), math.prod(observations.shape)
