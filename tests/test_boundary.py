@@ -170,6 +170,21 @@ def test_what_no_environment_may_give_is_one_line(line: Register, given: dict[st
     assert len(str(refusal.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("picture", "shape"),
+    [(np.zeros((4, 5, 3), np.uint8), (4, 5)), (np.zeros((4, 5), np.uint8), (4, 5)), (np.zeros((4, 5, 4), np.uint8), (4, 5)),
+     (None, None), ("text", None), (np.zeros((4, 5, 2), np.uint8), None), ([[1], [2, 3]], None)],
+)  # fmt: skip
+def test_pictures_are_rgb_or_refused(line: Register, monkeypatch: Any, picture: Any, shape: Any) -> None:
+    monkeypatch.setattr(Line, "render", lambda self: picture, raising=False)
+    environments = Environments(make_task(line()), 1, 0, pixels=True)
+    if shape is None:
+        with pytest.raises(EnvironmentFailed, match="render of Line-v0 gives .*, no picture"):
+            environments.pixels()
+    else:
+        assert environments.pixels().shape == (1, *shape, 3)
+
+
 @pytest.mark.parametrize("reward", [np.array([1.5], np.float32), np.float16(1.5), np.array(1.5), np.array([[1.5]])])
 def test_an_array_of_one_number_is_a_reward(line: Register, reward: Any) -> None:
     task = make_task(line(reward=reward))

@@ -216,6 +216,12 @@ def test_an_argument_in_a_file_names_no_file_and_no_module(module: Path, tmp_pat
     Environments(path, 1, 0).close()
 
 
+def test_the_own_id_keeps_the_policys_task_but_for_masks() -> None:
+    own = replace(TASK, env="CartPole-v1", env_kwargs=(("sutton_barto_reward", True),), action_masks=True)
+    assert fitting_task(own, "CartPole-v1") == replace(own, action_masks=False)
+    assert fitting_task(own, None) == own
+
+
 def test_an_argument_that_is_missing_or_unknown_is_named(module: Path) -> None:
     with pytest.raises(UserError, match="making of stranger:Walk-v0 failed: TypeError.*'speed'"):
         make_task(TASK.env, env_kwargs={"speed": 3})

@@ -35,6 +35,7 @@ from rldistill.envs.gymnasium import (
 from rldistill.envs.ids import arguments_of, canonical, name_environment
 from rldistill.envs.masks import remark_masks_are_gone
 from rldistill.envs.minatar import MINATAR_GAMES, MinAtarBackend, is_minatar, minatar_task
+from rldistill.envs.names import action_names, features_of, same_game
 from rldistill.envs.own import predict_own
 from rldistill.envs.spaces import features_text
 from rldistill.envs.world import Backend, Pixels, Step, unlike
@@ -80,7 +81,6 @@ __all__ = [
 
 LONGEST_GAME = 10_000
 """Control steps after which a game is truncated where neither the task nor the environment says when."""
-MINATAR_ACTIONS = ("NOOP", "LEFT", "UP", "RIGHT", "DOWN", "FIRE")
 
 
 @checked_arguments
@@ -144,15 +144,18 @@ def cut_in_words(task: Task) -> str:
 def chosen_task(own: Task, env: str | None, env_kwargs: Sequence[str] = ()) -> Task:
     """What a policy plays: its own task, or that of another id or other arguments, as the user names them.
 
-    Where the id is that of the policy's own Gymnasium environment, it only confirms it, and the task is the policy's.
+    Where the id is that of the policy's own Gymnasium environment, the task is the policy's, but that the environment of now may
+    give no action masks.
 
     Raises:
         UserError: no such environment.
     """
     arguments = arguments_of(env_kwargs)
     name_environment(env, arguments)
-    if not arguments and (env is None or (env == own.env and not is_atari(env) and not is_minatar(env))):
+    if env is None and not arguments:
         return own
+    if env == own.env and not arguments and not is_atari(env) and not is_minatar(env):
+        return replace(own, action_masks=False)
     return newest_task(own.env if env is None else env, env_kwargs=arguments)
 
 
@@ -199,59 +202,6 @@ def confirm(env: str | None, own: Task) -> None:
     name_environment(env)
     if env is not None and env != own.env:
         raise UserError(f"the policy plays {own.env}: --env only confirms it, and {env} is another one")
-
-
-def same_game(one: str, other: str) -> bool:
-    """Whether two ids are of one game: PongNoFrameskip-v4 and ALE/Pong-v5 are, LunarLander-v2 and v3, `module:Id` and `Id` too.
-
-    Two Atari games may have as many actions, and a policy of the one plays the other badly.
-    """
-    first, second = (re.sub(r"^[\w.]+:|^ALE/|NoFrameskip|-v\d+$", "", env) for env in (one, other))
-    return first == second
-
-
-def action_names(task: Task) -> list[str]:
-    """The names of a task's actions: NOOP, FIRE, RIGHT, ... on Atari and MinAtar, numbers elsewhere."""
-    names: list[str] = []
-    if is_minatar(task.env):
-        minimal = range(6)
-        if task.num_actions != 6:
-            from minatar import Environment
-
-            game = re.sub(r"(?<!^)(?=[A-Z])", "_", task.env.split("/")[1].split("-")[0]).lower()
-            minimal = Environment(game).minimal_action_set()
-        names = [MINATAR_ACTIONS[int(action)] for action in minimal]
-    elif is_atari(task.env):
-        import ale_py
-        import gymnasium
-
-        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
-        gymnasium.register_envs(ale_py)
-        made: Any = gymnasium.make(task.env)
-        names = list(made.unwrapped.get_action_meanings())
-        made.close()
-    if task.action_sizes:
-        return [f"{number}: {choice}" for number, size in enumerate(task.action_sizes) for choice in range(size)]
-    return names if len(names) == task.num_actions else [str(action) for action in range(task.num_actions)]
-
-
-def features_of(task: Task, parts: Sequence[str]) -> tuple[int, ...]:
-    """The places of the named parts in the flattened observation, in the order of the names; none for none.
-
-    Raises:
-        UserError: there is no such part, or one is named twice.
-    """
-    places, at = {}, 0
-    for name, size in task.observation_keys:
-        places[name] = range(at, at + size)
-        at += size
-    for name in parts:
-        if name not in places:
-            has = f"they have {', '.join(places)}" if places else "they have no named parts"
-            raise UserError(f"the observations of {task.env} have no part {name!r}: {has}")
-    if len(set(parts)) < len(parts):
-        raise UserError(f"a part of the observation is named twice: {', '.join(parts)}")
-    return tuple(feature for name in parts for feature in places[name])
 
 
 def decisions_per_second(task: Task) -> float:

@@ -99,12 +99,16 @@ class Boundary:
         return self._call("action_masks", self._masks) if mask is None and self._masks is not None else mask
 
     def render(self) -> npt.NDArray[np.uint8]:
-        """What a spectator sees, (height, width, 3)."""
+        """What a spectator sees, (height, width, 3); grey pictures and those with transparency become it."""
         picture = self._call("render", lambda: self._made.render())
         try:
             array = np.asarray(picture)
         except Exception:  # of a picture that is no array: anything
             array = np.empty(0)
+        if array.ndim == 2:
+            array = np.repeat(array[:, :, None], 3, axis=2)
+        if array.ndim == 3 and array.shape[2] == 4:
+            array = array[:, :, :3]
         if array.ndim != 3 or array.shape[2] != 3 or array.dtype.kind not in "biuf":
             kind = f"an array of shape {array.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
             raise EnvironmentFailed(f"render of {self.env} gives {kind}, no picture (height, width, 3)")
