@@ -34,10 +34,11 @@ from teachers import markdown
 import rldistill
 from rldistill.demo import shipped_policy
 from rldistill.distillation import DistillConfig, checked
-from rldistill.evaluation import EvaluateConfig, Score, evaluate, read_scores
+from rldistill.evaluation import EvaluateConfig, evaluate
 from rldistill.files import read_json, replace_file
 from rldistill.machine import machine_in_words
 from rldistill.progress import Progress, Talking
+from rldistill.scores import Score, read_scores
 from rldistill.stats import bootstrap_interval, normalized_score, with_interval
 from rldistill.types import UserError
 

@@ -142,10 +142,10 @@ def targets(folder: Path, *, programs: bool = True) -> dict[str, Target]:
     from rldistill import DistillConfig, EvaluateConfig, ReportConfig, evaluate, export, load_policy, report
     from rldistill.datasets import convert, create_dataset, head, head_table, info, info_lines, merge, open_dataset
     from rldistill.distillation.labels import fitting_dataset
-    from rldistill.evaluation import read_scores, remarks, score_table
     from rldistill.exporting import ExportConfig
     from rldistill.pushing import PushConfig, push
     from rldistill.runs import Run
+    from rldistill.scores import read_scores, remarks, score_table
     from rldistill.teachers.detect import kind_of
     from rldistill.teachers.exported import exported_in
 

@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from rldistill.envs import make_task, same_game
-from rldistill.evaluation import EvaluateConfig, Score, decision_microseconds, evaluate, read_scores, score_table
+from rldistill.evaluation import EvaluateConfig, decision_microseconds, evaluate
 from rldistill.networks import Architecture, Network, build
 from rldistill.policies import SavedPolicy, load_policy, save_policy
 from rldistill.rollout import EpsilonGreedy, play, uniform
+from rldistill.scores import Score, read_scores, score_table
 from rldistill.types import ScoreKind, UserError
 
 CARTPOLE = make_task("CartPole-v1")

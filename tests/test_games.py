@@ -17,7 +17,7 @@ from gymnasium import spaces
 
 from rldistill.distillation import DistillConfig, distill
 from rldistill.envs import LONGEST_GAME, Environments, make_task
-from rldistill.evaluation import EvaluateConfig, Score, evaluate, read_scores, remarks, score_table
+from rldistill.evaluation import EvaluateConfig, evaluate
 from rldistill.inspection import InspectConfig, inspect
 from rldistill.networks import Architecture, build
 from rldistill.policies import SavedPolicy, load_policy, save_policy
@@ -26,6 +26,7 @@ from rldistill.recording import RecordConfig, record
 from rldistill.reporting import ReportConfig, report
 from rldistill.rollout import play, play_scored, uniform
 from rldistill.runs import Run, read_metrics
+from rldistill.scores import Score, read_scores, remarks, score_table
 from rldistill.stats import summarize
 from rldistill.training import TrainConfig, train
 from rldistill.types import Actions, Observations, Policy, Task, UserError

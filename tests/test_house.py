@@ -12,7 +12,7 @@ import rldistill
 FLOORS = (
     "types arguments documents actions schedules stats files holding machine progress interrupts terminal",
     "losses targets augmentation exploration bandits networks centring radam lowering ccode envs rollout replay pictures",
-    "policies teachers datasets dqn pqn runs plots spectator",
+    "policies teachers datasets dqn pqn runs plots spectator scores",
     "streams distillation evaluation reporting recording training inspection exporting watching pushing studies scale demo",
     "cli entry __main__ __init__",
 )

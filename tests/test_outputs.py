@@ -14,7 +14,7 @@ import pytest
 
 from rldistill.datasets import convert, head, info, merge
 from rldistill.envs import make_task
-from rldistill.evaluation import EvaluateConfig, evaluate, read_scores
+from rldistill.evaluation import EvaluateConfig, evaluate
 from rldistill.exporting import ExportConfig, export
 from rldistill.holding import claimed
 from rldistill.networks import Architecture, build
@@ -23,6 +23,7 @@ from rldistill.pushing import PushConfig, push
 from rldistill.recording import RecordConfig, record
 from rldistill.reporting import ReportConfig, report
 from rldistill.runs import Run
+from rldistill.scores import read_scores
 from rldistill.types import UserError
 from rldistill.watching import WatchConfig, watch
 from test_files import device

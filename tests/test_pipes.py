@@ -21,7 +21,7 @@ from foreign_files import balancing_zip
 from rldistill.datasets import convert, head, info, load_replay, merge, open_dataset
 from rldistill.distillation import DistillConfig, distill
 from rldistill.envs import make_task
-from rldistill.evaluation import EvaluateConfig, evaluate, read_scores
+from rldistill.evaluation import EvaluateConfig, evaluate
 from rldistill.exporting import ExportConfig, export
 from rldistill.inspection import inspect
 from rldistill.networks import Architecture, build
@@ -30,6 +30,7 @@ from rldistill.pushing import PushConfig, push
 from rldistill.recording import RecordConfig, record
 from rldistill.reporting import ReportConfig, report
 from rldistill.runs import Run
+from rldistill.scores import read_scores
 from rldistill.teachers import TeacherOptions, load_policy, load_teacher
 from rldistill.types import UserError
 

@@ -18,13 +18,14 @@ from hub_server import TOKEN, Hub, serving
 from rldistill import pushing
 from rldistill.ccode import compiler
 from rldistill.envs import make_task
-from rldistill.evaluation import EvaluateConfig, evaluate, read_scores
+from rldistill.evaluation import EvaluateConfig, evaluate
 from rldistill.exporting import ExportConfig, export
 from rldistill.exporting.torchscript import to_torchscript
 from rldistill.networks import Architecture, build
 from rldistill.policies import SavedPolicy, load_policy, save_policy
 from rldistill.progress import Silent
 from rldistill.pushing import PushConfig, Pushed, push
+from rldistill.scores import read_scores
 from rldistill.teachers import load_teacher
 from rldistill.teachers.exported import description
 from rldistill.teachers.hub import Card, read_card

@@ -19,11 +19,11 @@ from PIL import Image
 
 from rldistill.actions import score_width
 from rldistill.envs import make_task
-from rldistill.evaluation import read_scores
 from rldistill.networks import Architecture, build
 from rldistill.policies import SavedPolicy, save_policy
 from rldistill.reporting import ReportConfig, report
 from rldistill.reporting.animation import SHEET_COLUMNS, SHEET_FRAMES, sprite_sheets, watched
+from rldistill.scores import read_scores
 from rldistill.types import ScoreKind, Task, UserError
 
 pytest.importorskip("minatar")

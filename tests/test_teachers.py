@@ -27,13 +27,14 @@ from foreign_files import SIDE, acting_zip, balancing_zip, space_of
 from rldistill.datasets import open_dataset
 from rldistill.distillation import DistillConfig, distill
 from rldistill.envs import make_task
-from rldistill.evaluation import EvaluateConfig, evaluate, read_scores
+from rldistill.evaluation import EvaluateConfig, evaluate
 from rldistill.networks import Architecture, build
 from rldistill.policies import SavedPolicy, save_policy
 from rldistill.progress import Silent
 from rldistill.recording import RecordConfig, record
 from rldistill.reporting import ReportConfig, report
 from rldistill.runs import read_metrics
+from rldistill.scores import read_scores
 from rldistill.teachers import ForeignTeacher, TeacherOptions, load_fitting, load_teacher
 from rldistill.types import ScoreKind, UserError
 from test_distillation import PressesCtrlC

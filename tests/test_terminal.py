@@ -16,11 +16,11 @@ import pytest
 import rldistill
 from rldistill import entry, terminal
 from rldistill.envs import make_task
-from rldistill.evaluation import read_scores
 from rldistill.networks import Architecture, build
 from rldistill.policies import save_policy
 from rldistill.progress import Talking
 from rldistill.recording import RecordConfig, record
+from rldistill.scores import read_scores
 
 SOURCE = Path(rldistill.__file__).parents[1]
 CARTPOLE = make_task("CartPole-v1")

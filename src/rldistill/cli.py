@@ -14,7 +14,7 @@ from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, 
 from rldistill import datasets
 from rldistill.demo import demo
 from rldistill.distillation import DistillConfig, distill
-from rldistill.evaluation import EvaluateConfig, Score, evaluate, remarks, score_table, scores_file, write_scores
+from rldistill.evaluation import EvaluateConfig, evaluate
 from rldistill.exporting import ExportConfig, Format, export, export_table
 from rldistill.files import is_standard_output
 from rldistill.inspection import InspectConfig, inspect
@@ -22,6 +22,7 @@ from rldistill.progress import Talking, table
 from rldistill.pushing import PushConfig, push
 from rldistill.recording import RecordConfig, record
 from rldistill.reporting import ReportConfig, report
+from rldistill.scores import Score, remarks, score_table, scores_file, write_scores
 from rldistill.teachers import TeacherOptions
 from rldistill.terminal import settle
 from rldistill.training import TrainConfig, train

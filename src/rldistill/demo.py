@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 
 from rldistill.distillation import DistillConfig, distill
-from rldistill.evaluation import EvaluateConfig, Score, evaluate
+from rldistill.evaluation import EvaluateConfig, evaluate
 from rldistill.progress import Progress, Silent
 from rldistill.reporting import report
+from rldistill.scores import Score
 from rldistill.types import UserError
 
 # In five minutes on 2 cores there is time for 7,500 control steps with the default of 64 samples, or for twice as many with half

@@ -16,7 +16,7 @@ from rldistill.actions import MASKED, greedy
 from rldistill.arguments import checked_arguments
 from rldistill.ccode import c_policy, compiler, render
 from rldistill.envs import confirm
-from rldistill.evaluation import EvaluateConfig, Score, decision_microseconds, evaluate
+from rldistill.evaluation import EvaluateConfig, decision_microseconds, evaluate
 from rldistill.exporting.checks import (
     BATCH,
     EXACT,
@@ -39,6 +39,7 @@ from rldistill.machine import check_packages, usual_torch
 from rldistill.networks import parameter_count
 from rldistill.policies import KeptPolicy, SavedPolicy
 from rldistill.progress import Progress, Silent
+from rldistill.scores import Score
 from rldistill.stats import games_in_words, with_interval
 from rldistill.teachers import ForeignTeacher, load_own, load_policy, teacher_beside
 from rldistill.teachers.exported import description

@@ -18,7 +18,7 @@ import rldistill
 from rldistill.arguments import checked_arguments
 from rldistill.documents import read_json
 from rldistill.envs import confirm, decisions_per_second, unlike
-from rldistill.evaluation import EvaluateConfig, Score, evaluate, name_of, read_scores, write_scores
+from rldistill.evaluation import EvaluateConfig, evaluate, name_of
 from rldistill.exporting import Format
 from rldistill.files import read_regular, replace_file
 from rldistill.holding import new_folder
@@ -29,6 +29,7 @@ from rldistill.pushing.card import Told, card
 from rldistill.pushing.exports import Shipped, check_exports, copy_exports, is_export, make_exports
 from rldistill.pushing.upload import check_hub, check_repo, upload
 from rldistill.runs import curve_csv, read_metrics
+from rldistill.scores import Score, read_scores, write_scores
 from rldistill.spectator import undrawable
 from rldistill.teachers import TeacherOptions, load_own, teacher_beside
 from rldistill.teachers.hub import PREFIX, read_card

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from rldistill.actions import describe
-from rldistill.evaluation import Score, remarks, score_table
 from rldistill.networks import parameter_count
 from rldistill.policies import SavedPolicy
 from rldistill.pushing.exports import Shipped
+from rldistill.scores import Score, remarks, score_table
 from rldistill.stats import figure, interval
 from rldistill.types import ScoreKind, Task
 

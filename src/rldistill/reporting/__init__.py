@@ -12,13 +12,14 @@ from typing import Any
 from rldistill.arguments import checked_arguments
 from rldistill.documents import read_json
 from rldistill.envs import confirm, unlike
-from rldistill.evaluation import EvaluateConfig, Score, evaluate, read_scores, write_scores
+from rldistill.evaluation import EvaluateConfig, evaluate
 from rldistill.files import place_at, read_regular, replace_file
 from rldistill.machine import usual_torch
 from rldistill.policies import KeptPolicy, SavedPolicy, load_policy
 from rldistill.progress import Progress, Silent
 from rldistill.reporting.animation import animation
 from rldistill.runs import read_metrics
+from rldistill.scores import Score, read_scores, write_scores
 from rldistill.spectator import undrawable
 from rldistill.teachers import ForeignTeacher, TeacherOptions, teacher_beside
 from rldistill.types import Task, UserError, check_numbers

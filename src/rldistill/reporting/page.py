@@ -15,9 +15,9 @@ import numpy as np
 
 import rldistill
 from rldistill import plots
-from rldistill.evaluation import Score, remarks, score_table
 from rldistill.policies import KeptPolicy
 from rldistill.progress import clock
+from rldistill.scores import Score, remarks, score_table
 from rldistill.stats import figure, interval, with_interval
 
 
