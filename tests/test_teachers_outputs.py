@@ -370,6 +370,24 @@ def test_a_memory_that_is_held_still_does_not_fit(tmp_path: Path) -> None:
     load(path, "CartPole-v1", teacher_input="recurrent_in=1", accept_mismatch=True)
 
 
+def test_a_recurrent_network_is_told_as_such(tmp_path: Path) -> None:
+    refused(masked(tmp_path / "p.onnx", mask="h_in"), env="CartPole-v1", says="memory of a recurrent network")
+
+
+def test_a_mean_beside_its_deviation_may_stand_before_a_tanh(tmp_path: Path) -> None:
+    """CleanRL's SAC gives the two, and squashes the mean outside of `forward`."""
+    path = onnx_file(
+        tmp_path / "p.onnx",
+        [("MatMul", ["obs", "w"], ["mean"]), ("Neg", ["mean"], ["log_std"])],
+        {"log_std": ["batch", 1], "mean": ["batch", 1]},
+        w=WEIGHT.T.numpy(),
+    )
+    assert "such as 'mean'" in refused(path, says="--teacher-output")
+    said: dict[str, Any] = {"teacher_output": "mean", "teacher_scores": "deterministic"}
+    refused(path, says=r"torch.tanh\(mean\)", **said)
+    torch.testing.assert_close(load(path, accept_mismatch=True, **said)(OBSERVATIONS), OBSERVATIONS @ WEIGHT.T)
+
+
 def test_an_option_for_outputs_has_no_effect_on_other_files(tmp_path: Path) -> None:
     torch.save({"q.weight": torch.ones(2, 4), "q.bias": torch.zeros(2)}, tmp_path / "p.pt")
     for option in ({"teacher_output": "0"}, {"teacher_input": "a=1"}):
@@ -411,6 +429,16 @@ def test_torchscript_outputs_are_named_by_their_place_or_key(tmp_path: Path, tra
     assert load(saved(Named(), "named.pt"), "CartPole-v1")(x).tolist() == [[3.0, 4.0]]
     refused(saved(Chosen(), "chosen.pt"), env="CartPole-v1", teacher_scores="logits", says="gives actions")
     refused(tmp_path / "named.pt", env="CartPole-v1", teacher_input="a=1", says="leave --teacher-input out")
+
+
+class Masked(nn.Module):
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return torch.where(mask, x[:, :2], -1e8)
+
+
+def test_torchscript_of_more_inputs_says_what_to_save(tmp_path: Path) -> None:
+    text = refused(script(Masked(), tmp_path / "p.pt"), env="CartPole-v1", teacher_scores="logits", says="2 inputs")
+    assert "'mask'" in text
 
 
 class Drawn(nn.Module):

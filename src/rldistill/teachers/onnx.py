@@ -26,7 +26,7 @@ from rldistill.teachers.foreign import (
 )
 from rldistill.teachers.onnx_contents import Contents, check_contents, contents_of
 from rldistill.teachers.onnx_sizes import check_sizes
-from rldistill.teachers.outputs import ActionRange, Wanted, choose_output, constants, is_memory, scores_of
+from rldistill.teachers.outputs import ActionRange, Wanted, before_tanh, choose_output, constants, is_memory, scores_of
 from rldistill.teachers.programs import first_line, in_batches, policy_of, unknown_range
 from rldistill.teachers.weights import read_bytes
 from rldistill.types import UserError
@@ -177,6 +177,8 @@ def read_onnx(
         said = session.get_modelmeta().custom_metadata_map.get("score_kind")
         scores = scores_of(name, first[name], wanted, path, said=said)
         network.output = name
+        if action_range is not None:
+            mismatches += before_tanh(name, first)
         if name in drawn:
             mismatches.append(f"its output {shown(name)!r} is drawn at random, another at each call")
         return policy_of(
@@ -275,6 +277,12 @@ def _observed(session: Any, filled: Mapping[str, float], path: Path) -> Any:
         return next(iter(inputs.values()))
     if not inputs:
         raise UserError(f"{path} has no input left for observations: it has {names}")
+    for name in inputs:
+        if is_memory(name):
+            raise UserError(
+                f"{path} takes {len(inputs)} inputs ({names}): {shown(name)!r} looks like the memory of a recurrent network, and "
+                "rldistill plays policies without a memory"
+            )
     last = shown([*inputs][-1])
     raise UserError(
         f"{path} takes {len(inputs)} inputs ({names}); a policy takes observations alone: fill each of the others with a number "

@@ -29,6 +29,9 @@ _MOST_SHOWN = 8
 _STEPS = 1_000
 _RANDOM_SHARE = 0.5
 _SLACK = 1e-3
+_BESIDE = re.compile(r"value|critic|entropy|log_?prob|std|sigma")
+"""Words in the names of what lies beside a policy's scores."""
+_LOG_STD = re.compile(r"log_?(std|sigma|scale)")
 # Names under which networks with a memory take what they gave a step before.
 _MEMORY = re.compile(r"(recurrent|memory|hidden|lstm|gru|rnn|state|carry)|^[hc]x?(_?(in|n|t|prev|\d+))?$")
 
@@ -79,14 +82,17 @@ def choose_output(outputs: Mapping[str, Tensor], wanted: Wanted, path: Path, dra
         if len(few) == 1:
             return few[0]
     if not fitting and wanted.action_range is None:
-        for name, value in outputs.items():
-            if _are_actions(value):
-                raise _refusal_of_actions(name, value, path)
+        chosen_ones = [name for name, value in outputs.items() if _are_actions(value)]
+        # Whole numbers, or what is named so: a constant that is one number may lie beside them.
+        whole = [name for name in chosen_ones if not outputs[name].is_floating_point() or "action" in name.lower()]
+        for name in whole or chosen_ones:
+            raise _refusal_of_actions(name, outputs[name], path)
     several = f"{len(outputs)} outputs, {_listed(outputs)}"
     if not fitting:
         widths = " or ".join(map(str, sorted(wanted.widths)))
         raise UserError(f"{path} has {several}, and none gives {widths} numbers for an observation")
-    raise UserError(f"{path} has {several}: name the one to learn from with --teacher-output, such as {fitting[0]!r}")
+    likely = [name for name in fitting if not _BESIDE.search(name.lower())] or fitting
+    raise UserError(f"{path} has {several}: name the one to learn from with --teacher-output, such as {likely[0]!r}")
 
 
 def scores_of(name: str, value: Tensor, wanted: Wanted, path: Path, *, said: str | None = None) -> ForeignScores:
@@ -143,11 +149,13 @@ def _are_actions(value: Tensor) -> bool:
 
 def _refusal_of_actions(name: str, value: Tensor, path: Path) -> UserError:
     kind = str(value.dtype).removeprefix("torch.")
+    what = f"its output {shown(name)!r}" if name else "it"
+    each = "one" if value.ndim == 1 else str(value.shape[-1])
     return UserError(
-        f"{path}: its output {shown(name)!r} gives actions ({kind}, {'one' if value.ndim == 1 else value.shape[-1]} for an "
-        "observation), and a student learns from scores: export these. Stable-Baselines3's documented OnnxableSB3Policy then "
-        "returns self.policy.get_distribution(observation).distribution.logits (of a DQN, self.policy.q_net(observation)), "
-        "with output_names=['logits'] (or ['q_values']); its zip is read as it is"
+        f"{path}: {what} gives actions ({kind}, {each} for an observation), and a student learns from scores: export the logits or "
+        "Q-values that they are chosen by. Stable-Baselines3's documented OnnxableSB3Policy then returns "
+        "self.policy.get_distribution(observation).distribution.logits (of a DQN, self.policy.q_net(observation)), with "
+        "output_names=['logits'] (or ['q_values']); its zip is read as it is"
     )
 
 
@@ -276,6 +284,16 @@ def constants(given: str | None) -> dict[str, float]:
             raise UserError(f"--teacher-input {shown(given)} is no list such as action_masks=1,epsilon=0")
         found[name] = value
     return found
+
+
+def before_tanh(name: str, outputs: Mapping[str, Tensor]) -> list[str]:
+    """A line where an output lies beside the deviation of a Gaussian: in SAC a tanh follows, which is not in the file."""
+    if any(other != name and _LOG_STD.search(other.lower()) for other in outputs):
+        return [
+            f"its output {shown(name)!r} lies beside a log standard deviation, so a tanh may follow it, as in SAC: export "
+            "torch.tanh(mean) under the name actions, with --teacher-actions unit"
+        ]
+    return []
 
 
 def is_memory(name: str) -> bool:

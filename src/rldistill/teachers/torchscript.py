@@ -157,6 +157,7 @@ def read_torchscript(
             raise UserError(f"{path}: the weights hold NaN or infinity; the policy is of no use")
     check_graph(script, path)
     space = observations_of(observation_shape, numbers)
+    _check_arguments(script, path)
     network, supposed = _with_input(script, holds_bytes(space), observation_shape, pixels, path)
     zeros = torch.zeros((_PROBED, *space.shape), dtype=torch.uint8 if space.dtype == "uint8" else torch.float32)
     try:
@@ -182,6 +183,17 @@ def read_torchscript(
         used=acted(teacher_scores=wanted.scores, teacher_output=output, pixels=holds_bytes(space) and pixels),
         provenance={"supposed": supposed, "parameters": sum(parameter.numel() for parameter in script.parameters())},
     )
+
+
+def _check_arguments(script: Any, path: Path) -> None:
+    """Raises UserError where the program takes more than observations."""
+    needed = [given.name for given in script.forward.schema.arguments[1:] if not given.has_default_value()]
+    if len(needed) != 1:
+        names = ", ".join(repr(shown(name)) for name in needed[:5]) or "none"
+        raise UserError(
+            f"{path} takes {len(needed)} inputs ({names}); a policy takes observations alone: save a module around it that "
+            "gives it the others, or export it to ONNX"
+        )
 
 
 def _with_input(
