@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -126,6 +129,7 @@ def observation_panels(observations: Sequence[npt.NDArray[Any]], labels: Sequenc
         labels: one a row.
     """
     channels = observations[0].shape[0]
+    _matplotlib()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1.7 * channels + 0.3, 1.95 * len(observations)), layout="constrained")
@@ -149,7 +153,24 @@ def control_steps(frame_skip: int) -> str:
     return f"control steps (1 = {frame_skip} frames)" if frame_skip > 1 else "control steps"
 
 
+def _matplotlib() -> Any:
+    """The package, whatever MPLBACKEND says: nothing here needs a backend, and a name that it does not know ends its import."""
+    if "matplotlib" in sys.modules:
+        return sys.modules["matplotlib"]
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    if backend is not None:
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend  # as it does itself
+    return matplotlib
+
+
 def _figure(width: float, height: float, rows: int = 1) -> tuple[Figure, Axes]:
+    _matplotlib()
     # Not pyplot: it keeps figures and a backend for the whole process.
     from matplotlib.figure import Figure
 
@@ -185,9 +206,7 @@ def _finish(figure: Figure, axes: Axes, *, legend: bool = True) -> None:
 def _bytes(figure: Figure, kind: Format) -> bytes:
     out = io.BytesIO()
     # Text stays text, and the same numbers give the same bytes.
-    import matplotlib
-
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "rldistill", "font.size": 11}):
+    with _matplotlib().rc_context({"svg.fonttype": "none", "svg.hashsalt": "rldistill", "font.size": 11}):
         if kind == "svg":
             figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
         else:

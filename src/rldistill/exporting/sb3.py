@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -105,6 +106,10 @@ def to_sb3(policy: SavedPolicy, told: Mapping[str, Any], calibration: Observatio
     assert not missing, f"Stable-Baselines3 names its tensors otherwise: {sorted(missing)}"
     model.policy.load_state_dict(tensors)
     buffer = io.BytesIO()
+    if not 1980 <= time.localtime().tm_year <= 2107:
+        raise UserError(
+            "the clock of this machine is wrong: zip files hold years from 1980 to 2107; set it, then export"
+        )
     model.save(buffer)
     with zipfile.ZipFile(buffer, "a") as archive:
         archive.writestr(zipfile.ZipInfo(MEMBER), json.dumps(told))

@@ -46,6 +46,8 @@ _CRITICS = {
     "optim",
 }
 
+_MOST_DIMENSIONS = 8
+
 
 def read_bytes(path: Path) -> bytes:
     """The file as a whole.
@@ -126,6 +128,8 @@ def state_dict_of(value: Any, path: Path) -> dict[str, Tensor]:
             continue  # a counter, such as BatchNorm's; its layer is judged by its other tensors
         if not tensor.is_floating_point():
             raise UserError(f"{path}: {name!r} is of {tensor.dtype}, which is no weight; save the weights as float32")
+        if tensor.ndim > _MOST_DIMENSIONS:  # PyTorch itself can do little with them
+            raise UserError(f"{path}: {name!r} has {tensor.ndim} dimensions, which no weight has")
         tensors[name] = tensor.detach().to(torch.float32).contiguous()
         if not bool(torch.isfinite(tensors[name]).all()):
             raise UserError(f"{path}: the weights hold NaN or infinity (in {name!r}); the policy is of no use")
