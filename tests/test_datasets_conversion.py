@@ -38,7 +38,10 @@ def same_episodes(one: Dataset, other: Dataset) -> None:
         (e.recording, e.environment, e.steps, e.score, e.begun, e.ended) for e in right
     ]
     for (_, ours), (_, theirs) in zip(read_episodes(one, left), read_episodes(other, right), strict=True):
+        assert (ours.masks, theirs.masks) == (None, None)
         for name, column in ours._asdict().items():
+            if name == "masks":
+                continue
             assert column.dtype == getattr(theirs, name).dtype
             np.testing.assert_array_equal(column, getattr(theirs, name), err_msg=name)
         at = np.flatnonzero(~ours.context)
