@@ -176,7 +176,7 @@ def test_of_three_that_record_into_one_folder_at_once_one_does(
     tmp_path: Path, start: Callable[..., subprocess.Popen[str]], words: list[str]
 ) -> None:
     out = tmp_path / "data"
-    for _ in range(3):
+    for _ in range(2):
         there = open_dataset(out).control_steps if out.exists() else 0
         if not words:
             out = tmp_path / f"data{len(list(tmp_path.iterdir()))}"
@@ -201,7 +201,7 @@ def test_kills_at_any_moment_leave_whole_shards_and_no_half_files(
 ) -> None:
     generator = np.random.default_rng(0)
     out, before = tmp_path / "data", 0
-    for _ in range(8):
+    for _ in range(5):
         running = start(out, "--steps", 1_000_000, "--shard-steps", 500, "--append")
         until = time.monotonic() + 120
         while time.monotonic() < until and not (out / "dataset.json").exists():
