@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rldistill.files import name_aside, replace_file, replacing
+from rldistill.files import lock, name_aside, replace_file, replacing
 from rldistill.holding import alone, claimed, folder_aside, held_file, held_folder, new_folder
 from rldistill.types import UserError
 
@@ -144,19 +144,31 @@ def test_a_folder_that_is_held_is_made_by_one_alone(tmp_path: Path) -> None:
         pass
 
 
-def test_a_folder_that_is_moved_away_while_it_is_locked_is_not_held(
+def test_a_folder_that_is_moved_away_while_it_is_locked_is_not_the_one_that_is_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "data").mkdir()
 
     def moved(opened: int) -> str:
-        (tmp_path / "data").rename(tmp_path / "away")
-        (tmp_path / "data").mkdir()
-        return "held"
+        if not (tmp_path / "away").exists():
+            (tmp_path / "data").rename(tmp_path / "away")
+            (tmp_path / "data").mkdir()
+        return lock(opened)
 
     monkeypatch.setattr("rldistill.holding.lock", moved)
-    with pytest.raises(UserError, match="another process"), alone(tmp_path / "data"):
-        pass
+    with alone(tmp_path / "data"):
+        with alone(tmp_path / "away"):
+            pass
+        with pytest.raises(UserError, match="another process"), alone(tmp_path / "data"):
+            pass
+
+
+def test_where_no_file_is_ever_the_same_work_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.path.samestat", lambda one, other: False)
+    with alone(tmp_path), claimed(tmp_path / "data") as locked, new_folder(tmp_path / "more") as folder:
+        (folder / "file").touch()
+        assert not locked
+    assert (tmp_path / "more" / "file").exists()
 
 
 def test_a_lock_that_is_no_file_is_refused_at_once(tmp_path: Path) -> None:

@@ -13,6 +13,9 @@ from pathlib import Path
 from rldistill.files import free_path, lock, name_aside, sync
 from rldistill.types import UserError
 
+_ATTEMPTS = 50
+"""To lock what has the name that was asked for. (Some network file systems never tell that two files are the same.)"""
+
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
@@ -21,16 +24,19 @@ def alone(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another one does, or the folder cannot be opened.
     """
-    try:
-        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise UserError(f"cannot open {folder}: {error.strerror}") from None
-    try:
-        if lock(opened) == "taken" or not _is_still(opened, folder):
-            raise _is_taken(folder)
-        yield
-    finally:
-        os.close(opened)
+    for attempt in range(_ATTEMPTS):
+        try:
+            opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise UserError(f"cannot open {folder}: {error.strerror}") from None
+        try:
+            if lock(opened) == "taken":
+                raise _is_taken(folder)
+            if _is_still(opened, folder) or attempt == _ATTEMPTS - 1:
+                yield
+                return
+        finally:
+            os.close(opened)
 
 
 @contextmanager
@@ -86,7 +92,7 @@ def held_file(path: Path, place: Path) -> Iterator[bool]:
         UserError: another process holds it.
         OSError: it cannot be made.
     """
-    while True:
+    for attempt in range(_ATTEMPTS):
         opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW, 0o666)
         try:
             if not stat.S_ISREG(os.fstat(opened).st_mode):
@@ -94,8 +100,9 @@ def held_file(path: Path, place: Path) -> Iterator[bool]:
             locked = lock(opened)
             if locked == "taken":
                 raise _is_taken(place)
-            if _is_still(opened, path):  # else its holder has just finished and removed it
-                yield locked == "held"
+            is_still = _is_still(opened, path)  # else its holder has just finished and removed it
+            if is_still or attempt == _ATTEMPTS - 1:
+                yield is_still and locked == "held"
                 return
         finally:
             os.close(opened)
