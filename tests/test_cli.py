@@ -292,7 +292,8 @@ def test_demo_without_its_teacher_says_so() -> None:
 
 
 def test_inspect_prints_what_a_zip_is_and_how_it_plays(tmp_path: Path, command: Command) -> None:
-    zipped = balancing_zip(tmp_path / "ppo-CartPole-v1.zip", sign=-1.0)
+    not_normalized = {"_last_obs": {}, "_last_original_obs": None}
+    zipped = balancing_zip(tmp_path / "ppo-CartPole-v1.zip", sign=-1.0, changes=not_normalized)
     said = command("inspect", zipped, "--play", 2, "--epsilon", 0)
     assert said.status == 0
     lines = dict(line.split(maxsplit=1) for line in said.out.splitlines())

@@ -369,10 +369,10 @@ def load_fitting(
         for note in _renamed(env, chosen_task(teacher.task, env, env_kwargs)) if env is not None else ():
             progress.say(f"{os.fspath(ref)}: {note}")
         return teacher
-    for note in teacher.notes:
-        progress.say(f"{teacher.path.name}: {note}")
     if teacher.mismatches and not (options and options.accept_mismatch):
         raise UserError(f"{teacher.path}: {'; '.join(teacher.mismatches)} (--accept-mismatch goes on all the same)")
+    for note in teacher.notes:
+        progress.say(f"{teacher.path.name}: {note}")
     for mismatch in teacher.mismatches:
         progress.say(f"warning: {teacher.path.name}: {mismatch}")
     return teacher
