@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,8 @@ ActionRange: TypeAlias = tuple[Sequence[float], Sequence[float]]
 
 _MOST_SHOWN = 8
 _STEPS = 1_000
+_SECONDS = 20.0
+"""Of a slow environment fewer steps must do."""
 _RANDOM_SHARE = 0.5
 _SLACK = 1e-3
 _BESIDE = re.compile(r"value|critic|entropy|log_?prob|std|sigma")
@@ -238,8 +241,10 @@ def unit_mismatch(teacher: Teacher) -> str | None:
     least, most = np.full(len(low), np.inf), np.full(len(low), -np.inf)
     environments = Environments(task, 1, 0)
     generator = np.random.default_rng(0)
+    began, steps = time.monotonic(), 0
     try:
-        for _ in range(_STEPS):
+        while steps < _STEPS and (steps == 0 or time.monotonic() - began < _SECONDS):
+            steps += 1
             scores = teacher(as_tensor(environments.observations))
             actions = scores[:, : task.num_actions].double().numpy()
             if not (np.abs(actions) <= 1 + _SLACK).all():
@@ -253,7 +258,7 @@ def unit_mismatch(teacher: Teacher) -> str | None:
     if not (wide | left).any():
         return None
     return (
-        f"its actions lie in {_range(least, most)} in {_STEPS:,} observations, those of {task.env} in {_range(low, high)}: say "
+        f"its actions lie in {_range(least, most)} in {steps:,} observations, those of {task.env} in {_range(low, high)}: say "
         "--teacher-actions unit where -1 to 1 stands for that range, --teacher-actions environment where they are in its units"
     )
 
