@@ -85,6 +85,15 @@ def test_tables_are_recognised_and_become_a_layer(tmp_path: Path) -> None:
     np.testing.assert_array_equal(teacher(torch.eye(16)).numpy(), TABLE)
 
 
+def test_what_is_no_table_is_not_taken_for_one(tmp_path: Path) -> None:
+    """A file of torch.save from before 1.6 is a pickle too, and a network of Q-values may be called so."""
+    state = {**linear("q.0", 4, 8), **linear("q.2", 8, 2)}
+    torch.save(state, tmp_path / "q_table.pkl", _use_new_zipfile_serialization=False)
+    load_teacher(tmp_path / "q_table.pkl", env="CartPole-v1", options=TeacherOptions("mlp:8"))
+    arrays = {"q_network": {"kernel": np.zeros((4, 2)), "bias": np.zeros(2)}}
+    assert "plain pickle of arrays" in message_of(written(tmp_path / "q_network.pkl", arrays), env="CartPole-v1")
+
+
 class Frozen(dict[str, Any]):
     """Pickled under the name of Flax's container."""
 

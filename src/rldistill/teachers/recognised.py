@@ -25,7 +25,7 @@ _ARRAY_NAMES = re.compile(
     r"(jax|jaxlib|flax|ml_dtypes|haiku|brax|chex|optax)\.[\w.]+|builtins\.(int|float|list|dict|set)"
 )
 _JAX = re.compile(r"(jax|jaxlib|flax|haiku|brax|chex|optax)\.")
-_TABLE = re.compile(r"(?i)(^|[^a-z])q[-_ ]?(table|values?|learning)?([^a-z]|$)")
+_TABLE = re.compile(r"(?i)(^|[^a-z])q[-_ ]?(table|values?|learning)([^a-z]|$)|^q$")
 _RLLIB_STATES = ("module_state.pkl", "policy_state.pkl")
 _ARRAYS_SECTION = "as docs/inspect.md shows under 'Arrays without a network'"
 
@@ -40,7 +40,10 @@ def refuse_recognised(path: Path) -> None:
         UserError: it is recognised; the message says what it is and what to do.
     """
     name = shown(path, PATH_LENGTH)
-    found = _folder(path, name) if path.is_dir() else _file(path, name)
+    try:
+        found = _folder(path, name) if path.is_dir() else _file(path, name)
+    except OSError:  # whoever reads it says so
+        return
     if found is not None:
         raise UserError(found)
 
@@ -81,7 +84,7 @@ def _file(path: Path, name: str) -> str | None:
         return _zip(path, name)
     if path.suffix in (".msgpack", ".flax"):
         return f"{name} is of Flax, which holds arrays and no network: write them to a state dict, {_ARRAYS_SECTION}"
-    if (start[:1] == b"\x80" and _LEGACY_MAGIC not in start) or path.suffix in (".pkl", ".pickle"):
+    if _LEGACY_MAGIC not in start and (start[:1] == b"\x80" or path.suffix in (".pkl", ".pickle")):
         return _pickle(path, name)
     return None
 
