@@ -11,7 +11,7 @@ import numpy.typing as npt
 from rldistill.envs.boundary import EnvironmentFailed
 
 _CHANGES = 2_000  # of a feature, before anything is concluded
-_CHANGES_OF_LARGE = 32
+_CHANGES_OF_LARGE = 4
 _STEPS = 4_000  # that are looked at
 _SHARE = 0.25
 _NOISE = 1e-11  # of its magnitude: what float64 itself rounds
