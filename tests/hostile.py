@@ -30,8 +30,20 @@ from rldistill.teachers import trial
 def good_files(folder: Path) -> list[Path]:
     """A policy for CartPole as every kind of file that is accepted."""
     from foreign_files import good_cartpoles
+    from recorded import STACKED, TEACHER, played
+    from rldistill.datasets import create_dataset
 
-    return good_cartpoles(folder)
+    good = good_cartpoles(folder)
+    played(create_dataset(folder / "data", STACKED, "q_values", TEACHER), 30, num_envs=2, shard_steps=30)
+    run = folder / "run"
+    shutil.copytree(folder / "policy", run / "policy")
+    task = json.loads((run / "policy" / "policy.json").read_text())["task"]
+    config = {"verb": "distill", "teacher": "none", "task": task, "seed": 0, "student": "mlp:8", "steps": 300}
+    (run / "config.json").write_text(json.dumps(config))
+    records: list[dict[str, Any]] = [{"event": "teacher", "mean": 9.5, "ci_low": 9.0, "ci_high": 10.0, "episodes": 3}]
+    records += [{"event": "train", "control_steps": n, "loss": 0.5, "returns": [float(n)]} for n in range(1, 9)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return [*good, folder / "data", run]
 
 
 def try_to_load(path: Path, good: Path) -> str:
@@ -44,10 +56,19 @@ def try_to_load(path: Path, good: Path) -> str:
     Returns:
         The refusal, empty where there is none.
     """
+    from rldistill import ReportConfig, report
     from rldistill.envs import Environments
     from rldistill.teachers import TeacherOptions, load_teacher
     from rldistill.types import UserError, as_tensor
 
+    try:
+        if path.name == "data":
+            return _read_dataset(path)
+        if path.name == "run":
+            report(path, path.with_name("page.html"), config=ReportConfig(episodes=0, seconds=0, teacher="none"))
+            return ""
+    except UserError as error:
+        return str(error) or "a refusal without a text"
     statistics = path if path.suffix == ".pkl" else None
     network = "mlp:8,5" if path.suffix in (".pth", ".safetensors", ".cleanrl_model") else None
     scores: Any = "q_values" if path.suffix in (".pt", ".onnx") else None
@@ -59,6 +80,16 @@ def try_to_load(path: Path, good: Path) -> str:
     except UserError as error:
         return str(error) or "a refusal without a text"
     return ""
+
+
+def _read_dataset(path: Path) -> str:
+    """Reads all of a dataset and says what it is; the first thing that is wrong."""
+    from rldistill.datasets import info, info_lines, load_replay, open_dataset
+
+    found = info(path)
+    info_lines(found)
+    load_replay(open_dataset(path))
+    return next(iter(found.damaged.values()), "")
 
 
 class Outcome(NamedTuple):
@@ -96,6 +127,7 @@ def measured(path: Path, good: Path, canary: Path) -> Outcome:
         code = 1
         try:
             os.close(there)
+            sys.path.insert(0, str(canary.parent))  # as where the command runs in a folder that was unpacked
             signal.alarm(_PATIENCE)
             peaks, trials = [0], [0.0]
             ask = trial.ask

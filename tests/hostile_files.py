@@ -9,6 +9,7 @@ import base64
 import hashlib
 import io
 import json
+import os
 import random
 import shutil
 import struct
@@ -55,10 +56,31 @@ def hostile_files(good: Sequence[Path], out: Path, number: int, seed: int) -> It
         made = folder / path.name
         if path.is_dir():
             shutil.copytree(path, made)
-        (made / source.relative_to(path) if path.is_dir() else made).write_bytes(harm(source.read_bytes(), rng, canary))
+        place = made / source.relative_to(path) if path.is_dir() else made
+        place.write_bytes(harm(source.read_bytes(), rng, canary))
         if (made / "policy.json").is_file() and rng.random() < 0.8:
             _sign(made)
+        if (made / "dataset.json").is_file() and rng.random() < 0.8:
+            _sign_shards(made)
+        if rng.random() < 0.05:
+            _no_regular_file(place, rng)
         yield made
+
+
+def _no_regular_file(place: Path, rng: random.Random) -> None:
+    """A pipe that nobody writes to, a device without end, a link to nothing or to itself, or a folder in the place of a file."""
+    place.unlink()
+    match rng.randrange(5):
+        case 0:
+            os.mkfifo(place)
+        case 1:
+            place.symlink_to(rng.choice(("/dev/zero", "/dev/full", "/dev/stdin", "/dev/null")))
+        case 2:
+            place.symlink_to(place.name)
+        case 3:
+            place.symlink_to("nothing")
+        case _:
+            place.mkdir()
 
 
 # --- zip files
@@ -232,6 +254,50 @@ def _sign(folder: Path) -> None:
     (folder / "policy.json").write_text(json.dumps(card))
 
 
+def _sign_shards(folder: Path) -> None:
+    """Puts right checksums into the card of a harmed dataset, as its author would."""
+    try:
+        card = json.loads((folder / "dataset.json").read_bytes())
+        for shard in card["shards"]:
+            data = (folder / shard["file"]).read_bytes()
+            shard |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        (folder / "dataset.json").write_text(json.dumps(card))
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OSError):
+        return
+
+
+MODULE = "hostile_canary"
+"""A module that lies beside the files: an environment's id names it, and importing it makes the canary."""
+
+
+def _module_of_a_stranger(data: bytes, rng: random.Random, canary: Path) -> bytes:
+    (canary.parent / f"{MODULE}.py").write_text(f"open({str(canary)!r}, 'w')\n")
+    card = json.loads(data)
+    env = rng.choice((f"{MODULE}:Grid-v0", f"{MODULE}.inner:Grid-v0", f"{MODULE}:", f"{MODULE}:CartPole-v1"))
+    for place in (card, card.get("task")):
+        if isinstance(place, dict):
+            place["env"] = env
+    return json.dumps(card).encode()
+
+
+def _nested(data: bytes, rng: random.Random, canary: Path) -> bytes:
+    """JSON without end, as the whole file, as a value of it or as a line."""
+    depth = rng.choice((100, 990, 5000, 10**6))
+    deep = rng.choice((b"[" * depth + b"]" * depth, b'{"a":' * depth + b"1" + b"}" * depth))
+    lines = data.splitlines(True)
+    lines.insert(rng.randrange(len(lines) + 1), deep + b"\n")
+    return rng.choice((deep, b"".join(lines), data.rstrip()[:-1] + b', "more": ' + deep + b"}"))
+
+
+def _lengths(data: bytes, rng: random.Random, canary: Path) -> bytes:
+    """Numbers of eight and four bytes that are lengths and offsets become others."""
+    found = bytearray(data)
+    for _ in range(rng.choice((1, 1, 3, 10))):
+        at = rng.randrange(len(found)) & ~7
+        found[at : at + 8] = struct.pack("<q", rng.choice((2**40, -1, 2**62, 100_000, 1, 0, 5000)))
+    return bytes(found[: len(data)])
+
+
 def _absurd_card(data: bytes, rng: random.Random, canary: Path) -> bytes:
     card = json.loads(data)
     absurd: list[Any] = [
@@ -239,7 +305,9 @@ def _absurd_card(data: bytes, rng: random.Random, canary: Path) -> bytes:
         "mlp:" + "9," * 3000 + "9", [[]], "cnn:" + "9" * 5000 + ":1", "../../etc", {"a": {"b": {}}}, [0] * 10**5, "ALE/Pong-v5",
     ]  # fmt: skip
     places: list[tuple[Any, Any]] = [(card, key) for key in card]
-    places += [(card[part], key) for part in ("architecture", "task") for key in card[part]]
+    inner = [value for value in card.values() if isinstance(value, dict)]
+    inner += [item for value in card.values() if isinstance(value, list) for item in value if isinstance(item, dict)]
+    places += [(part, key) for part in inner for key in part]
     for place, key in rng.sample(places, rng.choice((1, 1, 3))):
         place[key] = rng.choice(absurd)
     if rng.random() < 0.2:
@@ -293,7 +361,9 @@ _HARMS_OF: dict[str, dict[str, Harm]] = {
     ".pth": TORCH_HARMS,
     ".cleanrl_model": TORCH_HARMS,
     ".safetensors": {"header": _safetensors},
-    ".json": {"absurd-card": _absurd_card},
+    ".json": {"absurd-card": _absurd_card, "module": _module_of_a_stranger, "nested": _nested},
+    ".jsonl": {"nested": _nested},
+    ".arrow": {"lengths": _lengths, "lengths-2": _lengths},
     ".md": {"card": _card_text},
     ".onnx": {"onnx-hostile": hostile_onnx, "onnx-hostile-2": hostile_onnx, "onnx-hostile-3": hostile_onnx},
     ".pt": {"script-hostile": hostile_script, "script-source": changed_source, "torch-payload-within": inner_payload},
