@@ -126,7 +126,7 @@ def test_a_teacher_that_learnt_from_floats_with_channels_last_is_given_them_so(w
 @pytest.mark.parametrize(
     ("observe", "says"),
     [
-        (lambda env: env.place + 1.7e9, "number 0 .from 0. is about 1.7e"),
+        (lambda env: env.place + 1.7e9, "number [01] .from 0. is about 1.7e"),
         (lambda env: np.array([env.place[0], 1_700_000_000_000 + 60 * env.age]), "number 1 .from 0."),
     ],
 )
