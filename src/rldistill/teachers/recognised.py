@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rldistill.files import open_regular
 from rldistill.teachers.archives import PATH_LENGTH, read_file, read_members, shown
 from rldistill.teachers.pickles import MOST_BYTES, Inert, admits_statistics, interpret
 from rldistill.types import UserError
@@ -74,7 +75,7 @@ _TENSORFLOW = "convert it to ONNX (python -m tf2onnx.convert), and name that fil
 def _file(path: Path, name: str) -> str | None:
     if not path.is_file():
         return None
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         start = file.read(_START)
     if start[:6] == b"\x93NUMPY":
         return _table(name)
