@@ -26,39 +26,37 @@ from typing import Any
 LIMIT = 150.0
 """Seconds of a command."""
 
-POLICIES: tuple[tuple[str, str, str], ...] = (
-    ("skrl-CartPole-preprocessor.pt", "--env CartPole-v1 --teacher-scores logits", ""),
-    ("skrl-CartPole-preprocessor.pt", "--env CartPole-v1 --teacher-scores logits --teacher-network mlp:64,64:tanh", ""),
-    ("vecnormalize-elsewhere/best_model.zip", "--env CartPole-v1", ""),
-    ("author-class-relu/ppo-CartPole-v1.zip", "", ""),
-    ("author-class-relu/ppo-CartPole-v1.zip", "--teacher-network mlp:64,64:relu", ""),
-    ("cleanrl-relu/ppo.cleanrl_model", "--env CartPole-v1", ""),
-    ("cleanrl-relu/ppo.cleanrl_model", "--env CartPole-v1 --teacher-network mlp:64,64:relu", ""),
-    ("sac-actor-unit-actions-Pendulum-v1.onnx", "--env Pendulum-v1 --teacher-scores deterministic", ""),
+POLICIES: tuple[tuple[str, str], ...] = (
+    ("skrl-CartPole-preprocessor.pt", "--env CartPole-v1 --teacher-scores logits"),
+    ("skrl-CartPole-preprocessor.pt", "--env CartPole-v1 --teacher-scores logits --teacher-network mlp:64,64:tanh"),
+    ("vecnormalize-elsewhere/best_model.zip", "--env CartPole-v1"),
+    ("author-class-relu/ppo-CartPole-v1.zip", ""),
+    ("author-class-relu/ppo-CartPole-v1.zip", "--teacher-network mlp:64:relu"),
+    ("cleanrl-relu/ppo.cleanrl_model", "--env CartPole-v1"),
+    ("cleanrl-relu/ppo.cleanrl_model", "--env CartPole-v1 --teacher-network mlp:64,64:relu"),
+    ("sac-actor-unit-actions-Pendulum-v1.onnx", "--env Pendulum-v1 --teacher-scores deterministic"),
     (
         "sac-actor-unit-actions-Pendulum-v1.onnx",
         "--env Pendulum-v1 --teacher-scores deterministic --teacher-actions unit",
-        "",
     ),
-    ("minatar-breakout-dqn.pt", "--env MinAtar/Breakout-v0", ""),
-    ("minatar-breakout-dqn.pt", "--env MinAtar/Breakout-v0 --teacher-network cnn:16:128 --teacher-scores q_values", ""),
+    ("minatar-breakout-dqn.pt", "--env MinAtar/Breakout-v0"),
+    ("minatar-breakout-dqn.pt", "--env MinAtar/Breakout-v0 --teacher-network cnn:16:128 --teacher-scores q_values"),
     (
         "minatar-breakout-one-state-dict.pt",
         "--env MinAtar/Breakout-v0 --teacher-network cnn:16:128 --teacher-scores q_values",
-        "",
     ),
-    ("maskable/ppo-CartPole-v1.zip", "", ""),
-    ("rslrl-policy.onnx", "--env Pendulum-v1 --teacher-scores deterministic", ""),
-    ("rslrl-model.pt", "--env Pendulum-v1", ""),
-    ("rslrl-model.pt", "--env Pendulum-v1 --teacher-network mlp:64,64:elu", ""),
-    ("sb3-docs-actions-out-CartPole-v1.onnx", "--env CartPole-v1", ""),
-    ("unity-several-outputs.onnx", "--env Pendulum-v1", ""),
-    ("unity-several-outputs.onnx", "--env Pendulum-v1 --teacher-output continuous_actions", ""),
-    ("compiled/sac-Pendulum-v1.zip", "", ""),
-    ("sb3-policy-save.pkl", "--env CartPole-v1", ""),
-    ("unzipped/ppo-CartPole-v1", "", ""),
+    ("maskable/ppo-CartPole-v1.zip", ""),
+    ("rslrl-policy.onnx", "--env Pendulum-v1 --teacher-scores deterministic"),
+    ("rslrl-model.pt", "--env Pendulum-v1"),
+    ("rslrl-model.pt", "--env Pendulum-v1 --teacher-network mlp:64,64:tanh"),
+    ("sb3-docs-actions-out-CartPole-v1.onnx", "--env CartPole-v1"),
+    ("unity-several-outputs.onnx", "--env Pendulum-v1"),
+    ("unity-several-outputs.onnx", "--env Pendulum-v1 --teacher-output continuous_actions"),
+    ("compiled/sac-Pendulum-v1.zip", ""),
+    ("sb3-policy-save.pkl", "--env CartPole-v1"),
+    ("unzipped/ppo-CartPole-v1", ""),
 )
-"""File, options as a user gives them at first and as the line that came of it says, and nothing."""
+"""File, and options: as a user gives them at first, and then as the line that came of it says."""
 
 
 def run(arguments: list[str], folder: Path, environment: dict[str, str]) -> tuple[str, str]:
@@ -104,7 +102,7 @@ def policies(cases: Path) -> list[dict[str, Any]]:
         shutil.copytree(cases / "policies", folder / "policies", copy_function=shutil.copyfile)
         for path in [folder / "policies", *(folder / "policies").rglob("*")]:
             path.chmod(0o755 if path.is_dir() else 0o644)
-        for file, options, _ in POLICIES:
+        for file, options in POLICIES:
             scores = folder / "scores.json"
             scores.unlink(missing_ok=True)
             arguments = [
@@ -121,7 +119,8 @@ def policies(cases: Path) -> list[dict[str, Any]]:
 
 def ids_of(cases: Path) -> list[str]:
     """What the package of environments registers."""
-    script = "import gymnasium, myenvs; print('\\n'.join(i for i, s in gymnasium.registry.items() if 'myenvs' in str(s.entry_point)))"
+    names = "(i for i, s in gymnasium.registry.items() if 'myenvs' in str(s.entry_point))"
+    script = f"import gymnasium, myenvs; print('\\n'.join{names})"
     environment = surroundings(cases)
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     return done.stdout.split()
@@ -193,7 +192,9 @@ def main() -> None:
     """Runs what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["policies", "environments", "table"])
-    parser.add_argument("files", nargs="*", type=Path, help="of table: two results; of environments: ids, by default all")
+    parser.add_argument(
+        "files", nargs="*", type=Path, help="of table: two results; of environments: ids, by default all"
+    )
     parser.add_argument("--cases", type=Path, default=Path("../shared/cases"))
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
