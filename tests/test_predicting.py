@@ -13,10 +13,11 @@ from gymnasium import spaces
 
 from rldistill.actions import greedy
 from rldistill.envs import Environments, make_task
+from rldistill.envs.own import predict_own
 from rldistill.networks import Architecture, build
 from rldistill.policies import SavedPolicy
 from rldistill.rollout import play_scored
-from rldistill.types import UserError
+from rldistill.types import Task, UserError
 
 
 class Signs(gymnasium.Env[Any, Any]):
@@ -204,3 +205,15 @@ def test_an_environment_that_is_not_here_is_only_needed_for_its_own_observations
     assert policy.predict(np.zeros((2, *policy.task.observation_shape), np.float32))[0].shape == (2,)
     with pytest.raises(UserError, match="unknown environment"):
         policy.predict({"wind": np.zeros(2)})
+
+
+def test_an_environment_that_is_not_here_is_said_where_its_actions_may_be_shifted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    task = Task("gone:Away-v0", num_actions=2, observation_shape=(3,), observation_dtype="float32")
+    policy = build(Architecture("mlp:4", (3,), 2), 0, "q_values")
+    action = predict_own(
+        policy, task, np.zeros(3, dtype=np.float32), deterministic=True, generator=np.random.default_rng(0)
+    )
+    assert int(action) in (0, 1)
+    assert "count from 0" in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
@@ -171,5 +172,12 @@ def _own(task: Task) -> _Own | UserError:
         found = _Own(observations, read, ActionWriter(task.env, actions))
     except UserError as error:
         found = error
+        # Once a task: a shifted action space cannot be known without its environment.
+        logging.getLogger("rldistill").warning(
+            "warning: predict does without %s, which cannot be made here (%s): observations are expected as the policy reads "
+            "them, and discrete actions count from 0",
+            task.env,
+            error,
+        )
     _known[task] = gymnasium.registry.get(task.env.rpartition(":")[2]), found
     return found
