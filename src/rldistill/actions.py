@@ -145,23 +145,31 @@ def _in_range(actions: Tensor, kind: ScoreKind, task: Task) -> Tensor:
 def greedy(values: ActionValues, observations: Observations, task: Task, masks: Masks | None = None) -> Actions:
     """The chosen action of each row, (N,) or (N, D), of the allowed ones."""
     with torch.no_grad():
-        scores = finite(values(as_tensor(observations)))
+        scores = finite(values(as_tensor(observations)), masks)
         return cast(Actions, chosen(scores, values.score_kind, task, masks).numpy())
 
 
-def finite(scores: Tensor) -> Tensor:
-    """The scores of a policy at play.
+def finite(scores: Tensor, masks: Masks | Tensor | None = None) -> Tensor:
+    """The scores of a policy at play, (B, K), as `without_masked_infinity` gives them.
 
     Raises:
         UserError: NaN or infinity is among them, as where finite weights are so large that their products overflow. The
             highest of such scores is no choice.
     """
+    scores = without_masked_infinity(scores, masks)
     if not bool(torch.isfinite(scores).all()):
         raise UserError(
             "the scores of this policy hold NaN or infinity, so it cannot be played: its weights are damaged, too large, or of a "
             "training that diverged"
         )
     return scores
+
+
+def without_masked_infinity(scores: Tensor, masks: Masks | Tensor | None) -> Tensor:
+    """0 in place of the minus infinity that a policy itself gives to actions which the masks (B, A) rule out."""
+    if masks is None:
+        return scores
+    return torch.where(~torch.as_tensor(masks, device=scores.device) & torch.isneginf(scores), 0.0, scores)
 
 
 def _ends(task: Task) -> tuple[Floats, Floats]:
@@ -305,7 +313,7 @@ def predicted(
         actions = greedy(values, rows, task, masks)
     else:
         with torch.no_grad():
-            actions = drawn(finite(values(as_tensor(rows))), values.score_kind, task, generator, masks)
+            actions = drawn(finite(values(as_tensor(rows)), masks), values.score_kind, task, generator, masks)
     return cast(Actions, np.asarray(actions[0])) if one else actions
 
 

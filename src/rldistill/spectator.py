@@ -62,7 +62,7 @@ def spectate(
 
     def act(observations: Observations, masks: Masks | None = None) -> Actions:
         nonlocal seen
-        own, theirs = allowed(finite(policy(as_tensor(observations))), masks), None
+        own, theirs = allowed(finite(policy(as_tensor(observations)), masks), masks), None
         if other is not None:
             theirs = allowed(other(as_tensor(observations)), masks).numpy()[0].astype(np.float32)
         greedy = cast(Actions, chosen(own, policy.score_kind, task).numpy())

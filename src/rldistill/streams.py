@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rldistill.actions import chosen, describe, mix_in_random, score_width
+from rldistill.actions import chosen, describe, mix_in_random, score_width, without_masked_infinity
 from rldistill.augmentation import compose_
 from rldistill.envs import Environments
 from rldistill.files import generator_state, load_generator_state
@@ -92,8 +92,7 @@ def minibatches(item: Mapping[Task, Batch], size: int) -> list[Mapping[Task, Bat
 
 
 def checked_labels(values: Tensor, kind: ScoreKind, task: Task, masks: Masks | Tensor | None = None) -> Tensor:
-    """The teacher's values (B, K) as float32; 0 in place of the minus infinity that a teacher itself gives to actions which the
-    masks (B, A) rule out.
+    """The teacher's values (B, K) as float32, as `without_masked_infinity` gives them.
 
     Raises:
         UserError: another number of them than the task's actions need, or NaN or infinity among them.
@@ -103,8 +102,7 @@ def checked_labels(values: Tensor, kind: ScoreKind, task: Task, masks: Masks | T
         raise UserError(
             f"the teacher gives values of shape {tuple(values.shape)}; {describe(task)} need {width} ({kind})"
         )
-    if masks is not None:
-        values = torch.where(~torch.as_tensor(masks) & torch.isneginf(values), 0.0, values)
+    values = without_masked_infinity(values, masks)
     if not bool(torch.isfinite(values).all()):
         raise UserError("the teacher's values hold NaN or infinity: this teacher cannot be distilled")
     return values.to(torch.float32)
