@@ -614,9 +614,13 @@ def test_dataset_of_a_zip_is_distilled_with_the_same_zip(tmp_path: Path) -> None
     config = replace(QUICK, dataset=str(tmp_path / "data"), updates=30, augment=0.5)
     distill(teacher, tmp_path / "same", config)
     other = balancing_zip(tmp_path / "other" / "ppo-CartPole-v1.zip", scale=10.0)
-    refused(distill, other, tmp_path / "run", config, says="another teacher labelled the dataset .*--augment 0")
+    refused(
+        distill, other, tmp_path / "run", config, says="another teacher labelled the dataset .*--augment 0 --accept"
+    )
     assert not (tmp_path / "run").exists()
-    distill(other, tmp_path / "run", replace(config, augment=0.0))
+    alone = replace(config, augment=0.0)
+    refused(distill, other, tmp_path / "run", alone, says="another teacher labelled the dataset .*--accept-mismatch")
+    distill(other, tmp_path / "run", alone, options=TeacherOptions(accept_mismatch=True))
     refused(record, other, tmp_path / "data", RecordConfig(steps=8), append=True, says="recorded with teacher = ")
     assert record(teacher, tmp_path / "data", RecordConfig(steps=8), append=True).control_steps == 408
 

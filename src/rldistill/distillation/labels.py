@@ -34,7 +34,7 @@ def fitting_dataset(path: str, teacher: Teacher, task: Task, *, augment: bool) -
     if labelled_by is not None and own["sha256"] is not None and labelled_by != own["sha256"] and augment:
         raise UserError(
             f"another teacher labelled the dataset {path}, and composites would get labels from this one: "
-            "name the dataset's own teacher, or learn from its states alone with --augment 0"
+            "name the dataset's own teacher, or learn its labels alone with --augment 0 --accept-mismatch"
         )
     # Whoever merged several teachers' labels has said that they may be mixed. Cards made by hand may say nothing of a teacher.
     several = [item.get("sha256") for item in card.get("teachers", [])]
