@@ -424,7 +424,7 @@ def test_refusals_are_one_line_and_leave_nothing(tmp_path: Path) -> None:
         ("a", "parquet", "x", {"teacher": "t"}, "has its teacher's values"),
         ("a", "parquet", "x", {"env": "Pong"}, "--env and the teacher's options .*--teacher"),
         ("p", "rldistill", "x", {"options": TeacherOptions(trust_pickle=True)}, "--env and the teacher's options"),
-        ("a", "tar", "x", {}, "unknown format 'tar'"),
+        ("a", "tar", "x", {}, "rldistill, parquet, minari, not 'tar'"),
         ("absent", "parquet", "x", {}, "there is nothing at"),
         ("notes", "parquet", "x", {}, "is no dataset: it has neither dataset.json"),
         ("notes/notes.txt", "parquet", "x", {}, "is no dataset"),

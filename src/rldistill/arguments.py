@@ -105,8 +105,9 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _has(value: Any, name: str) -> bool:
-    """Whether there is an attribute; a property that fails has its own error."""
-    return name in dir(type(value)) or name in getattr(value, "__dict__", {})
+    """Whether there is an attribute, or may be; a property that fails has its own error."""
+    found = dir(type(value))
+    return name in found or "__getattr__" in found or name in getattr(value, "__dict__", {})
 
 
 def _members(protocol: Any) -> set[str]:
