@@ -6,7 +6,7 @@ import collections.abc
 import inspect
 import os
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, wraps
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -41,6 +41,18 @@ def checked_arguments(function: Callable[Given, Result]) -> Callable[Given, Resu
         return function(*args, **kwargs)
 
     return checked
+
+
+def check_fields(given: Mapping[str, Any], owner: type) -> None:
+    """Compares options with the fields of a class that have their names.
+
+    Raises:
+        UserError: one is of another type; the message names it and says what is expected.
+    """
+    hints = _hints(owner)
+    for name, value in given.items():
+        if name in hints:
+            _check(f"--{name.replace('_', '-')}", value, hints[name])
 
 
 @cache

@@ -21,7 +21,6 @@ from rldistill.actions import agreement as agreement_of
 from rldistill.actions import greedy, mix_in_random
 from rldistill.arguments import checked_arguments
 from rldistill.envs import (
-    EnvironmentFailed,
     chosen_task,
     repeats,
     same_game,
@@ -197,7 +196,7 @@ def evaluate(
 
 
 def _say_whether_it_repeats(task: Task, seed: int, progress: Progress) -> None:
-    with suppress(EnvironmentFailed):  # the games are played: nothing is lost by what nobody asked for
+    with suppress(UserError):  # the games are played: nothing is lost by what nobody asked for
         if not repeats(task, seed):
             progress.say(
                 f"note: {task.env} does not repeat itself: two games from one seed with the same actions differ, so --seed does "

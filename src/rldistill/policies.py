@@ -29,7 +29,7 @@ from rldistill.envs import predict_own
 from rldistill.files import read_regular, replace_file
 from rldistill.machine import usual_torch
 from rldistill.networks import Architecture, Network, build
-from rldistill.types import ScoreKind, Task, Teacher, UserError
+from rldistill.types import ScoreKind, Task, Teacher, UserError, first_line
 
 FORMAT = "rldistill-policy"
 VERSION = 1
@@ -235,7 +235,7 @@ def load_policy(path: str | os.PathLike[str]) -> SavedPolicy:
     except UserError:
         raise
     except (LookupError, OverflowError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
-        raise UserError(f"{folder} is damaged: {_first_line(error)}") from None
+        raise UserError(f"{folder} is damaged: {first_line(error)}") from None
     if card["score_kind"] not in get_args(ScoreKind):
         raise UserError(f"{folder / 'policy.json'} is damaged: score_kind is {card['score_kind']!r}")
     if network.architecture.num_actions != _width(task, network) or shape != task.observation_shape:
@@ -276,7 +276,3 @@ def check_finite(tensors: Mapping[str, Tensor], path: Path | None) -> None:
             raise UserError(
                 f"{path or 'this policy'}: the weights hold NaN or infinity (in {name}); the policy is of no use"
             )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

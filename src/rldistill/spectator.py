@@ -14,7 +14,7 @@ from rldistill.actions import allowed, bounds, chosen, finite, mix_in_random
 from rldistill.envs import Environments, Pixels
 from rldistill.policies import KeptPolicy
 from rldistill.rollout import EpsilonGreedy, rollout
-from rldistill.types import Actions, Floats, Masks, Observations, ScoreKind, Task, as_tensor
+from rldistill.types import Actions, Floats, Masks, Observations, ScoreKind, Task, as_tensor, first_line
 
 _UNSEEN_STEPS = 200
 
@@ -107,7 +107,7 @@ def undrawable(task: Task) -> str | None:
         finally:
             environments.close()
     except Exception as error:  # a stranger's renderer may fail in any way
-        return (str(error).splitlines() or [type(error).__name__])[0]
+        return first_line(error)
     return None
 
 

@@ -45,6 +45,15 @@ def shown(text: object, length: int = 80) -> str:
     return plain if len(plain) <= length else plain[: length - 1] + "…"
 
 
+def first_line(error: object, length: int = 200) -> str:
+    """The beginning of an error's text as it may stand in a message; the name of its type where it has no text."""
+    try:
+        text = str(error).strip()
+    except Exception:  # of a stranger's class
+        text = ""
+    return shown((text.splitlines() or [type(error).__name__])[0], length)
+
+
 class UserError(ValueError):
     """A wrong input. Its text is one line that says what is wrong and how to mend it; the command exits with 2.
 

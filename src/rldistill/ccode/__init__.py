@@ -14,7 +14,7 @@ from rldistill.ccode.compiling import CNetwork, compiled, compiler
 from rldistill.ccode.numbers import Arrays, CPolicy, c_policy, check_names
 from rldistill.ccode.rendering import FIRST_LINE, render
 from rldistill.documents import parse_json
-from rldistill.types import UserError
+from rldistill.types import UserError, first_line
 
 __all__ = ["FIRST_LINE", "CNetwork", "CPolicy", "c_policy", "compiled", "compiler", "read_c", "render"]
 
@@ -46,8 +46,7 @@ def read_c(text: str, name: str) -> CPolicy:
         found = CPolicy(description, arrays)
         same = render(found)[0] == text
     except (LookupError, TypeError, ValueError, OverflowError, RuntimeError, RecursionError, MemoryError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{name} is damaged: {reason}; export it anew") from None
+        raise UserError(f"{name} is damaged: {first_line(error)}; export it anew") from None
     if not same:
         raise UserError(f"{name} was changed since rldistill wrote it, so it is not compiled here: export it anew")
     return found

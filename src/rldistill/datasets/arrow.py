@@ -15,7 +15,7 @@ import pyarrow as pa
 from rldistill.actions import action_layout
 from rldistill.datasets.layout import check_layout
 from rldistill.datasets.shards import ADVICE, FORMAT, VERSION, Dataset, Shard, check_rows, frame_shape, label_width
-from rldistill.types import UserError
+from rldistill.types import UserError, first_line
 
 # Of 1, 3, 6, 9 and 12 on a Pong of 16 environments: 6 takes 30 bytes a frame at 175,000 frames/s, some thirty times the
 # rate of the emulator on the same core; 9 takes 27 at 110,000/s. XOR with the frame before takes 34 at level 6: zstd's
@@ -31,8 +31,7 @@ def readable(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise UserError(f"the shard {path} is missing{ADVICE}") from None
     except (pa.ArrowException, KeyError, OSError, ValueError) as error:  # UserError is a ValueError
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"the shard {path} is of no use: {reason}{ADVICE}") from None
+        raise UserError(f"the shard {path} is of no use: {first_line(error)}{ADVICE}") from None
 
 
 def row_schema(dataset: Dataset) -> Any:

@@ -40,7 +40,7 @@ from rldistill.policies import SavedPolicy
 from rldistill.progress import Progress
 from rldistill.runs import command_line
 from rldistill.teachers import ForeignTeacher, known_of
-from rldistill.types import Task, UserError, as_tensor
+from rldistill.types import Task, UserError, as_tensor, first_line
 
 KEY = "rldistill"
 VALUES = "teacher_values"
@@ -452,6 +452,5 @@ def _readable(source: Path, episode: int | None = None) -> Iterator[None]:
     except ImportError as error:
         raise UserError(f"{source}: {error}") from None
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         where = "" if episode is None else f"episode {episode} of "
-        raise UserError(f"{where}{source} cannot be read: {reason}") from None
+        raise UserError(f"{where}{source} cannot be read: {first_line(error)}") from None

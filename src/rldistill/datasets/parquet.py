@@ -24,7 +24,7 @@ from rldistill.datasets.shards import Dataset, append_shard, empty_dataset, pars
 from rldistill.documents import parse_json
 from rldistill.files import check_regular, open_regular
 from rldistill.progress import Progress
-from rldistill.types import UserError
+from rldistill.types import UserError, first_line
 
 KEY = b"rldistill"
 # zstd looks back over a page: over one of 8 MB it finds the frames of a thousand control steps before.
@@ -205,5 +205,4 @@ def _readable(file: Path) -> Iterator[None]:
     except UserError:
         raise
     except (pa.ArrowException, KeyError, OSError, TypeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{file} is damaged, or was not written by rldistill: {reason}") from None
+        raise UserError(f"{file} is damaged, or was not written by rldistill: {first_line(error)}") from None

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rldistill.actions import are_allowed, check_actions, first_allowed, uniform_actions
-from rldistill.arguments import checked_arguments
+from rldistill.arguments import check_fields, checked_arguments
 from rldistill.envs.atari import ATARI_RANDOM_SCORES, AtariBackend, atari_task, is_atari
 from rldistill.envs.boundary import EnvironmentFailed, remark
 from rldistill.envs.gymnasium import (
@@ -81,6 +81,7 @@ __all__ = [
 
 LONGEST_GAME = 10_000
 """Control steps after which a game is truncated where neither the task nor the environment says when."""
+_MOST_STEPS = 2**53
 
 
 @checked_arguments
@@ -112,6 +113,7 @@ def task_in_file(env: str, **options: Any) -> Task:
     given = {name: value for name, value in options.items() if value is not None and value != ()}
     env = canonical(env)
     longest = given.pop("max_episode_steps", None)
+    check_fields({**given, "env_kwargs": (), "max_episode_steps": longest or 0}, Task)
     if is_atari(env):
         task = atari_task(env, given)
     elif is_minatar(env):
@@ -482,3 +484,5 @@ def _check_options(task: Task) -> None:
         raise UserError(f"sticky actions are a probability below 1, not {task.sticky_actions}")
     if task.frame_skip < 1 or task.frame_stack < 1 or task.noop_max < 0 or task.max_frames < 0:
         raise UserError("frame skip and frame stack are at least 1; no-ops and the limit of frames are not negative")
+    if not 0 <= task.max_episode_steps <= _MOST_STEPS:
+        raise UserError(f"--max-episode-steps lies between 0 and {_MOST_STEPS:,}; 0 leaves it to the environment")

@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rldistill.types import UserError
+from rldistill.types import UserError, first_line, shown
 
 Info = Mapping[str, Any]
-_WORDS = 200
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -156,22 +155,15 @@ def remark(line: str) -> None:
 
 def failure(call: str, env: str, error: BaseException) -> EnvironmentFailed:
     """The one line for an error that an environment raised; the traceback is in its `details`."""
-    words = printable(str(error))
-    said = f"{type(error).__name__}: {words}" if words else type(error).__name__
+    kind, words = type(error).__name__, first_line(error)
+    what = kind if words == kind else f"{kind}: {words}"
     old = "values to unpack" in words or "of the form `(obs, info)`" in words
     hint = "; is it of the old Gym API? move it to Gymnasium's" if old else ""
     if call == "making" and isinstance(error, TypeError) and "required" in words:
         hint = "; name the constructor's arguments with --env-kwargs name=value"
-    failed = EnvironmentFailed(f"{call} of {env} failed: {said}{_place(error)}{hint}")
+    failed = EnvironmentFailed(f"{call} of {env} failed: {what}{_place(error)}{hint}")
     failed.details = "".join(traceback.format_exception(error))
     return failed
-
-
-def printable(text: str, length: int = _WORDS) -> str:
-    """The first line of a stranger's text, cut, without what moves a terminal's cursor."""
-    first = (text.strip().splitlines() or [""])[0]
-    clean = "".join(letter if letter.isprintable() else " " for letter in first)
-    return clean if len(clean) <= length else f"{clean[: length - 3]}..."
 
 
 def _place(error: BaseException) -> str:
@@ -183,7 +175,7 @@ def _place(error: BaseException) -> str:
     if not own:
         return ""
     path = Path(own[-1].filename)
-    return f" ({printable('/'.join(path.parts[-2:]), 80)}, line {own[-1].lineno})"
+    return f" ({shown('/'.join(path.parts[-2:]))}, line {own[-1].lineno})"
 
 
 def _number(value: Any) -> float | None:
@@ -210,6 +202,6 @@ def _as_float(value: Any) -> float:
 
 def _shown(value: Any) -> str:
     try:
-        return printable(repr(value), 60)
+        return first_line(repr(value), 60)
     except Exception:  # a stranger's object may fail in any way
         return type(value).__name__

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rldistill.envs.world import nearest
-from rldistill.types import EnvArgument, UserError
+from rldistill.types import EnvArgument, UserError, first_line
 
 _named_modules: set[str] = set()
 _named_texts: set[str] = set()
@@ -26,6 +26,8 @@ _MODULE = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
 _PLAIN = r"[\w\- ]{0,64}"
 _OLD_ATARI = r"(?:(?:ale_py|gym|gymnasium):)?([A-Z]\w*?)(-ram)?(-?[Dd]eterministic)?-v[045]"
 _MOST_TEXT = 1000
+_LARGEST = 2**63
+"""Whole numbers lie below it: larger ones cannot be read back from a policy's files."""
 
 
 def canonical(env: str) -> str:
@@ -122,7 +124,9 @@ def _check_argument(name: Any, value: Any) -> None:
     own = {*inspect.signature(gymnasium.make).parameters, "render_mode", "autoreset", "apply_api_compatibility"}
     if name in own:
         raise UserError(f"--env-kwargs: {name} is an argument of gymnasium.make, not of the environment")
-    number = isinstance(value, int | float) and math.isfinite(value)
+    if isinstance(value, int) and abs(value) >= _LARGEST:
+        raise UserError(f"--env-kwargs: {name} is a whole number of more than 63 bits")
+    number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
     if not number and not (isinstance(value, str) and len(value) <= _MOST_TEXT) and value is not None:
         raise UserError(f"--env-kwargs: {name} is text, a number, true, false or null, not {value!r}"[:200])
 
@@ -154,7 +158,7 @@ def make(env: str, arguments: Iterable[tuple[str, EnvArgument]], render_mode: st
     try:
         return gymnasium.make(name, **options)
     except (gymnasium.error.Error, ImportError) as error:
-        words = (str(error).splitlines() or [type(error).__name__])[0]
+        words = first_line(error)
         if isinstance(error, gymnasium.error.DependencyNotInstalled) or (
             known and isinstance(error, ModuleNotFoundError)
         ):

@@ -38,33 +38,33 @@ class MaskReader:
         self.masks: Masks | None = None
         """(N, A): the allowed actions; None where the environment gives no masks. A new array each time."""
 
-    def reset(self, number: int, said: Mapping[int, Any]) -> None:
+    def reset(self, number: int, given: Mapping[int, Any]) -> None:
         """Takes the masks of the rows that were reset.
 
         Args:
             number: N, of all rows.
-            said: row to what its environment says of its allowed actions; None is nothing.
+            given: row to what its environment says of its allowed actions; None is nothing.
 
         Raises:
             EnvironmentFailed: as `step`.
         """
         masks = None if self.masks is None else self.masks.copy()
-        for row, given in said.items():
-            mask = self._mask(given, ended=False)
+        for row, answer in given.items():
+            mask = self._mask(answer, ended=False)
             if mask is not None:
                 masks = np.ones((number, len(mask)), dtype=np.bool_) if masks is None else masks
                 masks[row] = mask
         self.masks = masks
 
-    def step(self, said: Sequence[Any], ended: Bools) -> None:
+    def step(self, given: Sequence[Any], ended: Bools) -> None:
         """Takes the masks after a step of all rows, from what their environments say and whether their episodes ended (N).
 
         Raises:
             EnvironmentFailed: one is no mask of the task's actions, it allows none, or the first reset gave none.
         """
         masks = None if self.masks is None else np.empty_like(self.masks)
-        for row, given in enumerate(said):
-            mask = self._mask(given, ended=bool(ended[row]))
+        for row, answer in enumerate(given):
+            mask = self._mask(answer, ended=bool(ended[row]))
             if masks is not None and mask is not None:
                 masks[row] = mask
         self.masks = masks
@@ -104,7 +104,7 @@ class MaskReader:
         fits = numbers.shape == (task.num_actions,) and numbers.dtype.kind in "biuf"
         if not fits or not bool(((numbers == 0) | (numbers == 1)).all()):
             raise EnvironmentFailed(
-                f"an action mask of {task.env} is {_shown(mask, numbers)}; it has one 0 or 1 for each of "
+                f"an action mask of {task.env} is {_described(mask, numbers)}; it has one 0 or 1 for each of "
                 f"{task.num_actions} actions ({describe(task)})"
             )
         return numbers.astype(np.bool_)
@@ -118,7 +118,7 @@ def _joined(masks: Any, sizes: tuple[int, ...]) -> Any:
     return np.asarray(masks)
 
 
-def _shown(mask: Any, numbers: Any) -> str:
+def _described(mask: Any, numbers: Any) -> str:
     """In a message: the shape, or the type of what is no array of numbers, or the values that are neither 0 nor 1."""
     if numbers.dtype.kind not in "biuf":
         return f"of type {type(mask).__name__}"

@@ -32,12 +32,12 @@ from rldistill.teachers.hub import PREFIX, fetch, find_policy_file, read_card
 from rldistill.teachers.matching import mismatches_of, with_masks
 from rldistill.teachers.options import TeacherOptions, check_acting
 from rldistill.teachers.outputs import unit_mismatch, with_units
-from rldistill.teachers.programs import first_line, last_line
+from rldistill.teachers.programs import last_line
 from rldistill.teachers.python import PythonTeacher
 from rldistill.teachers.reading import read_kind
 from rldistill.teachers.recognised import refuse_recognised
 from rldistill.teachers.sb3_files import PARAMETERS, content_of, is_unpacked
-from rldistill.types import ScoreKind, Task, Teacher, UserError
+from rldistill.types import ScoreKind, Task, Teacher, UserError, first_line
 
 __all__ = [
     "ForeignTeacher",

@@ -92,14 +92,17 @@ def _without(value: Any, name: str, groups: list[Group], depth: int) -> Any:
         return value
     kept = {key: item for key, item in value.items() if not _is_object(item, _join(name, key), groups)}
     pairs: dict[tuple[str, str], dict[str, str]] = {}
+    leaves_of: dict[str, set[str]] = {}
     for key in kept:
         owner, _, leaf = key.rpartition(".") if isinstance(key, str) else ("", "", "")
-        found = _ROLE.fullmatch(leaf)
-        if found:
-            pairs.setdefault((owner, found[1] or ""), {})[found[2][:3]] = key
+        if isinstance(key, str):
+            leaves_of.setdefault(owner, set()).add(leaf)
+        role = _ROLE.fullmatch(leaf)
+        if role:
+            pairs.setdefault((owner, role[1] or ""), {})[role[2][:3]] = key
+    taken: set[str] = set()
     for (owner, stem), roles in pairs.items():
-        before = f"{owner}." if owner else ""
-        beside = {key[len(before) :] for key in kept if isinstance(key, str) and key.startswith(before)}
+        before, beside = f"{owner}." if owner else "", leaves_of[owner]
         if {"weight", "bias", "num_batches_tracked"} & beside:  # a layer's own, such as BatchNorm
             continue
         mean = _numbers(kept.get(roles.get("mea")))
@@ -110,11 +113,11 @@ def _without(value: Any, name: str, groups: list[Group], depth: int) -> Any:
             continue
         stem = "" if stem == "running" else stem
         label = f"{owner}.{stem}" if owner and stem else owner or stem
-        leaves = frozenset(leaf for leaf in beside if "." not in leaf)
-        groups.append(Group(_join(name, label) if label else name, leaves, mean, deviation))
-        taken = {*roles.values(), *(f"{before}{leaf}" for leaf in leaves if _COUNT.fullmatch(leaf))}
-        kept = {key: item for key, item in kept.items() if key not in taken}
-    inner = {key: _without(item, _join(name, key), groups, depth + 1) for key, item in kept.items()}
+        groups.append(Group(_join(name, label) if label else name, frozenset(beside), mean, deviation))
+        own = {*roles.values(), *(f"{before}{leaf}" for leaf in beside if _COUNT.fullmatch(leaf))}
+        beside -= {key[len(before) :] for key in own}
+        taken |= own
+    inner = {key: _without(item, _join(name, key), groups, depth + 1) for key, item in kept.items() if key not in taken}
     emptied = {key for key, item in inner.items() if isinstance(item, Mapping) and not item and value[key]}
     return {key: item for key, item in inner.items() if key not in emptied}
 

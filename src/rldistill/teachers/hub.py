@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from rldistill.files import open_regular
 from rldistill.teachers.sb3_files import is_unpacked
-from rldistill.types import UserError
+from rldistill.types import UserError, first_line
 
 PREFIX = "hf://"
 # What is fetched of a repository: policies, statistics, settings, the card and scripts (whose text says the activation of
@@ -75,8 +75,7 @@ def fetch(ref: str) -> Path:
             f"no model {owner}/{name} on the hub, or it is not public; see https://huggingface.co"
         ) from None
     except Exception as error:  # of the network, of whatever client the package uses this year
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"cannot fetch {ref}: {reason}; fetch it by hand and name its folder") from None
+        raise UserError(f"cannot fetch {ref}: {first_line(error)}; fetch it by hand and name its folder") from None
     if file is None:
         return Path(folder)
     found = Path(folder, *file.split("/"))

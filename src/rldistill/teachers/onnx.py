@@ -27,9 +27,9 @@ from rldistill.teachers.foreign import (
 from rldistill.teachers.onnx_contents import Contents, check_contents, contents_of
 from rldistill.teachers.onnx_sizes import check_sizes
 from rldistill.teachers.outputs import ActionRange, Wanted, before_tanh, choose_output, constants, is_memory, scores_of
-from rldistill.teachers.programs import first_line, in_batches, policy_of, unknown_range
+from rldistill.teachers.programs import in_batches, policy_of, unknown_range
 from rldistill.teachers.weights import read_bytes
-from rldistill.types import UserError
+from rldistill.types import UserError, first_line
 
 _DTYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,

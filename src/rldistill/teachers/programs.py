@@ -120,11 +120,6 @@ def last_line(error: Exception) -> str:
     return shown((str(error).strip().splitlines() or [type(error).__name__])[-1], 200)
 
 
-def first_line(error: Exception) -> str:
-    """The beginning of an error's text, where onnxruntime says what went wrong."""
-    return shown((str(error).strip().splitlines() or [type(error).__name__])[0], 200)
-
-
 def _are_probabilities(out: Tensor) -> bool:
     """Whether rows are distributions, as logits are by an accident that does not happen."""
     sums = out.double().sum(dim=1)

@@ -184,6 +184,7 @@ def _rebuilt(value: Any, contents: Mapping[str, bytes], source: str) -> Any:
     damaged = UserError(f"{shown(source, PATH_LENGTH)} is damaged: a tensor does not fit its storage; get it anew")
     made: dict[int, Any] = {}
     flat: dict[str, Tensor] = {}
+    total = 0
 
     def tensor(storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
         numbers = (offset, *size, *stride) if isinstance(size, tuple) and isinstance(stride, tuple) else (None,)
@@ -198,6 +199,9 @@ def _rebuilt(value: Any, contents: Mapping[str, bytes], source: str) -> Any:
         end = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1
         if math.prod(size) > length or (math.prod(size) and end > length):
             raise damaged
+        nonlocal total  # each may be a copy, and many may share a storage
+        total += math.prod(size) * _STORAGES[kind]
+        _check_total(total, source)
         return flat[key].as_strided(size, stride, offset).contiguous()
 
     def walk(item: Any, depth: int) -> Any:
@@ -288,10 +292,15 @@ def _check_tensors(loaded: Any, source: str) -> None:
             left += [(name, item) for item in value]
         elif isinstance(value, Tensor):
             total += _checked_bytes(value, name, source)
-            if total > 2 * MOST_BYTES:
-                raise UserError(
-                    f"{shown(source, PATH_LENGTH)} is refused: its tensors are views of one another, again and again"
-                )
+            _check_total(total, source)
+
+
+def _check_total(size: int, source: str) -> None:
+    """Raises UserError where the tensors of a file have more bytes together than a file may hold twice."""
+    if size > 2 * MOST_BYTES:
+        raise UserError(
+            f"{shown(source, PATH_LENGTH)} is refused: its tensors are views of one another, again and again"
+        )
 
 
 def _checked_bytes(tensor: Tensor, name: str, source: str) -> int:
