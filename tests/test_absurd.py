@@ -13,8 +13,8 @@ import torch
 
 from absurd import _policy, cases, outcome, targets
 from rldistill import EvaluateConfig, UserError, evaluate, export, load_teacher
-from rldistill.evaluation import read_scores
 from rldistill.exporting import ExportConfig
+from rldistill.scores import read_scores
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

@@ -271,3 +271,29 @@ def test_a_game_of_the_users_own_has_its_name(monkeypatch: Any) -> None:
         assert make_task("Pong-v0").observation_shape == (4,)
     finally:
         del gymnasium.registry["Pong-v0"]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"max_episode_steps": -5}, "max-episode-steps"),
+        ({"max_episode_steps": 2.5}, "max-episode-steps"),
+        ({"max_episode_steps": "x"}, "max-episode-steps"),
+        ({"max_episode_steps": 10**400}, "max-episode-steps"),
+        ({"env_kwargs": {"x": 2**63}}, "env-kwargs"),
+        ({"env_kwargs": {"x": 10**5000}}, "env-kwargs"),
+        ({"env_kwargs": [f"x={'9' * 400}"]}, "env-kwargs"),
+    ],
+)
+def test_options_of_a_task_that_no_file_could_keep_are_refused(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        make_task("CartPole-v1", **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"frame_skip": "x"}, {"frame_stack": 2.5}, {"noop_max": True}, {"difficulty_ramping": 1}]
+)
+def test_options_of_games_have_their_types(options: dict[str, Any]) -> None:
+    env = "MinAtar/Breakout-v1" if "difficulty_ramping" in options else "PongNoFrameskip-v4"
+    with pytest.raises(UserError, match=next(iter(options)).replace("_", "-")):
+        make_task(env, **options)

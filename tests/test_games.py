@@ -432,3 +432,31 @@ def test_a_game_without_a_record_of_its_bounds_is_plain_json() -> None:
     scored = play_scored(make_task("Alone-v0"), None, 1, 0.0, 0)
     assert (scored["ci_low"], scored["ci_high"], scored["distinct"]) == (None, None, 1)
     json.dumps(scored, allow_nan=False)
+
+
+class Changing(Corridor):
+    """Has another space of observations from the time when `last` of them were made."""
+
+    made, last = 0, 10**9
+
+    def __init__(self) -> None:
+        super().__init__()
+        Changing.made += 1
+        if Changing.made >= Changing.last:
+            self.observation_space = spaces.Box(0, 100, (3,), np.float32)
+
+
+def test_games_that_were_played_are_not_lost_where_the_environment_cannot_be_made_once_more(tmp_path: Path) -> None:
+    gymnasium.register("Changing-v0", entry_point=Changing)
+    try:
+        task = make_task("Changing-v0")
+        save_policy(tmp_path / "p", build(Architecture("mlp:4", (2,), 2), 0), task, {})
+        config = EvaluateConfig(episodes=2, num_envs=1)
+        Changing.made = 0
+        before = evaluate(tmp_path / "p", config)
+        Changing.made, Changing.last = 0, Changing.made  # what is made last only tries whether games repeat themselves
+        assert evaluate(tmp_path / "p", config)[0].returns == before[0].returns
+        assert Changing.made == Changing.last
+    finally:
+        Changing.last = 10**9
+        del gymnasium.registry["Changing-v0"]

@@ -17,7 +17,8 @@ import safetensors.torch
 import torch
 
 from rldistill.progress import Silent
-from rldistill.teachers import ForeignTeacher, TeacherOptions, load_fitting, load_teacher
+from rldistill.teachers import ForeignTeacher, TeacherOptions, load_fitting, load_teacher, tensors
+from rldistill.teachers.embedded import take_statistics
 from rldistill.teachers.tensors import load_tensors
 from rldistill.types import UserError
 
@@ -356,3 +357,31 @@ def test_containers_without_end_are_refused(tmp_path: Path) -> None:
     itself.append(itself)
     with pytest.raises(UserError, match="nested without end"):
         loaded(saved(tmp_path / "b.pt", itself))
+
+
+def test_thousands_of_statistics_are_taken_once_each() -> None:
+    pairs = {f"part{n}.running_{role}": torch.ones(1) for n in range(5000) for role in ("mean", "var")}
+    several = {
+        "obs_mean": torch.zeros(2),
+        "obs_std": torch.ones(2),
+        "reward_mean": torch.zeros(1),
+        "reward_var": torch.ones(1),
+    }
+    taken = take_statistics({**pairs, **several, "count": torch.ones(1), "layer.weight": torch.ones(2, 2)})
+    assert len(taken.groups) == 5002
+    assert {group.name for group in taken.groups} >= {"part0", "part4999", "obs", "reward"}
+    assert set(taken.rest) == {"layer.weight"}
+
+
+def test_views_of_one_storage_again_and_again_are_not_copied_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensors, "MOST_BYTES", 8 << 20)
+    copies: list[int] = []
+    contiguous = torch.Tensor.contiguous
+    monkeypatch.setattr(torch.Tensor, "contiguous", lambda self: copies.append(self.nbytes) or contiguous(self))
+    numbers = torch.zeros(1024, 1024)
+    torch.save({"obs_rms": np.zeros(3), **{f"w{n}": numbers[:, n:].T for n in range(64)}}, tmp_path / "views.pth")
+    with pytest.raises(UserError, match="again and again"):
+        load_tensors((tmp_path / "views.pth").read_bytes(), "views.pth")
+    assert sum(copies) <= 16 << 20
