@@ -703,8 +703,13 @@ def test_teacher_that_does_not_fit_its_environment_is_refused_with_both_numbers(
     acrobot = teacher_of(make_task("Acrobot-v1"))
     for teacher, env, words in (
         (three_actions, None, "CartPole-v1 has 2 discrete actions here, the policy's task says 3 discrete actions"),
+        (
+            three_actions,
+            "CartPole-v1",
+            "CartPole-v1 has 2 discrete actions here, the policy's task says 3 discrete actions",
+        ),
         (five_features, None, r"shape \(4,\) here, the policy's task says \(5,\)"),
-        (three_actions, "CartPole-v1", "CartPole-v1 has 2 discrete actions, the teacher 3 discrete actions"),
+        (three_actions, "Acrobot-v1", r"observations of shape \(6,\), the teacher \(4,\)"),
         (acrobot, "MountainCar-v0", r"MountainCar-v0 has observations of shape \(2,\), the teacher \(6,\)"),
     ):
         with pytest.raises(UserError, match=words):

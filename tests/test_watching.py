@@ -397,8 +397,8 @@ def test_an_environment_that_draws_nothing_is_refused(
     monkeypatch.setattr(Broken, "render", lambda self: None)
     with pytest.raises(UserError, match="Broken-v0 cannot be drawn here: "):
         watch(broken, out=tmp_path / "a.gif")
-    monkeypatch.setattr(Broken, "render", lambda self: np.zeros((8, 8), dtype=np.uint8))
-    with pytest.raises(UserError, match=r"cannot be drawn here: its pictures are of shape \(8, 8\), not"):
+    monkeypatch.setattr(Broken, "render", lambda self: np.zeros(8, dtype=np.uint8))
+    with pytest.raises(UserError, match=r"cannot be drawn here: .*shape \(8,\)"):
         watch(broken, out=tmp_path / "a.gif")
     assert not list(tmp_path.iterdir())
 
