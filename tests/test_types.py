@@ -123,6 +123,13 @@ def test_plain_data_of_a_discrete_task_is_what_it_always_was() -> None:
         {"random_score": [[]]},
         {"difficulty_ramping": None},
         {"observation_dtype": []},
+        {"observation_keys": [["a", 10**9]]},
+        {"observation_keys": [["a", 10**400]]},
+        {"observation_keys": [["a", 5], ["b", -1]]},
+        {"observation_keys": [["a", 2], ["a", 2]]},
+        {"env_kwargs": [["a", 1], ["a", 2]]},
+        {"env_kwargs": [["a", 10**400]]},
+        {"max_episode_steps": -1},
     ],
 )
 def test_absurd_task_data_is_refused(change: dict[str, object]) -> None:

@@ -21,8 +21,8 @@ def main() -> None:
     open_standard_streams()
     print_any_text()
     # Jobs that a script leaves in the background ignore it.
-    is_heard = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
-    if is_heard:
+    can_interrupt = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    if can_interrupt:
         signal.signal(signal.SIGINT, _interrupt)
     try:
         if sys.argv[1:] == ["--version"]:
@@ -39,7 +39,7 @@ def main() -> None:
     else:
         status = 0
     # Python takes its time to end, and a Ctrl-C in it would be another exit status.
-    if is_heard:
+    if can_interrupt:
         signal.signal(signal.SIGINT, _leave if status == 130 else signal.SIG_IGN)
     settle()
     if status == 130:

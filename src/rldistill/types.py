@@ -247,6 +247,9 @@ class Task:
                 raise ValueError("continuous actions have no masks")
             if task.action_sizes and sum(task.action_sizes) != task.num_actions:
                 raise ValueError("the choices of its actions do not add up")
+            sizes = [size for _, size in task.observation_keys]
+            if sizes and ((sum(sizes),) != task.observation_shape or min(sizes) < 0):
+                raise ValueError("the parts of its observations do not add up")
             if not all(low <= high for low, high in zip(task.action_low, task.action_high, strict=True)):  # nor NaN
                 raise ValueError("a least action is above the largest")
             _check_kinds(task)
@@ -285,6 +288,9 @@ def _check_kinds(task: Task) -> None:
     fits = len(sizes) <= _MOST_DIMENSIONS and min(sizes, default=0) >= 0 and math.prod(sizes) <= _MOST_NUMBERS
     wrong += [] if fits else ["observation_shape"]
     wrong += [] if all(_is_argument(*pair) for pair in task.env_kwargs) else ["env_kwargs"]
+    wrong += [
+        name for name in ("env_kwargs", "observation_keys") if len(dict(getattr(task, name))) < len(getattr(task, name))
+    ]
     wrong += [] if task.observation_dtype in ("uint8", "float32") else ["observation_dtype"]
     wrong += [name for name in ("difficulty_ramping", "action_masks") if not isinstance(getattr(task, name), bool)]
     wrong += [] if _is_number(task.sticky_actions, int | float) else ["sticky_actions"]

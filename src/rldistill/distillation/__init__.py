@@ -116,7 +116,7 @@ def distill(
     if config.dataset is not None:
         dataset, doubts = fitting_dataset(config.dataset, teacher, task, augment=bool(config.augment))
         for doubt in doubts:
-            # A run that was begun has heard it: what is refused today must not end it.
+            # A run that was begun with it goes on: what is refused today must not end it.
             stop_or_say(doubt, options, progress, begun=resume and Path(out).exists())
         shards = "".join(shard.sha256 for shard in dataset.shards)
         resolved["dataset_sha256"] = hashlib.sha256(shards.encode()).hexdigest()
