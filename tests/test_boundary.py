@@ -9,6 +9,7 @@ import pytest
 from gymnasium import spaces
 
 from rldistill.envs import EnvironmentFailed, Environments, make_task
+from rldistill.envs.boundary import Boundary
 from rldistill.rollout import uniform
 
 BOX, TWO = spaces.Box(-1, 1, (2,)), spaces.Discrete(2)
@@ -229,3 +230,18 @@ def test_actions_count_from_0_and_reach_the_environment_in_its_own_way(
     received = Line.last.actions[-1]
     assert space.contains(received)
     np.testing.assert_array_equal(received, given)
+
+
+class SilentError(Exception):
+    """An error that has no text."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def test_an_error_whose_own_text_fails_is_named_by_its_type() -> None:
+    def make() -> None:
+        raise SilentError
+
+    with pytest.raises(EnvironmentFailed, match="making of Odd-v0 failed: SilentError"):
+        Boundary("Odd-v0", make)
