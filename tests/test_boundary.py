@@ -1,16 +1,23 @@
 """Environments of users: every kind of failure is one line, and what they give is right or refused."""
 
+import asyncio
+import contextlib
+import os
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 
 from rldistill.envs import EnvironmentFailed, Environments, make_task
 from rldistill.envs.boundary import Boundary
 from rldistill.rollout import uniform
+from rldistill.types import UserError
 
 BOX, TWO = spaces.Box(-1, 1, (2,)), spaces.Discrete(2)
 
@@ -82,6 +89,11 @@ def raising(error: BaseException) -> Callable[..., Any]:
     return function
 
 
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
 ERRORS: list[BaseException] = [
     RuntimeError("lost its connection\nsecond line"),
     SystemExit(0),
@@ -90,6 +102,9 @@ ERRORS: list[BaseException] = [
     UserWarning("of -W error"),
     KeyError("reward"),
     AssertionError(),
+    GeneratorExit(),
+    asyncio.CancelledError(),
+    Unspeakable(),
 ]
 
 
@@ -245,3 +260,58 @@ def test_an_error_whose_own_text_fails_is_named_by_its_type() -> None:
 
     with pytest.raises(EnvironmentFailed, match="making of Odd-v0 failed: SilentError"):
         Boundary("Odd-v0", make)
+
+
+def test_what_an_environment_changes_of_its_process_it_changes_for_itself(
+    line: Register, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home, away = tmp_path / "home", tmp_path / "away"
+    home.mkdir()
+    away.mkdir()
+    (away / "map.txt").write_text("here")
+    monkeypatch.chdir(home)
+    found = []
+
+    def reset() -> Any:
+        os.chdir(away)
+        torch.set_default_dtype(torch.float64)
+        torch.set_grad_enabled(False)
+        np.seterr(all="raise")
+        sys.stdout.close()
+        return np.zeros(2, np.float32), {}
+
+    def step(env: Any) -> Any:
+        found.append((Path("map.txt").read_text(), torch.get_default_dtype(), torch.is_grad_enabled()))
+        print("spoken")
+        sys.stderr.close()
+        sys.stderr = sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (as such environments do)
+        return np.zeros(2, np.float32), 1.0, False, False, {}
+
+    errors = np.geterr()
+    played(line(reset=reset, step=step)).close()
+    assert found == [("here", torch.float64, False)] * 3
+    assert Path.cwd() == home
+    assert (torch.get_default_dtype(), torch.is_grad_enabled(), np.geterr()) == (torch.float32, True, errors)
+    print("after", file=sys.stderr)
+    assert capsys.readouterr() == ("", "spoken\nspoken\nspoken\nafter\n")
+
+
+def test_a_call_from_a_folder_that_was_removed(line: Register, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with contextlib.closing(played(line())) as environments:
+        assert environments.task.num_actions == 2
+
+
+def test_an_error_in_closing_many_environments_is_one_line(line: Register, caplog: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(Line, "close", raising(RuntimeError("no answer of twenty")))
+    task = make_task(line())
+    Environments(task, 5, 0).close()
+    assert caplog.text.count("no answer of twenty") == 1
+
+
+def test_a_vector_of_a_thousand_million_places_is_refused(line: Register) -> None:
+    with pytest.raises(UserError, match="1,000,000,000 numbers"):
+        make_task(line(observation_space=spaces.Discrete(10**9), observation=3))

@@ -107,7 +107,7 @@ class Talking:
                 self._bar.update(self._task, completed=done, figures=text)
         elif now - self._told >= self.PLAIN_SECONDS:
             self._told = now
-            left = clock((self._total - done) / rate) if rate else "unknown"
+            left = clock(max(self._total - done, 0) / rate) if rate else "unknown"
             with suppress(OSError):
                 print(
                     f"{self._what}: {done:,} of {self._total:,} {self._unit}  {text}  left {left}",

@@ -1,22 +1,23 @@
 """The boundary around a user's environment: every call into it is made here, and whatever it raises becomes one line.
 
-An environment may be any program: a simulator behind a socket, a script that exits, code that prints. What it prints goes to
-stderr, since stdout is for what a verb gives out.
+An environment may be any program: a simulator behind a socket, a script that exits, code that prints or changes the folder; see
+`Surroundings`.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import sys
 import traceback
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from rldistill.envs.surroundings import Surroundings
 from rldistill.types import UserError, first_line, shown
 
 Info = Mapping[str, Any]
@@ -43,6 +44,7 @@ class Boundary:
 
     def __init__(self, env: str, make: Callable[[], Any]) -> None:
         self.env = env
+        self._surroundings = Surroundings()
         self._made = self._call("making", make)
         self.observation_space = self._call("the observation space", lambda: self._made.observation_space)
         self.action_space = self._call("the action space", lambda: self._made.action_space)
@@ -118,18 +120,16 @@ class Boundary:
         try:
             self._call("close", lambda: self._made.close())
         except EnvironmentFailed as error:
-            remark(f"warning: {error}")
+            _remark_once(f"warning: {error}")
 
     def _call(self, name: str, function: Callable[[], Any]) -> Any:
-        stdout, sys.stdout = sys.stdout, sys.stderr
         try:
-            return function()
-        except UserError:
+            with self._surroundings:
+                return function()
+        except (UserError, KeyboardInterrupt):
             raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:  # SystemExit, and what simulators in other languages panic with
             raise failure(name, self.env, error) from error
-        finally:
-            sys.stdout = stdout
 
     def _reward(self, reward: Any) -> float:
         number = _number(reward)
@@ -151,6 +151,9 @@ class Boundary:
 def remark(line: str) -> None:
     """Says a line that stops nothing: by Python's logging, whose default is a line on stderr."""
     logging.getLogger("rldistill").warning("%s", line)
+
+
+_remark_once = lru_cache(maxsize=1000)(remark)  # of many environments that all say the same
 
 
 def failure(call: str, env: str, error: BaseException) -> EnvironmentFailed:

@@ -16,6 +16,7 @@ Array: TypeAlias = npt.NDArray[Any]
 Part: TypeAlias = Callable[[Any, str], Array]
 """Reads one part of an observation to a vector (features,); the text begins a message."""
 _MOST_ACTIONS = 65_536
+_MOST_FEATURES = 1_000_000
 _LEAST_IMAGE = 8
 
 
@@ -59,6 +60,11 @@ class ObservationReader:
                 tuple((str(key), flatdim(part)) for key, part in space.items()) if isinstance(space, Dict) else ()
             )
             self.shape: tuple[int, ...] = (int(flatdim(space)),)
+            if self.shape[0] > _MOST_FEATURES:
+                raise UserError(
+                    f"{env} has observations that are a vector of {self.shape[0]:,} numbers; {_MOST_FEATURES:,} are the most: wrap "
+                    "it so that they are fewer, such as a Box of the numbers themselves in place of a large Discrete"
+                )
             return
         own = self.own_shape = tuple(int(n) for n in space.shape)
         self.dtype = "uint8" if space.dtype == np.uint8 else "float32"
@@ -310,6 +316,7 @@ class ActionWriter:
             self._write = lambda action: action.reshape(shape).copy()
         else:
             kind = f"{type(space).__name__} actions" + (f" of {space.dtype}" if isinstance(space, Box) else "")
+            kind += "" if math.prod(shape) else f" without any number (shape {shape})"
             raise UserError(
                 f"{env} has {kind}; rldistill plays Discrete, MultiDiscrete, MultiBinary, Tuple of Discrete, and Box of floats"
             )
