@@ -88,6 +88,9 @@ def test_all_actions_for_the_minimal_set_are_answered_with_the_right_id(tmp_path
     torch.save(Grid().state_dict(), tmp_path / "p.pt")
     with pytest.raises(UserError, match="6 numbers, but there are 3 actions; .* -v0 have all six"):
         load_teacher(tmp_path / "p.pt", env="MinAtar/Breakout-v1", options=Q_VALUES)
+    grid_onnx(tmp_path / "p.onnx")
+    with pytest.raises(UserError, match="6 numbers .* -v0 have all six"):
+        load_teacher(tmp_path / "p.onnx", env="MinAtar/Breakout-v1", options=Q_VALUES)
     torch.save(Grid(3).state_dict(), tmp_path / "three.pt")
     load_teacher(tmp_path / "three.pt", env="MinAtar/Breakout-v1", options=Q_VALUES)
 

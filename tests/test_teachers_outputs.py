@@ -147,6 +147,20 @@ def test_a_state_dict_without_its_tanh_is_asked_about_too(tmp_path: Path) -> Non
     refused(tmp_path / "p.pt", says="--teacher-actions unit", **said)
     spread = load(tmp_path / "p.pt", teacher_actions="unit", **said)
     torch.testing.assert_close(spread(OBSERVATIONS), 0.1 * OBSERVATIONS @ WEIGHT.T)
+    assert not any("environment's units" in note for note in spread.notes)  # the user has said otherwise
+
+
+def test_a_state_dict_of_continuous_actions_is_asked_for_its_tanh(tmp_path: Path) -> None:
+    hidden, last = torch.eye(3), 5 * WEIGHT
+    torch.save(
+        {"l1.weight": hidden, "l1.bias": torch.zeros(3), "l2.weight": last, "l2.bias": torch.zeros(1)},
+        tmp_path / "p.pt",
+    )
+    text = refused(tmp_path / "p.pt", teacher_network="mlp:3:elu", says="--teacher-scores deterministic")
+    assert "q_values" not in text
+    network = text.partition("--teacher-network ")[2].split()[0]
+    wanted = 2 * torch.tanh(nn.functional.elu(OBSERVATIONS) @ last.T)
+    torch.testing.assert_close(load(tmp_path / "p.pt", teacher_network=network)(OBSERVATIONS), wanted)
 
 
 class Narrow(gymnasium.Env[Any, Any]):
@@ -295,6 +309,22 @@ def test_actions_are_no_scores_and_the_line_says_what_to_export(tmp_path: Path, 
             path, env="CartPole-v1", teacher_scores=said, teacher_output=next(iter(names)), says="gives actions"
         )
         assert "get_distribution(observation).distribution.logits" in text
+
+
+@pytest.mark.parametrize("beside", [[], ["value", "log_prob"], ["12", "13"]])
+def test_the_number_of_an_action_as_a_float_in_a_row_is_no_score(tmp_path: Path, beside: list[str]) -> None:
+    nodes: list[tuple[Any, ...]] = [
+        ("MatMul", ["obs", "w"], ["l"]),
+        ("ArgMax", ["l"], ["a"], {"axis": 1, "keepdims": 1}),
+        ("Cast", ["a"], ["action"], {"to": 1}),
+        *(("ReduceSum", ["obs", "axis"], [name], {"keepdims": 0}) for name in beside),
+    ]
+    outputs: dict[str, list[Any]] = {**{name: ["batch"] for name in beside}, "action": ["batch", 1]}
+    weight, axis = np.eye(4, 2, dtype=np.float32), np.array([1])
+    path = onnx_file(tmp_path / "p.onnx", nodes, outputs, inputs={"obs": ["batch", 4]}, w=weight, axis=axis)
+    for said in (None, "logits"):
+        text = refused(path, env="CartPole-v1", teacher_scores=said, says="gives actions")
+        assert "'action'" in text
 
 
 def test_stable_baselines3_documented_export_loads_as_the_line_says(tmp_path: Path) -> None:

@@ -106,6 +106,24 @@ def test_a_zip_that_was_normalized_and_has_no_statistics_is_stopped(tmp_path: Pa
     assert "does not tell" in notes(unknown)
 
 
+@pytest.mark.parametrize(("changes", "asked"), [(SET, True), ({}, True), (NULL, False)])
+def test_statistics_one_folder_up_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], asked: bool
+) -> None:
+    path = tmp_path / "best_model" / "best_model.zip"  # as EvalCallback writes it
+    path.parent.mkdir()
+    ppo(path, **changes)
+    write_statistics(tmp_path / "vecnormalize.pkl", 5, monkeypatch)
+    policy = read_sb3(path)
+    assert policy.normalization is None
+    assert ["vecnormalize.pkl" in line and "--normalization" in line for line in policy.mismatches] == [True] * asked
+    named = read_sb3(path, normalization=tmp_path / "vecnormalize.pkl")
+    assert named.normalization is not None
+    assert named.mismatches == ()
+    write_statistics(tmp_path / "vecnormalize.pkl", 6, monkeypatch)  # of another environment
+    assert read_sb3(path).mismatches == ()
+
+
 def test_a_damaged_file_with_the_usual_name_is_not_passed_over(tmp_path: Path) -> None:
     path = ppo(tmp_path / "model.zip", **SET)
     (tmp_path / "vecnormalize.pkl").write_text("version https://git-lfs.github.com/spec/v1\n")

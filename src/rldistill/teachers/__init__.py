@@ -232,7 +232,6 @@ def _load(
     foreign = read_kind(kind, path, task, options, folder)
     if given.teacher_scores == foreign.scores:  # what agrees with the file is checked by it, and acts so
         foreign = replace(foreign, used=foreign.used | {"teacher_scores"})
-    notes = [str(note) for note in (*foreign.provenance.get("notes", ()), *_supposed(foreign))]
     if task is None:
         if foreign.env is None:
             raise UserError(f"{path} does not say which environment it plays: name it with --env")
@@ -242,13 +241,14 @@ def _load(
             raise UserError(
                 f"{error} ({path} or what lies beside it is named so; --env names the environment itself)"
             ) from None
+    foreign = with_units(foreign, options.teacher_actions, task, path)
+    notes = [str(note) for note in (*foreign.provenance.get("notes", ()), *_supposed(foreign))]
     if kind != "sb3":
         foreign, of_statistics = with_statistics(foreign, path, folder, task, options)
         notes += of_statistics
     task, of_masks = with_masks(foreign, task)
     notes += of_masks
     notes += _renamed(named or foreign.env, task)
-    foreign = with_units(foreign, options.teacher_actions, task, path)
     score_kind = _score_kind(foreign)
     mismatches = [*mismatches_of(foreign, task, score_kind), *foreign.mismatches]
     provenance = {"format": foreign.format, "algorithm": foreign.algorithm, "sha256": _sha256(path)}

@@ -123,6 +123,28 @@ def fits(file: Path, observations: Shape) -> bool:
     return found is not None and found.arranged(*observations) is not None
 
 
+def statistics_above(path: Path, observations: Shape, *, refutes: Callable[[Statistics], bool]) -> list[str]:
+    """A line for each file of statistics one folder up, as where `EvalCallback` keeps its best model in a folder by itself.
+
+    Args:
+        path: of a policy that has no statistics.
+        observations: that the statistics are to fit.
+        refutes: as of `find_beside`.
+    """
+    lines = []
+    for file in statistics_files([path.parent / ".."]):
+        if not fits(file, observations):
+            continue
+        found = read_normalization(file)
+        arranged = None if found is None else found.arranged(*observations)
+        if arranged is not None and not refutes(arranged):
+            lines.append(
+                f"{shown(file, PATH_LENGTH)}, one folder up, holds statistics of such observations: name it with "
+                "--normalization where it is this policy's"
+            )
+    return lines
+
+
 def folders_in(folder: Path | None) -> list[Path]:
     """The folders inside a model's folder, where the zoo keeps statistics."""
     return [] if folder is None else sorted(inner for inner in folder.iterdir() if inner.is_dir())

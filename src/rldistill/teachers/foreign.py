@@ -25,6 +25,7 @@ Pixels: TypeAlias = Literal["bytes", "unit"]
 Numbers: TypeAlias = Literal["bytes", "binary", "floats"]
 """What an environment's observations are made of: bytes from 0 to 255, bytes that are 0 or 1 (MinAtar's planes), or floats."""
 
+ALL_OF_MINATAR = "; MinAtar's ids that end in -v0 have all six actions"
 # Pixels on each side; smaller grids (MinAtar's) are no pictures.
 _LARGE_FROM = 36
 

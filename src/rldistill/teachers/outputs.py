@@ -85,10 +85,11 @@ def choose_output(outputs: Mapping[str, Tensor], wanted: Wanted, path: Path, dra
         if len(few) == 1:
             return few[0]
     if not fitting and wanted.action_range is None:
-        chosen_ones = [name for name, value in outputs.items() if _are_actions(value)]
-        # Whole numbers, or what is named so: a constant that is one number may lie beside them.
+        chosen_ones = [name for name, value in outputs.items() if _are_actions(value, wanted)]
+        # Whole numbers, or what is named so: a constant, a value or a probability, one number each, may lie beside them.
         whole = [name for name in chosen_ones if not outputs[name].is_floating_point() or "action" in name.lower()]
-        for name in whole or chosen_ones:
+        other = [name for name in chosen_ones if not _BESIDE.search(name.lower())]
+        for name in whole or other or chosen_ones:
             raise _refusal_of_actions(name, outputs[name], path)
     several = f"{len(outputs)} outputs, {_listed(outputs)}"
     if not fitting:
@@ -112,7 +113,8 @@ def scores_of(name: str, value: Tensor, wanted: Wanted, path: Path, *, said: str
         UserError: it gives the numbers of actions, or nothing says what it gives.
     """
     continuous = wanted.action_range is not None
-    if not continuous and _are_actions(value):
+    title = f"its output {shown(name)!r} gives" if name else "it gives"
+    if not continuous and _are_actions(value, wanted):
         raise _refusal_of_actions(name, value, path)
     if wanted.scores is not None:
         return wanted.scores
@@ -122,7 +124,7 @@ def scores_of(name: str, value: Tensor, wanted: Wanted, path: Path, *, said: str
         kind = scores_named([name])
         if kind is None:
             raise UserError(
-                f"{path} does not say whether its output {shown(name)!r} gives Q-values or logits: name it with "
+                f"{path} does not say whether {title} Q-values or logits: name it with "
                 "--teacher-scores q_values or --teacher-scores logits"
             )
         return kind
@@ -134,7 +136,7 @@ def scores_of(name: str, value: Tensor, wanted: Wanted, path: Path, *, said: str
     if width == number:
         way = "deterministic where they are the actions themselves"
     raise UserError(
-        f"{path} does not say what its output {shown(name)!r} gives, {width} number{'s'[: width - 1]} for {number} continuous "
+        f"{path} does not say what {title}, {width} number{'s'[: width - 1]} for {number} continuous "
         f"action{'s'[: number - 1]}: --teacher-scores {way}"
     )
 
@@ -145,9 +147,10 @@ def _fits(value: Tensor, wanted: Wanted) -> bool:
     return value.shape[1] in wanted.widths if wanted.widths else value.shape[1] > 1
 
 
-def _are_actions(value: Tensor) -> bool:
+def _are_actions(value: Tensor, wanted: Wanted) -> bool:
     """Whether it has one number an observation, or whole numbers, where scores have a number an action."""
-    return value.ndim == 1 or not value.is_floating_point()
+    single = value.ndim == 1 or (value.ndim == 2 and value.shape[1] == 1 and wanted.num_actions != 1)
+    return single or not value.is_floating_point()
 
 
 def _refusal_of_actions(name: str, value: Tensor, path: Path) -> UserError:

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from rldistill.teachers.archives import shown
-from rldistill.teachers.foreign import BoxSpace, DiscreteSpace, ForeignPolicy, ForeignScores
+from rldistill.teachers.foreign import (
+    ALL_OF_MINATAR,
+    BoxSpace,
+    DiscreteSpace,
+    ForeignPolicy,
+    ForeignScores,
+    holds_bytes,
+)
 from rldistill.types import UserError
 
 UNITS = "actions are in the environment's units"
@@ -74,7 +81,8 @@ def policy_of(
         out = network(zeros)
     except Exception as error:  # of the runtime, which has kinds of its own
         raise UserError(f"{path} does not run on observations of shape {space.shape}: {reason(error)}") from None
-    outputs = _checked_outputs(out, num_actions, scores, path)
+    planes = space.dtype == "uint8" and not holds_bytes(space)
+    outputs = _checked_outputs(out, num_actions, scores, path, ALL_OF_MINATAR if planes else "")
     supposed = [*provenance.get("supposed", ())]
     if scores == "logits" and _are_probabilities(out):
         network = LogProbabilities(network)
@@ -126,8 +134,8 @@ def _are_probabilities(out: Tensor) -> bool:
     return out.shape[1] > 1 and bool((out >= 0).all()) and bool(((sums - 1).abs() < 1e-5).all())
 
 
-def _checked_outputs(out: Any, num_actions: int | None, scores: ForeignScores, path: Path) -> int:
-    """How many numbers a probe of two observations gave for each."""
+def _checked_outputs(out: Any, num_actions: int | None, scores: ForeignScores, path: Path, hint: str) -> int:
+    """How many numbers a probe of two observations gave for each. The hint follows where there are six."""
     if not isinstance(out, Tensor) or out.ndim != 2 or out.shape[0] != 2 or not 1 <= out.shape[1] <= 65_536:
         got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise UserError(f"{path} should give one row of scores for each of 2 observations, but gives {got}")
@@ -136,5 +144,8 @@ def _checked_outputs(out: Any, num_actions: int | None, scores: ForeignScores, p
     outputs = int(out.shape[1])
     wanted = None if num_actions is None else num_actions * (2 if scores == "gaussian" else 1)
     if wanted is not None and outputs != wanted:
-        raise UserError(f"{path} gives {outputs} numbers for an observation, but {num_actions} actions need {wanted}")
+        why = hint if outputs == 6 else ""
+        raise UserError(
+            f"{path} gives {outputs} numbers for an observation, but {num_actions} actions need {wanted}{why}"
+        )
     return outputs

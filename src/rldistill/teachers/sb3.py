@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rldistill.teachers.archives import PATH_LENGTH, shown
-from rldistill.teachers.beside import Shape, find_beside
+from rldistill.teachers.beside import Shape, find_beside, statistics_above
 from rldistill.teachers.chain import ACTIVATIONS as SPELLED
 from rldistill.teachers.chain import NO_MEMORY, Activation, check_spec, parse_architecture, spell
 from rldistill.teachers.foreign import BoxSpace, ForeignPolicy, Statistics, acted
@@ -111,7 +111,7 @@ def read_sb3(
         own = settings.activation or DEFAULT_ACTIVATION[family]
         author = f"it was written by policy.save, which does not keep the policy's class as model.save does (its data name {own})"
     elif said is None:
-        named = shown(f"{module}.{name}" if module else name or "that it does not name", 80)
+        named = shown(".".join(filter(None, (module, name))) or "that it does not name", 80)
         author = f"its policy class {named} is its author's own"
     elif extractor:
         author = f"it has a features extractor of its author's own ({shown(extractor)})"
@@ -128,12 +128,16 @@ def read_sb3(
     if training.arguments is not None:
         notes.append(f"its environment was made with {training.arguments}, here it is made without")
     statistics, expected = None, False
+    mismatches: list[str] = []
     if normalization is not None or folders is not None:
         last = last_observations(data, observations, on_policy=family == "actor-critic")
         searched = [*own_folders(path, training.env), *(folders or ())]
         statistics, expected = _normalization(
             path, normalization, observations, training, last, searched, trust_pickle, notes
         )
+        if statistics is None and normalization is None and False not in (last.normalized, training.normalized):
+            wanted = Shape(observations.shape, observations.keys)
+            mismatches = statistics_above(path, wanted, refutes=last.refute)
     return ForeignPolicy(
         network=acting.network,
         scores=acting.scores,
@@ -147,6 +151,7 @@ def read_sb3(
         normalization_expected=expected,
         env=training.env,
         provenance=_provenance(file, name, training, notes),
+        mismatches=tuple(mismatches),
         used=acted(normalization=normalization, teacher_network=None if contradicted else architecture),
         decided={"teacher_network": contradicted} if contradicted else {},
     )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rldistill.files import open_regular
 from rldistill.teachers.archives import shown
 from rldistill.teachers.chain import (
+    Activation,
     FixedDeviation,
     Layer,
     Rescale,
@@ -30,6 +31,7 @@ from rldistill.teachers.chain import (
 )
 from rldistill.teachers.embedded import choose_statistics, take_statistics
 from rldistill.teachers.foreign import (
+    ALL_OF_MINATAR,
     DiscreteSpace,
     ForeignPolicy,
     ForeignScores,
@@ -123,7 +125,7 @@ def read_state_dict(
         sizes = ",".join(str(int(layer.weight.shape[0])) for layer in layers[:-1] if layer.kind == "linear")
         raise UserError(
             f"{path} does not say which activation stands between its layers: "
-            f"name the architecture with --teacher-network mlp:{sizes} for ReLU or mlp:{sizes}:tanh"
+            f"name the architecture with --teacher-network mlp:{sizes} for ReLU, mlp:{sizes}:tanh, mlp:{sizes}:elu or another"
         )
     chain = build_chain(
         layers,
@@ -137,7 +139,7 @@ def read_state_dict(
     space = observations_of(chain.observation_shape, numbers)
     used |= acted(pixels=holds_bytes(space) and standardization is None and pixels)
     _check_standardization(standardization, chain.observation_shape, path)
-    hint = "; MinAtar's ids that end in -v0 have all six actions" if numbers == "binary" and chain.outputs == 6 else ""
+    hint = ALL_OF_MINATAR if numbers == "binary" and chain.outputs == 6 else ""
     _check_outputs(chain.outputs, num_actions, layers[-1].name, hint, path)
     squash = _squash(spec, action_range, chain.outputs, scores, path)
     if squash is not None:
@@ -147,7 +149,9 @@ def read_state_dict(
     kind, told_by = (
         (scores, "the caller")
         if scores is not None
-        else _scores(layers, left_out, part, path, continuous=action_range is not None)
+        else _scores(
+            layers, left_out, part, path, action_range is not None, "relu" if spec is None else spec.activation
+        )
     )
     network: list[nn.Module] = [*chain.network] if squash is None else [*chain.network, squash]
     if kind == "gaussian" and deviation is not None and deviation.log_std is not None:
@@ -223,7 +227,7 @@ def _squash(
 
 
 def _scores(
-    layers: list[Layer], left_out: list[str], part: Part, path: Path, *, continuous: bool
+    layers: list[Layer], left_out: list[str], part: Part, path: Path, continuous: bool, activation: Activation
 ) -> tuple[ForeignScores, str]:
     """What the head gives, and what says so.
 
@@ -232,11 +236,24 @@ def _scores(
     """
     kind, told_by = _scores_told(layers, [*left_out, *part.others], part, path)
     if kind is None or (kind == "logits" and continuous):
+        if continuous:
+            raise UserError(
+                f"{path} does not say what its head {layers[-1].name!r} gives: --teacher-scores deterministic where it gives the "
+                f"actions as they are, {_with_tanh(layers, activation)} where a tanh follows it, as in TD3 and DDPG"
+            )
         raise UserError(
-            f"{path} does not say whether its head {layers[-1].name!r} gives Q-values, logits or continuous actions: name it with "
-            "--teacher-scores q_values, logits or deterministic"
+            f"{path} does not say whether its head {layers[-1].name!r} gives Q-values or logits: name it with "
+            "--teacher-scores q_values or logits"
         )
     return kind, told_by
+
+
+def _with_tanh(layers: list[Layer], activation: Activation) -> str:
+    """What a user says where a tanh follows the last of these layers."""
+    channels, hidden = sizes_of(layers)
+    if not hidden:
+        return "exported to ONNX"
+    return f"--teacher-network {spell(channels, hidden)}:{activation}:tanh"
 
 
 def _scores_told(layers: list[Layer], beside: list[str], part: Part, path: Path) -> tuple[ForeignScores | None, str]:
