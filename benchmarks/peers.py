@@ -34,8 +34,9 @@ from teachers import markdown
 import rldistill
 from rldistill.demo import shipped_policy
 from rldistill.distillation import DistillConfig, checked
+from rldistill.documents import read_json
 from rldistill.evaluation import EvaluateConfig, evaluate
-from rldistill.files import read_json, replace_file
+from rldistill.files import replace_file
 from rldistill.machine import machine_in_words
 from rldistill.progress import Progress, Talking
 from rldistill.scores import Score, read_scores

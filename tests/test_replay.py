@@ -78,10 +78,12 @@ def test_all_that_is_kept_is_drawn_equally_often() -> None:
 
 def filled(replay: Replay, times: range) -> None:
     for time in times:
-        replay.add(np.full((2, 2), time, dtype=np.float32), np.zeros(2, dtype=np.bool_), reward=np.array([time, -time]))
+        replay.add(
+            np.full((2, 2), time, dtype=np.float32), np.zeros(2, dtype=np.bool_), rewards=np.array([time, -time])
+        )
 
 
-COLUMNS = {"reward": ((), np.float32)}
+COLUMNS = {"rewards": ((), np.float32)}
 
 
 def test_files_hold_what_the_last_position_needs_whatever_was_written_since(tmp_path: Path) -> None:
@@ -94,7 +96,7 @@ def test_files_hold_what_the_last_position_needs_whatever_was_written_since(tmp_
     replay.load_state_dict(state)
     times, rows = (a.flatten() for a in np.meshgrid(np.arange(27, 37), np.arange(2)))
     np.testing.assert_array_equal(replay.observations(times, rows)[:, 0], times)
-    np.testing.assert_array_equal(replay.column("reward", times, rows), np.where(rows == 0, times, -times))
+    np.testing.assert_array_equal(replay.column("rewards", times, rows), np.where(rows == 0, times, -times))
     assert len(replay) == 20
 
 
