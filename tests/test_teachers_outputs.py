@@ -163,6 +163,16 @@ def test_a_state_dict_of_continuous_actions_is_asked_for_its_tanh(tmp_path: Path
     torch.testing.assert_close(load(tmp_path / "p.pt", teacher_network=network)(OBSERVATIONS), wanted)
 
 
+def test_means_of_rl_games_beyond_one_are_asked_about_too(tmp_path: Path) -> None:
+    torch.save({"model": {"a2c_network.mu.weight": WEIGHT, "a2c_network.mu.bias": torch.zeros(1)}}, tmp_path / "p.pth")
+    said: dict[str, Any] = {"teacher_scores": "deterministic"}
+    refused(tmp_path / "p.pth", says="rl_games.*--teacher-actions unit", **said)
+    means = OBSERVATIONS @ WEIGHT.T
+    for units, factor in (("unit", 2.0), ("environment", 1.0)):
+        teacher = load(tmp_path / "p.pth", teacher_actions=units, **said)
+        torch.testing.assert_close(teacher(OBSERVATIONS), factor * means)
+
+
 class Narrow(gymnasium.Env[Any, Any]):
     """Actions of -0.4 to 0.4, as Humanoid has them, and of 0 to 10."""
 

@@ -31,7 +31,7 @@ from rldistill.teachers.foreign import ForeignPolicy
 from rldistill.teachers.hub import PREFIX, fetch, find_policy_file, read_card
 from rldistill.teachers.matching import mismatches_of, with_masks
 from rldistill.teachers.options import TeacherOptions, check_acting
-from rldistill.teachers.outputs import unit_mismatch, with_units
+from rldistill.teachers.outputs import unit_mismatch, unit_tool, with_units
 from rldistill.teachers.programs import last_line
 from rldistill.teachers.python import PythonTeacher
 from rldistill.teachers.reading import read_kind
@@ -258,7 +258,7 @@ def _load(
     teacher = ForeignTeacher(foreign, task, score_kind, path, tuple(mismatches), tuple(notes), known, said)
     if not foreign.units_supposed or mismatches or not task.continuous:
         return teacher
-    unlike = unit_mismatch(teacher)
+    unlike = unit_tool(foreign, task) or unit_mismatch(teacher)
     return teacher if unlike is None else replace(teacher, mismatches=(unlike,))
 
 

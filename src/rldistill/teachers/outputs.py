@@ -226,6 +226,21 @@ def with_units(foreign: ForeignPolicy, units: Units | None, task: Task, path: Pa
     return replace(foreign, network=network, units_supposed=False, provenance=known, used=used)
 
 
+def unit_tool(foreign: ForeignPolicy, task: Task) -> str | None:
+    """A line where the tool that wrote a policy spreads -1..1 over a wider range by default: then means beyond 1 tell nothing.
+
+    rl_games is known by the names of its layers; its option `clip_actions: False` gives actions in the environment's units.
+    """
+    low, high = np.asarray(task.action_low), np.asarray(task.action_high)
+    named = any("a2c_network" in str(name).split(".") for name in foreign.provenance.get("layers", ()))
+    if not named or not np.isfinite([low, high]).all() or (np.allclose(low, -1) and np.allclose(high, 1)):
+        return None
+    return (
+        f"it is of rl_games, which spreads actions of -1 to 1 over {_range(low, high)} unless its configuration has clip_actions: "
+        "False: say --teacher-actions unit, or --teacher-actions environment where it has"
+    )
+
+
 def unit_mismatch(teacher: Teacher) -> str | None:
     """Whether a policy's continuous actions look like shares of their range, of which nobody has said what they are.
 
