@@ -329,6 +329,12 @@ def test_with_one_environment_there_is_never_a_second(tmp_path: Path) -> None:
     assert not Port.taken
 
 
+def test_a_second_environment_that_cannot_be_made_names_the_way_to_do_with_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="1 of 4 were made: .*--num-envs 1"):
+        train("Port-v0", tmp_path / "teacher", replace(QUICK, max_episode_steps=None))
+    assert not Port.taken
+
+
 def test_environments_that_are_released_go_on_where_they_were(tmp_path: Path) -> None:
     """An evaluation in the middle changes nothing of what follows it."""
     teacher = policy_of("Endless-v0", tmp_path / "teacher")

@@ -140,8 +140,13 @@ class GymnasiumBackend:
         self._task = task
         self._envs: list[Boundary] = []
         try:
-            for _ in range(num_envs):
-                self._envs.append(_opened(task.env, task.env_kwargs, "rgb_array" if pixels else None))
+            for row in range(num_envs):
+                try:
+                    self._envs.append(_opened(task.env, task.env_kwargs, "rgb_array" if pixels else None))
+                except EnvironmentFailed as error:
+                    if row:
+                        error.args = (f"{error}; {row} of {num_envs} were made: where there can be only one, --num-envs 1",)
+                    raise
             first = self._envs[0]
             self._read = ObservationReader(task.env, first.observation_space, task.observation_shape)
             self._write = ActionWriter(task.env, first.action_space)
