@@ -145,7 +145,9 @@ class GymnasiumBackend:
                     self._envs.append(_opened(task.env, task.env_kwargs, "rgb_array" if pixels else None))
                 except EnvironmentFailed as error:
                     if row:
-                        error.args = (f"{error}; {row} of {num_envs} were made: where there can be only one, --num-envs 1",)
+                        error.args = (
+                            f"{error}; {row} of {num_envs} were made: where there can be only one, --num-envs 1",
+                        )
                     raise
             first = self._envs[0]
             self._read = ObservationReader(task.env, first.observation_space, task.observation_shape)
