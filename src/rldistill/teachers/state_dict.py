@@ -125,7 +125,7 @@ def read_state_dict(
         sizes = ",".join(str(int(layer.weight.shape[0])) for layer in layers[:-1] if layer.kind == "linear")
         raise UserError(
             f"{path} does not say which activation stands between its layers: "
-            f"name the architecture with --teacher-network mlp:{sizes} for ReLU, mlp:{sizes}:tanh, mlp:{sizes}:elu or another"
+            f"name the architecture with --teacher-network mlp:{sizes} for ReLU or mlp:{sizes}:tanh (elu and others likewise)"
         )
     chain = build_chain(
         layers,
@@ -242,8 +242,8 @@ def _scores(
                 f"actions as they are, {_with_tanh(layers, activation)} where a tanh follows it, as in TD3 and DDPG"
             )
         raise UserError(
-            f"{path} does not say whether its head {layers[-1].name!r} gives Q-values or logits: name it with "
-            "--teacher-scores q_values or logits"
+            f"{path} does not say whether its head {layers[-1].name!r} gives Q-values, logits or continuous actions: name it with "
+            "--teacher-scores q_values, logits or deterministic"
         )
     return kind, told_by
 
