@@ -454,15 +454,30 @@ def test_training_killed_with_masks_ends_in_the_same_weights(tmp_path: Path, alg
     assert train("Square-v0", tmp_path / "killed", config, resume=True).sha256 == whole.sha256
 
 
+class _Ambushed:
+    """A teacher in whose process a call kills, whatever the machine's speed."""
+
+    def __init__(self, teacher: Walker, calls: int) -> None:
+        self.teacher, self.left = teacher, calls
+        self.task, self.score_kind = teacher.task, teacher.score_kind
+
+    def __call__(self, observations: torch.Tensor) -> torch.Tensor:
+        self.left -= 1
+        if not self.left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.teacher(observations)
+
+
 def test_distillation_killed_with_masks_ends_in_the_same_weights(tmp_path: Path, walker: Walker) -> None:
     config = replace(SMALL, steps=600, driver="mixture", evaluate_episodes=1, checkpoint_seconds=0.0)
     whole = distill(walker, tmp_path / "whole", config)
     process = multiprocessing.get_context("fork").Process(
-        target=distill, args=(walker, tmp_path / "killed", config), kwargs={"progress": _Killed(400)}
+        target=distill, args=(_Ambushed(walker, 600 // SMALL.num_envs), tmp_path / "killed", config)
     )
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
+    assert (tmp_path / "killed" / "checkpoint" / "state").exists()
     assert distill(walker, tmp_path / "killed", config, resume=True).sha256 == whole.sha256
 
 

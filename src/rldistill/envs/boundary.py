@@ -132,7 +132,7 @@ class Boundary:
             raise failure(name, self.env, error) from error
 
     def _reward(self, reward: Any) -> float:
-        number = _number(reward)
+        number = reward if type(reward) is float else _number(reward)
         if number is None:
             raise EnvironmentFailed(f"step of {self.env} gives the reward {_shown(reward)}, which is no number")
         if not abs(number) <= _LARGEST:  # nor NaN
@@ -140,6 +140,8 @@ class Boundary:
         return number
 
     def _flag(self, flag: Any, name: str) -> bool:
+        if flag is True or flag is False:  # as nearly always; this is asked twice a step
+            return bool(flag)
         number = _number(flag)
         if number not in (0.0, 1.0):
             raise EnvironmentFailed(

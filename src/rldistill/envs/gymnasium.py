@@ -207,8 +207,11 @@ class GymnasiumBackend:
 
     def _take(self, row: int | np.integer[Any], observation: Any, call: str) -> None:
         array = self._read(observation, call)
-        with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, which is refused below
+        if array.dtype == self.observations.dtype:
             self.observations[row] = array
+        else:
+            with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, which is refused below
+                self.observations[row] = array
         if self._fine is not None:
             self._fine[row] = array
             if not is_finer(array.dtype):

@@ -11,14 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-_SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
-    (lambda: _folder(), lambda folder: _enter(folder)),
-    (torch.get_default_dtype, torch.set_default_dtype),
-    (torch.is_grad_enabled, torch.set_grad_enabled),
-    (np.geterr, lambda kinds: np.seterr(**kinds)),
-)
-"""Reads and sets: the current folder, PyTorch's default type and its gradients, NumPy's errors."""
-
 
 class Surroundings:
     """A context manager around each call into one environment.
@@ -30,49 +22,66 @@ class Surroundings:
 
     def __init__(self) -> None:
         self._own: dict[int, Any] = {}
+        self._lent: _Lent | None = None
 
     def __enter__(self) -> None:
-        self._before = [read() for read, _ in _SETTINGS]
+        self._before = _settings()
         self._streams = sys.stdout, sys.stderr
         if sys.stderr is not None:
-            sys.stdout = sys.stderr = _Lent(sys.stderr)
+            if self._lent is None or self._lent.stream is not sys.stderr:
+                self._lent = _Lent(sys.stderr)
+            sys.stdout = sys.stderr = self._lent
         for number, value in self._own.items():
-            _SETTINGS[number][1](value)
+            _CHANGE[number](value)
 
     def __exit__(self, *_: object) -> None:
         sys.stdout, sys.stderr = self._streams
-        for number, ((read, change), before) in enumerate(zip(_SETTINGS, self._before, strict=True)):
-            now = read()
-            if now == before:
+        now = _settings()
+        if now == self._before:  # of every call but those of a few environments
+            self._own.clear()
+            return
+        for number, (value, before) in enumerate(zip(now, self._before, strict=True)):
+            if value == before:
                 self._own.pop(number, None)
             else:
-                self._own[number] = now
-                change(before)
+                self._own[number] = value
+                _CHANGE[number](before)
 
 
 class _Lent:
     """A stream that who borrows it cannot close."""
 
     def __init__(self, stream: Any) -> None:
-        self._stream = stream
+        self.stream = stream
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+        return getattr(self.stream, name)
 
     def close(self) -> None:
         """Only writes what it holds."""
         with suppress(OSError):
-            self._stream.flush()
+            self.stream.flush()
 
 
-def _folder() -> str | None:
+def _settings() -> tuple[Any, ...]:
+    """The current folder (None where it was removed), PyTorch's default type and its gradients, NumPy's errors."""
     try:
-        return os.getcwd()
-    except OSError:  # it was removed
-        return None
+        folder = os.getcwd()
+    except OSError:
+        folder = None
+    return folder, torch.get_default_dtype(), torch.is_grad_enabled(), np.geterr()
 
 
 def _enter(folder: str | None) -> None:
     if folder is not None:
         with suppress(OSError):
             os.chdir(folder)
+
+
+_CHANGE: tuple[Callable[[Any], Any], ...] = (
+    _enter,
+    torch.set_default_dtype,
+    torch.set_grad_enabled,
+    lambda kinds: np.seterr(**kinds),
+)
+"""Sets what `_settings` reads, in its order."""
