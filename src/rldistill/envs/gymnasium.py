@@ -68,9 +68,7 @@ def vector_bounds(task: Task) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.f
     """
     from gymnasium.spaces import Box, flatten_space
 
-    made = _opened(task.env, task.env_kwargs)
-    space = made.observation_space
-    made.close()
+    space = declared_spaces(task)[0]
     box = space if isinstance(space, Box) else flatten_space(space)
     if not isinstance(box, Box) or (box.low.size,) != task.observation_shape:
         return None
