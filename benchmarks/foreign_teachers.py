@@ -15,12 +15,12 @@ from pathlib import Path
 
 import tyro
 
-from rldistill.distillation import DistillConfig, distill
-from rldistill.evaluation import EvaluateConfig, evaluate
-from rldistill.networks import parameter_count
 from rldistill.progress import Talking, table
 from rldistill.stats import with_interval
+from rldistill.students.networks import parameter_count
 from rldistill.teachers import ForeignTeacher, TeacherOptions, load_teacher
+from rldistill.verbs.distill import DistillConfig, distill
+from rldistill.verbs.evaluate import EvaluateConfig, evaluate
 
 
 @dataclass(frozen=True)

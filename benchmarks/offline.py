@@ -21,15 +21,15 @@ import numpy as np
 import tyro
 from throughput import in_turns
 
-from rldistill.actions import score_width
 from rldistill.datasets import open_dataset
-from rldistill.distillation import DistillConfig, Update, checked, make_stream
-from rldistill.losses import parse_loss
+from rldistill.lessons.streams import Composed, Stream, minibatches
 from rldistill.machine import keep_freed_memory
-from rldistill.networks import Architecture, build
+from rldistill.play.actions import score_width
 from rldistill.policies import load_policy
 from rldistill.progress import Talking, table
-from rldistill.streams import Composed, Stream, minibatches
+from rldistill.students.losses import parse_loss
+from rldistill.students.networks import Architecture, build
+from rldistill.verbs.distill import DistillConfig, Update, checked, make_stream
 
 
 @dataclass(frozen=True)

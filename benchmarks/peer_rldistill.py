@@ -8,16 +8,17 @@ from typing import Any, cast
 import numpy as np
 from peer_worker import Job, answer, rate
 
-from rldistill import distillation, exporting
-from rldistill.actions import uniform_actions
-from rldistill.distillation import DistillConfig
-from rldistill.envs import Environments, make_task
-from rldistill.exporting import ExportConfig, Format
 from rldistill.machine import keep_freed_memory
-from rldistill.networks import Architecture, build, parameter_count
+from rldistill.play.actions import uniform_actions
+from rldistill.play.envs import Environments, make_task
 from rldistill.policies import SavedPolicy
+from rldistill.students.networks import Architecture, build, parameter_count
 from rldistill.teachers import load_policy, parameters_of
 from rldistill.types import as_tensor
+from rldistill.verbs import distill as distillation
+from rldistill.verbs import exporting
+from rldistill.verbs.distill import DistillConfig
+from rldistill.verbs.export import ExportConfig, Format
 
 
 def distill(job: Job) -> dict[str, Any]:

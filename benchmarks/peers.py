@@ -32,16 +32,16 @@ import tyro
 from teachers import markdown
 
 import rldistill
-from rldistill.demo import shipped_policy
-from rldistill.distillation import DistillConfig, checked
 from rldistill.documents import read_json
-from rldistill.evaluation import EvaluateConfig, evaluate
 from rldistill.files import replace_file
 from rldistill.machine import machine_in_words
 from rldistill.progress import Progress, Talking
-from rldistill.scores import Score, read_scores
+from rldistill.runs.scores import Score, read_scores
 from rldistill.stats import bootstrap_interval, normalized_score, with_interval
 from rldistill.types import UserError
+from rldistill.verbs.demo import shipped_policy
+from rldistill.verbs.distill import DistillConfig, checked
+from rldistill.verbs.evaluate import EvaluateConfig, evaluate
 
 Part: TypeAlias = Literal["imitation", "predict", "stepping"]
 Peer: TypeAlias = Literal["rldistill", "imitation", "sb3"]

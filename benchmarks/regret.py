@@ -21,15 +21,15 @@ import torch
 import tyro
 from torch import Tensor
 
-from rldistill.actions import agreement, chosen
-from rldistill.evaluation import load_together
-from rldistill.losses import kl
+from rldistill.play.actions import agreement, chosen
+from rldistill.play.rollout import EpsilonGreedy, Transition, play
 from rldistill.policies import KeptPolicy
 from rldistill.progress import Progress, Talking, table
-from rldistill.rollout import EpsilonGreedy, Transition, play
 from rldistill.stats import bootstrap_interval
-from rldistill.targets import auto_temperature
+from rldistill.students.losses import kl
+from rldistill.students.targets import auto_temperature
 from rldistill.types import Observations, UserError, as_tensor
+from rldistill.verbs.evaluate import load_together
 
 _SLIP = 0.3
 """Regret of an action that the teacher would hardly take."""

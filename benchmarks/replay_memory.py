@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rldistill.envs import make_task
-from rldistill.replay import Replay
+from rldistill.play.envs import make_task
+from rldistill.play.replay import Replay
 
 
 def main() -> None:

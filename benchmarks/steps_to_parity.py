@@ -17,13 +17,13 @@ from pathlib import Path
 
 import tyro
 
-from rldistill.distillation import DistillConfig, distill
-from rldistill.evaluation import EvaluateConfig, evaluate
 from rldistill.plots import Curve, Level, control_steps, learning_curve
 from rldistill.policies import load_policy
 from rldistill.progress import Talking, table
-from rldistill.runs import read_metrics
+from rldistill.runs.folder import read_metrics
 from rldistill.stats import bootstrap_ratio_interval, normalized_score, with_interval
+from rldistill.verbs.distill import DistillConfig, distill
+from rldistill.verbs.evaluate import EvaluateConfig, evaluate
 
 
 @dataclass(frozen=True)

@@ -24,16 +24,16 @@ import numpy as np
 import torch
 import tyro
 
-from rldistill.actions import chosen, score_width, uniform_actions
-from rldistill.distillation import DistillConfig, Update, checked, make_stream, suited
-from rldistill.envs import Environments
-from rldistill.losses import parse_loss
+from rldistill.lessons.streams import minibatches
 from rldistill.machine import keep_freed_memory
-from rldistill.networks import Architecture, build
+from rldistill.play.actions import chosen, score_width, uniform_actions
+from rldistill.play.envs import Environments
 from rldistill.policies import load_policy
 from rldistill.progress import Silent, table
-from rldistill.streams import minibatches
+from rldistill.students.losses import parse_loss
+from rldistill.students.networks import Architecture, build
 from rldistill.types import as_tensor
+from rldistill.verbs.distill import DistillConfig, Update, checked, make_stream, suited
 
 
 @dataclass(frozen=True)

@@ -28,15 +28,15 @@ import torch
 import tyro
 from throughput import in_turns, rows_of, shares_of_bound
 
-from rldistill.actions import uniform_actions
-from rldistill.dqn import DQN
-from rldistill.envs.atari import is_atari
+from rldistill.lessons.dqn import DQN
+from rldistill.lessons.pqn import PQN
 from rldistill.machine import keep_freed_memory, machine_in_words, torch_device
-from rldistill.networks import parameter_count
-from rldistill.pqn import PQN
+from rldistill.play.actions import uniform_actions
+from rldistill.play.envs.atari import is_atari
 from rldistill.progress import table
-from rldistill.training import TrainConfig, make_learner
+from rldistill.students.networks import parameter_count
 from rldistill.types import as_tensor
+from rldistill.verbs.train import TrainConfig, make_learner
 
 
 @dataclass(frozen=True)

@@ -106,9 +106,9 @@ def _in_zip(path: Path, member: str) -> tuple[Any, Callable[[str], None]]:
 
 
 def _policy(folder: Path, seed: int = 0) -> Path:
-    from rldistill.envs import make_task
-    from rldistill.networks import Architecture, build
+    from rldistill.play.envs import make_task
     from rldistill.policies import save_policy
+    from rldistill.students.networks import Architecture, build
 
     score = {"mean": 9.5, "ci_low": 1.0, "ci_high": 10.0, "episodes": 3, "epsilon": 0.05}
     provenance = {"command": "rldistill train", "score": score,
@@ -122,7 +122,7 @@ def _policy(folder: Path, seed: int = 0) -> Path:
 def _use(path: Path) -> None:
     """Loads a policy, asks it and says what it is."""
     from rldistill import inspect, load_teacher
-    from rldistill.envs import Environments
+    from rldistill.play.envs import Environments
     from rldistill.types import as_tensor
 
     teacher = load_teacher(path)
@@ -141,13 +141,13 @@ def targets(folder: Path, *, programs: bool = True) -> dict[str, Target]:
     from recorded import TEACHER, VECTOR, played
     from rldistill import DistillConfig, EvaluateConfig, ReportConfig, evaluate, export, load_policy, report
     from rldistill.datasets import convert, create_dataset, head, head_table, info, info_lines, merge, open_dataset
-    from rldistill.distillation.labels import fitting_dataset
-    from rldistill.exporting import ExportConfig
-    from rldistill.pushing import PushConfig, push
-    from rldistill.runs import Run
-    from rldistill.scores import read_scores, remarks, score_table
+    from rldistill.runs.folder import Run
+    from rldistill.runs.scores import read_scores, remarks, score_table
     from rldistill.teachers.detect import kind_of
     from rldistill.teachers.exported import exported_in
+    from rldistill.verbs.distill.labels import fitting_dataset
+    from rldistill.verbs.export import ExportConfig
+    from rldistill.verbs.push import PushConfig, push
 
     found: dict[str, Target] = {}
 

@@ -78,9 +78,9 @@ def good_cartpoles(folder: Path) -> list[Path]:
     import safetensors.torch
     import torch
 
-    from rldistill.envs import make_task
-    from rldistill.networks import Architecture, build
+    from rldistill.play.envs import make_task
     from rldistill.policies import save_policy
+    from rldistill.students.networks import Architecture, build
     from test_teachers import MLP, of_kind
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -57,7 +57,7 @@ def try_to_load(path: Path, good: Path) -> str:
         The refusal, empty where there is none.
     """
     from rldistill import ReportConfig, report
-    from rldistill.envs import Environments
+    from rldistill.play.envs import Environments
     from rldistill.teachers import TeacherOptions, load_teacher
     from rldistill.types import UserError, as_tensor
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rldistill.actions import score_width, uniform_actions
 from rldistill.datasets import Dataset, DatasetWriter, create_dataset, frame_shape
+from rldistill.play.actions import score_width, uniform_actions
 from rldistill.types import ScoreKind, Task
 
 STACKED = Task("stacked", 3, (4, 5, 6), "uint8", frame_stack=4)

@@ -13,8 +13,8 @@ import torch
 
 from absurd import _policy, cases, outcome, targets
 from rldistill import EvaluateConfig, UserError, evaluate, export, load_teacher
-from rldistill.exporting import ExportConfig
-from rldistill.scores import read_scores
+from rldistill.runs.scores import read_scores
+from rldistill.verbs.export import ExportConfig
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

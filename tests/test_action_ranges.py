@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from rldistill.distillation.config import DistillConfig
-from rldistill.distillation.update import Update
-from rldistill.losses import parse_loss
-from rldistill.networks import Architecture, build
+from rldistill.students.losses import parse_loss
+from rldistill.students.networks import Architecture, build
 from rldistill.types import Batch, ScoreKind, Task
+from rldistill.verbs.distill.config import DistillConfig
+from rldistill.verbs.distill.update import Update
 
 STATES = torch.randn(256, 3, generator=torch.Generator().manual_seed(0))
 UPDATES = 300

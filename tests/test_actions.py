@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, chi2_contingency, chisquare, kstest, pearsonr
 from torch import Tensor
 
-from rldistill.actions import (
+from rldistill.play.actions import (
     agreement,
     bounds,
     check_actions,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from rldistill.distillation.adamw import AdamW
+from rldistill.students.optim.adamw import AdamW
 
 STATES = torch.randn(32, 5, generator=torch.Generator().manual_seed(1))
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rldistill.augmentation import compose_
+from rldistill.lessons.augmentation import compose_
 
 
 def composites(observations: Tensor, partners: Tensor, generator: np.random.Generator) -> Tensor:

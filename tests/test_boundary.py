@@ -14,9 +14,9 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from rldistill.envs import EnvironmentFailed, Environments, make_task
-from rldistill.envs.boundary import Boundary
-from rldistill.rollout import uniform
+from rldistill.play.envs import EnvironmentFailed, Environments, make_task
+from rldistill.play.envs.boundary import Boundary
+from rldistill.play.rollout import uniform
 from rldistill.types import UserError
 
 BOX, TWO = spaces.Box(-1, 1, (2,)), spaces.Discrete(2)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from rldistill.actions import chosen, score_width
-from rldistill.ccode import CPolicy, c_policy, compiled, compiler, read_c, render
-from rldistill.networks import Architecture
+from rldistill.formats.c import CPolicy, c_policy, compiled, compiler, read_c, render
+from rldistill.play.actions import chosen, score_width
+from rldistill.students.networks import Architecture
 from rldistill.types import Observations, ScoreKind, Task, UserError
 from test_lowering import made
 

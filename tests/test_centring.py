@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rldistill.centring import CentredInputs
-from rldistill.networks import Architecture, Network, build
+from rldistill.students.networks import Architecture, Network, build
+from rldistill.students.optim.centring import CentredInputs
 
 IMAGES = Architecture("cnn:3,4:5", (2, 10, 10), 3)
 VECTORS = Architecture("mlp:6,5", (4,), 3)

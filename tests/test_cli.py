@@ -17,20 +17,20 @@ import pytest
 import rldistill
 from foreign_files import balancing_zip
 from rldistill import cli, demo
-from rldistill.distillation import DistillConfig
-from rldistill.envs import make_task
-from rldistill.evaluation import EvaluateConfig
-from rldistill.exporting import ExportConfig
-from rldistill.inspection import InspectConfig
-from rldistill.networks import Architecture, build
+from rldistill.play.envs import make_task
 from rldistill.policies import load_policy, save_policy
-from rldistill.pushing import PushConfig
-from rldistill.recording import RecordConfig, record
-from rldistill.reporting import ReportConfig
+from rldistill.students.networks import Architecture, build
 from rldistill.teachers import TeacherOptions
-from rldistill.training import TrainConfig
 from rldistill.types import Task, UserError
-from rldistill.watching import WatchConfig
+from rldistill.verbs.distill import DistillConfig
+from rldistill.verbs.evaluate import EvaluateConfig
+from rldistill.verbs.export import ExportConfig
+from rldistill.verbs.inspect import InspectConfig
+from rldistill.verbs.push import PushConfig
+from rldistill.verbs.record import RecordConfig, record
+from rldistill.verbs.report import ReportConfig
+from rldistill.verbs.train import TrainConfig
+from rldistill.verbs.watch import WatchConfig
 
 SOURCE = Path(rldistill.__file__).parents[1]
 CARTPOLE = make_task("CartPole-v1")

@@ -8,13 +8,13 @@ from pathlib import Path
 import gymnasium
 import pytest
 
-from rldistill.actions import check_actions, greedy
-from rldistill.distillation import distill
-from rldistill.distillation.config import DistillConfig
-from rldistill.envs import Environments
+from rldistill.play.actions import check_actions, greedy
+from rldistill.play.envs import Environments
 from rldistill.policies import load_policy
-from rldistill.runs import read_metrics
+from rldistill.runs.folder import read_metrics
 from rldistill.teachers import ForeignTeacher, TeacherOptions, load_teacher
+from rldistill.verbs.distill import distill
+from rldistill.verbs.distill.config import DistillConfig
 
 
 @pytest.mark.parametrize(

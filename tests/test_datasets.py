@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recorded import played
-from rldistill.actions import score_width, uniform_actions
 from rldistill.datasets import (
     Dataset,
     DatasetWriter,
@@ -30,6 +29,7 @@ from rldistill.datasets import (
 )
 from rldistill.datasets.episodes import find_episodes
 from rldistill.datasets.shards import write_card
+from rldistill.play.actions import score_width, uniform_actions
 from rldistill.types import ScoreKind, Task, UserError
 
 STACKED = Task("stacked", 3, (4, 5, 6), "uint8", frame_stack=4)

@@ -19,10 +19,10 @@ import torch
 from recorded import ARM, IMAGE, LEVERS, STACKED, TEACHER, VECTOR, cut, flip, played, recorded, tree
 from rldistill.datasets import Dataset, Shard, append_shard, convert, create_dataset, load_replay, open_dataset
 from rldistill.datasets.episodes import find_episodes, observations_of, read_episodes
-from rldistill.envs import make_task
-from rldistill.networks import Architecture, build
+from rldistill.play.envs import make_task
 from rldistill.policies import load_policy, save_policy
 from rldistill.progress import Silent
+from rldistill.students.networks import Architecture, build
 from rldistill.teachers import TeacherOptions
 from rldistill.types import ScoreKind, Task, UserError
 

@@ -20,10 +20,10 @@ import pytest
 from recorded import STACKED, TEACHER, VECTOR, played
 from rldistill.datasets import create_dataset, open_dataset
 from rldistill.datasets.arrow import row_schema
-from rldistill.datasets.conversion import convert
 from rldistill.datasets.episodes import find_episodes
 from rldistill.datasets.shards import Dataset
 from rldistill.types import Task, UserError
+from rldistill.verbs.convert import convert
 
 
 def made(folder: Path, task: Task) -> Dataset:

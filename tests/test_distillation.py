@@ -25,20 +25,20 @@ import torch
 from torch import Tensor
 
 import rldistill
-from rldistill.distillation import DistillConfig, Update, checked, distill, make_stream, suited, suited_architecture
-from rldistill.distillation.update import _shorten
-from rldistill.envs import make_task
-from rldistill.evaluation import EvaluateConfig, evaluate
-from rldistill.losses import parse_loss
-from rldistill.networks import Architecture, Network, build, parameter_count
+from rldistill.lessons.streams import Driven
+from rldistill.play.envs import make_task
+from rldistill.play.rollout import EpsilonGreedy, play
 from rldistill.policies import SavedPolicy, card_checksum, load_policy, save_policy
 from rldistill.progress import Silent
-from rldistill.recording import RecordConfig, record
-from rldistill.rollout import EpsilonGreedy, play
-from rldistill.runs import read_metrics
-from rldistill.streams import Driven
+from rldistill.runs.folder import read_metrics
+from rldistill.students.losses import parse_loss
+from rldistill.students.networks import Architecture, Network, build, parameter_count
 from rldistill.teachers import TeacherOptions
 from rldistill.types import Batch, ScoreKind, Task, UserError
+from rldistill.verbs.distill import DistillConfig, Update, checked, distill, make_stream, suited, suited_architecture
+from rldistill.verbs.distill.update import _shorten
+from rldistill.verbs.evaluate import EvaluateConfig, evaluate
+from rldistill.verbs.record import RecordConfig, record
 
 CARTPOLE = make_task("CartPole-v1")
 PONG = make_task("PongNoFrameskip-v4", max_frames=400)  # games of at most 100 control steps
@@ -378,7 +378,7 @@ def test_dataset_is_distilled_without_playing(tmp_path: Path, root: Path) -> Non
 HARNESS = """
 import json, os, signal, sys, time, traceback
 import ale_py.vector_env
-from rldistill.distillation import DistillConfig, distill
+from rldistill.verbs.distill import DistillConfig, distill
 # Once here, so that each child need not import what torch and gymnasium import at their first use.
 warm = DistillConfig(student="mlp:2", steps=40, num_envs=1, evaluate_episodes=1, evaluate_epsilon=1.0)
 distill(sys.argv[1], sys.argv[2], warm)

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rldistill.dqn import DQN, DQNSettings, n_step_returns, q_targets
-from rldistill.envs import Environments, make_task
 from rldistill.files import load_state, save_state
-from rldistill.networks import Architecture, build
+from rldistill.lessons.dqn import DQN, DQNSettings, n_step_returns, q_targets
+from rldistill.play.envs import Environments, make_task
+from rldistill.students.networks import Architecture, build
 from rldistill.types import UserError
 
 SMALL = dict(

@@ -13,12 +13,12 @@ import torch
 from gymnasium import spaces
 
 from rldistill import EvaluateConfig, TrainConfig, evaluate, load_teacher, save_policy, train
-from rldistill.actions import bounds, uniform_actions
-from rldistill.envs import EnvironmentFailed, Environments, make_task, observation_bounds, own_shape, repeats
-from rldistill.networks import Architecture, build
+from rldistill.formats.matching import mismatches_of
+from rldistill.play.actions import bounds, uniform_actions
+from rldistill.play.envs import EnvironmentFailed, Environments, make_task, observation_bounds, own_shape, repeats
 from rldistill.progress import Silent
-from rldistill.runs import ENVIRONMENT_ERROR
-from rldistill.teachers.matching import mismatches_of
+from rldistill.runs.folder import ENVIRONMENT_ERROR
+from rldistill.students.networks import Architecture, build
 from rldistill.types import Task, UserError
 
 

@@ -22,15 +22,15 @@ from rldistill import (
     save_policy,
     train,
 )
-from rldistill.envs import Environments, fitting_task, make_task, task_in_file
-from rldistill.envs.ids import arguments_of
-from rldistill.exporting import ExportConfig, export
-from rldistill.inspection import InspectConfig, inspect
-from rldistill.networks import Architecture, build
-from rldistill.recording import RecordConfig
-from rldistill.reporting import ReportConfig, report
+from rldistill.play.envs import Environments, fitting_task, make_task, task_in_file
+from rldistill.play.envs.ids import arguments_of
+from rldistill.students.networks import Architecture, build
 from rldistill.types import Task, UserError
-from rldistill.watching import WatchConfig, watch
+from rldistill.verbs.export import ExportConfig, export
+from rldistill.verbs.inspect import InspectConfig, inspect
+from rldistill.verbs.record import RecordConfig
+from rldistill.verbs.report import ReportConfig, report
+from rldistill.verbs.watch import WatchConfig, watch
 
 MODULE = """
 from pathlib import Path
@@ -61,8 +61,8 @@ def module(tmp_path: Path, monkeypatch: Any) -> Iterator[Path]:
     marker = tmp_path / "marker"
     (tmp_path / "stranger.py").write_text(MODULE.format(marker=str(marker)))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("rldistill.envs.ids._named_modules", set())
-    monkeypatch.setattr("rldistill.envs.ids._named_texts", set())
+    monkeypatch.setattr("rldistill.play.envs.ids._named_modules", set())
+    monkeypatch.setattr("rldistill.play.envs.ids._named_texts", set())
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     monkeypatch.delitem(sys.modules, "stranger", raising=False)
     yield marker

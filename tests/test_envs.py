@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rldistill.actions import check_actions, uniform_actions
-from rldistill.envs import MINATAR_GAMES, Environments, Step, decisions_per_second, features_of, make_task
+from rldistill.play.actions import check_actions, uniform_actions
+from rldistill.play.envs import MINATAR_GAMES, Environments, Step, decisions_per_second, features_of, make_task
 from rldistill.types import Actions, Task, UserError
 
 MINATAR_IDS = [f"MinAtar/{game.title().replace('_', '')}-v1" for game in MINATAR_GAMES]

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from rldistill.envs import make_task, same_game
-from rldistill.evaluation import EvaluateConfig, decision_microseconds, evaluate
-from rldistill.networks import Architecture, Network, build
+from rldistill.play.envs import make_task, same_game
+from rldistill.play.rollout import EpsilonGreedy, play, uniform
 from rldistill.policies import SavedPolicy, load_policy, save_policy
-from rldistill.rollout import EpsilonGreedy, play, uniform
-from rldistill.scores import Score, read_scores, score_table
+from rldistill.runs.scores import Score, read_scores, score_table
+from rldistill.students.networks import Architecture, Network, build
 from rldistill.types import ScoreKind, UserError
+from rldistill.verbs.evaluate import EvaluateConfig, decision_microseconds, evaluate
 
 CARTPOLE = make_task("CartPole-v1")
 QUICK = EvaluateConfig(episodes=6, num_envs=3, epsilon=0.1, seed=4)

@@ -10,9 +10,9 @@ import torch
 from scipy.stats import binomtest, chisquare, kstest
 from torch import Tensor, nn
 
-from rldistill.actions import check_actions, drawn, mix_in_random
-from rldistill.exploration import Explore, EZGreedy, explorer
-from rldistill.networks import Architecture, Network, build
+from rldistill.lessons.exploration import Explore, EZGreedy, explorer
+from rldistill.play.actions import check_actions, drawn, mix_in_random
+from rldistill.students.networks import Architecture, Network, build
 from rldistill.types import ScoreKind, Task
 
 ALL: tuple[Explore, ...] = ("greedy", "epsilon", "boltzmann", "dropout")

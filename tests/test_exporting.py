@@ -14,21 +14,21 @@ import pytest
 import torch
 
 import rldistill
-from rldistill.actions import score_width
-from rldistill.ccode import compiler
-from rldistill.envs import make_task
-from rldistill.evaluation import EvaluateConfig, evaluate
-from rldistill.exporting import BOUNDS, ExportConfig, Format, export, export_table
-from rldistill.exporting.checks import Bound
-from rldistill.exporting.onnx_int8 import to_onnx_int8
-from rldistill.exporting.sb3 import sb3_actions, to_sb3
-from rldistill.exporting.torchscript import to_torchscript
-from rldistill.networks import Architecture, Network, build
+from rldistill.formats.c import compiler
+from rldistill.formats.onnx.int8 import to_onnx_int8
+from rldistill.formats.sb3.writing import sb3_actions, to_sb3
+from rldistill.formats.torchscript.writing import to_torchscript
+from rldistill.play.actions import score_width
+from rldistill.play.envs import make_task
 from rldistill.policies import SavedPolicy, save_policy
-from rldistill.recording import RecordConfig, record
+from rldistill.students.networks import Architecture, Network, build
 from rldistill.teachers import ForeignTeacher, load_policy, trial
 from rldistill.teachers.exported import description, exported_in, read_exported
 from rldistill.types import ScoreKind, Task, UserError
+from rldistill.verbs.evaluate import EvaluateConfig, evaluate
+from rldistill.verbs.export import BOUNDS, ExportConfig, Format, export, export_table
+from rldistill.verbs.export.checks import Bound
+from rldistill.verbs.record import RecordConfig, record
 from test_evaluation import CARTPOLE, leaning
 from test_lowering import made
 

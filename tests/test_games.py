@@ -15,21 +15,21 @@ import numpy.typing as npt
 import pytest
 from gymnasium import spaces
 
-from rldistill.distillation import DistillConfig, distill
-from rldistill.envs import LONGEST_GAME, Environments, make_task
-from rldistill.evaluation import EvaluateConfig, evaluate
-from rldistill.inspection import InspectConfig, inspect
-from rldistill.networks import Architecture, build
+from rldistill.play.envs import LONGEST_GAME, Environments, make_task
+from rldistill.play.rollout import play, play_scored, uniform
 from rldistill.policies import SavedPolicy, load_policy, save_policy
 from rldistill.progress import Silent, Talking
-from rldistill.recording import RecordConfig, record
-from rldistill.reporting import ReportConfig, report
-from rldistill.rollout import play, play_scored, uniform
-from rldistill.runs import Run, read_metrics
-from rldistill.scores import Score, read_scores, remarks, score_table
+from rldistill.runs.folder import Run, read_metrics
+from rldistill.runs.scores import Score, read_scores, remarks, score_table
 from rldistill.stats import summarize
-from rldistill.training import TrainConfig, train
+from rldistill.students.networks import Architecture, build
 from rldistill.types import Actions, Observations, Policy, Task, UserError
+from rldistill.verbs.distill import DistillConfig, distill
+from rldistill.verbs.evaluate import EvaluateConfig, evaluate
+from rldistill.verbs.inspect import InspectConfig, inspect
+from rldistill.verbs.record import RecordConfig, record
+from rldistill.verbs.report import ReportConfig, report
+from rldistill.verbs.train import TrainConfig, train
 
 Observation = npt.NDArray[np.float32]
 
@@ -304,7 +304,7 @@ def test_a_stopped_run_of_endless_games_ends_in_the_same_weights(tmp_path: Path)
 def test_steps_show_that_a_long_game_goes_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("rldistill.rollout._SHOWN_EVERY", 0.0)
+    monkeypatch.setattr("rldistill.play.rollout._SHOWN_EVERY", 0.0)
     monkeypatch.setattr(Talking, "PLAIN_SECONDS", 0.0)
     with Talking() as progress:
         progress.start("games", 2, "games")
@@ -403,7 +403,7 @@ def test_without_games_there_is_no_score_and_everything_copes(tmp_path: Path) ->
 def test_no_score_is_shown_before_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = policy_of("Corridor-v0", tmp_path / "teacher").path
     assert teacher is not None
-    monkeypatch.setattr("rldistill.distillation._SHOWN_EVERY", 0.0)
+    monkeypatch.setattr("rldistill.verbs.distill._SHOWN_EVERY", 0.0)
     lines = Lines()
     distill(teacher, tmp_path / "run", replace(STUDENT, evaluate_every=0), progress=lines)
     assert any("loss" in figures for figures in lines.figures)

@@ -1,6 +1,8 @@
-"""The plan of the house: who may import whom."""
+"""The plan of the house: who may import whom, file by file."""
 
 import ast
+from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 from types import ModuleType
@@ -9,57 +11,87 @@ import pytest
 
 import rldistill
 
-FLOORS = (
-    "types arguments documents actions schedules stats files holding machine progress interrupts terminal",
-    "losses targets augmentation exploration bandits networks centring radam lowering ccode envs rollout replay pictures",
-    "policies teachers datasets dqn pqn runs plots spectator scores",
-    "streams distillation evaluation reporting recording training inspection exporting watching pushing studies scale demo",
+ROOMS = (
+    "types schedules stats plots files documents arguments holding machine progress interrupts terminal",
+    "play",
+    "students",
+    "lessons",
+    "datasets",
+    "policies",
+    "formats",
+    "teachers",
+    "runs",
+    "verbs",
     "cli entry __main__ __init__",
 )
-FLOOR_OF = {module: number for number, floor in enumerate(FLOORS) for module in floor.split()}
+FLOOR_OF = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms.split()}
+NOT_SEEN = {("datasets", "formats")}
+"""Pairs of rooms of which neither imports the other."""
 SOURCE = Path(rldistill.__file__).parent
+FILES = {
+    file.relative_to(SOURCE).with_suffix("").as_posix().removesuffix("/__init__"): file for file in SOURCE.rglob("*.py")
+}
 
 
-def imports_of(path: Path) -> set[str]:
-    """Modules of the house that a file names in imports, those inside functions among them."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name} imports relatively"
-            module = node.module or ""
-            found |= {f"rldistill.{alias.name}" for alias in node.names} if module == "rldistill" else {module}
-        elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names if "." in alias.name}
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "rldistill":
-            found.add(f"rldistill.{node.attr}")
-    names = {name.split(".")[1] for name in found if name.startswith("rldistill.")} - {"__version__"}
-    return {name if name in FLOOR_OF else "__init__" for name in names}
+def imported(node: ast.AST) -> Iterator[str]:
+    """Names of the house that are imported below a node, inside functions too; not those that only types need."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(child, ast.ImportFrom):
+            assert child.level == 0, "an import is relative"
+            yield from (f"{child.module}.{alias.name}" for alias in child.names)
+        elif isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names)
+        yield from imported(child)
 
 
-def module_of(path: Path) -> str:
-    """A module, or the folder that one has become."""
-    parts = path.relative_to(SOURCE).with_suffix("").parts
-    return parts[0]
+def file_of(name: str) -> str:
+    """The file that a dotted name of the house lies in."""
+    place = name.removeprefix("rldistill").replace(".", "/").strip("/")
+    while place and place not in FILES:
+        place = place.rpartition("/")[0]
+    return place or "__init__"
 
 
-IMPORTS: dict[str, set[str]] = {}
-for file in SOURCE.rglob("*.py"):
-    IMPORTS.setdefault(module_of(file), set()).update(imports_of(file) - {module_of(file)})
+def room_of(file: str) -> str:
+    return file.split("/")[0]
 
 
-@pytest.mark.parametrize("module", sorted(IMPORTS))
-def test_a_module_stands_on_a_floor_and_imports_from_no_higher_one(module: str) -> None:
-    assert module in FLOOR_OF, f"{module} is on no floor: put it on one here and in the documentation"
-    above = {name for name in IMPORTS[module] if FLOOR_OF[name] > FLOOR_OF[module]}
-    assert not above, f"{module} ({FLOORS[FLOOR_OF[module]]}) imports from above: {sorted(above)}"
+IMPORTS = {
+    file: {file_of(name) for name in imported(ast.parse(path.read_text())) if name.split(".")[0] == "rldistill"}
+    - {file}
+    for file, path in FILES.items()
+}
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
+@pytest.mark.parametrize("file", sorted(IMPORTS))
+def test_a_file_is_in_a_room_and_imports_from_no_later_one(file: str) -> None:
+    assert room_of(file) in FLOOR_OF, f"{file} is in no room: add it to one here"
+    for other in IMPORTS[file] - {"__init__"}:
+        assert FLOOR_OF[room_of(other)] <= FLOOR_OF[room_of(file)], f"{file} imports from a later room: {other}"
+        assert (room_of(file), room_of(other)) not in NOT_SEEN | {pair[::-1] for pair in NOT_SEEN}, f"{file}: {other}"
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
     TopologicalSorter(IMPORTS).prepare()
 
 
+def test_the_longest_chain_of_imports_has_at_most_23_files() -> None:
+    @cache
+    def chain(file: str) -> tuple[str, ...]:
+        return (file, *max((chain(other) for other in IMPORTS[file]), key=len, default=()))
+
+    longest = max(map(chain, IMPORTS), key=len)
+    assert len(longest) <= 23, " -> ".join(longest)
+
+
+def test_rooms_exist() -> None:
+    assert set(FLOOR_OF) == set(map(room_of, FILES)) - {""} | {"__init__"}
+
+
 def test_no_module_is_a_drawer_for_odds_and_ends() -> None:
-    assert not {"utils", "util", "helpers", "common", "misc"} & set(IMPORTS)
+    assert not {"utils", "util", "helpers", "common", "misc"} & {part for file in FILES for part in file.split("/")}
 
 
 @pytest.mark.parametrize("name", sorted(rldistill.__all__))

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from foreign_files import balancing_zip
-from rldistill.envs import make_task
-from rldistill.inspection import InspectConfig, inspect
-from rldistill.networks import Architecture, build
+from rldistill.play.envs import make_task
 from rldistill.policies import save_policy
+from rldistill.students.networks import Architecture, build
 from rldistill.types import UserError
+from rldistill.verbs.inspect import InspectConfig, inspect
 from test_teachers_formats import NATURE, nature
 from test_teachers_sb3 import CONFIG, write_statistics
 

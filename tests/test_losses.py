@@ -13,9 +13,8 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import entropy
 from torch import Tensor
 
-from rldistill.distillation import DistillConfig, Update, checked
-from rldistill.envs import make_task
-from rldistill.losses import (
+from rldistill.play.envs import make_task
+from rldistill.students.losses import (
     LOSSES,
     WeightedLoss,
     huber,
@@ -28,8 +27,9 @@ from rldistill.losses import (
     nll,
     parse_loss,
 )
-from rldistill.networks import Architecture, build
+from rldistill.students.networks import Architecture, build
 from rldistill.types import Batch, ScoreKind, UserError
+from rldistill.verbs.distill import DistillConfig, Update, checked
 
 TEMPERATURES = (0.001, 0.01, 0.1, 1.0, 3.0)
 A_LOSS = st.sampled_from(sorted(LOSSES))

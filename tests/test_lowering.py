@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from rldistill.lowering import Affine, Lowered, activations, int8_layers, lower
-from rldistill.networks import Architecture, Network, build
+from rldistill.students.lowering import Affine, Lowered, activations, int8_layers, lower
+from rldistill.students.networks import Architecture, Network, build
 
 ARCHITECTURES = {
     "cnn": Architecture("cnn:4,6,5:7", (2, 36, 36), 3),

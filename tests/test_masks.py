@@ -17,30 +17,30 @@ import pytest
 import torch
 
 from masked import IDS, MOVES, SIDE, Square, Unmasked, Walker
-from rldistill.actions import are_allowed, chosen, drawn, mix_in_random, uniform_actions
-from rldistill.ccode import c_policy, render
 from rldistill.datasets import load_replay, open_dataset
-from rldistill.datasets.conversion import convert
 from rldistill.datasets.merging import merge
-from rldistill.distillation import DistillConfig, distill
-from rldistill.dqn import DQN, DQNSettings, q_targets
-from rldistill.envs import Environments, gives_action_masks, make_task
-from rldistill.evaluation import EvaluateConfig, evaluate
-from rldistill.exploration import EZGreedy
-from rldistill.exporting import ExportConfig, export
-from rldistill.losses import DISCRETE, kl, kl_hinton, mse, mse_prob, nll, parse_loss
-from rldistill.networks import Architecture, Network, build
+from rldistill.formats.c import c_policy, render
+from rldistill.lessons.dqn import DQN, DQNSettings, q_targets
+from rldistill.lessons.exploration import EZGreedy
+from rldistill.lessons.pqn import PQN, PQNSettings
+from rldistill.lessons.streams import Composed, Stream
+from rldistill.play.actions import are_allowed, chosen, drawn, mix_in_random, uniform_actions
+from rldistill.play.envs import Environments, gives_action_masks, make_task
+from rldistill.play.rollout import play, rollout, uniform
 from rldistill.policies import SavedPolicy, load_policy
-from rldistill.pqn import PQN, PQNSettings
 from rldistill.progress import Silent
-from rldistill.recording import RecordConfig, record
-from rldistill.rollout import play, rollout, uniform
-from rldistill.spectator import spectate
-from rldistill.streams import Composed, Stream
-from rldistill.targets import advantage_spread, auto_temperature, mean_entropy, transform
+from rldistill.students.losses import DISCRETE, kl, kl_hinton, mse, mse_prob, nll, parse_loss
+from rldistill.students.networks import Architecture, Network, build
+from rldistill.students.targets import advantage_spread, auto_temperature, mean_entropy, transform
 from rldistill.teachers import ForeignTeacher, load_teacher
-from rldistill.training import TrainConfig, train
 from rldistill.types import Batch, Task, UserError
+from rldistill.verbs.convert import convert
+from rldistill.verbs.distill import DistillConfig, distill
+from rldistill.verbs.evaluate import EvaluateConfig, evaluate
+from rldistill.verbs.export import ExportConfig, export
+from rldistill.verbs.record import RecordConfig, record
+from rldistill.verbs.spectator import spectate
+from rldistill.verbs.train import TrainConfig, train
 from test_teachers_sb3 import actor_critic, make_zip
 
 THREE = Task("three", 3, (2,), "float32")
@@ -319,7 +319,7 @@ def test_a_student_of_a_masked_task_reaches_its_teacher_and_makes_no_illegal_mov
 
 
 def _greedy(policy: Any) -> Any:
-    from rldistill.rollout import EpsilonGreedy
+    from rldistill.play.rollout import EpsilonGreedy
 
     return EpsilonGreedy(policy, policy.task, 0.0, np.random.default_rng(0))
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rldistill.distillation.adamw import AdamW
-from rldistill.distillation.muon import Muon, orthogonalized
+from rldistill.students.optim.adamw import AdamW
+from rldistill.students.optim.muon import Muon, orthogonalized
 
 SHAPES = [(16, 256), (128, 784), (300, 20), (7, 7), (1, 5)]
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from rldistill.networks import Architecture, Network, build, fit_initialization, parameter_count
+from rldistill.students.networks import Architecture, Network, build, fit_initialization, parameter_count
 from rldistill.types import UserError
 
 ATARI = (4, 84, 84)

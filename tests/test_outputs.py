@@ -13,19 +13,19 @@ from pathlib import Path
 import pytest
 
 from rldistill.datasets import convert, head, info, merge
-from rldistill.envs import make_task
-from rldistill.evaluation import EvaluateConfig, evaluate
-from rldistill.exporting import ExportConfig, export
 from rldistill.holding import claimed
-from rldistill.networks import Architecture, build
+from rldistill.play.envs import make_task
 from rldistill.policies import save_policy
-from rldistill.pushing import PushConfig, push
-from rldistill.recording import RecordConfig, record
-from rldistill.reporting import ReportConfig, report
-from rldistill.runs import Run
-from rldistill.scores import read_scores
+from rldistill.runs.folder import Run
+from rldistill.runs.scores import read_scores
+from rldistill.students.networks import Architecture, build
 from rldistill.types import UserError
-from rldistill.watching import WatchConfig, watch
+from rldistill.verbs.evaluate import EvaluateConfig, evaluate
+from rldistill.verbs.export import ExportConfig, export
+from rldistill.verbs.push import PushConfig, push
+from rldistill.verbs.record import RecordConfig, record
+from rldistill.verbs.report import ReportConfig, report
+from rldistill.verbs.watch import WatchConfig, watch
 from test_files import device
 
 CARTPOLE = make_task("CartPole-v1")

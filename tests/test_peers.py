@@ -8,12 +8,12 @@ from types import ModuleType
 
 import pytest
 
-from rldistill.distillation import DistillConfig, distill
-from rldistill.envs import make_task
-from rldistill.networks import Architecture, build
+from rldistill.play.envs import make_task
 from rldistill.policies import SavedPolicy
 from rldistill.progress import Silent
+from rldistill.students.networks import Architecture, build
 from rldistill.types import UserError
+from rldistill.verbs.distill import DistillConfig, distill
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 

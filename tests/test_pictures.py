@@ -1,6 +1,6 @@
 import numpy as np
 
-from rldistill.pictures import indexed, resized
+from rldistill.play.pictures import indexed, resized
 
 
 def test_few_colours_are_indexed_without_loss() -> None:

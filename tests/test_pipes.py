@@ -19,20 +19,20 @@ import pytest
 import rldistill
 from foreign_files import balancing_zip
 from rldistill.datasets import convert, head, info, load_replay, merge, open_dataset
-from rldistill.distillation import DistillConfig, distill
-from rldistill.envs import make_task
-from rldistill.evaluation import EvaluateConfig, evaluate
-from rldistill.exporting import ExportConfig, export
-from rldistill.inspection import inspect
-from rldistill.networks import Architecture, build
+from rldistill.play.envs import make_task
 from rldistill.policies import save_policy
-from rldistill.pushing import PushConfig, push
-from rldistill.recording import RecordConfig, record
-from rldistill.reporting import ReportConfig, report
-from rldistill.runs import Run
-from rldistill.scores import read_scores
+from rldistill.runs.folder import Run
+from rldistill.runs.scores import read_scores
+from rldistill.students.networks import Architecture, build
 from rldistill.teachers import TeacherOptions, load_policy, load_teacher
 from rldistill.types import UserError
+from rldistill.verbs.distill import DistillConfig, distill
+from rldistill.verbs.evaluate import EvaluateConfig, evaluate
+from rldistill.verbs.export import ExportConfig, export
+from rldistill.verbs.inspect import inspect
+from rldistill.verbs.push import PushConfig, push
+from rldistill.verbs.record import RecordConfig, record
+from rldistill.verbs.report import ReportConfig, report
 
 CARTPOLE = make_task("CartPole-v1")
 GAMES = EvaluateConfig(episodes=1, num_envs=1)

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rldistill.networks import Architecture, Network, build
 from rldistill.policies import SavedPolicy, card_checksum, load_policy, save_policy
+from rldistill.students.networks import Architecture, Network, build
 from rldistill.types import ScoreKind, Task, UserError
 
 TASK = Task("ALE/Pong-v5", 6, (4, 84, 84), frame_skip=4, frame_stack=4, sticky_actions=0.25, random_score=-20.7)

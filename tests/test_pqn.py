@@ -10,11 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rldistill.envs import Environments, make_task
 from rldistill.files import load_state, save_state
-from rldistill.networks import Architecture, build
-from rldistill.pqn import PQN, PQNSettings, q_lambda_targets
+from rldistill.lessons.pqn import PQN, PQNSettings, q_lambda_targets
+from rldistill.play.envs import Environments, make_task
 from rldistill.schedules import constant
+from rldistill.students.networks import Architecture, build
 
 
 @contextmanager

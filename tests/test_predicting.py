@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from rldistill.actions import greedy
-from rldistill.envs import Environments, make_task
-from rldistill.envs.own import predict_own
-from rldistill.networks import Architecture, build
+from rldistill.play.actions import greedy
+from rldistill.play.envs import Environments, make_task
+from rldistill.play.envs.own import predict_own
+from rldistill.play.rollout import play_scored
 from rldistill.policies import SavedPolicy
-from rldistill.rollout import play_scored
+from rldistill.students.networks import Architecture, build
 from rldistill.types import Task, UserError
 
 

@@ -15,21 +15,21 @@ import numpy as np
 import pytest
 
 from hub_server import TOKEN, Hub, serving
-from rldistill import pushing
-from rldistill.ccode import compiler
-from rldistill.envs import make_task
-from rldistill.evaluation import EvaluateConfig, evaluate
-from rldistill.exporting import ExportConfig, export
-from rldistill.exporting.torchscript import to_torchscript
-from rldistill.networks import Architecture, build
+from rldistill.formats.c import compiler
+from rldistill.formats.hub.download import Card, read_card
+from rldistill.formats.torchscript.writing import to_torchscript
+from rldistill.play.envs import make_task
 from rldistill.policies import SavedPolicy, load_policy, save_policy
 from rldistill.progress import Silent
-from rldistill.pushing import PushConfig, Pushed, push
-from rldistill.scores import read_scores
+from rldistill.runs.scores import read_scores
+from rldistill.students.networks import Architecture, build
 from rldistill.teachers import load_teacher
 from rldistill.teachers.exported import description
-from rldistill.teachers.hub import Card, read_card
 from rldistill.types import Task, UserError
+from rldistill.verbs import push as pushing
+from rldistill.verbs.evaluate import EvaluateConfig, evaluate
+from rldistill.verbs.export import ExportConfig, export
+from rldistill.verbs.push import PushConfig, Pushed, push
 from test_ccode import NO_COMPILER
 
 hub_package = pytest.importorskip("huggingface_hub")

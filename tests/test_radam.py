@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rldistill.radam import RAdam
+from rldistill.students.optim.radam import RAdam
 
 RATE = 0.01
 

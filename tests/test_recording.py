@@ -18,15 +18,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from rldistill.actions import chosen, score_width
 from rldistill.datasets import load_replay, open_dataset
-from rldistill.envs import Environments, make_task
 from rldistill.holding import alone
-from rldistill.networks import Architecture, build
+from rldistill.play.actions import chosen, score_width
+from rldistill.play.envs import Environments, make_task
 from rldistill.policies import SavedPolicy, save_policy
 from rldistill.progress import Silent
-from rldistill.recording import RecordConfig, record
+from rldistill.students.networks import Architecture, build
 from rldistill.types import ScoreKind, Task, UserError
+from rldistill.verbs.record import RecordConfig, record
 
 
 def policy_for(task: Task, name: str, seed: int = 0, score_kind: ScoreKind = "q_values") -> SavedPolicy:
@@ -343,7 +343,7 @@ def test_ctrl_c_keeps_what_was_played_and_says_how_to_go_on(tmp_path: Path, cart
 def test_killed_recording_leaves_a_whole_dataset(tmp_path: Path, cartpole: SavedPolicy) -> None:
     save_policy(tmp_path / "policy", cartpole.network, cartpole.task, {})
     code = (
-        "from rldistill.recording import RecordConfig, record\n"
+        "from rldistill.verbs.record import RecordConfig, record\n"
         f"record({str(tmp_path / 'policy')!r}, {str(tmp_path / 'd')!r}, RecordConfig(steps=10**7, shard_steps=64))"
     )
     process = subprocess.Popen([sys.executable, "-c", code])

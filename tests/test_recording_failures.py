@@ -21,11 +21,11 @@ from torch import Tensor
 
 import rldistill
 from rldistill.datasets import Dataset, open_dataset
-from rldistill.envs import make_task
+from rldistill.play.envs import make_task
 from rldistill.policies import save_policy
 from rldistill.progress import Silent
-from rldistill.recording import RecordConfig, record
 from rldistill.types import UserError
+from rldistill.verbs.record import RecordConfig, record
 from test_recording import policy_for
 
 CONFIG = RecordConfig(steps=1000, num_envs=2, shard_steps=100)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rldistill.envs import Environments, make_task
-from rldistill.replay import Replay
+from rldistill.play.envs import Environments, make_task
+from rldistill.play.replay import Replay
 from rldistill.types import Observations, Task, UserError
 
 VECTOR = Task("a", 2, (2,), "float32")

@@ -17,14 +17,14 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from rldistill.actions import score_width
-from rldistill.envs import make_task
-from rldistill.networks import Architecture, build
+from rldistill.play.actions import score_width
+from rldistill.play.envs import make_task
 from rldistill.policies import SavedPolicy, save_policy
-from rldistill.reporting import ReportConfig, report
-from rldistill.reporting.animation import SHEET_COLUMNS, SHEET_FRAMES, sprite_sheets, watched
-from rldistill.scores import read_scores
+from rldistill.runs.scores import read_scores
+from rldistill.students.networks import Architecture, build
 from rldistill.types import ScoreKind, Task, UserError
+from rldistill.verbs.report import ReportConfig, report
+from rldistill.verbs.report.animation import SHEET_COLUMNS, SHEET_FRAMES, sprite_sheets, watched
 
 pytest.importorskip("minatar")
 BREAKOUT = make_task("MinAtar/Breakout-v1")

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rldistill.actions import mix_in_random
-from rldistill.envs import Environments, make_task
-from rldistill.rollout import EpsilonGreedy, MakePolicy, Transition, as_learnt, play, rollout, uniform
+from rldistill.play.actions import mix_in_random
+from rldistill.play.envs import Environments, make_task
+from rldistill.play.rollout import EpsilonGreedy, MakePolicy, Transition, as_learnt, play, rollout, uniform
 from rldistill.types import Actions, Policy, ScoreKind, Task
 
 CARTPOLE = make_task("CartPole-v1")

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from rldistill.distillation import DistillConfig, distill
 from rldistill.files import load_state, save_state
-from rldistill.runs import CHECKPOINT_FORMAT, Run, command_line, curve_csv, read_metrics
-from rldistill.training import TrainConfig, train
+from rldistill.runs.folder import CHECKPOINT_FORMAT, Run, command_line, curve_csv, read_metrics
 from rldistill.types import UserError
+from rldistill.verbs.distill import DistillConfig, distill
+from rldistill.verbs.train import TrainConfig, train
 from test_training import CtrlC
 
 CONFIG: dict[str, Any] = {"verb": "distill", "steps": 100, "loss": "kl", "shares": (0.5, 1.0), "task": {"env": "a"}}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from rldistill.play.rollout import play_scored
 from rldistill.policies import load_policy
-from rldistill.rollout import play_scored
 
 POLICIES = Path(__file__).resolve().parents[1] / "policies"
 FOLDERS = sorted(card.parent.relative_to(POLICIES) for card in POLICIES.rglob("policy.json"))

@@ -8,12 +8,12 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from rldistill.envs import action_names, make_task
-from rldistill.networks import Architecture, build
+from rldistill.play.envs import action_names, make_task
+from rldistill.play.rollout import EpsilonGreedy, play
 from rldistill.policies import SavedPolicy
-from rldistill.rollout import EpsilonGreedy, play
-from rldistill.spectator import measure, preferences, spectate, temperature_of, usual_temperature
+from rldistill.students.networks import Architecture, build
 from rldistill.types import ScoreKind, Task
+from rldistill.verbs.spectator import measure, preferences, spectate, temperature_of, usual_temperature
 
 pytest.importorskip("minatar")
 BREAKOUT = make_task("MinAtar/Breakout-v1")

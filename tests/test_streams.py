@@ -11,18 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from rldistill.actions import mix_in_random
 from rldistill.datasets import load_replay
-from rldistill.envs import Environments, Step, make_task
 from rldistill.files import load_state, save_state
-from rldistill.networks import Architecture, build
+from rldistill.lessons.streams import Composed, Driven, Offline, minibatches, times_an_item
+from rldistill.play.actions import mix_in_random
+from rldistill.play.envs import Environments, Step, make_task
+from rldistill.play.replay import Replay
+from rldistill.play.rollout import EpsilonGreedy
 from rldistill.policies import SavedPolicy
-from rldistill.recording import RecordConfig, record
-from rldistill.replay import Replay
-from rldistill.rollout import EpsilonGreedy
 from rldistill.schedules import Schedule, constant, linear
-from rldistill.streams import Composed, Driven, Offline, minibatches, times_an_item
+from rldistill.students.networks import Architecture, build
 from rldistill.types import Actions, ActionValues, Batch, Observations, Policy, ScoreKind, Task, UserError
+from rldistill.verbs.record import RecordConfig, record
 
 PONG = make_task("PongNoFrameskip-v4", max_frames=240)  # games of at most 60 control steps
 CARTPOLE = make_task("CartPole-v1")

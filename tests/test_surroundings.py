@@ -15,14 +15,14 @@ import torch
 
 import rldistill
 from rldistill.datasets import info, merge
-from rldistill.distillation import DistillConfig, distill
-from rldistill.evaluation import EvaluateConfig, evaluate
-from rldistill.exporting import ExportConfig, export
 from rldistill.machine import usual_torch
-from rldistill.recording import RecordConfig, record
 from rldistill.teachers import load_policy, load_teacher
-from rldistill.training import TrainConfig, train
 from rldistill.types import UserError, check_booleans
+from rldistill.verbs.distill import DistillConfig, distill
+from rldistill.verbs.evaluate import EvaluateConfig, evaluate
+from rldistill.verbs.export import ExportConfig, export
+from rldistill.verbs.record import RecordConfig, record
+from rldistill.verbs.train import TrainConfig, train
 
 TRAIN = TrainConfig(steps=400, algo="dqn", network="mlp:8", warmup=100, replay=400, final_episodes=1, num_envs=2)
 DISTILL = DistillConfig(steps=300, student="mlp:8", warmup=64, evaluate_episodes=1, evaluate_every=0, num_envs=2)

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rldistill.networks import Architecture, build
-from rldistill.targets import (
+from rldistill.students.networks import Architecture, build
+from rldistill.students.targets import (
     AUTO_ENTROPY,
     advantage_spread,
     auto_temperature,

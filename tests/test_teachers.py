@@ -25,18 +25,18 @@ from torch import Tensor, nn
 
 from foreign_files import SIDE, acting_zip, balancing_zip, space_of
 from rldistill.datasets import open_dataset
-from rldistill.distillation import DistillConfig, distill
-from rldistill.envs import make_task
-from rldistill.evaluation import EvaluateConfig, evaluate
-from rldistill.networks import Architecture, build
+from rldistill.play.envs import make_task
 from rldistill.policies import SavedPolicy, save_policy
 from rldistill.progress import Silent
-from rldistill.recording import RecordConfig, record
-from rldistill.reporting import ReportConfig, report
-from rldistill.runs import read_metrics
-from rldistill.scores import read_scores
+from rldistill.runs.folder import read_metrics
+from rldistill.runs.scores import read_scores
+from rldistill.students.networks import Architecture, build
 from rldistill.teachers import ForeignTeacher, TeacherOptions, load_fitting, load_teacher
 from rldistill.types import ScoreKind, UserError
+from rldistill.verbs.distill import DistillConfig, distill
+from rldistill.verbs.evaluate import EvaluateConfig, evaluate
+from rldistill.verbs.record import RecordConfig, record
+from rldistill.verbs.report import ReportConfig, report
 from test_distillation import PressesCtrlC
 from test_teachers_formats import (
     MLP,

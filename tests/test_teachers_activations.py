@@ -14,11 +14,11 @@ from gymnasium import spaces
 from torch import nn
 
 from foreign_files import balancing_zip
-from rldistill.evaluation import EvaluateConfig, evaluate
+from rldistill.formats.cleanrl.scripts import activation_in
+from rldistill.formats.sb3.reading import read_sb3
 from rldistill.teachers import TeacherOptions, load_teacher
-from rldistill.teachers.sb3 import read_sb3
-from rldistill.teachers.scripts import activation_in
 from rldistill.types import UserError
+from rldistill.verbs.evaluate import EvaluateConfig, evaluate
 from test_teachers import MLP, of_kind
 from test_teachers_formats import VECTORS, linear, mlp_scores, relu, saved, write_script
 from test_teachers_sb3 import VECTOR, Draw, actor_critic, make_zip

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hostile_files import raw_zip, zeros
-from rldistill.teachers.archives import DEFAULT_LIMITS, read_file, read_members, shown
+from rldistill.formats.archives import DEFAULT_LIMITS, read_file, read_members, shown
 from rldistill.types import UserError
 
 

@@ -16,10 +16,10 @@ import pytest
 import safetensors.torch
 import torch
 
+from rldistill.formats.embedded import take_statistics
+from rldistill.formats.tensors.files import load_tensors
 from rldistill.progress import Silent
 from rldistill.teachers import ForeignTeacher, TeacherOptions, load_fitting, load_teacher, tensors
-from rldistill.teachers.embedded import take_statistics
-from rldistill.teachers.tensors import load_tensors
 from rldistill.types import UserError
 
 MEAN = np.array([1.0, -2.0, 0.5, 3.0])
@@ -315,7 +315,7 @@ def test_q_networks_of_a_checkpoint_are_known_by_the_name_of_their_part(tmp_path
 def test_cases_play_with_their_statistics(
     cases: Path, name: str, env: str, options: TeacherOptions, wanted: float
 ) -> None:
-    from rldistill.evaluation import EvaluateConfig, evaluate
+    from rldistill.verbs.evaluate import EvaluateConfig, evaluate
 
     config = EvaluateConfig(env=env, episodes=10, epsilon=0.0)
     score, *_ = evaluate([cases / "policies" / name], config, options=options, progress=Silent())

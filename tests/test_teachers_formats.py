@@ -18,16 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rldistill.networks import Architecture, build
+from rldistill.formats.beside import statistics_files
+from rldistill.formats.chain import parse_architecture
+from rldistill.formats.cleanrl.reading import read_cleanrl
+from rldistill.formats.hub.download import Card, fetch, find_policy_file, parse_ref, read_card
+from rldistill.formats.onnx.reading import contents_of, read_onnx
+from rldistill.formats.tensors.state_dict import read_state_dict
+from rldistill.formats.torchscript.reading import read_torchscript
 from rldistill.policies import save_policy
-from rldistill.teachers.beside import statistics_files
-from rldistill.teachers.chain import parse_architecture
-from rldistill.teachers.cleanrl import read_cleanrl
+from rldistill.students.networks import Architecture, build
 from rldistill.teachers.detect import kind_of
-from rldistill.teachers.hub import Card, fetch, find_policy_file, parse_ref, read_card
-from rldistill.teachers.onnx import contents_of, read_onnx
-from rldistill.teachers.state_dict import read_state_dict
-from rldistill.teachers.torchscript import read_torchscript
 from rldistill.types import Task, UserError
 
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 4, 84, 84), dtype=np.uint8))

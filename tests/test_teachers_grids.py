@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from rldistill.inspection import InspectConfig, inspect
+from rldistill.formats.tensors.state_dict import read_state_dict
 from rldistill.teachers import ForeignTeacher, TeacherOptions, load_teacher
-from rldistill.teachers.state_dict import read_state_dict
 from rldistill.types import UserError
+from rldistill.verbs.inspect import InspectConfig, inspect
 from test_teachers_formats import conv, linear, numbers, script
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore:.*torch.jit.*:FutureWarning")

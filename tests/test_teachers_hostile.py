@@ -9,7 +9,7 @@ import torch
 from hostile import good_files, measured, try_to_load
 from hostile_files import CANARY, hostile_files
 from hostile_programs import SCRIPTS, _compiled, onnx_models
-from rldistill.teachers.programs import batch_sizes, in_batches
+from rldistill.formats.programs import batch_sizes, in_batches
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore:.*torch.jit.*:FutureWarning")
 

@@ -15,11 +15,11 @@ import torch
 from gymnasium import spaces
 
 from conftest import Levers
-from rldistill.distillation import distill
-from rldistill.distillation.config import DistillConfig
+from rldistill.formats.sb3.reading import read_sb3
 from rldistill.teachers import ForeignTeacher, TeacherOptions, load_teacher
-from rldistill.teachers.sb3 import read_sb3
 from rldistill.types import UserError
+from rldistill.verbs.distill import distill
+from rldistill.verbs.distill.config import DistillConfig
 from test_teachers_sb3 import ACTIONS, VECTOR, act, actor_critic, make_zip
 
 PARTS = spaces.Dict(

@@ -10,17 +10,17 @@ import pytest
 import torch
 
 from foreign_files import balancing_zip
-from rldistill.distillation import DistillConfig, distill
-from rldistill.envs import make_task
-from rldistill.evaluation import EvaluateConfig, evaluate
-from rldistill.exporting import ExportConfig, export
-from rldistill.inspection import inspect
-from rldistill.networks import Architecture, build
+from rldistill.play.envs import make_task
 from rldistill.policies import load_policy, save_policy
-from rldistill.recording import RecordConfig, record
+from rldistill.students.networks import Architecture, build
 from rldistill.teachers import TeacherOptions, load_teacher, teacher_beside
 from rldistill.types import UserError
-from rldistill.watching import watch
+from rldistill.verbs.distill import DistillConfig, distill
+from rldistill.verbs.evaluate import EvaluateConfig, evaluate
+from rldistill.verbs.export import ExportConfig, export
+from rldistill.verbs.inspect import inspect
+from rldistill.verbs.record import RecordConfig, record
+from rldistill.verbs.watch import watch
 from test_teachers import of_kind
 from test_teachers_formats import NATURE, nature
 

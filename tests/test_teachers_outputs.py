@@ -28,7 +28,7 @@ UNIT = torch.tanh(OBSERVATIONS @ WEIGHT.T)
 @pytest.fixture(autouse=True)
 def fewer_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundred observations tell as much of these policies as a thousand."""
-    monkeypatch.setattr("rldistill.teachers.outputs._STEPS", 100)
+    monkeypatch.setattr("rldistill.formats.outputs._STEPS", 100)
 
 
 def load(path: Path, env: str = "Pendulum-v1", **options: Any) -> ForeignTeacher:
@@ -509,7 +509,7 @@ def test_torchscript_that_draws_does_not_fit(tmp_path: Path) -> None:
 def test_the_cases_play_as_they_should(
     cases: Path, name: str, options: dict[str, Any], low: float, high: float
 ) -> None:
-    from rldistill.evaluation import EvaluateConfig, evaluate
+    from rldistill.verbs.evaluate import EvaluateConfig, evaluate
 
     pytest.importorskip("onnxruntime")
     config = EvaluateConfig(env="Pendulum-v1", episodes=20, num_envs=20, epsilon=0.0)
@@ -523,9 +523,9 @@ def test_a_policy_of_our_own_has_none_of_these_questions(tmp_path: Path) -> None
 
 
 def _own(folder: Path) -> Path:
-    from rldistill.envs import make_task
-    from rldistill.networks import Architecture, build
+    from rldistill.play.envs import make_task
     from rldistill.policies import load_policy, save_policy
+    from rldistill.students.networks import Architecture, build
 
     task = make_task("Pendulum-v1")
     network = build(Architecture("mlp:4", task.observation_shape, 1), 0, "actions")

@@ -21,8 +21,8 @@ from gymnasium.wrappers import NormalizeObservation
 from numpy.testing import assert_array_equal
 
 from hostile_pickles import payload, pickle_bomb
-from rldistill.teachers.pickles import Inert, admits_statistics, array, interpret
-from rldistill.teachers.statistics import read_normalization, read_statistics
+from rldistill.formats.pickles import Inert, admits_statistics, array, interpret
+from rldistill.formats.statistics import read_normalization, read_statistics
 from rldistill.types import UserError
 
 VEC_NORMALIZE = "stable_baselines3.common.vec_env.vec_normalize"

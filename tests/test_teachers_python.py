@@ -22,9 +22,9 @@ from rldistill import (
     watch,
 )  # fmt: skip
 from rldistill.datasets import info, merge
-from rldistill.networks import Architecture, build
 from rldistill.policies import load_policy
-from rldistill.scores import read_scores, score_table
+from rldistill.runs.scores import read_scores, score_table
+from rldistill.students.networks import Architecture, build
 from rldistill.types import ScoreKind, Task, UserError
 
 CARTPOLE = make_task("CartPole-v1")

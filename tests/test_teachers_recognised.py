@@ -19,11 +19,11 @@ import torch
 from gymnasium.wrappers import FrameStackObservation
 
 from foreign_files import balancing_zip
-from rldistill.distillation import DistillConfig, distill
-from rldistill.envs import make_task
+from rldistill.formats.tensors.state_dict import read_state_dict
+from rldistill.play.envs import make_task
 from rldistill.teachers import TeacherOptions, load_fitting, load_teacher
-from rldistill.teachers.state_dict import read_state_dict
 from rldistill.types import UserError
+from rldistill.verbs.distill import DistillConfig, distill
 from test_teachers import Heard
 from test_teachers_formats import VECTORS, linear, mlp_scores, numbers, relu
 from test_teachers_options import own_folder

@@ -19,9 +19,9 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from rldistill.teachers.foreign import BoxSpace, DiscreteSpace, ForeignPolicy
-from rldistill.teachers.sb3 import read_sb3
-from rldistill.teachers.tensors import load_state_dict, load_tensors
+from rldistill.formats.foreign import BoxSpace, DiscreteSpace, ForeignPolicy
+from rldistill.formats.sb3.reading import read_sb3
+from rldistill.formats.tensors.files import load_state_dict, load_tensors
 from rldistill.types import UserError
 
 Arrays = dict[str, npt.NDArray[np.float32]]

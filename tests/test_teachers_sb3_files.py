@@ -13,11 +13,11 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from rldistill.formats.foreign import ForeignPolicy
+from rldistill.formats.sb3.reading import read_sb3
 from rldistill.progress import Silent
 from rldistill.teachers import ForeignTeacher, TeacherOptions, load_fitting, load_teacher
 from rldistill.teachers.detect import kind_of
-from rldistill.teachers.foreign import ForeignPolicy
-from rldistill.teachers.sb3 import read_sb3
 from rldistill.types import UserError
 from test_teachers_sb3 import actor_critic, make_zip, saved
 
@@ -222,7 +222,7 @@ def test_a_call_in_a_file_of_policy_save_is_refused_by_name(tmp_path: Path) -> N
 def test_cases_play_as_they_should(
     cases: Path, name: str, env: str | None, options: TeacherOptions, wanted: float
 ) -> None:
-    from rldistill.evaluation import EvaluateConfig, evaluate
+    from rldistill.verbs.evaluate import EvaluateConfig, evaluate
 
     config = EvaluateConfig(env=env, episodes=5, epsilon=0.0)
     score, *_ = evaluate([cases / "policies" / name], config, options=options, progress=Silent())

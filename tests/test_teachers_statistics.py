@@ -14,11 +14,11 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from rldistill.formats.foreign import ForeignPolicy, Statistics
+from rldistill.formats.sb3.reading import read_sb3
+from rldistill.formats.statistics import read_statistics
 from rldistill.progress import Silent
 from rldistill.teachers import ForeignTeacher, TeacherOptions, load_fitting, load_teacher
-from rldistill.teachers.foreign import ForeignPolicy, Statistics
-from rldistill.teachers.sb3 import read_sb3
-from rldistill.teachers.statistics import read_statistics
 from rldistill.types import UserError
 from test_teachers_sb3 import ppo, write_statistics
 

@@ -15,12 +15,12 @@ import pytest
 
 import rldistill
 from rldistill import entry, terminal
-from rldistill.envs import make_task
-from rldistill.networks import Architecture, build
+from rldistill.play.envs import make_task
 from rldistill.policies import save_policy
 from rldistill.progress import Talking
-from rldistill.recording import RecordConfig, record
-from rldistill.scores import read_scores
+from rldistill.runs.scores import read_scores
+from rldistill.students.networks import Architecture, build
+from rldistill.verbs.record import RecordConfig, record
 
 SOURCE = Path(rldistill.__file__).parents[1]
 CARTPOLE = make_task("CartPole-v1")

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import torch
 
+from rldistill.play.rollout import play_scored
 from rldistill.progress import Silent
-from rldistill.rollout import play_scored
-from rldistill.runs import Run, read_metrics
-from rldistill.training import TrainConfig, train
+from rldistill.runs.folder import Run, read_metrics
 from rldistill.types import UserError
+from rldistill.verbs.train import TrainConfig, train
 
 # A server that has everything imported, and forks a fresh process for each run.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["rldistill.training"])
+PROCESSES.set_forkserver_preload(["rldistill.verbs.train"])
 
 CARTPOLE_DQN = TrainConfig(
     steps=5_000, algo="dqn", seed=3, network="mlp:32", warmup=600, replay=2_000, checkpoint_seconds=0, final_episodes=2
@@ -295,7 +295,7 @@ def test_a_run_that_fails_at_once_leaves_no_folder(tmp_path: Path, monkeypatch: 
     def fails(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("rldistill.training._learner", fails)
+    monkeypatch.setattr("rldistill.verbs.train._learner", fails)
     with pytest.raises(MemoryError):
         train("CartPole-v1", tmp_path / "run", CARTPOLE_DQN)
     assert not (tmp_path / "run").exists()

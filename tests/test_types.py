@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rldistill.evaluation import EvaluateConfig
 from rldistill.policies import load_policy
 from rldistill.types import Task, UserError, as_tensor, check_numbers
+from rldistill.verbs.evaluate import EvaluateConfig
 
 tasks = st.builds(
     Task,

@@ -17,15 +17,15 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageSequence
 
-from rldistill.envs import Pixels, make_task
-from rldistill.networks import Architecture, build
+from rldistill.play.envs import Pixels, make_task
+from rldistill.play.rollout import EpsilonGreedy, play
 from rldistill.policies import SavedPolicy
-from rldistill.rollout import EpsilonGreedy, play
+from rldistill.students.networks import Architecture, build
 from rldistill.types import Task, UserError
-from rldistill.watching import WatchConfig, watch, watched_table
-from rldistill.watching.drawing import BAR, EXPLORED, MARK, TAKEN, TRACK, Caption, Stage, View
-from rldistill.watching.films import write_gif, write_mp4
-from rldistill.watching.window import check_display, show
+from rldistill.verbs.watch import WatchConfig, watch, watched_table
+from rldistill.verbs.watch.drawing import BAR, EXPLORED, MARK, TAKEN, TRACK, Caption, Stage, View
+from rldistill.verbs.watch.films import write_gif, write_mp4
+from rldistill.verbs.watch.window import check_display, show
 
 minatar = pytest.mark.skipif(importlib.util.find_spec("minatar") is None, reason="needs the extra minatar")
 needs_av = pytest.mark.skipif(importlib.util.find_spec("av") is None, reason="needs the extra video")

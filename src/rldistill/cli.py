@@ -12,22 +12,22 @@ import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
 
 from rldistill import datasets
-from rldistill.demo import demo
-from rldistill.distillation import DistillConfig, distill
-from rldistill.evaluation import EvaluateConfig, evaluate
-from rldistill.exporting import ExportConfig, Format, export, export_table
 from rldistill.files import is_standard_output
-from rldistill.inspection import InspectConfig, inspect
 from rldistill.progress import Talking, table
-from rldistill.pushing import PushConfig, push
-from rldistill.recording import RecordConfig, record
-from rldistill.reporting import ReportConfig, report
-from rldistill.scores import Score, remarks, score_table, scores_file, write_scores
+from rldistill.runs.scores import Score, remarks, score_table, scores_file, write_scores
 from rldistill.teachers import TeacherOptions
 from rldistill.terminal import settle
-from rldistill.training import TrainConfig, train
 from rldistill.types import UserError
-from rldistill.watching import WatchConfig, watch, watched_table
+from rldistill.verbs.demo import demo
+from rldistill.verbs.distill import DistillConfig, distill
+from rldistill.verbs.evaluate import EvaluateConfig, evaluate
+from rldistill.verbs.export import ExportConfig, Format, export, export_table
+from rldistill.verbs.inspect import InspectConfig, inspect
+from rldistill.verbs.push import PushConfig, push
+from rldistill.verbs.record import RecordConfig, record
+from rldistill.verbs.report import ReportConfig, report
+from rldistill.verbs.train import TrainConfig, train
+from rldistill.verbs.watch import WatchConfig, watch, watched_table
 
 T = TypeVar("T")
 Out: TypeAlias = Annotated[Path, arg(help="Folder to make; an existing one is never overwritten.")]

@@ -22,13 +22,13 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from rldistill.actions import score_width
 from rldistill.arguments import checked_arguments
 from rldistill.documents import read_json
-from rldistill.envs import predict_own
 from rldistill.files import read_regular, replace_file
 from rldistill.machine import usual_torch
-from rldistill.networks import Architecture, Network, build
+from rldistill.play.actions import score_width
+from rldistill.play.envs import predict_own
+from rldistill.students.networks import Architecture, Network, build
 from rldistill.types import ScoreKind, Task, Teacher, UserError, first_line
 
 FORMAT = "rldistill-policy"

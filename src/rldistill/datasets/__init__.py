@@ -1,50 +1,55 @@
 """Datasets: the folder, and the verbs that look at it, merge several and convert them.
 
-`shards` is the folder itself, `writing` fills it, `episodes` finds the episodes in it. `info`, `head`, `merge` and `convert`
-are the verbs `rldistill dataset ...`.
+`rows` are its columns, `arrow` one file, `shards` the folder itself; `writing` fills it, `episodes` finds the episodes in it.
+`info`, `head`, `merge` and `convert` are the verbs `rldistill dataset ...`.
 """
 
 from __future__ import annotations
 
-from rldistill.datasets.contents import Info, Row, head, head_table, info, info_lines
-from rldistill.datasets.conversion import Conversion, Target, convert
-from rldistill.datasets.merging import merge
-from rldistill.datasets.shards import (
-    CARD,
-    FORMAT,
-    VERSION,
-    Dataset,
-    Shard,
-    ShardEntry,
-    append_shard,
-    create_dataset,
-    frame_shape,
-    load_replay,
-    open_dataset,
-)
-from rldistill.datasets.writing import DatasetWriter
+from importlib import import_module
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:  # loaded when first asked for, as in `rldistill` itself
+    from rldistill.datasets.contents import Info, Row, head, head_table, info, info_lines
+    from rldistill.datasets.merging import merge
+    from rldistill.datasets.rows import FORMAT, VERSION, Shard, frame_shape
+    from rldistill.datasets.shards import (
+        CARD,
+        Dataset,
+        ShardEntry,
+        append_shard,
+        create_dataset,
+        load_replay,
+        open_dataset,
+    )
+    from rldistill.datasets.writing import DatasetWriter
+    from rldistill.verbs.convert import Conversion, Target, convert
+
+_PLACES = {
+    "datasets.contents": ("Info", "Row", "head", "head_table", "info", "info_lines"),
+    "datasets.merging": ("merge",),
+    "datasets.rows": ("FORMAT", "VERSION", "Shard", "frame_shape"),
+    "datasets.shards": (
+        "CARD",
+        "Dataset",
+        "ShardEntry",
+        "append_shard",
+        "create_dataset",
+        "load_replay",
+        "open_dataset",
+    ),
+    "datasets.writing": ("DatasetWriter",),
+    "verbs.convert": ("Conversion", "Target", "convert"),
+}
+_MODULE_OF = {name: module for module, names in _PLACES.items() for name in names}
 __all__ = [
-    "CARD",
-    "FORMAT",
-    "VERSION",
-    "Conversion",
-    "Dataset",
-    "DatasetWriter",
-    "Info",
-    "Row",
-    "Shard",
-    "ShardEntry",
-    "Target",
-    "append_shard",
-    "convert",
-    "create_dataset",
-    "frame_shape",
-    "head",
-    "head_table",
-    "info",
-    "info_lines",
-    "load_replay",
-    "merge",
-    "open_dataset",
-]
+    "CARD", "FORMAT", "VERSION", "Conversion", "Dataset", "DatasetWriter", "Info", "Row", "Shard", "ShardEntry", "Target",
+    "append_shard", "convert", "create_dataset", "frame_shape", "head", "head_table", "info", "info_lines", "load_replay",
+    "merge", "open_dataset",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'rldistill.datasets' has no attribute {name!r}")
+    return getattr(import_module(f"rldistill.{_MODULE_OF[name]}"), name)

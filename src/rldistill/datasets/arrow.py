@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from rldistill.actions import action_layout
 from rldistill.datasets.layout import check_layout
-from rldistill.datasets.shards import ADVICE, FORMAT, VERSION, Dataset, Shard, check_rows, frame_shape, label_width
+from rldistill.datasets.rows import ADVICE, FORMAT, VERSION, Labels, Shard, check_rows, frame_shape, label_width
+from rldistill.play.actions import action_layout
 from rldistill.types import UserError, first_line
 
 # Of 1, 3, 6, 9 and 12 on a Pong of 16 environments: 6 takes 30 bytes a frame at 175,000 frames/s, some thirty times the
@@ -34,9 +34,9 @@ def readable(path: Path) -> Iterator[None]:
         raise UserError(f"the shard {path} is of no use: {first_line(error)}{ADVICE}") from None
 
 
-def row_schema(dataset: Dataset) -> Any:
+def row_schema(labels: Labels) -> Any:
     """The columns of a shard."""
-    task = dataset.task
+    task = labels.task
     (*dimensions,), _ = action_layout(task)
     action = pa.float32() if task.continuous else pa.int32()
     frame = pa.uint8() if task.observation_dtype == "uint8" else pa.float32()
@@ -49,7 +49,7 @@ def row_schema(dataset: Dataset) -> Any:
         "reward": pa.float32(),
         "terminated": pa.bool_(),
         "truncated": pa.bool_(),
-        "values": pa.list_(pa.float32(), label_width(dataset)),
+        "values": pa.list_(pa.float32(), label_width(labels)),
     }
     if task.action_masks:
         fields["action_mask"] = pa.list_(pa.bool_(), task.num_actions)
@@ -57,10 +57,10 @@ def row_schema(dataset: Dataset) -> Any:
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields.items()], metadata=told)
 
 
-def batch_of(part: Shard, dataset: Dataset) -> Any:
+def batch_of(part: Shard, labels: Labels) -> Any:
     """A record batch of the rows."""
-    schema = row_schema(dataset)
-    action = np.float32 if dataset.task.continuous else np.int32
+    schema = row_schema(labels)
+    action = np.float32 if labels.task.continuous else np.int32
     columns = []
     ordered: list[npt.NDArray[Any]] = [
         part.frames, part.starts, part.context, part.environments, part.actions.astype(action), part.rewards,
@@ -75,13 +75,13 @@ def batch_of(part: Shard, dataset: Dataset) -> Any:
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def part_of(batch: Any, dataset: Dataset) -> Shard:
+def part_of(batch: Any, labels: Labels) -> Shard:
     """The rows of a record batch: the inverse of `batch_of`.
 
     Raises:
         ValueError: they do not suit the task, or a label is NaN or infinite.
     """
-    task = dataset.task
+    task = labels.task
     shape, kind = action_layout(task)
     listed = [field.name for field in batch.schema if pa.types.is_fixed_size_list(field.type)]
     lists = {name: batch.column(name).flatten().to_numpy(zero_copy_only=False) for name in listed}
@@ -96,31 +96,31 @@ def part_of(batch: Any, dataset: Dataset) -> Shard:
         rewards=flat["reward"],
         terminated=flat["terminated"],
         truncated=flat["truncated"],
-        values=lists["values"].reshape(batch.num_rows, label_width(dataset)),
+        values=lists["values"].reshape(batch.num_rows, label_width(labels)),
         masks=lists["action_mask"].reshape(batch.num_rows, task.num_actions) if task.action_masks else None,
     )
-    check_rows(part, dataset)
+    check_rows(part, labels)
     return part
 
 
-def encoded(parts: Sequence[Shard], dataset: Dataset) -> bytes:
+def encoded(parts: Sequence[Shard], labels: Labels) -> bytes:
     """An Arrow IPC file with a record batch for each part."""
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=LEVEL))
-    with pa.ipc.new_file(sink, row_schema(dataset), options=options) as writer:
+    with pa.ipc.new_file(sink, row_schema(labels), options=options) as writer:
         for part in parts:
-            writer.write_batch(batch_of(part, dataset))
+            writer.write_batch(batch_of(part, labels))
     return bytes(sink.getvalue().to_pybytes())
 
 
 def batches(
-    data: bytes | Path, dataset: Dataset, rows: int, *, first: int = 0, names: Sequence[str] | None = None
+    data: bytes | Path, labels: Labels, rows: int, *, first: int = 0, names: Sequence[str] | None = None
 ) -> Iterator[Any]:
     """The record batches of a shard, one after the other, so that never more than one lies in memory unpacked.
 
     Args:
         data: the shard, or its path.
-        dataset: whose card lists it.
+        labels: of the dataset whose card lists it.
         rows: that the card says the shard has.
         first: the first batch that is given.
         names: columns to unpack, by default all.
@@ -130,7 +130,7 @@ def batches(
             not rule that out, since whoever wrote the file may have written the card.
     """
     source = pa.py_buffer(data) if isinstance(data, bytes) else pa.memory_map(str(data))
-    schema = row_schema(dataset)
+    schema = row_schema(labels)
     with pa.ipc.open_file(source) as reader:
         if not reader.schema.equals(schema):
             raise ValueError("its columns are not those of the task in the card")

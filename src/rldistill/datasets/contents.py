@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rldistill.actions import describe
 from rldistill.arguments import checked_arguments
 from rldistill.datasets.episodes import find_episodes, observations_of, read_episodes
-from rldistill.datasets.shards import CARD, Shard, open_dataset
-from rldistill.envs import action_names
+from rldistill.datasets.rows import Shard
+from rldistill.datasets.shards import CARD, open_dataset
 from rldistill.files import free_path, place_at, replace_file
+from rldistill.play.actions import describe
+from rldistill.play.envs import action_names
 from rldistill.plots import observation_panels
 from rldistill.progress import Progress
 from rldistill.stats import Summary, summarize

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from rldistill.datasets.shards import Dataset, Shard, ShardEntry, joined, shard_number
+from rldistill.datasets.rows import Shard, joined
+from rldistill.datasets.shards import Dataset, ShardEntry, shard_number
+from rldistill.play.replay import Replay
 from rldistill.progress import Progress, Silent
-from rldistill.replay import Replay
 from rldistill.types import Observations, Task, UserError
 
 _COLUMNS = ("start", "context", "environment", "reward", "terminated", "truncated")

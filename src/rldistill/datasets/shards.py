@@ -24,52 +24,20 @@ from typing import Any, NamedTuple, Self, get_args
 import numpy as np
 import numpy.typing as npt
 
-from rldistill.actions import action_layout, are_allowed, check_actions, score_width, some_allowed
 from rldistill.arguments import checked_arguments
+from rldistill.datasets.rows import ADVICE, FORMAT, VERSION, Shard, check_rows, frame_shape, joined, label_width
 from rldistill.documents import read_json
 from rldistill.files import read_regular, replace_file
+from rldistill.play.actions import action_layout
+from rldistill.play.replay import Replay, mask_column
 from rldistill.progress import Progress, Silent
-from rldistill.replay import Replay, mask_column
-from rldistill.types import Actions, Bools, Floats, Masks, ScoreKind, Task, UserError, shown
+from rldistill.types import ScoreKind, Task, UserError, shown
 
-FORMAT = "rldistill-dataset"
-VERSION = 1
 CARD = "dataset.json"
 SHARD = r"shard-[0-9]{5,18}\.arrow"
 """Names of shards."""
 
 _MOST_ROWS = 2**53
-
-ADVICE = "; get it anew, or go on without it (Dataset.intact)"
-
-
-class Shard(NamedTuple):
-    """Rows of one shard, or of one environment's part of it. Time runs within an environment; T rows in all."""
-
-    frames: npt.NDArray[Any]
-    """(T, *frame): the newest frame of the stack, or the whole observation where nothing is stacked."""
-    starts: Bools
-    """(T,): whether the frame is the first of its episode."""
-    context: Bools
-    """(T,): whether the row only completes the stacks of later rows. Its frame and its start hold, the rest is zero."""
-    environments: npt.NDArray[np.int32]
-    """(T,): the row of the vectorized environment. Where it changes, time does not go on."""
-    actions: Actions
-    """(T,) or (T, D): what the driver chose at this frame."""
-    rewards: Floats
-    """(T,): raw, for that action."""
-    terminated: Bools
-    """(T,): whether the action ended the episode."""
-    truncated: Bools
-    """(T,): whether it was cut off after the action."""
-    values: Floats
-    """(T, K): the teacher's scores."""
-    masks: Masks | None = None
-    """(T, A): the actions that were allowed; None where the task has no masks."""
-
-    def rows(self, low: int, high: int) -> Shard:
-        """The rows from `low` up to before `high`."""
-        return Shard._make(None if column is None else column[low:high] for column in self)
 
 
 class ShardEntry(NamedTuple):
@@ -363,12 +331,6 @@ def same_teacher(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
     return bool(one_sum == two_sum)
 
 
-def frame_shape(task: Task) -> tuple[int, ...]:
-    """The newest frame of a stack, (channels, height, width), or the whole observation where nothing is stacked."""
-    shape = task.observation_shape
-    return (shape[0] // task.frame_stack, *shape[1:]) if task.frame_stack > 1 else shape
-
-
 def append_shard(dataset: Dataset, parts: Sequence[Shard], *, number: int | None = None) -> Dataset:
     """Writes a shard, then the card that names it, each in one step; returns the dataset that has it.
 
@@ -461,39 +423,3 @@ def write_card(dataset: Dataset) -> Dataset:
     data = json.dumps(card, indent=2).encode() + b"\n"
     replace_file(dataset.path / CARD, data)
     return replace(dataset, card=json.loads(data))
-
-
-def label_width(dataset: Dataset) -> int:
-    """K, the scores of a control step."""
-    return score_width(dataset.task, dataset.score_kind)
-
-
-def check_rows(part: Shard, dataset: Dataset) -> None:
-    """Raises ValueError where the rows do not suit the task, or a label is of no use."""
-    length, task, width = len(part.frames), dataset.task, label_width(dataset)
-    if part.frames.shape != (length, *frame_shape(task)) or part.frames.dtype != task.observation_dtype:
-        raise ValueError(f"frames of shape {part.frames.shape[1:]}, the task's are {frame_shape(task)}")
-    if part.values.shape != (length, width):
-        raise ValueError(f"labels of shape {part.values.shape}, expected {(length, width)}")
-    if not np.isfinite(part.values).all():
-        raise ValueError("labels hold NaN or infinity")
-    if not np.isfinite(part.rewards).all():
-        raise ValueError("rewards hold NaN or infinity")
-    if part.frames.dtype != np.uint8 and not np.isfinite(part.frames).all():
-        raise ValueError("frames hold NaN or infinity")
-    check_actions(part.actions, length, task)
-    masks = part.masks
-    if (masks is not None) != task.action_masks:
-        raise ValueError("action masks, which the task has not" if masks is not None else "no action masks")
-    if masks is not None:
-        if masks.shape != (length, task.num_actions) or masks.dtype != np.bool_:
-            raise ValueError(f"masks of shape {masks.shape}, expected {(length, task.num_actions)}")
-        # Context rows are there for their frames alone.
-        if not (are_allowed(part.actions, task, masks) & some_allowed(masks, task) | part.context).all():
-            raise ValueError("an action that its mask does not allow, or a mask that allows none")
-
-
-def joined(parts: Sequence[Shard]) -> Shard:
-    """Rows after rows."""
-    columns = zip(*parts, strict=True)
-    return Shard._make(None if column[0] is None else np.concatenate(column) for column in columns)

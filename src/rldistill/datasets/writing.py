@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rldistill.actions import action_layout
-from rldistill.datasets.shards import Dataset, Shard, append_shard, frame_shape, joined, label_width
-from rldistill.replay import mask_column
+from rldistill.datasets.rows import Shard, frame_shape, joined, label_width
+from rldistill.datasets.shards import Dataset, append_shard
+from rldistill.play.actions import action_layout
+from rldistill.play.replay import mask_column
 from rldistill.types import Actions, Bools, Floats, Masks, Observations, UserError
 
 

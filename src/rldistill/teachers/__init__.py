@@ -16,27 +16,27 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from rldistill.actions import describe, score_width
 from rldistill.arguments import checked_arguments
-from rldistill.envs import arguments_of, chosen_task, name_environment, newest_task, predict_own
+from rldistill.formats.beside import with_statistics
+from rldistill.formats.foreign import ForeignPolicy
+from rldistill.formats.hub.download import PREFIX, fetch, find_policy_file, read_card
+from rldistill.formats.matching import mismatches_of, with_masks
+from rldistill.formats.options import TeacherOptions, check_acting
+from rldistill.formats.outputs import unit_mismatch, unit_tool, with_units
+from rldistill.formats.programs import last_line
+from rldistill.formats.recognised import refuse_recognised
+from rldistill.formats.sb3.files import PARAMETERS, content_of, is_unpacked
 from rldistill.machine import usual_torch
-from rldistill.networks import parameter_count
+from rldistill.play.actions import describe, score_width
+from rldistill.play.envs import arguments_of, chosen_task, name_environment, newest_task, predict_own
 from rldistill.policies import KeptPolicy, SavedPolicy
 from rldistill.policies import load_policy as load_folder
 from rldistill.progress import Progress
-from rldistill.teachers.beside import with_statistics
+from rldistill.students.networks import parameter_count
 from rldistill.teachers.detect import kind_of
 from rldistill.teachers.exported import Exported, exported_in, read_exported
-from rldistill.teachers.foreign import ForeignPolicy
-from rldistill.teachers.hub import PREFIX, fetch, find_policy_file, read_card
-from rldistill.teachers.matching import mismatches_of, with_masks
-from rldistill.teachers.options import TeacherOptions, check_acting
-from rldistill.teachers.outputs import unit_mismatch, unit_tool, with_units
-from rldistill.teachers.programs import last_line
 from rldistill.teachers.python import PythonTeacher
 from rldistill.teachers.reading import read_kind
-from rldistill.teachers.recognised import refuse_recognised
-from rldistill.teachers.sb3_files import PARAMETERS, content_of, is_unpacked
 from rldistill.types import ScoreKind, Task, Teacher, UserError, first_line
 
 __all__ = [

@@ -7,14 +7,14 @@ import zipfile
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from rldistill.ccode import FIRST_LINE
 from rldistill.documents import read_any_json
 from rldistill.files import open_regular
-from rldistill.teachers.archives import read_members
-from rldistill.teachers.cleanrl import is_msgpack
-from rldistill.teachers.hub import find_policy_file, read_card
-from rldistill.teachers.sb3_files import SAVED_POLICY, is_unpacked
-from rldistill.teachers.weights import is_safetensors
+from rldistill.formats.archives import read_members
+from rldistill.formats.c import FIRST_LINE
+from rldistill.formats.cleanrl.reading import is_msgpack
+from rldistill.formats.hub.download import find_policy_file, read_card
+from rldistill.formats.sb3.files import SAVED_POLICY, is_unpacked
+from rldistill.formats.tensors.weights import is_safetensors
 from rldistill.types import UserError
 
 Kind: TypeAlias = Literal[

@@ -9,19 +9,18 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
-from rldistill.actions import score_width
-from rldistill.ccode import CPolicy, compiled, read_c
 from rldistill.documents import parse_json
-from rldistill.teachers.archives import MIB, PATH_LENGTH, read_file, read_members, shown
-from rldistill.teachers.foreign import BoxSpace, ForeignPolicy, ForeignScores
-from rldistill.teachers.onnx_contents import metadata_of
-from rldistill.teachers.sb3 import read_sb3
+from rldistill.formats.archives import MIB, PATH_LENGTH, read_file, read_members, shown
+from rldistill.formats.c import CPolicy, compiled, read_c
+from rldistill.formats.foreign import BoxSpace, ForeignPolicy, ForeignScores
+from rldistill.formats.interface import MEMBER
+from rldistill.formats.onnx.contents import metadata_of
+from rldistill.formats.sb3.reading import read_sb3
+from rldistill.formats.tensors.weights import read_bytes
+from rldistill.play.actions import score_width
 from rldistill.teachers.trial import read_program
-from rldistill.teachers.weights import read_bytes
 from rldistill.types import ScoreKind, Task, UserError
 
-MEMBER = "rldistill.json"
-"""Of zips and TorchScript archives; of ONNX the name of a property, without the ending."""
 FORMAT = "rldistill-export"
 VERSION = 1
 _KNOWN: dict[str, type] = {"network": str, "parameters": int, "policy_sha256": str, "made_by": str}

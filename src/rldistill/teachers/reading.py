@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rldistill.envs import is_minatar
-from rldistill.teachers.beside import folders_in
-from rldistill.teachers.cleanrl import read_cleanrl
+from rldistill.formats.beside import folders_in
+from rldistill.formats.cleanrl.reading import read_cleanrl
+from rldistill.formats.foreign import ForeignPolicy, ForeignScores, Numbers
+from rldistill.formats.options import TeacherOptions
+from rldistill.formats.recognised import refuse_recognised
+from rldistill.formats.sb3.reading import read_sb3
+from rldistill.formats.tensors.state_dict import read_state_dict
+from rldistill.play.envs import is_minatar
 from rldistill.teachers.detect import check_readable
-from rldistill.teachers.foreign import ForeignPolicy, ForeignScores, Numbers
-from rldistill.teachers.options import TeacherOptions
-from rldistill.teachers.recognised import refuse_recognised
-from rldistill.teachers.sb3 import read_sb3
-from rldistill.teachers.state_dict import read_state_dict
 from rldistill.teachers.trial import read_program
 from rldistill.types import Task, UserError
 

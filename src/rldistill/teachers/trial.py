@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 
-from rldistill.teachers.foreign import ForeignPolicy
-from rldistill.teachers.onnx import read_onnx
-from rldistill.teachers.programs import batch_sizes
-from rldistill.teachers.torchscript import read_torchscript
+from rldistill.formats.foreign import ForeignPolicy
+from rldistill.formats.onnx.reading import read_onnx
+from rldistill.formats.programs import batch_sizes
+from rldistill.formats.torchscript.reading import read_torchscript
 from rldistill.types import UserError
 
 SECONDS = 5

@@ -1,0 +1,1 @@
+"""Files of other tools: of each format the reader beside the writer."""

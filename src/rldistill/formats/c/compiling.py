@@ -1,0 +1,85 @@
+"""A C file as machine code in this process."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from rldistill.formats.c.numbers import CPolicy
+from rldistill.formats.c.rendering import render
+from rldistill.play.actions import score_width
+from rldistill.types import UserError
+
+_FLAGS = ("-std=c99", "-O3", "-fPIC", "-shared")
+_COMPILE_SECONDS = 300
+
+
+class CNetwork(nn.Module):
+    """A compiled policy behind the house's observations: (B, *obs) to (B, K) float32."""
+
+    def __init__(self, policy: CPolicy, library: ctypes.CDLL) -> None:
+        super().__init__()
+        self.dtype = torch.uint8 if policy.task.observation_dtype == "uint8" else torch.float32
+        self.width = score_width(policy.task, policy.score_kind)
+        self.shape = policy.task.observation_shape
+        self.weight_bytes = policy.weight_bytes
+        self.library = library
+        self.scores = getattr(library, f"{policy.description['prefix']}_scores")
+        self.scores.argtypes, self.scores.restype = [ctypes.c_void_p, ctypes.c_void_p], None
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Scores, row after row.
+
+        Raises:
+            UserError: observations of another shape (C would read beyond their end).
+        """
+        if tuple(observations.shape[1:]) != self.shape:
+            raise UserError(f"the policy reads {self.shape}, and is given {tuple(observations.shape[1:])}")
+        x = observations.detach().to(self.dtype).contiguous()
+        out = torch.empty((len(x), self.width), dtype=torch.float32)
+        step = x[0].numel() * x.element_size() if len(x) else 0
+        for row in range(len(x)):
+            self.scores(x.data_ptr() + row * step, out.data_ptr() + row * self.width * 4)
+        return out
+
+
+def compiler() -> list[str] | None:
+    """The words that call the system's C compiler: `$CC`, or the first of cc, gcc and clang; None where there is none."""
+    named = shlex.split(os.environ.get("CC", ""))
+    found = [*filter(None, map(shutil.which, named[:1] if named else ("cc", "gcc", "clang")))]
+    return [found[0], *named[1:]] if found else None
+
+
+def compiled(policy: CPolicy, name: str) -> CNetwork:
+    """The policy as machine code in this process, made by the system's compiler from a fresh rendering.
+
+    Raises:
+        UserError: there is no compiler, or it fails.
+    """
+    cc = compiler()
+    if cc is None:
+        raise UserError(f"{name} is C, and there is no compiler here to run it with: install cc, or name one in $CC")
+    source, header = render(policy)
+    with tempfile.TemporaryDirectory(prefix="rldistill-") as folder:
+        (Path(folder) / "policy.c").write_text(source)
+        (Path(folder) / str(policy.description["header"])).write_text(header)
+        failed = ""
+        for native in (["-march=native"], []):  # not every compiler knows it
+            command = [*cc, *_FLAGS, *native, "policy.c", "-o", "policy.so", "-lm"]
+            try:
+                done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_COMPILE_SECONDS)
+            except (OSError, subprocess.TimeoutExpired) as error:
+                raise UserError(f"{name} cannot be compiled: {error}") from None
+            if done.returncode == 0:
+                # Loaded it stays in memory when its file is gone.
+                return CNetwork(policy, ctypes.CDLL(str(Path(folder) / "policy.so")))
+            failed = (done.stderr.strip().splitlines() or [f"{cc[0]} failed"])[-1]
+    raise UserError(f"{name} cannot be compiled: {failed}")

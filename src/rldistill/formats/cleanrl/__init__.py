@@ -1,0 +1,1 @@
+"""CleanRL: its models, and the scripts beside them."""

@@ -1,0 +1,79 @@
+"""The format `onnx`: PyTorch's own exporter, one file, any batch size."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rldistill.formats.interface import MEMBER
+from rldistill.formats.torchscript.writing import Deployed, example
+from rldistill.machine import check_packages
+from rldistill.policies import SavedPolicy
+
+OPSET = 18
+"""In onnxruntime since 1.14, of February 2023."""
+
+
+class _Both(Deployed):
+    """Action and scores at once."""
+
+    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]  # two outputs
+        scores = super().forward(observation)
+        return self.choose(scores), scores
+
+
+def to_onnx(policy: SavedPolicy, told: Mapping[str, Any]) -> bytes:
+    """A model with the input `observation` (B, *obs), uint8 or float32, and the outputs `action` and `scores`.
+
+    Raises:
+        UserError: the packages of the extra are missing.
+    """
+    check_packages("onnx", "onnxscript", "onnxruntime")
+    # It tells of operators of packages that are not there, and warns of its own calls.
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                _Both(policy),
+                (example(policy),),
+                input_names=["observation"],
+                output_names=["action", "scores"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                opset_version=OPSET,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+    finally:
+        logger.setLevel(level)
+    assert program is not None
+    model = program.model_proto
+    for node in model.graph.node:  # where in the Python source each came from
+        del node.metadata_props[:]
+        node.ClearField("doc_string")
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
+        del value.metadata_props[:]
+    del model.graph.metadata_props[:]
+    describe(model, told)
+    return bytes(model.SerializeToString())
+
+
+def describe(model: Any, told: Mapping[str, Any]) -> None:
+    """What the file says of itself, as properties; `score_kind` and `interface` stand alone too, where others look."""
+    del model.metadata_props[:]
+    texts = {Path(MEMBER).stem: json.dumps(told), "score_kind": str(told["score_kind"])}
+    if "interface" in told:
+        texts["interface"] = "\n".join(told["interface"])
+    for key, text in texts.items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, text

@@ -1,0 +1,1 @@
+"""Files of named tensors: safetensors, NumPy, state dicts of PyTorch."""

@@ -1,0 +1,1 @@
+"""What is learnt from: streams of labelled batches, exploration, and learners from reward."""

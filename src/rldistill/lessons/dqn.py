@@ -1,0 +1,354 @@
+"""DQN with replay and target network (Mnih et al. 2015), double by default (van Hasselt et al. 2015, arXiv 1509.06461)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rldistill.files import generator_state, load_generator_state
+from rldistill.lessons.exploration import EZGreedy
+from rldistill.play.actions import allowed
+from rldistill.play.envs import Environments
+from rldistill.play.replay import Replay, mask_column
+from rldistill.play.rollout import as_learnt, rollout
+from rldistill.schedules import constant, linear
+from rldistill.students.networks import Network
+from rldistill.types import Actions, Bools, Floats, Masks, Observations, UserError, as_tensor
+
+
+@dataclass(frozen=True)
+class DQNSettings:
+    """Defaults for Atari; what differs from the papers is in `docs/train.md`."""
+
+    capacity: int = 400_000
+    """Control steps kept to learn from (7 kB each on Atari)."""
+    n_step: int = 3
+    """Rewards summed before the bootstrap; 1 is the paper's."""
+    double: bool = True
+    """The learning network chooses the action whose value is bootstrapped from; otherwise it is the target network's largest."""
+    warmup: int = 20_000
+    """Control steps of uniformly random play before the first update."""
+    replay_ratio: float = 8.0
+    """Samples drawn for each control step; the paper's 32 every 4 control steps are 8."""
+    minibatch: int = 128
+    """Samples an update. Larger and rarer than the paper's 32: the same samples in a quarter of the updates."""
+    target_every: int = 500
+    """Updates between two copies to the target network."""
+    item_steps: int = 512
+    """Control steps an item of `DQN.learn`; it changes what is reported when, and nothing else."""
+    slack: int = 65_536
+    """Control steps that fit into the replay's files between two checkpoints."""
+
+
+class NStep(NamedTuple):
+    """What follows B transitions, each (B,)."""
+
+    returns: Floats
+    """Discounted sum of the rewards that are counted."""
+    discounts: Floats
+    """What the bootstrap is multiplied with: gamma to the number of rewards, 0 where the episode terminated."""
+    steps: npt.NDArray[np.int64]
+    """After how many control steps the observation to bootstrap from comes."""
+    valid: Bools
+    """Whether anything is known: not where the very first step was truncated, for its last observation is not kept."""
+
+
+class Drawn(NamedTuple):
+    """A minibatch of B transitions."""
+
+    observations: Tensor
+    """(B, *obs)."""
+    actions: Tensor
+    """(B,) int64."""
+    bootstrap: Tensor
+    """(B, *obs): the observations bootstrapped from."""
+    returns: Tensor
+    discounts: Tensor
+    valid: Tensor
+    """(B,) each, as in `NStep`."""
+    masks: Tensor | None = None
+    """(B, A): the actions allowed in `bootstrap`; None where all are."""
+
+
+def n_step_returns(rewards: Floats, terminated: Bools, truncated: Bools, discount: float) -> NStep:
+    """Sums rewards up to the end of the window, or of the episode.
+
+    A terminated episode has no bootstrap. A truncated one is cut one step earlier: the observation before its last action
+    is kept and belongs to the same episode, so fewer rewards and a bootstrap there are exact.
+
+    Args:
+        rewards: (B, n) after each of n consecutive actions.
+        terminated: (B, n) whether the episode terminated with it.
+        truncated: (B, n) whether it was cut off there, disjoint from `terminated`.
+        discount: gamma.
+    """
+    number, length = rewards.shape
+    returns = np.zeros(number, dtype=np.float32)
+    discounts = np.ones(number, dtype=np.float32)
+    steps = np.zeros(number, dtype=np.int64)
+    going = np.ones(number, dtype=np.bool_)
+    for k in range(length):
+        going &= ~truncated[:, k]
+        returns += np.where(going, discounts * rewards[:, k], np.float32(0))
+        steps += going
+        discounts = np.where(going, discounts * np.float32(discount), discounts)
+        discounts[going & terminated[:, k]] = 0.0
+        going &= ~terminated[:, k]
+    return NStep(returns, discounts, steps, steps > 0)
+
+
+def updates_due(control_steps: int, num_envs: int, stack: int, settings: DQNSettings) -> int:
+    """Updates after so many control steps: a function of them alone, so that a resumed run does the same ones.
+
+    Args:
+        control_steps: of all environments together.
+        num_envs: environments stepped together.
+        stack: frames in an observation.
+        settings: the learner's.
+    """
+    # So many must have been added before one can be drawn with all that it needs.
+    first = max(settings.warmup, (stack + settings.n_step - 1) * num_envs)
+    return max(int((control_steps - first) * settings.replay_ratio / settings.minibatch), 0)
+
+
+def q_targets(
+    r_t: Tensor, discount_t: Tensor, q_t_value: Tensor, q_t_selector: Tensor, masks_t: Tensor | None = None
+) -> Tensor:
+    """r + discount * Q_value(s, argmax Q_selector(s)).
+
+    With the learning network's values as selector, van Hasselt et al. 2015, arXiv 1509.06461, equation 4 (double Q-learning);
+    with the target network's, r + discount * max Q_target(s) of Mnih et al. 2015.
+
+    Args:
+        r_t: (B,) rewards, or n-step returns.
+        discount_t: (B,), 0 where the episode terminated.
+        q_t_value: (B, A) the target network's values of the observation bootstrapped from.
+        q_t_selector: (B, A) the values that choose among its actions.
+        masks_t: (B, A) the actions that may be chosen; None allows all.
+
+    Returns:
+        (B,) float32.
+    """
+    best = allowed(q_t_selector, masks_t).argmax(dim=1, keepdim=True)
+    return r_t + discount_t * q_t_value.gather(1, best).squeeze(1)
+
+
+class DQN:
+    """A learner: iterate `learn()`, save and load between two items. `policy` is what has been learnt.
+
+    Args:
+        network: trained in place.
+        environments: its rows are stepped together.
+        steps: control steps of the whole run.
+        learning_rate: of Adam, constant.
+        discount: gamma.
+        epsilon_end: last probability of a random action.
+        epsilon_steps: control steps over which it falls from 1, after the warm-up.
+        epsilon_repeats: control steps that a random action lasts at most; see `EZGreedy`.
+        clip_rewards, lives_as_episodes: see `as_learnt`.
+        seed: of exploration and minibatches.
+        scratch: folder for the replay's files; None keeps it in the process, which then cannot be saved.
+
+    Raises:
+        UserError: no room for the replay, or it is too small to sample from.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        environments: Environments,
+        *,
+        steps: int,
+        learning_rate: float,
+        discount: float,
+        epsilon_end: float,
+        epsilon_steps: int,
+        epsilon_repeats: int,
+        clip_rewards: bool,
+        lives_as_episodes: bool,
+        seed: int,
+        settings: DQNSettings,
+        scratch: Path | None = None,
+    ) -> None:
+        self.network, self.environments, self.settings = network, environments, settings
+        self.policy = network
+        self.discount = discount
+        self.target = copy.deepcopy(network).eval().requires_grad_(False)
+        self.optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, eps=1.5e-4, fused=True)
+        self.learning_rate = constant(learning_rate)
+        self._falling = linear(1.0, epsilon_end, epsilon_steps)
+        self.generator = np.random.default_rng([seed, 2])
+        self._explore = EZGreedy(environments.task, environments.num_envs, epsilon_repeats, self.generator)
+        self.control_steps = 0
+        self.updates = 0
+        rows = environments.num_envs
+        self._item_times = max(settings.item_steps // rows, 1)
+        self._slack_times = max(settings.slack // rows, self._item_times)
+        self.replay = Replay(
+            environments.task,
+            rows,
+            settings.capacity,
+            {
+                "actions": ((), np.int64),
+                "rewards": ((), np.float32),
+                "terminated": ((), np.bool_),
+                "truncated": ((), np.bool_),
+                **mask_column(environments.task),
+            },
+            scratch=scratch,
+            slack=self._slack_times * rows,
+        )
+        least_times = self.replay.stack + settings.n_step
+        if self.replay.capacity < least_times:
+            raise UserError(
+                f"a replay of {settings.capacity} control steps is too small for {rows} environments and {settings.n_step}-step "
+                f"returns: it needs {least_times * rows}"
+            )
+        self._saved_at = 0
+        played = rollout(environments, self._act)
+        self._rollout = as_learnt(played, clip_rewards=clip_rewards, lives_as_episodes=lives_as_episodes)
+
+    @property
+    def epsilon(self) -> float:
+        """Probability of a random action now."""
+        since = self.control_steps - self.settings.warmup
+        return self._falling(since) if since >= 0 else 1.0
+
+    def _act(self, observations: Observations, masks: Masks | None = None) -> Actions:
+        greedy = np.zeros(len(observations), dtype=np.int64)
+        if self.control_steps >= self.settings.warmup:
+            with torch.no_grad():
+                values = allowed(self.network(as_tensor(observations)), masks)
+                greedy = np.asarray(values.argmax(dim=1).cpu().numpy())
+        return self._explore(greedy, self.epsilon, masks)
+
+    def learn(self) -> Iterator[dict[str, Any]]:
+        """`item_steps` control steps and the updates that are due with them an item: a record with the mean loss (None
+        while warming up), and the returns of the games that ended."""
+        while True:
+            losses: list[Tensor] = []
+            targets: list[Tensor] = []
+            returns: list[float] = []
+            for _ in range(self._item_times):
+                returns += self._play()
+                while self.updates < updates_due(
+                    self.control_steps, self.environments.num_envs, self.replay.stack, self.settings
+                ):
+                    loss, target = self._update()
+                    losses.append(loss)
+                    targets.append(target)
+            yield {
+                "loss": float(torch.stack(losses).mean()) if losses else None,
+                "epsilon": self.epsilon,
+                "learning_rate": self.learning_rate(self.control_steps),
+                "mean_value": float(torch.stack(targets).mean()) if targets else None,
+                "returns": returns,
+            }
+
+    def _play(self) -> list[float]:
+        step = next(self._rollout)
+        self.replay.add(
+            step.observations,
+            step.starts,
+            actions=step.actions,
+            rewards=step.rewards,
+            terminated=step.terminated,
+            truncated=step.truncated,
+            **({} if step.masks is None else {"masks": step.masks}),
+        )
+        self.control_steps += self.environments.num_envs
+        return [float(score) for score in step.returns[~np.isnan(step.returns)]]
+
+    def _update(self) -> tuple[Tensor, Tensor]:
+        """One gradient step on a fresh minibatch, and what else is due with it; the mean loss and the mean target."""
+        loss, target = self.fit(self.draw())
+        self.updates += 1
+        if self.updates % self.settings.target_every == 0:
+            self.target.load_state_dict(self.network.state_dict())
+        return loss, target
+
+    def draw(self) -> Drawn:
+        """A minibatch of the replay."""
+        length = self.settings.n_step
+        times, rows = self.replay.sample(self.generator, self.settings.minibatch, ahead=length)
+        window, beside = times[:, None] + np.arange(length), rows[:, None]
+        following = n_step_returns(
+            self.replay.column("rewards", window, beside),
+            self.replay.column("terminated", window, beside),
+            self.replay.column("truncated", window, beside),
+            self.discount,
+        )
+        arrays = [
+            self.replay.observations(times, rows),
+            self.replay.column("actions", times, rows),
+            self.replay.observations(times + following.steps, rows),
+            following.returns,
+            following.discounts,
+            following.valid,
+        ]
+        if "masks" in self.replay:
+            arrays.append(self.replay.column("masks", times + following.steps, rows))
+        return Drawn(*(torch.from_numpy(array).to(self.network.device) for array in arrays))
+
+    def fit(self, drawn: Drawn) -> tuple[Tensor, Tensor]:
+        """One gradient step on a minibatch; the mean loss and the mean target."""
+        with torch.no_grad():
+            q_t = self.target(drawn.bootstrap)
+            selector = self.network(drawn.bootstrap) if self.settings.double else q_t
+            targets = q_targets(drawn.returns, drawn.discounts, q_t, selector, drawn.masks)
+        self.network.train()
+        values = self.network(drawn.observations).gather(1, drawn.actions[:, None]).squeeze(1)
+        # The paper's error clipped to [-1, 1] is the gradient of the Huber loss.
+        errors = torch.nn.functional.huber_loss(values, targets, reduction="none")
+        number = drawn.valid.sum().clamp(min=1)
+        loss = errors[drawn.valid].sum() / number
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
+        self.optimizer.step()
+        self.network.eval()
+        return loss.detach(), targets[drawn.valid].sum() / number
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """Whether the state must be saved before the next item: else that would overwrite what the last one saved needs."""
+        return self.replay.added + self._item_times - self._saved_at > self._slack_times
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next item depends on; the replay's frames stay in its files."""
+        state = {
+            "network": self.network.state_dict(),
+            "target": self.target.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "environments": self.environments.state_dict(),
+            "generator": generator_state(self.generator),
+            "exploration": self._explore.state_dict(),
+            "replay": self.replay.state_dict(),
+            "control_steps": self.control_steps,
+            "updates": self.updates,
+        }
+        self._saved_at = self.replay.added
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Puts back what `state_dict` gave.
+
+        Raises:
+            UserError: the replay's files are missing or damaged.
+        """
+        self.replay.load_state_dict(state["replay"])
+        self.network.load_state_dict(state["network"])
+        self.target.load_state_dict(state["target"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.environments.load_state_dict(state["environments"])
+        load_generator_state(self.generator, state["generator"])
+        self._explore.load_state_dict(state["exploration"])
+        self.control_steps, self.updates = int(state["control_steps"]), int(state["updates"])
+        self._saved_at = self.replay.added

@@ -1,0 +1,235 @@
+"""PQN, parallelised Q-network (Gallici et al. 2024, arXiv 2407.04811): Q(lambda) without replay or target network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rldistill.files import generator_state, load_generator_state
+from rldistill.lessons.exploration import EZGreedy
+from rldistill.play.actions import allowed
+from rldistill.play.envs import Environments
+from rldistill.play.rollout import as_learnt, rollout
+from rldistill.schedules import linear
+from rldistill.students.networks import Network
+from rldistill.students.optim.centring import CentredInputs
+from rldistill.students.optim.radam import RAdam
+from rldistill.types import Actions, Masks, Observations, as_tensor
+
+
+@dataclass(frozen=True)
+class PQNSettings:
+    """Defaults are those of the paper's Atari runs, but for what `docs/papers.md` lists."""
+
+    rollout_length: int = 32
+    """Control steps of each environment between two phases of learning."""
+    epochs: int = 2
+    """Passes over each rollout."""
+    minibatch: int = 256
+    """Samples a gradient step."""
+    trace: float = 0.65
+    """Lambda of Q(lambda)."""
+    max_grad_norm: float = 10.0
+    steady: bool = False
+    """Gradients are taken for layers' inputs less their mean."""
+    averaging: int = 1
+    """Updates over which the weights of the policy are averaged, exponentially; 1 takes the last ones."""
+
+
+def q_lambda_targets(r_t: Tensor, discount_t: Tensor, v_t: Tensor, cut_t: Tensor, trace: float) -> Tensor:
+    """Peng's Q(lambda) returns, backwards in time; arXiv 2407.04811, equation 8 and algorithm 1.
+
+    Args:
+        r_t: rewards (T, N) after each action.
+        discount_t: (T, N), gamma, or 0 where the episode terminated.
+        v_t: (T, N), max over actions of the value of the observation after each action.
+        cut_t: (T, N) bool, where the trace ends although the discount does not: truncated episodes.
+        trace: lambda.
+
+    Returns:
+        (T, N) targets for the values of the actions taken.
+    """
+    targets = torch.empty_like(r_t)
+    following = v_t[-1]
+    for t in range(len(r_t) - 1, -1, -1):
+        mixed = torch.where(cut_t[t], v_t[t], (1 - trace) * v_t[t] + trace * following)
+        following = r_t[t] + discount_t[t] * mixed
+        targets[t] = following
+    return targets
+
+
+class PQN:
+    """A learner: iterate `learn()`, save and load between two items. `policy` is what has been learnt.
+
+    Args:
+        network: trained in place; wants layer normalization.
+        environments: its rows are stepped together.
+        steps: control steps of the whole run, for the schedules.
+        learning_rate: of RAdam, falling linearly to a tenth.
+        discount: gamma.
+        epsilon_end: last probability of a random action.
+        epsilon_steps: control steps over which it falls from 1.
+        epsilon_repeats: control steps that a random action lasts at most; see `EZGreedy`.
+        clip_rewards, lives_as_episodes: see `as_learnt`.
+        seed: of exploration and minibatches.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        environments: Environments,
+        *,
+        steps: int,
+        learning_rate: float,
+        discount: float,
+        epsilon_end: float,
+        epsilon_steps: int,
+        epsilon_repeats: int,
+        clip_rewards: bool,
+        lives_as_episodes: bool,
+        seed: int,
+        settings: PQNSettings,
+    ) -> None:
+        self.network, self.environments, self.settings = network, environments, settings
+        self.policy = copy.deepcopy(network) if settings.averaging > 1 else network
+        self.discount = discount
+        self._centred = CentredInputs(network.layers if settings.steady else ())
+        optimizer = RAdam if network.device.type == "cpu" else torch.optim.RAdam
+        self.optimizer = optimizer(network.parameters(), lr=learning_rate)
+        self.learning_rate = linear(learning_rate, learning_rate / 10, steps)
+        self.epsilon = linear(1.0, epsilon_end, epsilon_steps)
+        self.generator = np.random.default_rng([seed, 2])
+        self._explore = EZGreedy(environments.task, environments.num_envs, epsilon_repeats, self.generator)
+        self.control_steps = 0
+        self.updates = 0
+        played = rollout(environments, self._act)
+        self._rollout = as_learnt(played, clip_rewards=clip_rewards, lives_as_episodes=lives_as_episodes)
+        self._seen_values: list[Tensor] = []
+
+    def _act(self, observations: Observations, masks: Masks | None = None) -> Actions:
+        with torch.no_grad():
+            values = allowed(self.network(as_tensor(observations)), masks)
+        self._seen_values.append(values)
+        greedy = np.asarray(values.argmax(dim=1).cpu().numpy())
+        return self._explore(greedy, self.epsilon(self.control_steps), masks)
+
+    def learn(self) -> Iterator[dict[str, Any]]:
+        """One rollout and its epochs an item: a record with the loss, and the returns of the games that ended."""
+        while True:
+            observations, actions, targets, returns = self._collect()
+            loss = self._fit(observations, actions, targets)
+            yield {
+                "loss": loss,
+                "epsilon": self.epsilon(self.control_steps),
+                "learning_rate": self.learning_rate(self.control_steps),
+                "mean_value": float(targets.mean()),
+                "returns": returns,
+            }
+
+    def _collect(self) -> tuple[Tensor, Tensor, Tensor, list[float]]:
+        length, rows = self.settings.rollout_length, self.environments.num_envs
+        self._seen_values = []
+        observations: list[Observations] = []
+        actions = np.empty((length, rows), dtype=np.int64)
+        rewards = np.empty((length, rows), dtype=np.float32)
+        discounts = np.empty((length, rows), dtype=np.float32)
+        cuts = np.empty((length, rows), dtype=np.bool_)
+        finals: dict[int, tuple[Observations, Masks | None]] = {}
+        returns: list[float] = []
+        for t in range(length):
+            step = next(self._rollout)
+            observations.append(step.observations)
+            actions[t], rewards[t], cuts[t] = step.actions, step.rewards, step.truncated
+            discounts[t] = np.where(step.terminated, 0.0, self.discount)
+            if step.truncated.any():
+                finals[t] = step.final_observations, step.final_masks
+            returns += [float(score) for score in step.returns[~np.isnan(step.returns)]]
+            self.control_steps += rows
+        with torch.no_grad():
+            last = self.network(as_tensor(self.environments.observations))
+            self._seen_values.append(allowed(last, self.environments.masks))
+            following = torch.stack([values.amax(dim=1) for values in self._seen_values[1:]]).cpu()
+            for t, (final, masks) in finals.items():
+                cut = torch.from_numpy(cuts[t])
+                following[t, cut] = allowed(self.network(as_tensor(final)), masks).amax(dim=1).cpu()[cut]
+        targets = q_lambda_targets(
+            torch.from_numpy(rewards),
+            torch.from_numpy(discounts),
+            following,
+            torch.from_numpy(cuts),
+            self.settings.trace,
+        )
+        device = self.network.device
+        return (
+            torch.from_numpy(np.concatenate(observations)).to(device),
+            torch.from_numpy(actions).flatten().to(device),
+            targets.flatten().to(device),
+            returns,
+        )
+
+    def _fit(self, observations: Tensor, actions: Tensor, targets: Tensor) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(self.control_steps)
+        losses = []
+        self.network.train()
+        for _ in range(self.settings.epochs):
+            order = torch.from_numpy(self.generator.permutation(len(actions))).to(actions.device)
+            for chosen in torch.split(order, self.settings.minibatch):
+                losses.append(self.fit(observations.index_select(0, chosen), actions[chosen], targets[chosen]))
+        self.network.eval()
+        return float(torch.stack(losses).mean())
+
+    def fit(self, observations: Tensor, actions: Tensor, targets: Tensor) -> Tensor:
+        """One gradient step on B samples, (B, *obs), (B,) and (B,); the mean loss."""
+        values = self.network(observations).gather(1, actions[:, None]).squeeze(1)
+        loss: Tensor = 0.5 * (values - targets).square().mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.max_grad_norm)
+        self._centred.enter()
+        self.optimizer.step()
+        self._centred.leave()
+        self.updates += 1
+        if self.policy is not self.network:
+            # The plain mean of all until there are as many as it is to hold: the first weights do not linger.
+            share = 1 / min(self.updates, self.settings.averaging)
+            with torch.no_grad():
+                for mean, last in zip(self.policy.parameters(), self.network.parameters(), strict=True):
+                    mean.lerp_(last, share)
+        return loss.detach()
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """Never: the state is complete in itself, whenever it is saved."""
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next item depends on."""
+        return {
+            "network": self.network.state_dict(),
+            "policy": self.policy.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "means": self._centred.state_dict(),
+            "environments": self.environments.state_dict(),
+            "generator": generator_state(self.generator),
+            "exploration": self._explore.state_dict(),
+            "control_steps": self.control_steps,
+            "updates": self.updates,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Puts back what `state_dict` gave."""
+        self.network.load_state_dict(state["network"])
+        self.policy.load_state_dict(state["policy"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._centred.load_state_dict(state["means"])
+        self.environments.load_state_dict(state["environments"])
+        load_generator_state(self.generator, state["generator"])
+        self._explore.load_state_dict(state["exploration"])
+        self.control_steps, self.updates = int(state["control_steps"]), int(state["updates"])

@@ -1,0 +1,386 @@
+"""Streams of labelled batches: what the one student update is fed with.
+
+A stream is handed policies and a teacher; it does not know what a student is. It iterates for ever, can be saved between
+two items, and put back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rldistill.files import generator_state, load_generator_state
+from rldistill.lessons.augmentation import compose_
+from rldistill.play.actions import chosen, describe, mix_in_random, score_width, without_masked_infinity
+from rldistill.play.envs import Environments
+from rldistill.play.replay import Replay
+from rldistill.play.rollout import rollout
+from rldistill.schedules import Schedule
+from rldistill.types import (
+    Actions,
+    ActionValues,
+    Batch,
+    Masks,
+    Observations,
+    Policy,
+    ScoreKind,
+    Task,
+    UserError,
+    as_tensor,
+)
+
+
+class Stream(Protocol):
+    """`LabelledBatches` that can be saved, with a count of what they cost."""
+
+    @property
+    def task(self) -> Task:
+        """What is visited, with what the environment shows of action masks."""
+
+    @property
+    def teacher_steps(self) -> int:
+        """Control steps that a teacher drove so far."""
+
+    @property
+    def student_steps(self) -> int:
+        """Control steps that the student drove so far."""
+
+    @property
+    def environments(self) -> Environments | None:
+        """Those that it steps, if it steps any."""
+
+    def __iter__(self) -> Stream: ...
+
+    def __next__(self) -> Mapping[Task, Batch]:
+        """One batch of each task, or several of them in one; `minibatches` parts them."""
+
+    def examples(self) -> Batch:
+        """Some labelled observations, to fit temperature and standardization to before the first item."""
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """Whether what the last `state_dict` needs is about to be overwritten."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next item depends on."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Puts back what `state_dict` gave."""
+
+    def close(self) -> None:
+        """Frees what it holds."""
+
+
+_TOGETHER = 256
+"""Samples that are drawn, composed and labelled at once where more than a batch is due: four passes over 32 states, each after
+an update that has emptied the caches, take a sixth more than one over 128."""
+
+
+def minibatches(item: Mapping[Task, Batch], size: int) -> list[Mapping[Task, Batch]]:
+    """The batches of `size` samples in a stream's item. Each has its share of what stands first and last in the item."""
+    parts = max(max(len(batch.values) for batch in item.values()) // size, 1)
+    return [
+        {task: Batch._make(None if x is None else x[part::parts] for x in batch) for task, batch in item.items()}
+        for part in range(parts)
+    ]
+
+
+def checked_labels(values: Tensor, kind: ScoreKind, task: Task, masks: Masks | Tensor | None = None) -> Tensor:
+    """The teacher's values (B, K) as float32, as `without_masked_infinity` gives them.
+
+    Raises:
+        UserError: another number of them than the task's actions need, or NaN or infinity among them.
+    """
+    width = score_width(task, kind)
+    if values.ndim != 2 or values.shape[1] != width:
+        raise UserError(
+            f"the teacher gives values of shape {tuple(values.shape)}; {describe(task)} need {width} ({kind})"
+        )
+    values = without_masked_infinity(values, masks)
+    if not bool(torch.isfinite(values).all()):
+        raise UserError("the teacher's values hold NaN or infinity: this teacher cannot be distilled")
+    return values.to(torch.float32)
+
+
+def times_an_item(num_envs: int, samples_per_step: float, batch_size: int) -> int:
+    """How often all rows are stepped for one item of `Driven`, at most. (One more than the quotient: sums round.)"""
+    return math.ceil(batch_size / (num_envs * samples_per_step)) + 1
+
+
+class Driven:
+    """Environments are stepped, the teacher labels what is visited, batches are drawn from the recent past.
+
+    Who drives is decided by rows: the teacher has the first `share(control steps)` of them, rounded, the student the
+    others. A share of 1 is the paper's setting (the teacher drives), 0 leaves all to the student, one that falls is
+    DAgger (Ross et al. 2011, arXiv 1011.0686) with a decaying mixture.
+
+    Args:
+        environments: stepped here.
+        teacher: labels every observation once; it sees the same task.
+        student: the driving policy of the student's rows, its exploration included.
+        share: control steps to the teacher's share of the rows.
+        teacher_epsilon: with which the teacher's rows take random actions (0.05 in Rusu et al. 2015).
+        replay: frames with a column `values`, and of a task with action masks a column `masks`.
+        slack: control steps that may be played between two `state_dict`; 0 where the replay overwrites nothing.
+        warmup: control steps before the first batch; `examples` are taken from them.
+        batch_size: samples an update; an item has them once, or as often as they are due, up to 256 in all.
+        samples_per_step: samples drawn for each control step.
+        generator: of everything random here.
+    """
+
+    def __init__(
+        self,
+        environments: Environments,
+        teacher: ActionValues,
+        student: Policy,
+        *,
+        share: Schedule,
+        teacher_epsilon: float,
+        replay: Replay,
+        slack: int,
+        warmup: int,
+        batch_size: int,
+        samples_per_step: float,
+        generator: np.random.Generator,
+    ) -> None:
+        self.environments, self.teacher, self.student = environments, teacher, student
+        self.share, self.teacher_epsilon, self.replay = share, teacher_epsilon, replay
+        self.warmup, self.batch_size, self.samples_per_step = warmup, batch_size, samples_per_step
+        self.generator, self.slack = generator, slack
+        self.teacher_steps = self.student_steps = 0
+        self._saved_at = 0
+        self._credit = 0.0
+        self._rollout = rollout(environments, self._act)
+
+    def __iter__(self) -> Driven:
+        return self
+
+    def __next__(self) -> Mapping[Task, Batch]:
+        while self.control_steps < self.warmup:
+            self._step()
+        while self._credit < self.batch_size:
+            self._step()
+            self._credit += self.environments.num_envs * self.samples_per_step
+        due = min(int(self._credit / self.batch_size), max(_TOGETHER // self.batch_size, 1)) * self.batch_size
+        self._credit -= due
+        times, rows = self.replay.sample(self.generator, due)
+        return {self.environments.task: _batch(self.replay, times, rows)}
+
+    @property
+    def task(self) -> Task:
+        """As the environments show it."""
+        return self.environments.task
+
+    @property
+    def control_steps(self) -> int:
+        """Driven by both together."""
+        return self.teacher_steps + self.student_steps
+
+    def examples(self) -> Batch:
+        """A thousand states of the warm-up."""
+        while self.control_steps < max(self.warmup, 1):
+            self._step()
+        times, rows = self.replay.sample(self.generator, 1024)
+        return _batch(self.replay, times, rows)
+
+    def _step(self) -> None:
+        step = next(self._rollout)
+        masks = {} if step.masks is None else {"masks": step.masks}
+        self.replay.add(step.observations, step.starts, values=self._values, **masks)
+
+    def _act(self, observations: Observations, masks: Masks | None = None) -> Actions:
+        number, task = self.environments.num_envs, self.environments.task
+        with torch.no_grad():
+            values = checked_labels(self.teacher(as_tensor(observations)), self.teacher.score_kind, task, masks)
+        self._values = values.numpy()
+        driven = round(self.share(self.control_steps) * number)
+        best = cast(Actions, chosen(values, self.teacher.score_kind, task, masks).numpy())
+        actions = mix_in_random(best, task, self.teacher_epsilon, self.generator, masks)
+        if driven < number and masks is not None:
+            actions[driven:] = self.student(observations[driven:], masks[driven:])
+        elif driven < number:
+            actions[driven:] = self.student(observations[driven:])
+        self.teacher_steps += driven
+        self.student_steps += number - driven
+        return actions
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """Whether the room beyond the replay's capacity is about to be used up."""
+        ahead = times_an_item(self.environments.num_envs, self.samples_per_step, self.batch_size)
+        played = (self.replay.added + ahead - self._saved_at) * self.environments.num_envs
+        return 0 < self.slack < played
+
+    def state_dict(self) -> dict[str, Any]:
+        """Environments, replay position, generator and counters."""
+        self._saved_at = self.replay.added
+        return {
+            "environments": self.environments.state_dict(),
+            "replay": self.replay.state_dict(),
+            "generator": generator_state(self.generator),
+            "credit": self._credit,
+            "teacher_steps": self.teacher_steps,
+            "student_steps": self.student_steps,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Puts back what `state_dict` gave."""
+        self.environments.load_state_dict(state["environments"])
+        self.replay.load_state_dict(state["replay"])
+        self._saved_at = self.replay.added
+        load_generator_state(self.generator, state["generator"])
+        self._credit = float(state["credit"])
+        self.teacher_steps, self.student_steps = int(state["teacher_steps"]), int(state["student_steps"])
+
+    def close(self) -> None:
+        """Frees the emulators."""
+        self.environments.close()
+
+
+class Offline:
+    """Batches from a recorded dataset, drawn uniformly; nothing is played.
+
+    Args:
+        task: of the dataset.
+        replay: all its frames in one row, with a column `values`, and of a task with action masks a column `masks`.
+        times: those that may be drawn.
+        batch_size: samples an update; an item has them up to 256 in all, as `Driven` has.
+        updates: in the whole run, for which no more is drawn; beyond them an item has a batch.
+        generator: of the draws.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        replay: Replay,
+        times: npt.NDArray[np.int64],
+        *,
+        batch_size: int,
+        updates: int,
+        generator: np.random.Generator,
+    ) -> None:
+        self.task, self.replay, self.times, self.generator = task, replay, times, generator
+        self.batch_size, self.updates = batch_size, updates
+        self.teacher_steps = self.student_steps = 0
+        self.environments: Environments | None = None
+        self._drawn = 0
+
+    def __iter__(self) -> Offline:
+        return self
+
+    def __next__(self) -> Mapping[Task, Batch]:
+        batches = max(min(_TOGETHER // self.batch_size, self.updates - self._drawn), 1)
+        self._drawn += batches
+        return {self.task: self._draw(batches * self.batch_size)}
+
+    def examples(self) -> Batch:
+        """A thousand states."""
+        return self._draw(1024)
+
+    def _draw(self, size: int) -> Batch:
+        times = self.times[self.generator.integers(len(self.times), size=size)]
+        return _batch(self.replay, times, np.zeros(size, dtype=np.int64))
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """Never: nothing is overwritten."""
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The generator, and for how many updates it has drawn."""
+        return {"generator": generator_state(self.generator), "drawn": self._drawn}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Puts back what `state_dict` gave."""
+        load_generator_state(self.generator, state["generator"])
+        self._drawn = int(state["drawn"])
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+class Composed:
+    """Another stream, a share of each of its batches replaced by composites that the teacher labels on the spot.
+
+    The student is matched with its teacher as a function, also between the states that were visited (Beyer et al. 2022,
+    arXiv 2106.05237, section 3, "function matching"). It costs labels, and no control steps.
+
+    Args:
+        stream: what is visited.
+        teacher: labels the composites.
+        share: of each batch, above 0.
+        generator: of the composites.
+    """
+
+    def __init__(self, stream: Stream, teacher: ActionValues, share: float, generator: np.random.Generator) -> None:
+        self.stream, self.teacher, self.share, self.generator = stream, teacher, share, generator
+
+    @property
+    def task(self) -> Task:
+        return self.stream.task
+
+    @property
+    def teacher_steps(self) -> int:
+        return self.stream.teacher_steps
+
+    @property
+    def student_steps(self) -> int:
+        return self.stream.student_steps
+
+    @property
+    def environments(self) -> Environments | None:
+        return self.stream.environments
+
+    def __iter__(self) -> Composed:
+        return self
+
+    def __next__(self) -> Mapping[Task, Batch]:
+        return {task: self._composed(task, batch) for task, batch in next(self.stream).items()}
+
+    def _composed(self, task: Task, batch: Batch) -> Batch:
+        observations, values, masks = batch
+        number = round(self.share * len(observations))
+        made, half = observations[:number], len(observations) // 2
+        # Each was drawn apart from the others, so any other one is as good a partner as one drawn again.
+        partners = observations[half : half + number] if number <= half else observations.roll(-half, 0)[:number]
+        if masks is not None:  # what is allowed in one of the two
+            masks[:number] |= masks[half : half + number] if number <= half else masks.roll(-half, 0)[:number]
+        compose_(made, partners, self.generator)  # the batch is this stream's own: it is drawn into fresh memory
+        with torch.no_grad():
+            ruled_out = None if masks is None else masks[:number]
+            values[:number] = checked_labels(self.teacher(made), self.teacher.score_kind, task, ruled_out)
+        return batch
+
+    def examples(self) -> Batch:
+        """Visited states alone."""
+        return self.stream.examples()
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """As the stream within says."""
+        return self.stream.checkpoint_due
+
+    def state_dict(self) -> dict[str, Any]:
+        """The stream's own, and the generator."""
+        return {"stream": self.stream.state_dict(), "generator": generator_state(self.generator)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Puts back what `state_dict` gave."""
+        self.stream.load_state_dict(state["stream"])
+        load_generator_state(self.generator, state["generator"])
+
+    def close(self) -> None:
+        """Closes the stream within."""
+        self.stream.close()
+
+
+def _batch(replay: Replay, times: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> Batch:
+    values = torch.from_numpy(replay.column("values", times, rows))
+    masks = torch.from_numpy(replay.column("masks", times, rows)) if "masks" in replay else None
+    return Batch(as_tensor(replay.observations(times, rows)), values, masks)

@@ -1,0 +1,1 @@
+"""Environments, actions, and playing: what every policy meets, whoever made it."""

@@ -1,0 +1,66 @@
+"""What ids, actions and parts of observations are called."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from rldistill.play.envs.atari import is_atari
+from rldistill.play.envs.minatar import is_minatar
+from rldistill.types import Task, UserError
+
+MINATAR_ACTIONS = ("NOOP", "LEFT", "UP", "RIGHT", "DOWN", "FIRE")
+
+
+def same_game(one: str, other: str) -> bool:
+    """Whether two ids are of one game: PongNoFrameskip-v4 and ALE/Pong-v5 are, LunarLander-v2 and v3, `module:Id` and `Id` too.
+
+    Two Atari games may have as many actions, and a policy of the one plays the other badly.
+    """
+    first, second = (re.sub(r"^[\w.]+:|^ALE/|NoFrameskip|-v\d+$", "", env) for env in (one, other))
+    return first == second
+
+
+def action_names(task: Task) -> list[str]:
+    """The names of a task's actions: NOOP, FIRE, RIGHT, ... on Atari and MinAtar, numbers elsewhere."""
+    names: list[str] = []
+    if is_minatar(task.env):
+        minimal = range(6)
+        if task.num_actions != 6:
+            from minatar import Environment
+
+            game = re.sub(r"(?<!^)(?=[A-Z])", "_", task.env.split("/")[1].split("-")[0]).lower()
+            minimal = Environment(game).minimal_action_set()
+        names = [MINATAR_ACTIONS[int(action)] for action in minimal]
+    elif is_atari(task.env):
+        import ale_py
+        import gymnasium
+
+        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+        gymnasium.register_envs(ale_py)
+        made: Any = gymnasium.make(task.env)
+        names = list(made.unwrapped.get_action_meanings())
+        made.close()
+    if task.action_sizes:
+        return [f"{number}: {choice}" for number, size in enumerate(task.action_sizes) for choice in range(size)]
+    return names if len(names) == task.num_actions else [str(action) for action in range(task.num_actions)]
+
+
+def features_of(task: Task, parts: Sequence[str]) -> tuple[int, ...]:
+    """The places of the named parts in the flattened observation, in the order of the names; none for none.
+
+    Raises:
+        UserError: there is no such part, or one is named twice.
+    """
+    places, at = {}, 0
+    for name, size in task.observation_keys:
+        places[name] = range(at, at + size)
+        at += size
+    for name in parts:
+        if name not in places:
+            has = f"they have {', '.join(places)}" if places else "they have no named parts"
+            raise UserError(f"the observations of {task.env} have no part {name!r}: {has}")
+    if len(set(parts)) < len(parts):
+        raise UserError(f"a part of the observation is named twice: {', '.join(parts)}")
+    return tuple(feature for name in parts for feature in places[name])

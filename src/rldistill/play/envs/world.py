@@ -1,0 +1,90 @@
+"""What a world of environments offers, and what all of them share."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from rldistill.play.actions import describe, same_actions
+from rldistill.types import Actions, Bools, Floats, Masks, Observations, Task, UserError
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class Step(NamedTuple):
+    """What one control step of all rows gave, each (N,)."""
+
+    rewards: Floats
+    """Raw, never clipped."""
+    terminated: Bools
+    truncated: Bools
+    life_lost: Bools
+    """Where a life was lost and the episode goes on; nowhere in worlds that count no lives."""
+    final_observations: Observations
+    """(N, *obs) as they stood before ended episodes were restarted; elsewhere equal to the new observations."""
+    returns: Floats
+    """The raw return of the episode in rows that ended one, NaN elsewhere."""
+
+
+class Backend(Protocol):
+    """One world of environments: rows that are reset from given seeds and stepped together. It never resets itself."""
+
+    observations: Observations
+    life_lost: Bools
+    """(N,), in the last step; see `Step`."""
+
+    @property
+    def time_limit(self) -> int | None:
+        """Control steps after which the environment itself truncates an episode, where it declares that."""
+
+    @property
+    def masks(self) -> Masks | None:
+        """(N, A): the actions allowed in `observations`, at least one in each row; None where the environment gives no masks."""
+
+    def reset(self, rows: Bools, seeds: npt.NDArray[np.int64]) -> None:
+        """Starts a new episode in the rows of the mask (N,), from one seed each."""
+
+    def step(self, actions: Actions) -> tuple[Floats, Bools, Bools]:
+        """Rewards, terminated and truncated, (N,) each."""
+
+    def pixels(self) -> Pixels:
+        """What a spectator sees: (N, height, width, 3)."""
+
+    def close(self) -> None:
+        """Frees what the world holds."""
+
+
+def understood(env: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The options given, if this world takes them: one without effect would be a wrong record of what was played."""
+    for name in given:
+        if name not in defaults:
+            games = (
+                "those are for other environments" if name == "env_kwargs" else "those are for Atari and MinAtar games"
+            )
+            takes = f"it takes {', '.join(defaults)}" if defaults else games
+            raise UserError(f"{env} does not take the option {name!r}: {takes}")
+    return dict(given)
+
+
+def unlike(one: Task, other: Task) -> tuple[str, str] | None:
+    """Why a policy of the one task cannot play the other: what each has instead, in words. None where it can."""
+    if not same_actions(one, other):
+        return describe(one), describe(other)
+    if one.observation_shape != other.observation_shape:
+        return f"observations of shape {one.observation_shape}", f"{other.observation_shape}"
+    if one.observation_dtype != other.observation_dtype:
+        return f"{one.observation_dtype} observations", other.observation_dtype
+    if one.observation_keys != other.observation_keys:  # flattened in their order, which policies know them by
+        parts = [", ".join(f"{name} ({size})" for name, size in task.observation_keys) for task in (one, other)]
+        return f"the parts {parts[0] or 'without names'} of observations", parts[1] or "without names"
+    return None
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """The end of a message about an unknown name."""
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(close)}?" if close else ""

@@ -1,0 +1,1 @@
+"""What a student is made of: networks, losses, targets and optimizers."""

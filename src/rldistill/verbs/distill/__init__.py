@@ -1,0 +1,491 @@
+"""The verb `distill`: a teacher becomes a student. One update, fed by any stream of labelled batches."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+import rldistill
+from rldistill.arguments import checked_arguments
+from rldistill.datasets.shards import Dataset, load_replay
+from rldistill.interrupts import deferred_interrupt
+from rldistill.lessons.exploration import explorer
+from rldistill.lessons.streams import Composed, Driven, Offline, Stream, checked_labels, minibatches, times_an_item
+from rldistill.machine import keep_freed_memory, machine_in_words, usual_torch
+from rldistill.play.actions import describe, score_width
+from rldistill.play.envs import Environments, cut_in_words, features_of, fitting_task, with_longest_game
+from rldistill.play.replay import Replay, mask_column
+from rldistill.play.rollout import play_scored
+from rldistill.policies import SavedPolicy, add_provenance, check_finite, load_policy, save_policy
+from rldistill.progress import Progress, Silent
+from rldistill.runs.folder import Run, begun_with, command_line
+from rldistill.schedules import constant, linear
+from rldistill.stats import figure, games_in_words, with_interval
+from rldistill.students.losses import WeightedLoss, parse_loss
+from rldistill.students.networks import Architecture, Network, build, parameter_count
+from rldistill.teachers import ForeignTeacher, TeacherOptions, as_policy, check_all_act, load_fitting
+from rldistill.types import ScoreKind, Task, Teacher, UserError, as_tensor, check_boolean, plain_numbers
+from rldistill.verbs.distill.config import DistillConfig, checked
+from rldistill.verbs.distill.labels import fitting_dataset, stop_or_say
+from rldistill.verbs.distill.update import Update
+
+__all__ = ["DistillConfig", "Update", "checked", "distill", "make_stream", "suited", "suited_architecture"]
+
+
+@usual_torch()
+@checked_arguments
+def distill(
+    teacher: str | os.PathLike[str] | Teacher,
+    out: str | os.PathLike[str],
+    config: DistillConfig | None = None,
+    *,
+    resume: bool = False,
+    options: TeacherOptions | None = None,
+    progress: Progress | None = None,
+) -> SavedPolicy:
+    """Makes a student of a teacher and returns it as it stands in `out/policy`.
+
+    Args:
+        teacher: whatever `load_teacher` takes, or in Python anything that is a `Teacher`.
+        out: run folder, made here.
+        config: see `DistillConfig`.
+        resume: go on with the run in `out`; the result is the same as without the interruption.
+        options: what a file of another tool does not say.
+        progress: told how it goes.
+
+    Raises:
+        UserError: a wrong configuration or input; one line says which and how to mend it.
+    """
+    check_boolean("resume", resume)
+    progress = progress or Silent()
+    config = checked(plain_numbers(config or DistillConfig()))
+    keep_freed_memory()
+    name = "a policy in memory"
+    if isinstance(teacher, str | os.PathLike):
+        name = os.fspath(teacher)
+        teacher = load_fitting(
+            teacher, env=config.env, env_kwargs=config.env_kwargs, options=options, progress=progress
+        )
+    else:
+        check_all_act(options, (), ())
+        teacher = as_policy(teacher)
+    task = with_longest_game(fitting_task(teacher.task, config.env, config.env_kwargs), config.max_episode_steps)
+    if task.continuous:
+        _check_continuous(config, task)
+    loss = parse_loss(config.loss, teacher.score_kind, task.action_sizes)
+    if config.explore == "boltzmann" and loss.score_kind == "actions":
+        raise UserError(
+            "--explore boltzmann draws from a Gaussian, and this student gives actions alone: take --explore epsilon, or a teacher "
+            "and a loss (kl_gaussian) with deviations"
+        )
+    architecture = Architecture(
+        config.student,
+        task.observation_shape,
+        score_width(task, loss.score_kind),
+        dropout=config.dropout,
+        reads=features_of(task, config.student_observation),
+    )
+    if config.student == "auto":
+        architecture = suited_architecture(architecture, teacher)
+        config = replace(config, student=architecture.name)
+    network = build(architecture, config.seed, loss.score_kind)
+    config = suited(config, network, teacher.score_kind)
+    network.bfloat16 = network.trains_faster_in_bfloat16 if config.bfloat16 is None else config.bfloat16
+    resolved = {"verb": "distill", "teacher": name, "task": task.as_dict()} | asdict(config)
+    for setting in ("checkpoint_seconds", "tensorboard", "env_kwargs"):  # the last are in the task
+        del resolved[setting]
+    if config.env == teacher.task.env and begun_with(Path(out)).get("env") is None:
+        resolved["env"] = None  # it only confirms the teacher's own, which older runs did not have to name
+    if isinstance(teacher, ForeignTeacher):
+        resolved["teacher_options"] = (options or TeacherOptions()).as_dict()
+    # Of what lies under a name now: a resumed run learns from the same, or says so.
+    if isinstance(teacher, SavedPolicy | ForeignTeacher):
+        resolved["teacher_sha256"] = teacher.sha256
+    dataset = None
+    if config.dataset is not None:
+        dataset, doubts = fitting_dataset(config.dataset, teacher, task, augment=bool(config.augment))
+        for doubt in doubts:
+            # A run that was begun with it goes on: what is refused today must not end it.
+            stop_or_say(doubt, options, progress, begun=resume and Path(out).exists())
+        shards = "".join(shard.sha256 for shard in dataset.shards)
+        resolved["dataset_sha256"] = hashlib.sha256(shards.encode()).hexdigest()
+    if not Path(out).exists():
+        _check_teacher(teacher, task)
+    defaults = {**asdict(DistillConfig()), "teacher_options": TeacherOptions().as_dict()}
+    with Run(Path(out), resolved, resume=resume, defaults=defaults, tensorboard=config.tensorboard) as run:
+        made_before = run.result(load_policy, progress.say, games=config.evaluate_episodes)
+        if made_before is not None:
+            return made_before if run.scored or not config.evaluate_episodes else _finished(run, config, progress)
+        stream = make_stream(teacher, network, task, config, run.scratch, progress, dataset)
+        try:
+            _Distillation(teacher, name, network, loss, config, stream, run, progress, options).learn()
+        finally:
+            stream.close()
+        return _finished(run, config, progress)
+
+
+_SHOWN_EVERY = 0.5
+"""Seconds between two updates of the progress."""
+
+
+class _Distillation:
+    """A run from where its folder stands to its end."""
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        teacher_name: str,
+        network: Network,
+        loss: WeightedLoss,
+        config: DistillConfig,
+        stream: Stream,
+        run: Run,
+        progress: Progress,
+        options: TeacherOptions | None,
+    ) -> None:
+        self.options = options
+        self.teacher, self.teacher_name, self.task, self.config = teacher, teacher_name, stream.task, config
+        self.stream, self.run, self.progress = stream, run, progress
+        self.say = cache(progress.say)  # a line that each evaluation has again is said once
+        self.offline = config.dataset is not None
+        self.total = cast(int, config.updates) if self.offline else config.steps
+        self.unit = "updates" if self.offline else "steps"
+        warm = min(config.warmup, config.steps)
+        drawn = (config.steps - warm) * config.samples_per_step
+        updates = self.total if self.offline else max(int(drawn / config.batch_size), 1)
+        self.update = Update(network, loss, config, updates, self.task, teacher.score_kind)
+        self.seconds = {"training": 0.0, "evaluation": 0.0}
+        self.score = math.nan
+        """Mean return of the last evaluation; NaN before the first one."""
+
+    @property
+    def done(self) -> int:
+        """Of `total`."""
+        return self.update.updates if self.offline else self.stream.teacher_steps + self.stream.student_steps
+
+    def learn(self) -> None:
+        """From where the run stands to its policy in its folder, which has no score yet."""
+        config, run, progress, update, stream = self.config, self.run, self.progress, self.update, self.stream
+        every = self.total // 5 if config.evaluate_every is None else config.evaluate_every
+        every = every if config.evaluate_episodes and every else self.total
+        if run.state is not None:
+            progress.say(f"resuming {run.path}")
+            stream.load_state_dict(run.state["stream"])
+            update.load_state_dict(run.state["update"])
+            self.seconds, self.score = dict(run.state["seconds"]), float(run.state["score"])
+            # Another --evaluate-every than the run was begun with counts from here on.
+            next_evaluation = min(int(run.state["next_evaluation"]), (self.done // every + 1) * every)
+            next_log = int(run.state["next_log"])
+        else:
+            level = self._level()  # before anything is logged: a run that is refused leaves no folder
+            began = time.monotonic()
+            update.fit(stream.examples())
+            self.seconds["training"] += time.monotonic() - began
+            run.log(event="fit", temperature=update.temperature, spread=update.spread,
+                    shift=update.network.shift.tolist(), scale=update.network.scale.tolist())  # fmt: skip
+            if level:
+                run.log(event="teacher", **level)
+            next_evaluation, next_log = every, 0
+
+        def keep() -> None:
+            run.checkpoint(
+                {"stream": stream.state_dict(), "update": update.state_dict(), "seconds": dict(self.seconds),
+                 "score": self.score, "next_evaluation": next_evaluation, "next_log": next_log}
+            )  # fmt: skip
+
+        what = f"distill {self.task.env} to {config.student}"
+        progress.start(what, self.total, self.unit, done=self.done)
+        saved = told = time.monotonic()
+        with deferred_interrupt() as interrupted:
+
+            def check() -> None:
+                # A second Ctrl-C comes at any moment, so what it leaves is not kept.
+                if interrupted():
+                    keep()
+                    raise KeyboardInterrupt
+
+            while self.done < self.total:
+                if self.done >= next_evaluation:
+                    self._evaluate(check)
+                    next_evaluation += every
+                    progress.start(what, self.total, self.unit, done=self.done)
+                    keep()
+                    saved = time.monotonic()
+                check()
+                began = time.monotonic()
+                for batches in minibatches(next(stream), config.batch_size):
+                    figures = update(batches)
+                now = time.monotonic()
+                self.seconds["training"] += now - began
+                if self.done >= next_log:
+                    next_log = self.done + max(self.total // 200, 1)
+                    if not math.isfinite(figures.loss):
+                        raise UserError(f"the loss became {figures.loss}: lower --learning-rate, with another --out")
+                    run.log(event="train", **self._position(), loss=figures.loss,
+                            agreement=figures.agreement, learning_rate=update.rate(update.updates))  # fmt: skip
+                if now - told > _SHOWN_EVERY:
+                    told = now
+                    score = {"score": self.score} if math.isfinite(self.score) else {}
+                    progress.update(self.done, loss=figures.loss, agreement=figures.agreement, **score)
+                if stream.environments is not None and stream.environments.cut:
+                    self.say(cut_in_words(self.task))
+                if now - saved >= config.checkpoint_seconds or stream.checkpoint_due:
+                    keep()
+                    saved = time.monotonic()
+            check()
+        keep()
+        save_policy(run.policy_path, update.average, self.task, self._provenance())
+
+    def _level(self) -> dict[str, Any]:
+        """The teacher's score, as its folder states it or as it is measured here."""
+        own = self.config.env is None and self.teacher.task.max_episode_steps == self.task.max_episode_steps
+        known = getattr(self.teacher, "provenance", {}).get("score") if own else None
+        if known:
+            kept = ("mean", "ci_low", "ci_high", "episodes", "distinct", "epsilon")
+            return {name: known[name] for name in kept if name in known}
+        if not self.config.evaluate_episodes:
+            return {}
+        with self._alone():
+            level = self._play(self.teacher, "score of the teacher")
+            if isinstance(self.teacher, ForeignTeacher):
+                self._check_level(level)
+        return level
+
+    def _check_level(self, level: dict[str, Any]) -> None:
+        """Stops at a teacher of another tool that plays no better than chance: something of its making is not as it was."""
+        random = self._play(None, "score of random play")
+        best = random["mean"] if random["ci_high"] is None else random["ci_high"]
+        if level["mean"] <= best:
+            chance = with_interval(random["mean"], random["ci_low"], random["ci_high"])
+            mean = figure(level["mean"], level["ci_low"], level["ci_high"])
+            stop_or_say(
+                f"the teacher's mean return in {level['episodes']} games is {mean}, "
+                f"that of random play {chance}: are its observations normalized, scaled, stacked and ordered as in its training?",
+                self.options, self.progress,
+            )  # fmt: skip
+
+    def _evaluate(self, check: Callable[[], None]) -> None:
+        began = time.monotonic()
+        with self._alone():
+            scores = self._play(self.update.average, "score of the student", check)
+        self.seconds["evaluation"] += time.monotonic() - began
+        self.score = float(scores["mean"])
+        self.run.log(event="evaluation", **self._position(), **scores)
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Within it games may be played: where there may be only one environment, the run's own is closed meanwhile."""
+        environments = self.stream.environments
+        return environments.released() if environments is not None and environments.num_envs == 1 else nullcontext()
+
+    def _play(
+        self, values: Teacher | Network | None, what: str, check: Callable[[], None] = lambda: None
+    ) -> dict[str, Any]:
+        return _games(self.task, values, what, self.config, self.progress, check, self.say)
+
+    def _position(self) -> dict[str, Any]:
+        return {
+            "control_steps": self.stream.teacher_steps + self.stream.student_steps,
+            "teacher_steps": self.stream.teacher_steps,
+            "student_steps": self.stream.student_steps,
+            "updates": self.update.updates,
+            "seconds": round(self.seconds["training"], 2),
+        }
+
+    def _provenance(self) -> dict[str, Any]:
+        made = getattr(self.teacher, "provenance", {})
+        return {
+            "made_by": f"rldistill {rldistill.__version__}",
+            "command": command_line(),
+            "teacher": self.teacher_name,
+            "teacher_made_by": made.get("command"),
+            "configuration": asdict(self.config),
+            "temperature": self.update.temperature,
+            **self._position(),
+            "evaluation_seconds": round(self.seconds["evaluation"], 2),
+            "machine": machine_in_words(),
+            "arithmetic": self.update.network.arithmetic,
+        }
+
+
+def _games(
+    task: Task,
+    values: Teacher | Network | None,
+    what: str,
+    config: DistillConfig,
+    progress: Progress,
+    check: Callable[[], None] = lambda: None,
+    say: Callable[[str], object] | None = None,
+) -> dict[str, Any]:
+    """The record of an evaluation's games; None plays at random."""
+    progress.start(what, config.evaluate_episodes, "games")
+    return play_scored(
+        task,
+        values,
+        config.evaluate_episodes,
+        config.evaluate_epsilon,
+        config.seed,
+        num_envs=1 if config.num_envs == 1 else 10,
+        heard=progress.update,
+        seen=lambda transition: check(),
+        say=say or progress.say,
+    )
+
+
+_POSITION = ("control_steps", "teacher_steps", "student_steps", "updates", "seconds")
+"""Names of provenance that are a position in the run too."""
+
+
+def _finished(run: Run, config: DistillConfig, progress: Progress) -> SavedPolicy:
+    """Plays the final games and adds their score to the policy, which is safe by now. Nothing else holds an environment."""
+    policy = load_policy(run.policy_path)
+    made, score = policy.provenance, "no games were played, so there is no score"
+    if config.evaluate_episodes:
+        began = time.monotonic()
+        scores = _games(policy.task, policy, "score of the student", config, progress)
+        seconds = round(made["evaluation_seconds"] + time.monotonic() - began, 2)
+        run.log(event="evaluation", **{name: made[name] for name in _POSITION}, **scores)
+        add_provenance(run.policy_path, {"evaluation_seconds": seconds, "score": scores})
+        mean = with_interval(scores["mean"], scores["ci_low"], scores["ci_high"])
+        score = f"mean return {mean} over {games_in_words(scores['episodes'], scores['distinct'])}"
+    progress.say(
+        f"{policy.name}: {parameter_count(policy.network):,} parameters, {score}, {made['seconds']:.0f} s: {run.policy_path}"
+    )
+    run.clean()
+    return load_policy(run.policy_path)
+
+
+def _check_teacher(teacher: Teacher, task: Task) -> None:
+    """Refuses a teacher that is of no use before there is a run folder."""
+    if isinstance(teacher, SavedPolicy):
+        check_finite(teacher.network.state_dict(), teacher.path)
+    environments = Environments(task, 1, seed=0)
+    try:
+        with torch.no_grad():
+            values = teacher(as_tensor(environments.observations))
+            checked_labels(values, teacher.score_kind, task, environments.masks)
+    finally:
+        environments.close()
+
+
+def _check_continuous(config: DistillConfig, task: Task) -> None:
+    """Refuses what is for scores of discrete actions, and would do nothing."""
+    given = {
+        f"--preset {config.preset}": config.preset != "none",
+        f"--targets {config.targets}": config.targets != "raw",
+        f"--temperature {config.temperature}": config.temperature != "auto",
+    }
+    for option, is_given in given.items():
+        if is_given:
+            raise UserError(f"{option} is for scores of discrete actions, not for {describe(task)}")
+
+
+def suited_architecture(architecture: Architecture, teacher: Teacher) -> Architecture:
+    """What `--student auto` stands for: `net2` for images; for vectors the widest of four that has at most a tenth of the teacher's
+    parameters, or 2,000 where the teacher is small (or a function, whose size nobody knows)."""
+    if len(architecture.observation_shape) == 3:
+        return architecture._replace(name="net2")
+    size = parameter_count(teacher.network) if isinstance(teacher, SavedPolicy | ForeignTeacher) else 0
+    room = max(size // 10, 2_000)
+    students = [architecture._replace(name=f"mlp:{width},{width}") for width in (64, 32, 24, 16)]
+    return next((student for student in students if parameter_count(build(student, 0)) <= room), students[-1])
+
+
+def suited(config: DistillConfig, network: Network, teacher_kind: ScoreKind) -> DistillConfig:
+    """Where the user says nothing, what suits student and teacher: composites, weight decay and the optimizer.
+
+    Students of images see few of the states there are and are helped where they have not been by composites and decay; one of
+    10,062 parameters learnt to lose with composites on Pong. Students of vectors see enough, and both keep them from following
+    their teacher closely. Logits are matched as they are, every action's, and what limits a student of images is then how soon it
+    fits them; of Q-values little but the best action counts.
+    """
+    image = len(network.architecture.observation_shape) == 3
+    if config.optimizer == "auto":
+        config = replace(config, optimizer="muon" if image and teacher_kind == "logits" else "adam")
+    suiting: dict[str, Any] = {
+        "augment": 0.5 if image and parameter_count(network) >= 30_000 else 0.0,
+        "weight_decay": 0.1 if image else 0.0,
+    }
+    return replace(config, **{name: value for name, value in suiting.items() if getattr(config, name) is None})
+
+
+def make_stream(
+    teacher: Teacher,
+    network: Network,
+    task: Task,
+    config: DistillConfig,
+    scratch: Path,
+    progress: Progress,
+    dataset: Dataset | None = None,
+) -> Stream:
+    """What a run learns from: the dataset, if there is one, else what teacher and student play; with composites."""
+    stream = _visited(teacher, network, task, config, scratch, progress, dataset)
+    if not config.augment:
+        return stream
+    return Composed(stream, teacher, config.augment, np.random.default_rng([config.seed, 4]))
+
+
+def _visited(
+    teacher: Teacher,
+    network: Network,
+    task: Task,
+    config: DistillConfig,
+    scratch: Path,
+    progress: Progress,
+    dataset: Dataset | None,
+) -> Stream:
+    generator = np.random.default_rng([config.seed, 3])
+    if dataset is not None:
+        replay, times = load_replay(dataset, progress=progress)
+        updates = cast(int, config.updates)
+        task = replace(task, action_masks=task.action_masks or dataset.task.action_masks)
+        return Offline(task, replay, times, batch_size=config.batch_size, updates=updates, generator=generator)
+    share = {
+        "teacher": constant(1.0),
+        "student": constant(0.0),
+        "mixture": _falling_share(config),
+    }[config.driver]
+    # What may be played between two checkpoints; a run whose steps all have room overwrites nothing.
+    room, beyond = max(config.replay // 20, 100 * config.num_envs), config.steps - config.replay
+    slack = room if beyond > room else 0
+    # The item after a checkpoint is played whatever is due, and the last item of a run ends beyond its steps.
+    item = config.num_envs * times_an_item(config.num_envs, config.samples_per_step, config.batch_size)
+    exploring = linear(config.epsilon, 0.0, config.steps)
+    environments = Environments(task, config.num_envs, config.seed)
+    driven = Driven(
+        environments,
+        teacher,
+        explorer(network, task, config.explore, lambda: exploring(driven.control_steps), generator),
+        share=share,
+        teacher_epsilon=config.teacher_epsilon,
+        slack=slack,
+        replay=Replay(
+            task,
+            config.num_envs,
+            config.replay,
+            {"values": ((score_width(task, teacher.score_kind),), np.float32), **mask_column(environments.task)},
+            scratch=scratch,
+            slack=min(room, beyond) + item,
+        ),
+        warmup=config.warmup,
+        batch_size=config.batch_size,
+        samples_per_step=config.samples_per_step,
+        generator=generator,
+    )
+    return driven
+
+
+def _falling_share(config: DistillConfig) -> Callable[[int], float]:
+    falling = linear(1.0, config.teacher_share, config.share_steps or 0)
+    # Until the first update the student knows nothing.
+    return lambda step: falling(max(step - config.warmup, 0))

@@ -1,0 +1,194 @@
+"""How a student is made: the configuration, its presets and its checks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from rldistill.lessons.exploration import Explore
+from rldistill.students.targets import Targets
+from rldistill.types import MOST_ENVIRONMENTS, MOST_SAMPLES, UserError, check_numbers
+
+Driver = Literal["mixture", "teacher", "student"]
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """How a student is made. None stands for a default that depends on the rest."""
+
+    student: str = "auto"
+    """`dqn`, `net1`, `net2`, `net3`, or any `cnn:8,8,8:16` (channels : hidden units) or `mlp:64,64`. `auto`: `net2` for images; for
+    vectors the widest of mlp:64,64, mlp:32,32, mlp:24,24 and mlp:16,16 that has at most a tenth of the teacher's parameters, or
+    2,000 if that is more."""
+    student_observation: tuple[str, ...] = ()
+    """Parts of the observation (the names of a Dict) that the student sees, where the teacher sees them all: what robotics
+    calls a privileged teacher. By default the student sees what the teacher sees."""
+    steps: int = 20_000
+    """Control steps played (by teacher and student together); on Atari one is four frames. Not for --dataset."""
+    updates: int | None = None
+    """Gradient updates, with --dataset (default 10,000)."""
+    seed: int = 0
+    """Of weights, environments, exploration and batches."""
+    loss: str = "auto"
+    """`kl` (temperature on the teacher alone), `nll` (teacher's best action), `mse` (values), `mse_prob` (probabilities),
+    `kl_hinton`, or a weighted sum such as nll:1,mse_prob:1. For continuous actions `kl_gaussian`, `mse_mean` or `huber`.
+    `auto`: kl; kl_gaussian for Gaussian teachers, mse_mean for deterministic ones."""
+    temperature: str = "auto"
+    """A number, or `auto`: 1 for logits; for Q-values so that the softened teacher's entropy is a set share of log A."""
+    targets: Targets = "raw"
+    """Teacher's values as they are, as advantages (less their mean over actions), or those in units of their spread."""
+    driver: Driver = "mixture"
+    """Who plays: the teacher, the student, or both: the teacher's share of the environments falls from 1 to
+    `teacher_share`."""
+    teacher_share: float = 0.5
+    """Mixture: the teacher's share of the environments once `share_steps` are played."""
+    share_steps: int | None = None
+    """Mixture: control steps over which the share falls (default: 5,000, at most half of `steps`)."""
+    teacher_epsilon: float = 0.05
+    """Probability of a random action where the teacher drives (the paper's 0.05)."""
+    explore: Explore = "epsilon"
+    """How the student explores where it drives: greedy, epsilon, boltzmann, or dropout. A greedy one goes round in the first
+    way to win that it finds, and shows nothing new."""
+    epsilon: float = 0.05
+    """Of `--explore epsilon`: probability of a random action at first; it falls to nothing at the end of the run, when the student
+    shall have seen what it meets where it does not explore."""
+    dropout: float = 0.0
+    """Probability of a dropped unit in the student's last hidden layer; `--explore dropout` needs one (such as 0.1)."""
+    dataset: str | None = None
+    """A folder made by `rldistill record`: distil from it instead of playing."""
+    env: str | None = None
+    """Another environment id than the teacher's own, with the same actions and observations."""
+    env_kwargs: tuple[str, ...] = ()
+    """Arguments name=value that a Gymnasium environment is made with; values are JSON's scalars or else text. They are kept with
+    the policy; given here, they count instead."""
+    num_envs: int = 8
+    """Environments stepped together; with 1 there is never a second one, in evaluations neither."""
+    max_episode_steps: int | None = None
+    """Control steps after which a game is truncated; by default the teacher's own: 10,000 where the environment sets no limit."""
+    samples_per_step: float = 64.0
+    """Samples drawn from the replay for each control step."""
+    batch_size: int = 64
+    """Samples a gradient update."""
+    augment: float | None = None
+    """Share of each batch that is made up of composites of two visited states, labelled by the teacher on the spot: they
+    cost no control steps; 0 learns from visited states alone. By default a half for students of images from 30,000 parameters on
+    (smaller ones have no room for more than what is visited), else 0."""
+    replay: int = 540_000
+    """Control steps kept (the paper's ten hours; 3.6 GiB on Atari), no more than `steps`."""
+    warmup: int = 1_000
+    """Control steps played before the first update; standardization and temperature are fitted to them."""
+    optimizer: Literal["auto", "adam", "muon", "rmsprop"] = "auto"
+    """AdamW; Muon (orthogonal steps of the weight matrices); or RMSProp as in the paper. `auto`: muon for students of images whose
+    teacher gives logits, which it fits in far fewer updates; else adam."""
+    learning_rate: float = 3e-3
+    """Its peak."""
+    steady: bool = True
+    """Steps that no layer's mean input and number of inputs make longer: gradients are taken for inputs less their mean, and
+    layers of more than 256 inputs have a smaller rate. Without it many of a student's ReLUs die."""
+    weight_decay: float | None = None
+    """Of Muon and Adam, apart from the gradient: each update shrinks the weights by this times the learning rate. A student of few
+    images follows its teacher better where it has not been: by default 0.1 for images, 0 for vectors."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Of the learning rate: a short warm-up and half a cosine down to nothing, or constant."""
+    max_grad_norm: float = 1.0
+    """Gradients longer than this are shortened to it; 0 leaves them. One large step can kill a small student's ReLUs."""
+    average: float = 0.1
+    """Share of the updates so far that the running average of the weights spans; it is what is evaluated and kept. 0 keeps the
+    last weights."""
+    standardize: bool = True
+    """Fit mean and scale of the observations once; without it pixels are divided by 255 and vectors left as they are."""
+    initialize: Literal["data", "torch"] = "data"
+    """`data`: weights drawn so that every unit has mean 0 and variance 1 over the warm-up; `torch`: PyTorch's default."""
+    bfloat16: bool | None = None
+    """Train all layers but the last in bfloat16 (weights, scores, labels and the optimizer stay float32); by default for images
+    where that is faster: on a GPU, or a processor that multiplies matrices of it (AMX)."""
+    evaluate_every: int | None = None
+    """Control steps (updates with --dataset) between two evaluations; default a fifth of the run, 0 only at the end."""
+    evaluate_episodes: int = 10
+    """Full games an evaluation; 0 plays none, and there is no score."""
+    evaluate_epsilon: float = 0.01
+    """Probability of a random action in evaluations."""
+    preset: Literal["none", "rusu2015"] = "none"
+    """`rusu2015`: the paper's settings: teacher drives, temperature 0.01, RMSProp, constant rate, 10,000 minibatches for
+    each 54,000 control steps, no standardization, no average. Overrides what it sets."""
+    checkpoint_seconds: float = 30.0
+    """Between two checkpoints. They change nothing in the result."""
+    tensorboard: bool = False
+    """Also write the metrics as TensorBoard events, to `tensorboard/` in the run folder."""
+
+
+# Rusu et al. 2015, arXiv 1511.06295, appendix A. The minibatch's size is not stated; 32 is that of Mnih et al. 2015.
+PRESETS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "rusu2015": dict(
+        loss="kl",
+        temperature="0.01",
+        targets="raw",
+        driver="teacher",
+        teacher_epsilon=0.05,
+        samples_per_step=32 * 10_000 / 54_000,
+        batch_size=32,
+        augment=0.0,
+        replay=540_000,
+        optimizer="rmsprop",
+        learning_rate=5e-4,
+        steady=False,
+        weight_decay=0.0,
+        schedule="constant",
+        max_grad_norm=0.0,
+        average=0.0,
+        standardize=False,
+        initialize="torch",
+    ),
+}
+
+
+def checked(config: DistillConfig) -> DistillConfig:
+    """The configuration with presets applied and defaults resolved.
+
+    Raises:
+        UserError: a number out of its range, or options that do not go together.
+    """
+    if config.preset not in PRESETS:
+        raise UserError(f"unknown preset {config.preset!r}: take {', '.join(PRESETS)}")
+    config = replace(config, **PRESETS[config.preset])
+    hints = get_type_hints(DistillConfig)
+    for name, hint in hints.items():  # the command checks them, Python does not
+        if get_origin(hint) is Literal and getattr(config, name) not in get_args(hint):
+            raise UserError(
+                f"--{name.replace('_', '-')} is one of {', '.join(get_args(hint))}, not {getattr(config, name)!r}"
+            )
+    if config.updates is not None and config.dataset is None:
+        raise UserError("--updates is for --dataset; a student that learns from play takes --steps")
+    check_numbers(
+        config,
+        least={
+            "steps": 1, "seed": 0, "share_steps": 0, "updates": 1, "replay": 1, "warmup": 0, "evaluate_every": 0,
+            "evaluate_episodes": 0, "max_grad_norm": 0, "max_episode_steps": 1, "weight_decay": 0, "checkpoint_seconds": 0,
+        },
+        shares=["teacher_share", "teacher_epsilon", "epsilon", "evaluate_epsilon", "augment", "average"],
+        positive=["samples_per_step", "learning_rate"],
+        within={"num_envs": (1, MOST_ENVIRONMENTS), "batch_size": (1, MOST_SAMPLES)},
+    )  # fmt: skip
+    if config.explore == "dropout" and config.dropout == 0:
+        raise UserError("--explore dropout needs units to drop: add --dropout 0.1")
+    if config.temperature != "auto":
+        try:
+            temperature = float(config.temperature)
+        except ValueError:
+            temperature = math.nan
+        if not 0 < temperature < math.inf:
+            raise UserError(f"--temperature is a positive number or auto, not {config.temperature!r}")
+    if config.dataset is not None:
+        return replace(config, updates=10_000 if config.updates is None else config.updates)
+    warmup = min(config.warmup, config.steps // 2)
+    if -(-max(warmup, 1) // config.num_envs) * config.num_envs >= config.steps:  # all rows are stepped together
+        raise UserError(f"--steps {config.steps} leaves none for learning: take more, or fewer --num-envs")
+    shared = min(5_000, config.steps // 2) if config.share_steps is None else config.share_steps
+    return replace(
+        config,
+        share_steps=shared,
+        warmup=warmup,
+        replay=min(config.replay, config.steps),
+    )

@@ -1,0 +1,154 @@
+"""An exported file against the policy that it was made of: the states they are compared on, and what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from rldistill.datasets.shards import load_replay, open_dataset
+from rldistill.play.actions import agreement, chosen
+from rldistill.play.envs import Environments, unlike
+from rldistill.play.rollout import EpsilonGreedy, rollout
+from rldistill.policies import SavedPolicy
+from rldistill.progress import Progress
+from rldistill.types import Observations, Task, Teacher, UserError
+
+ROWS = 16
+EPSILON = 0.05
+"""Of the play in which states are met that no dataset gives."""
+BATCH = 64
+
+
+class Bound(NamedTuple):
+    """Past it an export fails."""
+
+    agreement: float
+    """The least share of states in which both choose the same action (see `actions.agreement`)."""
+    difference: float | None = None
+    """The largest difference of two scores, as a share of the range of the policy's scores; None where scores are rounded
+    on purpose."""
+
+
+EXACT = Bound(agreement=0.999, difference=1e-3)
+"""Float32 sums in another order."""
+
+
+class Compared(NamedTuple):
+    """What was found on so many states."""
+
+    states: int
+    difference: float
+    """The largest, over states and scores."""
+    range: float
+    """From the least to the largest score of the policy."""
+    agreement: float
+    last: Observations
+    """One of the states, (*obs)."""
+
+
+def dataset_states(path: Path, task: Task, number: int, seed: int, progress: Progress) -> Iterator[Observations]:
+    """Recorded observations, drawn without replacement, `number` of them or all there are, in batches (B, *obs).
+
+    Raises:
+        UserError: it is no dataset, damaged, or of another task.
+    """
+    dataset = open_dataset(path)
+    theirs = dataset.task
+    alike = (theirs.env, theirs.frame_skip, theirs.frame_stack)
+    own = (task.env, task.frame_skip, task.frame_stack)
+    if alike != own or unlike(theirs, task) is not None:
+        raise UserError(
+            f"{path} was recorded in {theirs.env} {theirs.observation_shape}, the policy plays {task.env} {task.observation_shape}"
+        )
+    steps, shards = 0, []
+    for shard in dataset.shards:  # no more of them in memory than the number needs
+        if steps < number:
+            shards.append(shard)
+            steps += shard.control_steps
+    replay, times = load_replay(replace(dataset, shards=tuple(shards)), progress=progress)
+    drawn = np.random.default_rng(seed).permutation(times)[:number]
+
+    def batches() -> Iterator[Observations]:
+        for at in range(0, len(drawn), BATCH):
+            part = drawn[at : at + BATCH]
+            yield replay.observations(part, np.zeros(len(part), dtype=np.int64))
+
+    return batches()
+
+
+def played_states(
+    policy: SavedPolicy, number: int, seed: int, *, every: int = 1, num_envs: int = ROWS
+) -> Iterator[Observations]:
+    """Observations that the policy meets while it plays with epsilon 0.05, in batches (B, *obs), `number` in all.
+
+    Args:
+        policy: plays its own task.
+        number: how many.
+        seed: of the games.
+        every: control steps from one batch to the next.
+        num_envs: games played side by side; with 1 there is never a second environment.
+    """
+    rows = min(num_envs, number)
+    environments = Environments(policy.task, rows, seed)
+    act = EpsilonGreedy(policy, policy.task, EPSILON, np.random.default_rng([seed, 1]))
+    done = 0
+    try:
+        for count, step in enumerate(rollout(environments, act)):
+            if count % every == 0:
+                yield step.observations[: number - done]
+                done += min(rows, number - done)
+                if done == number:
+                    return
+    finally:
+        environments.close()
+
+
+def compare(
+    policy: SavedPolicy, exported: Teacher, states: Iterator[Observations], number: int, progress: Progress
+) -> Compared:
+    """Scores and chosen actions of both on the same states.
+
+    Where the export has no deviations of the policy's own (a PPO of Stable-Baselines3), means alone are compared.
+
+    Raises:
+        UserError: the export gives NaN or infinity.
+    """
+    task = policy.task
+    done, agreed, difference = 0, 0.0, 0.0
+    low, high = np.inf, -np.inf
+    last: Observations = np.zeros(task.observation_shape, dtype=task.observation_dtype)
+    progress.start("compare", number, "states")
+    for observations in states:
+        given = torch.from_numpy(np.ascontiguousarray(observations))
+        ours, theirs = policy(given), exported(given)
+        same = agreement(chosen(ours, policy.score_kind, task), chosen(theirs, exported.score_kind, task), task)
+        if not bool(torch.isfinite(theirs).all()):
+            raise UserError("the exported policy gives NaN or infinity")
+        if policy.score_kind != "squashed_gaussian" and task.continuous:
+            ours, theirs = ours[:, : task.num_actions], theirs[:, : task.num_actions]
+        difference = max(difference, float((ours - theirs).abs().max()))
+        low, high = min(low, float(ours.min())), max(high, float(ours.max()))
+        agreed += float(same.sum())
+        done += len(observations)
+        last = observations[-1]
+        progress.update(done, agreement=agreed / done)
+    return Compared(done, difference, high - low, agreed / done, last)
+
+
+def refuse_beyond(bound: Bound, found: Compared, format: str) -> None:
+    """Raises UserError where the export differs by more than the bound of its format."""
+    if found.agreement < bound.agreement:
+        raise UserError(
+            f"the {format} export chooses the policy's action in {100 * found.agreement:.2f} % of {found.states:,} states, "
+            f"at least {100 * bound.agreement:g} % are asked for: nothing was written"
+        )
+    if bound.difference is not None and found.difference > bound.difference * found.range:
+        raise UserError(
+            f"the {format} export's scores differ by up to {found.difference:.2g} where they range over {found.range:.2g}, "
+            f"at most {bound.difference:g} of it is allowed: nothing was written"
+        )

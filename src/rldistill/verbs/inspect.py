@@ -1,0 +1,144 @@
+"""The verb `inspect`: what a policy is, whoever made it, and how it plays."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from rldistill.arguments import checked_arguments
+from rldistill.machine import usual_torch
+from rldistill.play.actions import describe
+from rldistill.play.envs import fitting_task, with_longest_game
+from rldistill.play.rollout import play_scored
+from rldistill.policies import SavedPolicy
+from rldistill.progress import Progress, Silent
+from rldistill.stats import above, figure, games_in_words, with_interval
+from rldistill.teachers import ForeignTeacher, TeacherOptions, load_teacher, parameters_of
+from rldistill.types import MOST_ENVIRONMENTS, Task, Teacher, check_numbers
+
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """What is looked at."""
+
+    env: str | None = None
+    """Environment id, where the file does not name one."""
+    env_kwargs: tuple[str, ...] = ()
+    """Arguments name=value that a Gymnasium environment is made with; values are JSON's scalars or else text. They are kept with
+    the policy; given here, they count instead."""
+    play: int = 0
+    """Full games to play."""
+    epsilon: float = 0.01
+    """Probability of a random action in them."""
+    seed: int = 0
+    """Of the games."""
+    num_envs: int = 10
+    """Games played side by side."""
+    max_episode_steps: int | None = None
+    """Control steps after which a game is cut; by default the task's own: 10,000 where the environment sets no limit."""
+
+
+@usual_torch()
+@checked_arguments
+def inspect(
+    ref: str | os.PathLike[str],
+    config: InspectConfig | None = None,
+    *,
+    options: TeacherOptions | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """What a policy is: a name and a text (or a list of lines) for each thing that is known of it.
+
+    Args:
+        ref: as `load_teacher` takes it.
+        config: see `InspectConfig`.
+        options: what the file does not say.
+        progress: told how the games go.
+
+    Raises:
+        UserError: it cannot be loaded, or a wrong configuration.
+    """
+    config, progress = config or InspectConfig(), progress or Silent()
+    check_numbers(
+        config,
+        least={"play": 0, "seed": 0, "max_episode_steps": 1},
+        shares=["epsilon"],
+        within={"num_envs": (1, MOST_ENVIRONMENTS)},
+    )
+    policy = load_teacher(ref, env=config.env, env_kwargs=config.env_kwargs, options=options)
+    task = policy.task
+    known: dict[str, Any] = {"policy": os.fspath(ref)}
+    if isinstance(policy, ForeignTeacher):
+        known |= {"format": policy.foreign.format, "algorithm": policy.foreign.algorithm}
+    else:
+        algorithm = policy.provenance.get("algorithm", "distilled" if "teacher" in policy.provenance else "unknown")
+        known |= {"format": "rldistill policy folder", "algorithm": algorithm}
+    keys = ", ".join(f"{name} ({size})" for name, size in task.observation_keys)
+    known |= {
+        "environment": task.env,
+        "observations": f"{task.observation_shape} {task.observation_dtype}{f': {keys}' if keys else ''}",
+        "actions": describe(task),
+        "scores": policy.score_kind,
+        "network": _layers(policy.network),
+        "parameters": f"{parameters_of(policy):,}",
+        "normalization": _normalization(policy),
+        "made by": _origin(policy),
+    }
+    if isinstance(policy, ForeignTeacher):
+        known |= {"does not fit": list(policy.mismatches), "notes": list(policy.notes)}
+    if config.play:
+        task = with_longest_game(fitting_task(task, config.env, config.env_kwargs), config.max_episode_steps)
+        known |= _plays(policy, task, config, progress)
+    return known
+
+
+def _plays(policy: Teacher, task: Task, config: InspectConfig, progress: Progress) -> dict[str, str]:
+    """The score of the games, that of random play, and whether the one is above the other."""
+
+    def play(values: Teacher | None, what: str) -> dict[str, Any]:
+        progress.start(f"{what} {task.env}", config.play, "games")
+        return play_scored(
+            task, values, config.play, config.epsilon, config.seed,
+            num_envs=config.num_envs, heard=progress.update, say=progress.say,
+        )  # fmt: skip
+
+    score = play(policy, "play")
+    games = games_in_words(score["episodes"], score["distinct"])
+    mean, low, high = (score[name] for name in ("mean", "ci_low", "ci_high"))
+    known = {"plays": f"{with_interval(mean, low, high)} in {games}, epsilon {config.epsilon:g}"}
+    chance = task.random_score
+    known["random play"] = f"{figure(chance)} as published" if chance is not None else ""
+    if chance is None:
+        random = play(None, "random play")
+        chance = float(random["mean"])
+        known["random play"] = f"{with_interval(chance, random['ci_low'], random['ci_high'])} in {config.play} games"
+    if not above(mean, low, chance):
+        known["plays"] += "; not above random play"
+    return known
+
+
+def _layers(network: nn.Module) -> str:
+    """The modules that hold numbers or bend them, in order."""
+    leaves = [module for module in network.modules() if not list(module.children())]
+    shown = [str(leaf) for leaf in leaves if not isinstance(leaf, nn.Identity)]
+    return " > ".join(shown) if shown else type(network).__name__
+
+
+def _normalization(policy: SavedPolicy | ForeignTeacher) -> str:
+    if isinstance(policy, SavedPolicy):
+        return "shift and scale, in the policy folder"
+    statistics = policy.foreign.normalization
+    if statistics is not None:
+        return statistics.rule or f"VecNormalize of {statistics.source}, clipped at {statistics.limit:g}"
+    return "expected, and not here" if policy.foreign.normalization_expected else "none"
+
+
+def _origin(policy: SavedPolicy | ForeignTeacher) -> str:
+    skipped = {"format", "algorithm", "notes", "supposed", "score", "configuration", "returns"}
+    pairs = ((name, value) for name, value in policy.provenance.items() if name not in skipped and value is not None)
+    return (
+        ", ".join(f"{name} {value}" for name, value in pairs if not isinstance(value, dict | list | tuple)) or "unknown"
+    )

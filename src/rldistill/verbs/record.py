@@ -1,0 +1,267 @@
+"""The verb `record`: a teacher plays, and what it sees and says becomes a dataset folder."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import deque
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import rldistill
+from rldistill.arguments import checked_arguments
+from rldistill.datasets.shards import (
+    CARD,
+    SHARD,
+    Dataset,
+    differences,
+    empty_dataset,
+    open_dataset,
+    same_teacher,
+    write_card,
+)
+from rldistill.datasets.writing import DatasetWriter
+from rldistill.files import sweep
+from rldistill.holding import held_folder
+from rldistill.interrupts import deferred_interrupt
+from rldistill.lessons.streams import checked_labels
+from rldistill.machine import keep_freed_memory, usual_torch
+from rldistill.play.actions import score_width
+from rldistill.play.envs import Environments, cut_in_words, fitting_task, with_longest_game
+from rldistill.play.rollout import EpsilonGreedy, rollout
+from rldistill.progress import Progress, Silent
+from rldistill.runs.folder import command_line
+from rldistill.teachers import TeacherOptions, as_policy, check_all_act, known_of, load_fitting
+from rldistill.types import (
+    MOST_ENVIRONMENTS,
+    ScoreKind,
+    Task,
+    Teacher,
+    UserError,
+    as_tensor,
+    check_boolean,
+    check_numbers,
+    plain_numbers,
+)
+
+
+@dataclass(frozen=True)
+class RecordConfig:
+    """What is recorded."""
+
+    steps: int = 54_000
+    """Control steps recorded, of all environments together and exactly (on Atari one is four frames; 54,000 are an hour
+    of play). With --append so many more."""
+    seed: int = 0
+    """Of environments and exploration. What is appended gets fresh episodes under the same seed."""
+    num_envs: int = 16
+    """Environments stepped together."""
+    epsilon: float = 0.05
+    """Probability of a random action; the labels stay the teacher's own (0.05 as in Rusu et al. 2015)."""
+    shard_steps: int = 16_384
+    """Control steps a shard. A shard is what a kill can cost, and it is held in memory (7 kB a step on Atari)."""
+    env: str | None = None
+    """Another environment id than the teacher's own, with the same actions and observations."""
+    env_kwargs: tuple[str, ...] = ()
+    """Arguments name=value that a Gymnasium environment is made with; values are JSON's scalars or else text. They are kept with
+    the policy; given here, they count instead."""
+    max_episode_steps: int | None = None
+    """Control steps after which a game is truncated; by default the teacher's own: 10,000 where the environment sets no limit."""
+
+
+@usual_torch()
+@checked_arguments
+def record(
+    teacher: str | os.PathLike[str] | Teacher,
+    out: str | os.PathLike[str],
+    config: RecordConfig | None = None,
+    *,
+    append: bool = False,
+    options: TeacherOptions | None = None,
+    progress: Progress | None = None,
+) -> Dataset:
+    """Lets the teacher play, epsilon-greedily, and writes what it saw and its scores; returns the dataset.
+
+    Ctrl-C keeps what was played, and so does an environment or a teacher that fails. A killed process loses the shard in the
+    making, no more.
+
+    Args:
+        teacher: whatever `load_teacher` takes, or in Python anything that is a `Teacher`.
+        out: dataset folder, made here.
+        config: see `RecordConfig`.
+        append: add to the dataset in `out`, if there is one.
+        options: what a file of another tool does not say.
+        progress: told how it goes.
+
+    Raises:
+        UserError: a wrong configuration, `out` exists and `append` is not set, the dataset there has another task,
+            teacher or kind of scores (the message names the field), or the teacher's values hold NaN or infinity.
+        KeyboardInterrupt: Ctrl-C, after what was played is safe.
+    """
+    check_boolean("append", append)
+    config, progress = plain_numbers(config or RecordConfig()), progress or Silent()
+    check_numbers(
+        config,
+        least={"steps": 1, "shard_steps": 1, "seed": 0, "max_episode_steps": 1},
+        shares=["epsilon"],
+        within={"num_envs": (1, MOST_ENVIRONMENTS)},
+    )
+    path = Path(out)
+    taken = f"{path} exists: add to it with --append, or choose another --out"
+    if not append and (path.exists() or path.is_symlink()):
+        raise UserError(taken)
+    keep_freed_memory()
+    name = None
+    if isinstance(teacher, str | os.PathLike):
+        name, teacher = (
+            os.fspath(teacher),
+            load_fitting(teacher, env=config.env, env_kwargs=config.env_kwargs, options=options, progress=progress),
+        )
+    else:
+        check_all_act(options, (), ())
+        teacher = as_policy(teacher)
+    task = with_longest_game(fitting_task(teacher.task, config.env, config.env_kwargs), config.max_episode_steps)
+    known = known_of(teacher, name)
+    with ExitStack() as held:
+        held.enter_context(held_folder(path, taken=None if append else taken))
+        before = _dataset_in(path)
+        there = before.control_steps if before else 0
+        # Episodes follow from the seed, so what is appended needs another one; it follows from how much is there.
+        seed = config.seed if there == 0 else int(np.random.SeedSequence([config.seed, there]).generate_state(1)[0])
+        num_envs = min(config.num_envs, config.steps)
+        environments = Environments(task, num_envs, seed)
+        held.callback(environments.close)
+        labels = _Remembered(teacher, environments)
+        task = environments.task
+        if before is not None:
+            _check_same(before, task, teacher.score_kind, known)
+        labels(as_tensor(environments.observations))  # a teacher that is of no use leaves nothing behind
+        recording = {
+            "driver": "teacher",
+            "epsilon": config.epsilon,
+            "seed": config.seed,
+            "environments_seed": seed,
+            "num_envs": num_envs,
+            "first_shard": len(before.shards) if before else 0,
+            "made_by": f"rldistill {rldistill.__version__}",
+            "command": command_line(),
+        }
+        dataset = before or empty_dataset(path, task, teacher.score_kind, known)
+        shard_steps = min(config.shard_steps, config.steps + num_envs)  # the last step of all rows may go beyond
+        writer = DatasetWriter(dataset.with_recording(recording), num_envs, shard_steps)
+        if before is None:
+            write_card(dataset)
+        driver = EpsilonGreedy(labels, task, config.epsilon, np.random.default_rng([seed, 1]))
+        try:
+            _play(environments, driver, labels, writer, config.steps, progress)
+        except BaseException:
+            if before is None and not writer.dataset.shards:  # nothing was played: the name can be given again
+                (path / CARD).unlink(missing_ok=True)
+            raise
+        finally:
+            if environments.cut:
+                progress.say(cut_in_words(task))
+    size = sum(shard.bytes for shard in writer.dataset.shards)
+    progress.say(f"{writer.dataset.control_steps:,} control steps, {size / 1e6:.1f} MB: {path}")
+    return writer.dataset
+
+
+def _dataset_in(path: Path) -> Dataset | None:
+    """The dataset in a folder that this process holds, without half files of killed ones; None in an empty folder."""
+    for name in {
+        half[1] for entry in path.iterdir() if (half := re.fullmatch(rf"\.({CARD}|{SHARD})\.\w+\.tmp", entry.name))
+    }:
+        sweep(path / name, held=True)
+    return open_dataset(path) if any(path.iterdir()) else None
+
+
+class _Remembered:
+    """A teacher whose last values are kept: it is asked once a step, for the action and for the label."""
+
+    def __init__(self, teacher: Teacher, environments: Environments) -> None:
+        self.teacher, self.environments = teacher, environments
+        self.values = np.empty((0, score_width(environments.task, teacher.score_kind)), dtype=np.float32)
+
+    @property
+    def score_kind(self) -> ScoreKind:
+        return self.teacher.score_kind
+
+    def __call__(self, observations: Tensor) -> Tensor:
+        with torch.no_grad():
+            task, masks = self.environments.task, self.environments.masks
+            values = checked_labels(self.teacher(observations), self.score_kind, task, masks)
+        self.values = values.numpy()
+        return values
+
+
+def _play(
+    environments: Environments,
+    driver: EpsilonGreedy,
+    labels: _Remembered,
+    writer: DatasetWriter,
+    steps: int,
+    progress: Progress,
+) -> None:
+    done = 0
+    whole = True
+    """Whether the writer is between two steps."""
+    recent: deque[float] = deque(maxlen=100)
+    progress.start(f"record {environments.task.env}", steps, "steps")
+    before = writer.dataset.control_steps
+
+    def say_what_is_kept() -> None:
+        kept, path = writer.dataset.control_steps - before, writer.dataset.path
+        if kept:
+            progress.say(f"stopped: {kept:,} steps are safe in {path}; go on with --append --steps {steps - kept}")
+
+    with deferred_interrupt() as interrupted:
+        try:
+            for step in rollout(environments, driver):
+                keep = min(steps - done, environments.num_envs)
+                whole = False
+                writer.add(
+                    step.observations,
+                    step.starts,
+                    step.actions,
+                    step.rewards,
+                    step.terminated,
+                    step.truncated,
+                    labels.values,
+                    step.masks,
+                    keep=keep,
+                )
+                whole = True
+                done += keep
+                recent.extend(step.returns[~np.isnan(step.returns)].tolist())
+                progress.update(done, **({"score": float(np.mean(recent))} if recent else {}))
+                if done == steps or interrupted():
+                    break
+        except (
+            BaseException
+        ):  # of the environment, of the teacher, or a second Ctrl-C: what was played is kept all the same
+            if whole:
+                with suppress(UserError):  # a full disk too: the first error is the one to tell
+                    writer.flush()
+            say_what_is_kept()
+            raise
+        writer.flush()
+        if done < steps:
+            say_what_is_kept()
+            raise KeyboardInterrupt
+
+
+def _check_same(dataset: Dataset, task: Task, score_kind: ScoreKind, teacher: dict[str, Any]) -> None:
+    """Raises UserError where appending would mix two datasets."""
+    found = list(differences(task, score_kind, dataset))
+    if not same_teacher(dataset.card["teacher"], teacher):
+        before, now = (item.get("sha256") or item.get("kind") for item in (dataset.card["teacher"], teacher))
+        found.append(("teacher", before, now))
+    for name, before, now in found:
+        advice = "append the same, or choose another --out"
+        raise UserError(f"{dataset.path} was recorded with {name} = {before}, not {now}: {advice}")

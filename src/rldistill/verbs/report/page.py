@@ -1,0 +1,420 @@
+"""The page of a report: figures and words about a run, put into the template `page.html`."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from hashlib import sha256
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import rldistill
+from rldistill import plots
+from rldistill.policies import KeptPolicy
+from rldistill.progress import clock
+from rldistill.runs.scores import Score, remarks, score_table
+from rldistill.stats import figure, interval, with_interval
+
+
+def write_page(
+    folder: Path,
+    settings: dict[str, Any],
+    metrics: list[dict[str, Any]],
+    policy: KeptPolicy | None,
+    teacher: KeptPolicy | None,
+    scores: list[Score],
+    plays: dict[str, Any] | None,
+    notes: list[str],
+    *,
+    generator: str,
+) -> str:
+    """The whole page.
+
+    Args:
+        folder: of the run.
+        settings: its `config.json`.
+        metrics: its `metrics.jsonl`.
+        policy: what came of it, if it is finished.
+        teacher: of a distillation, if it is there.
+        scores: the table, the teacher first; may be empty.
+        plays: what `animation` gave, None leaves it out.
+        notes: what is missing and why, a sentence each.
+        generator: for the page's head.
+    """
+    own = next((score for score in reversed(scores) if policy is not None and _is_of(score, policy)), None)
+    reference = scores[0] if own is not None and scores[0] is not own else None
+    name = str(settings.get("student") or settings.get("network") or "the policy")
+    env = str(_mapping(settings.get("task")).get("env") or (policy.task.env if policy else "an environment"))
+    headline, lead = _headline(name, env, settings, metrics, own, reference)
+    sections = [
+        "".join(f'<p class="note">{escape(note)}</p>' for note in notes),
+        _section("Playing side by side" if plays and len(plays["players"]) == 2 else "Playing", _players(plays, env)),
+        _section("Scores", _scores_html(scores, own, reference)),
+        _section("Learning curve", _curves(name, settings, metrics, policy, scores, own, reference)),
+        _section("How it was made", _making(settings, policy, teacher)),
+    ]
+    values = {
+        "generator": f"{generator} {rldistill.__version__}",
+        "title": escape(f"{headline} ({env})"),
+        "eyebrow": escape(f"rldistill {settings.get('verb', 'run')} · {env} · {folder}"),
+        "headline": escape(headline),
+        "lead": escape(lead),
+        "cards": _cards(metrics, policy, own, reference),
+        "sections": "\n".join(filter(None, sections)),
+        "footer": escape(f"Written by rldistill {rldistill.__version__}. This page loads nothing from elsewhere."),
+        # "<" would let a name end the script element.
+        "plays": json.dumps(plays, separators=(",", ":")).replace("<", "\\u003c"),
+    }
+    template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
+
+
+def _is_of(score: Score, policy: KeptPolicy) -> bool:
+    return score.weights_sha256 == sha256(policy.weights()).hexdigest()
+
+
+def _headline(
+    name: str,
+    env: str,
+    settings: Mapping[str, Any],
+    metrics: list[dict[str, Any]],
+    own: Score | None,
+    reference: Score | None,
+) -> tuple[str, str]:
+    if own is None:
+        steps = metrics[-1].get("control_steps") if metrics else None
+        so_far = f" after {steps:,} control steps" if isinstance(steps, int) else ""
+        verb = "distilled" if settings.get("verb") == "distill" else "trained"
+        return f"{name} being {verb} on {env}{so_far}", "What there is so far."
+    alike = "" if own.distinct in (None, own.episodes) else f" ({own.distinct} distinct)"
+    games = (
+        f"{own.episodes}{alike} full games a policy, random actions with probability {own.epsilon:g}, seed {own.seed}"
+    )
+    chance = figure(own.random_score, own.ci_low, own.ci_high)
+    if reference is None:
+        return (
+            f"{name} scores {figure(own.mean, own.ci_low, own.ci_high)} points on {env}",
+            f"{_interval(own)}{games}. Uniformly random play scores {chance}.",
+        )
+    share = _percentage(own.parameter_share)
+    lead = (
+        f"Mean return {with_interval(own.mean, own.ci_low, own.ci_high)} against the teacher's "
+        f"{with_interval(reference.mean, reference.ci_low, reference.ci_high)}; {games}; brackets are 95 % intervals."
+    )
+    if reference.mean <= own.random_score or not math.isfinite(own.normalized):
+        return (
+            f"{name} scores {figure(own.mean, own.ci_low, own.ci_high)} points with {share} of the teacher's parameters",
+            (f"{lead} The teacher is no better than random play ({chance}), so there is nothing to keep."),
+        )
+    verb = "keeps" if own.normalized <= 1.005 else "reaches"
+    kept = _percentage(max(own.normalized, 0.0), digits=0)
+    return f"{name} {verb} {kept} of the teacher's normalized score with {share} of its parameters", lead
+
+
+def _interval(score: Score) -> str:
+    bounds = interval(score.ci_low, score.ci_high)
+    return f"95 % interval {bounds}; " if bounds else ""
+
+
+def _cards(metrics: list[dict[str, Any]], policy: KeptPolicy | None, own: Score | None, reference: Score | None) -> str:
+    cards: list[tuple[str, str, str]] = []
+    if own is not None and reference is not None:
+        bounds = (
+            f"95 % interval {own.normalized_low:.2f} to {own.normalized_high:.2f}"
+            if math.isfinite(own.normalized_low)
+            else ""
+        )
+        if math.isfinite(own.normalized):
+            cards.append(
+                ("Normalized score", f"{own.normalized:.3f}", f"{bounds}; the teacher is 1, random play 0".lstrip("; "))
+            )
+        cards.append(("Parameters", f"{own.parameters:,}", f"the teacher has {reference.parameters:,}"))
+        cards.append(("Agreement", f"{100 * own.agreement:.1f} %", "of its states: the teacher's best action"))
+        faster = reference.microseconds / own.microseconds
+        cards.append(("Time a decision", f"{own.microseconds:,.0f} µs", f"one thread; {faster:.1f} times as fast"))
+    elif own is not None:
+        cards.append(("Mean return", figure(own.mean, own.ci_low, own.ci_high), _interval(own).removesuffix("; ")))
+        cards.append(("Parameters", f"{own.parameters:,}", f"{own.bytes / 1024:,.0f} KiB on disk"))
+        cards.append(("Time a decision", f"{own.microseconds:,.0f} µs", "one thread, one observation"))
+    made = dict(policy.provenance) if policy is not None else {}
+    last: dict[str, Any] = {}
+    for record in metrics:
+        last |= {key: record[key] for key in ("control_steps", "updates", "seconds") if key in record}
+    steps, updates = made.get("control_steps", last.get("control_steps")), made.get("updates", last.get("updates"))
+    seconds = made.get("seconds", made.get("training_seconds", last.get("seconds")))
+    if isinstance(steps, int):
+        cards.append(
+            ("Control steps", f"{steps:,}", f"{updates:,} gradient updates" if isinstance(updates, int) else "")
+        )
+    if isinstance(seconds, int | float):
+        cards.append(
+            ("Training time", clock(seconds), "hours:minutes:seconds" if seconds >= 3600 else "minutes:seconds")
+        )
+    if not cards:
+        return ""
+    items = "".join(
+        f"<div><dt>{escape(a)}</dt><dd>{escape(b)}<small>{escape(c)}</small></dd></div>" for a, b, c in cards
+    )
+    return f'<dl class="cards">{items}</dl>'
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>" if body else ""
+
+
+def _players(plays: dict[str, Any] | None, env: str) -> str:
+    if plays is None:
+        return ""
+    figures = []
+    pair = len(plays["players"]) == 2
+    for number, player in enumerate(plays["players"]):
+        role, name = str(player["role"]), escape(str(player["name"]))
+        title = f"{role.capitalize()}<small>{name}</small>" if pair else name
+        told = f"The {role if pair else 'policy'} {player['name']} playing {env}"
+        many = " many" if len(plays["actions"]) > 9 else ""
+        figures.append(
+            f'<figure class="player {role}" id="player-{number}">'
+            f'<header><span class="name">{title}</span><span class="score"><small>score</small><b>0</b></span></header>'
+            f'<div class="screen"><canvas width="{player["width"]}" height="{player["height"]}" role="img" '
+            f'style="--ratio: {player["width"] / player["height"]:.4f}" '
+            f'aria-label="{escape(told, quote=True)}"></canvas></div>'
+            f'<ul class="bars{many}" aria-label="Action preferences: {escape(player["measure"], quote=True)}"></ul>'
+            f'<figcaption class="status"></figcaption></figure>'
+        )
+    measures = "; ".join(f"{player['role']}: " * pair + player["measure"] for player in plays["players"])
+    tick = (
+        " The upright marks in the student's bars are what the teacher thinks of the same moment of the student's game."
+        if pair
+        else ""
+    )
+    return (
+        f'<p class="note">{"Both start from the same seed. " if pair else ""}'
+        f"Bars are the preferences among the actions ({escape(measures)}); the bold one was taken.{tick}</p>"
+        f'<div class="players">{"".join(figures)}</div>'
+        '<div class="controls"><button type="button" id="toggle">Play</button>'
+        '<button type="button" id="back" aria-label="one decision back">&#8592;</button>'
+        '<button type="button" id="forward" aria-label="one decision on">&#8594;</button>'
+        f'<input type="range" id="scrub" min="0" max="{plays["length"] - 1}" value="0" aria-label="time">'
+        '<output id="clock" for="scrub"></output>'
+        '<label>Speed <select id="speed"><option value="0.25">¼</option><option value="0.5">½</option>'
+        '<option value="1" selected>1</option><option value="2">2</option><option value="4">4</option>'
+        "</select></label></div>"
+        "<noscript><p>The animation needs JavaScript.</p></noscript>"
+    )
+
+
+MEANINGS = {
+    "share": "parameters of the policy by those of the first",
+    "KiB": "size of the weights on disk",
+    "games": "full games, and how many of them are distinct where some are the same one",
+    "mean [95 % CI]": "mean raw return of the games and its 95 % bootstrap interval over distinct games",
+    "IQM": "interquartile mean: of the middle half of the games",
+    "ratio": "mean by the teacher's mean, the paper's measure (- where the teacher's is not positive)",
+    "normalized [95 % CI]": "(mean - random) / (teacher's mean - random)",
+    "agreement": "share of the states in the policy's own games at which its best action is the teacher's",
+    "µs": "median microseconds of a decision at batch 1 on one thread",
+}
+
+
+def _scores_html(scores: list[Score], own: Score | None, reference: Score | None) -> str:
+    if not scores:
+        return ""
+    rows = score_table(scores)
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in rows[0] if name != "network")
+    body = ""
+    for score, row in zip(scores, rows, strict=True):
+        role = "student" if score is own else "teacher" if score is reference else ""
+        dot = f'<span class="dot {role}"></span>' if role else ""
+        label = f"{dot}{escape(f'{role}, ' if role and reference else '')}{escape(row['network'])}"
+        title = escape(row["policy"], quote=True)
+        body += f'<tr><th scope="row">{label}<small title="{title}">{title}</small></th>'
+        for name, text in row.items():
+            if name not in ("policy", "network"):
+                value, _, interval = text.partition(" [")
+                body += f"<td>{escape(value)}{f'<small>[{escape(interval)}</small>' if interval else ''}</td>"
+        body += "</tr>"
+    first = scores[0]
+    noted = "".join(f"{escape(line[:1].upper() + line[1:])}. " for line in remarks(scores))
+    meanings = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in MEANINGS.items())
+    return (
+        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'<p class="note">{first.episodes} full games a policy with the same environment seeds, '
+        f"epsilon {first.epsilon:g}, seed {first.seed}. {noted.strip()}</p>"
+        f"<details><summary>What the columns mean</summary><dl>{meanings}</dl></details>"
+    )
+
+
+def _curves(
+    name: str,
+    settings: Mapping[str, Any],
+    metrics: list[dict[str, Any]],
+    policy: KeptPolicy | None,
+    scores: list[Score],
+    own: Score | None,
+    reference: Score | None,
+) -> str:
+    task = _mapping(settings.get("task"))
+    skip = int(task.get("frame_skip") or (policy.task.frame_skip if policy else 1))
+    # From a dataset nothing is played: there the updates count.
+    when = "updates" if settings.get("dataset") else "control_steps"
+    axis = "gradient updates" if settings.get("dataset") else plots.control_steps(skip)
+    points = [
+        record for record in metrics if record.get("event") == "evaluation" and "mean" in record and when in record
+    ]
+    training = [record for record in metrics if "loss" in record and when in record]
+    level = _event(metrics, "teacher")
+    random = _event(metrics, "random").get("mean", task.get("random_score"))
+    if random is None and scores:
+        random = scores[0].random_score
+    teacher = None
+    if "mean" in level:
+        teacher = plots.Level("teacher", float(level["mean"]), level.get("ci_low"), level.get("ci_high"))
+    elif reference is not None:
+        bounds_of = reference.as_dict()  # None where there is no interval
+        teacher = plots.Level("teacher", reference.mean, bounds_of["ci_low"], bounds_of["ci_high"])
+    final = _event(metrics, "final_score")
+    if teacher is None and "mean" in final:
+        teacher = plots.Level("final score", float(final["mean"]), final.get("ci_low"), final.get("ci_high"))
+    if points:
+        steps = [float(record[when]) for record in points]
+        bounds = all(record.get(name) is not None for record in points for name in ("ci_low", "ci_high"))
+        curve = plots.Curve(
+            name,
+            steps,
+            [float(record["mean"]) for record in points],
+            [float(record["ci_low"]) for record in points] if bounds else (),
+            [float(record["ci_high"]) for record in points] if bounds else (),
+        )
+        caption = "Points are evaluations during the run, bands 95 % intervals."
+    else:
+        curve = _training_scores(training)
+        caption = "Mean return of the last 100 games played while training, exploration included."
+    out = ""
+    if len(curve.steps):
+        drawn = plots.learning_curve([curve], teacher=teacher, random=random, axis=axis)
+        told = f"Mean episode return of {name} after {curve.steps[-1]:,.0f} {axis}: {figure(curve.means[-1])}"
+        told += f", {teacher.label} {figure(teacher.mean)}" if teacher else ""
+        out += f'<p class="note">{caption}</p><div class="wide">{_inline(drawn, told, "curve")}</div>'
+    learnt = [record for record in training if record["loss"] is not None]  # it is None while dqn warms up
+    if len(learnt) > 1:
+        steps, losses, agreement = _binned(learnt, when)
+        label = f"loss ({settings['loss']})" if isinstance(settings.get("loss"), str) else "loss"
+        drawn = plots.loss_curve(steps, losses, agreement, axis=axis, label=label)
+        told = f"{label} over {axis}: {losses[0]:.3g} at first, {losses[-1]:.3g} at last"
+        out += f'<div class="wide">{_inline(drawn, told, "loss")}</div>'
+    return out
+
+
+def _training_scores(training: list[dict[str, Any]]) -> plots.Curve:
+    """The learning curve of a teacher: a mean over the last 100 games at up to 300 times."""
+    returns: list[float] = []
+    steps: list[float] = []
+    means: list[float] = []
+    for record in training:
+        if record.get("returns"):
+            returns += record["returns"]
+            steps.append(float(record["control_steps"]))
+            means.append(float(np.mean(returns[-100:])))
+    every = max(1, len(steps) // 300)
+    # Counted from the end, so that the last one is always shown.
+    return plots.Curve("training games", steps[::-1][::every][::-1], means[::-1][::every][::-1])
+
+
+def _binned(training: list[dict[str, Any]], when: str, most: int = 300) -> tuple[list[float], list[float], list[float]]:
+    """Steps, losses and agreements, averaged in groups of neighbours to at most `most` points."""
+    both = all(isinstance(record.get("agreement"), int | float) for record in training)
+    groups = np.array_split(np.arange(len(training)), min(most, len(training)))
+    steps = [float(training[int(group[-1])][when]) for group in groups]
+    losses = [float(np.mean([training[int(i)]["loss"] for i in group])) for group in groups]
+    agreement = [float(np.mean([training[int(i)]["agreement"] for i in group])) for group in groups] if both else []
+    return steps, losses, agreement
+
+
+def _inline(svg: bytes, told: str, prefix: str) -> str:
+    """An SVG file as an element of the page, with the page's colours, its own ids and a text for who cannot see."""
+    text = svg.decode()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'\bid="', f'id="{prefix}-', text)
+    text = re.sub(r'(href="#|url\(#)', rf"\1{prefix}-", text)
+    text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
+    colours = {
+        plots.PALETTE[0]: "--student", plots.TEACHER: "--teacher", plots.PALETTE[2]: "--agree",
+        plots.RANDOM: "--soft", plots.INK: "--ink", plots.GRID: "--rule",
+    }  # fmt: skip
+    for colour, variable in colours.items():
+        text = re.sub(colour, f"var({variable})", text, flags=re.IGNORECASE)
+    return text.replace("<svg", f'<svg role="img" aria-label="{escape(told, quote=True)}"', 1)
+
+
+def _making(settings: dict[str, Any], policy: KeptPolicy | None, teacher: KeptPolicy | None) -> str:
+    task = _mapping(settings.get("task"))
+    parts = [
+        _facts("Configuration", {key: value for key, value in settings.items() if key != "task"}),
+        _facts("Task", task),
+        _facts("The policy's provenance", _brief(policy)),
+        _facts("The teacher's provenance", dict(teacher.provenance) if teacher else {}),
+    ]
+    commands = ""
+    for title, made in (("This run", policy), ("The teacher", teacher)):
+        command = made.provenance.get("command") if made else None
+        if isinstance(command, str):
+            commands += f"<h3>{title}</h3><pre><code>{escape(command)}</code></pre>"
+    return f'{commands}<div class="facts">{"".join(parts)}</div>'
+
+
+def _brief(policy: KeptPolicy | None) -> dict[str, Any]:
+    """Its provenance without the configuration, which the page shows already."""
+    return {key: value for key, value in policy.provenance.items() if key != "configuration"} if policy else {}
+
+
+def _facts(title: str, data: Mapping[str, Any]) -> str:
+    if not data:
+        return ""
+    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in _flat(data) if name != "command")
+    return f"<div><h3>{escape(title)}</h3><dl>{rows}</dl></div>"
+
+
+def _flat(data: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, value in data.items():
+        name = f"{before}{key}"
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{name} · ")
+        elif isinstance(value, list) and len(value) > 12:
+            rows.append((name, f"{len(value)} values"))
+        elif isinstance(value, list):
+            rows.append((name, ", ".join(map(_text, value)) or "none"))
+        else:
+            rows.append((name, _text(value)))
+    return rows
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "not set"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _event(metrics: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    """The last event of a kind, empty if there was none."""
+    return next((record for record in reversed(metrics) if record.get("event") == kind), {})
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _percentage(share: float, digits: int | None = None) -> str:
+    return f"{100 * share:.{digits}f} %" if digits is not None else f"{100 * share:.2g} %"
