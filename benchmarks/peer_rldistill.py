@@ -16,7 +16,7 @@ from rldistill.students.networks import Architecture, build, parameter_count
 from rldistill.teachers import load_policy, parameters_of
 from rldistill.types import as_tensor
 from rldistill.verbs import distill as distillation
-from rldistill.verbs import exporting
+from rldistill.verbs import export as exporting
 from rldistill.verbs.distill import DistillConfig
 from rldistill.verbs.export import ExportConfig, Format
 

@@ -116,8 +116,8 @@ def states_met(policy: KeptPolicy, name: str, options: Options, progress: Progre
         options.games,
         options.seed,
         num_envs=options.games,
-        heard=progress.update,
-        seen=seen,
+        on_progress=progress.update,
+        on_step=seen,
     )
     return torch.cat([as_tensor(part) for part in met])
 

@@ -954,7 +954,7 @@ def braked() -> Tensor:
         10,
         5,
         num_envs=10,
-        seen=lambda transition: seen.append(transition.observations),
+        on_step=lambda transition: seen.append(transition.observations),
     )
     return torch.from_numpy(np.concatenate(seen))
 

@@ -103,7 +103,7 @@ def test_agreement_counts_the_states_of_the_policys_own_games() -> None:
         6,
         4,
         num_envs=3,
-        seen=lambda transition: seen.append(transition.observations),
+        on_step=lambda transition: seen.append(transition.observations),
     )
     left = teacher(torch.from_numpy(np.concatenate(seen))).argmax(dim=1) == 0
     assert evaluate([teacher, SavedPolicy(student, CARTPOLE)], QUICK)[1].agreement == pytest.approx(

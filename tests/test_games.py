@@ -128,7 +128,7 @@ def test_the_same_score_by_other_actions_is_another_game() -> None:
 def test_games_of_a_stack_of_frames_are_those_whose_observations_differ() -> None:
     task = make_task("PongNoFrameskip-v4", max_frames=40, noop_max=3)
     observed: list[Observations] = []
-    games = play(task, always(0), 8, 0, num_envs=8, seen=lambda step: observed.append(step.observations))
+    games = play(task, always(0), 8, 0, num_envs=8, on_step=lambda step: observed.append(step.observations))
     # All games last until the limit of frames, so that a row's first steps are its first game's.
     sequences = {b"".join(step[row].tobytes() for step in observed[:9]) for row in range(8)}
     assert 1 < games.distinct == len(sequences) <= 4, "0, 1, 2 or 3 no-ops"
@@ -304,11 +304,11 @@ def test_a_stopped_run_of_endless_games_ends_in_the_same_weights(tmp_path: Path)
 def test_steps_show_that_a_long_game_goes_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("rldistill.play.rollout._SHOWN_EVERY", 0.0)
+    monkeypatch.setattr("rldistill.play.rollout._PROGRESS_SECONDS", 0.0)
     monkeypatch.setattr(Talking, "PLAIN_SECONDS", 0.0)
     with Talking() as progress:
         progress.start("games", 2, "games")
-        play(make_task("Endless-v0", max_episode_steps=2_000), always(0), 2, 0, heard=progress.update)
+        play(make_task("Endless-v0", max_episode_steps=2_000), always(0), 2, 0, on_progress=progress.update)
     assert "0 of 2 games" in capsys.readouterr().err.split("steps 3,000")[0]
 
 

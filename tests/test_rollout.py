@@ -74,7 +74,9 @@ def test_each_row_plays_the_same_number_of_games_from_its_first_on(episodes: int
             games.setdefault(int(row), []).append(float(transition.returns[row]))
 
     told: list[int] = []
-    returns = play(CARTPOLE, at_random(CARTPOLE), episodes, 3, num_envs=num_envs, seen=seen, heard=told.append).returns
+    returns = play(
+        CARTPOLE, at_random(CARTPOLE), episodes, 3, num_envs=num_envs, on_step=seen, on_progress=told.append
+    ).returns
     rows = min(episodes, num_envs)
     quotas = [len(share) for share in np.array_split(np.arange(episodes), rows)]
     assert returns.tolist() == [score for row in range(rows) for score in games[row][: quotas[row]]]

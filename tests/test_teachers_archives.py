@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hostile_files import raw_zip, zeros
-from rldistill.formats.archives import DEFAULT_LIMITS, read_file, read_members, shown
+from rldistill.formats.archives import DEFAULT_LIMITS, printable, read_file, read_members
 from rldistill.types import UserError
 
 
@@ -157,4 +157,4 @@ def test_a_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
 
 
 def test_a_strangers_text_is_shown_on_one_line() -> None:
-    assert shown("a\nb\x1b[31m" + "c" * 100, 12) == "a?b?[31mccc…"
+    assert printable("a\nb\x1b[31m" + "c" * 100, 12) == "a?b?[31mccc…"

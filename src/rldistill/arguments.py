@@ -12,7 +12,7 @@ from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 
-from rldistill.types import UserError, shown
+from rldistill.types import UserError, printable
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -62,7 +62,7 @@ def _hints(owner: Any) -> dict[str, Any]:
 
 def _check(name: str, value: Any, hint: Any) -> None:
     if not _fits(value, hint):
-        raise UserError(f"{name} is {_in_words(hint)}, not {shown(_repr(value))}")
+        raise UserError(f"{name} is {_in_words(hint)}, not {printable(_repr(value))}")
     if isinstance(value, str | os.PathLike) and "\0" in os.fspath(value):
         raise UserError(f"{name} holds a zero byte, which no path has")
     kind: Any = type(value)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rldistill.files import read_regular
-from rldistill.types import UserError, shown
+from rldistill.types import UserError, printable
 
 MOST_DEPTH = 64
 """Lists in lists. What is read may be written again, and Python's writer gives up at some hundreds."""
@@ -37,7 +37,7 @@ def parse_json(data: bytes | str, place: object) -> Any:
     except RecursionError:
         raise UserError(f"{place} is damaged: it is nested too deeply") from None
     except ValueError as error:
-        raise UserError(f"{place} is damaged: {shown(error, 200)}") from None
+        raise UserError(f"{place} is damaged: {printable(error, 200)}") from None
     return found
 
 
@@ -69,14 +69,14 @@ def read_any_json(path: Path) -> Any:
 def _whole(digits: str) -> int:
     number = int(digits) if len(digits) <= 21 else _LARGEST
     if abs(number) >= _LARGEST:
-        raise ValueError(f"the number {shown(digits, 24)} is too large")
+        raise ValueError(f"the number {printable(digits, 24)} is too large")
     return number
 
 
 def _real(digits: str) -> float:
     number = float(digits)
     if not math.isfinite(number):
-        raise ValueError(f"the number {shown(digits, 24)} is too large")
+        raise ValueError(f"the number {printable(digits, 24)} is too large")
     return number
 
 
@@ -91,7 +91,7 @@ def _check(found: Any) -> None:
             elif isinstance(item, list):
                 below += item
             elif isinstance(item, str) and _HALF_CHARACTERS.search(item):
-                raise ValueError(f"the text {shown(item)!r} holds half characters")
+                raise ValueError(f"the text {printable(item)!r} holds half characters")
         level, depth = below, depth + 1
         if depth > MOST_DEPTH + 1:
             raise ValueError("it is nested too deeply")

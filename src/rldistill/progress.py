@@ -73,13 +73,13 @@ class Talking:
         self._bar: Bar | None = None
         self._figures: dict[str, float] = {}
         self._what, self._total, self._unit, self._first = "", 0, "", 0
-        self._began = self._told = time.monotonic()
+        self._began = self._last_print = time.monotonic()
 
     def start(self, what: str, total: int, unit: str, *, done: int = 0) -> None:
         """Begins a stage."""
         self._stop()
         self._what, self._total, self._unit, self._first = what, total, unit, done
-        self._began = self._told = time.monotonic()
+        self._began = self._last_print = time.monotonic()
         self._figures = {}
         if self._console.is_terminal:
             self._bar = Bar(
@@ -105,8 +105,8 @@ class Talking:
         if self._bar is not None:
             with self._if_possible():
                 self._bar.update(self._task, completed=done, figures=text)
-        elif now - self._told >= self.PLAIN_SECONDS:
-            self._told = now
+        elif now - self._last_print >= self.PLAIN_SECONDS:
+            self._last_print = now
             left = clock(max(self._total - done, 0) / rate) if rate else "unknown"
             with suppress(OSError):
                 print(

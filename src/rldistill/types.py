@@ -39,9 +39,9 @@ _LONGEST_MESSAGE = 6000
 """Characters: room for a path of the greatest length, and what is said of it."""
 
 
-def shown(text: object, length: int = 80) -> str:
+def printable(text: object, length: int = 80) -> str:
     """A stranger's text as it may stand in a message: on one line, without control characters, not too long."""
-    plain = "".join(map(_printable, str(text)[: length + 1]))
+    plain = "".join(map(_printable_character, str(text)[: length + 1]))
     return plain if len(plain) <= length else plain[: length - 1] + "…"
 
 
@@ -51,7 +51,7 @@ def first_line(error: object, length: int = 200) -> str:
         text = str(error).strip()
     except Exception:  # of a stranger's class
         text = ""
-    return shown((text.splitlines() or [type(error).__name__])[0], length)
+    return printable((text.splitlines() or [type(error).__name__])[0], length)
 
 
 class UserError(ValueError):
@@ -62,13 +62,13 @@ class UserError(ValueError):
     """
 
     def __init__(self, text: object = "") -> None:
-        line = "".join(map(_printable, re.sub(r"\s", " ", str(text))))
+        line = "".join(map(_printable_character, re.sub(r"\s", " ", str(text))))
         if len(line) > _LONGEST_MESSAGE:
             line = f"{line[: _LONGEST_MESSAGE - 1000]} … {line[-900:]}"
         super().__init__(line)
 
 
-def _printable(character: str) -> str:
+def _printable_character(character: str) -> str:
     if character.isprintable():
         return character
     if "\udc80" <= character <= "\udcff":  # a byte of a path, as Python keeps it
@@ -255,7 +255,7 @@ class Task:
             _check_kinds(task)
             return task
         except (KeyError, OverflowError, TypeError, ValueError) as error:  # the second of infinity
-            raise UserError(f"a task lacks a field or holds a wrong one ({shown(error, 200)})") from None
+            raise UserError(f"a task lacks a field or holds a wrong one ({printable(error, 200)})") from None
 
 
 _RANGES = {
@@ -267,7 +267,7 @@ _RANGES = {
 
 def _whole_numbers(values: Any) -> tuple[int, ...]:
     if not isinstance(values, list | tuple) or not all(_is_number(value, int) for value in values):
-        raise TypeError(f"{shown(repr(values))} is no list of whole numbers")
+        raise TypeError(f"{printable(repr(values))} is no list of whole numbers")
     return tuple(values)
 
 

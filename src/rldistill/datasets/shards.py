@@ -31,7 +31,7 @@ from rldistill.files import read_regular, replace_file
 from rldistill.play.actions import action_layout
 from rldistill.play.replay import Replay, mask_column
 from rldistill.progress import Progress, Silent
-from rldistill.types import ScoreKind, Task, UserError, shown
+from rldistill.types import ScoreKind, Task, UserError, printable
 
 CARD = "dataset.json"
 SHARD = r"shard-[0-9]{5,18}\.arrow"
@@ -292,7 +292,7 @@ def _check_entry(shard: ShardEntry) -> None:
     """Raises ValueError or TypeError where what a card says of a shard cannot be."""
     # The name that the number has here: a path or another spelling could name a shard a second time.
     if not isinstance(shard.file, str) or not re.fullmatch(SHARD, shard.file):
-        raise ValueError(f"{shown(shard.file)!r} is no name of a shard")
+        raise ValueError(f"{printable(shard.file)!r} is no name of a shard")
     if shard.file != shard_file(shard_number(shard.file)):
         raise ValueError(f"{shard.file} is no name of a shard: {shard_file(shard_number(shard.file))} is")
     counts = (shard.rows, shard.control_steps, shard.bytes)

@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple
 
 from rldistill.files import open_regular
 from rldistill.types import UserError
-from rldistill.types import shown as shown  # the readers of files take it from here
+from rldistill.types import printable as printable  # the readers of files take it from here
 
 MIB = 2**20
 PATH_LENGTH = 4096
@@ -72,17 +72,17 @@ def read_file(path: Path, limit: int, *, what: str) -> bytes:
         UserError: it is missing, no regular file, unreadable or longer than `limit`.
     """
     if not path.exists():
-        raise UserError(f"no {what} at {shown(path, PATH_LENGTH)}")
+        raise UserError(f"no {what} at {printable(path, PATH_LENGTH)}")
     if not path.is_file():
-        raise UserError(f"{shown(path, PATH_LENGTH)} is no file; name the {what} itself")
+        raise UserError(f"{printable(path, PATH_LENGTH)} is no file; name the {what} itself")
     try:
         with open_regular(path) as file:
             data = file.read(limit + 1)
     except OSError as error:
-        raise UserError(f"cannot read {shown(path, PATH_LENGTH)}: {error.strerror}") from None
+        raise UserError(f"cannot read {printable(path, PATH_LENGTH)}: {error.strerror}") from None
     if len(data) > limit:
         raise UserError(
-            f"{shown(path, PATH_LENGTH)} is longer than the {_size(limit)} that a {what} may have; it is something else"
+            f"{printable(path, PATH_LENGTH)} is longer than the {_size(limit)} that a {what} may have; it is something else"
         )
     return data
 
@@ -109,7 +109,7 @@ def read_members(
         UserError: the archive is missing, damaged, encrypted, too big as declared or as read, or holds links,
             duplicate names or names that climb out. The message names the archive and the member.
     """
-    title = shown(name if name is not None else source if isinstance(source, Path) else "the archive", PATH_LENGTH)
+    title = printable(name if name is not None else source if isinstance(source, Path) else "the archive", PATH_LENGTH)
     if isinstance(source, Path):
         if not source.exists():
             raise UserError(f"no file at {title}")
@@ -134,9 +134,9 @@ def read_members(
     except UserError:
         raise
     except OSError as error:
-        raise UserError(f"cannot read {title}: {error.strerror or shown(error)}") from None
+        raise UserError(f"cannot read {title}: {error.strerror or printable(error)}") from None
     except _DAMAGE as error:
-        reason = shown(error) or type(error).__name__
+        reason = printable(error) or type(error).__name__
         raise UserError(f"{title} is damaged or no zip file ({reason}); get it anew") from None
 
 
@@ -149,9 +149,9 @@ def _check_directory(infos: list[zipfile.ZipInfo], title: str, limits: Limits) -
         member = info.orig_filename
         unsafe = _unsafe(info)
         if unsafe:
-            raise UserError(f"{title} is refused: its member {shown(member)!r} {unsafe}")
+            raise UserError(f"{title} is refused: its member {printable(member)!r} {unsafe}")
         if member in seen:
-            raise UserError(f"{title} is refused: it has two members {shown(member)!r}")
+            raise UserError(f"{title} is refused: it has two members {printable(member)!r}")
         seen.add(member)
         total += info.file_size
     if total > limits.total:
@@ -183,7 +183,7 @@ def _unsafe(info: zipfile.ZipInfo) -> str | None:
 
 
 def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int, title: str, limits: Limits) -> bytes:
-    member = shown(info.filename)
+    member = printable(info.filename)
     if info.file_size > most:
         raise UserError(
             f"{title} is refused: its member {member!r} would be {_size(info.file_size)}, more than {_size(most)}"
@@ -203,7 +203,7 @@ def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int, title: str
     except UserError:
         raise
     except _DAMAGE as error:
-        reason = shown(error) or type(error).__name__
+        reason = printable(error) or type(error).__name__
         raise UserError(f"{title} is damaged: its member {member!r} cannot be read ({reason}); get it anew") from None
     if length != info.file_size:
         raise UserError(f"{title} is damaged: its member {member!r} is shorter than it says; get it anew")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rldistill.files import open_regular
-from rldistill.formats.archives import PATH_LENGTH, shown
+from rldistill.formats.archives import PATH_LENGTH, printable
 from rldistill.formats.foreign import ForeignPolicy, Statistics
 from rldistill.formats.options import TeacherOptions
 from rldistill.formats.statistics import read_normalization, read_statistics
@@ -86,19 +86,19 @@ def find_beside(
         arranged = None if found is None else found.arranged(*observations)
         if found is not None and arranged is None:
             raise UserError(
-                f"{shown(file, PATH_LENGTH)} lies beside the teacher, but {found.misfit(*observations)} "
+                f"{printable(file, PATH_LENGTH)} lies beside the teacher, but {found.misfit(*observations)} "
                 "(--normalization names the right one)"
             )
         choices.append((file, arranged))
     for file, owner in owners.items():
         if own or owner == path.name:
             continue
-        title = f"{shown(file.name)} beside it"
+        title = f"{printable(file.name)} beside it"
         if owner is not None or normalized is False:
             why = (
                 "says of itself that its observations were not normalized"
                 if owner is None
-                else f"is not {shown(owner)}"
+                else f"is not {printable(owner)}"
             )
             if fits(file, observations):
                 notes.append(f"{title} is not used, for this policy {why} (--normalization uses it)")
@@ -139,7 +139,7 @@ def statistics_above(path: Path, observations: Shape, *, refutes: Callable[[Stat
         arranged = None if found is None else found.arranged(*observations)
         if arranged is not None and not refutes(arranged):
             lines.append(
-                f"{shown(file, PATH_LENGTH)}, one folder up, holds statistics of such observations: name it with "
+                f"{printable(file, PATH_LENGTH)}, one folder up, holds statistics of such observations: name it with "
                 "--normalization where it is this policy's"
             )
     return lines
@@ -170,7 +170,7 @@ def with_statistics(
     if options.normalization is not None:
         statistics = read_statistics(options.normalization, trust_pickle=options.trust_pickle)
         own = None if foreign.normalization is None else foreign.normalization.rule
-        notes = [] if own is None else [f"{shown(options.normalization.name)} takes the place of {own}"]
+        notes = [] if own is None else [f"{printable(options.normalization.name)} takes the place of {own}"]
         return replace(
             foreign,
             normalization=statistics.arranged(*wanted) or statistics,
@@ -182,7 +182,7 @@ def with_statistics(
         beside = find_beside(path, wanted, folders=folders_in(folder), trust_pickle=options.trust_pickle)
         return replace(foreign, normalization=beside.statistics), list(beside.notes)
     return foreign, [
-        f"{shown(file.name)} beside it holds statistics of observations; --normalization uses them"
+        f"{printable(file.name)} beside it holds statistics of observations; --normalization uses them"
         for file in statistics_files([path.parent])
         if fits(file, wanted)
     ]
@@ -203,20 +203,21 @@ def _chosen(
     if not choices:
         return Beside(None, None, tuple(notes))
     if len(choices) > 1:
-        names = ", ".join(shown(file.name) for file, _ in choices[:5])
+        names = ", ".join(printable(file.name) for file, _ in choices[:5])
         raise UserError(
-            f"several statistics of observations lie beside {shown(path, PATH_LENGTH)} ({names}): name its own with --normalization"
+            f"several statistics of observations lie beside {printable(path, PATH_LENGTH)} ({names}): "
+            "name its own with --normalization"
         )
     file, statistics = choices[0]
     if statistics is None:
-        notes.append(f"{shown(file.name)} says that observations were not normalized")
+        notes.append(f"{printable(file.name)} says that observations were not normalized")
         return Beside(None, False, tuple(notes))
     if normalized is False:
         raise UserError(
-            f"{shown(path, PATH_LENGTH)} says that its observations were not normalized, and {shown(file.name)} lies beside it: "
-            "name the statistics with --normalization, or move them elsewhere"
+            f"{printable(path, PATH_LENGTH)} says that its observations were not normalized, and {printable(file.name)} lies "
+            "beside it: name the statistics with --normalization, or move them elsewhere"
         )
-    notes.append(f"observations are normalized with {shown(file.name)}, which lies beside it")
+    notes.append(f"observations are normalized with {printable(file.name)}, which lies beside it")
     return Beside(statistics, True, tuple(notes))
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from rldistill.formats.archives import shown
+from rldistill.formats.archives import printable
 from rldistill.formats.foreign import Statistics
 from rldistill.formats.pickles import Inert, plain_array
 from rldistill.formats.statistics import attributes, checked_statistics
@@ -175,7 +175,7 @@ def _numbers(value: Any) -> npt.NDArray[np.float64] | None:
 
 
 def _join(name: str, key: object) -> str:
-    return f"{name}.{shown(key, 60)}" if name else shown(key, 60)
+    return f"{name}.{printable(key, 60)}" if name else printable(key, 60)
 
 
 # --- which of them are the observations'
@@ -212,7 +212,7 @@ def choose_statistics(taken: Taken, shape: tuple[int, ...], path: Path) -> Chose
         if group.mean.size == prod(shape) and not same:
             fitting.append(group)
     notes = [
-        f"its statistics {shown(group.name or 'mean', 80)} of {group.mean.size} numbers are not of its observations"
+        f"its statistics {printable(group.name or 'mean', 80)} of {group.mean.size} numbers are not of its observations"
         for group in mine
         if group.mean.size != prod(shape) and not _words(group.name) & _OBSERVATIONS
     ]
@@ -235,7 +235,7 @@ def choose_statistics(taken: Taken, shape: tuple[int, ...], path: Path) -> Chose
 
 
 def _title(group: Group) -> str:
-    return shown(group.name or "mean and variance", 80)
+    return printable(group.name or "mean and variance", 80)
 
 
 def _rule(group: Group) -> tuple[str, float, float, float] | None:

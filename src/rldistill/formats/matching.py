@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rldistill.formats.archives import shown
+from rldistill.formats.archives import printable
 from rldistill.formats.foreign import BoxSpace, DiscreteSpace, ForeignPolicy, Statistics
 from rldistill.play.actions import describe, score_width
 from rldistill.play.envs import gives_action_masks, is_minatar, observation_bounds, observed_range, own_shape
@@ -32,7 +32,7 @@ def mismatches_of(foreign: ForeignPolicy, task: Task, score_kind: ScoreKind) -> 
         if keys and keys != task.observation_keys:
             parts = ", ".join(name for name, _ in task.observation_keys) or "none"
             found.append(
-                f"it reads the parts {', '.join(shown(name, 40) for name, _ in keys[:20])} of observations, "
+                f"it reads the parts {', '.join(printable(name, 40) for name, _ in keys[:20])} of observations, "
                 f"{task.env} gives {parts}, in this order"
             )
     actions = foreign.action_space

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rldistill.formats.archives import shown
+from rldistill.formats.archives import printable
 from rldistill.formats.foreign import ForeignPolicy, ForeignScores
 from rldistill.formats.programs import UNITS
 from rldistill.formats.tensors.state_dict import scores_named
@@ -113,7 +113,7 @@ def scores_of(name: str, value: Tensor, wanted: Wanted, path: Path, *, said: str
         UserError: it gives the numbers of actions, or nothing says what it gives.
     """
     continuous = wanted.action_range is not None
-    title = f"its output {shown(name)!r} gives" if name else "it gives"
+    title = f"its output {printable(name)!r} gives" if name else "it gives"
     if not continuous and _are_actions(value, wanted):
         raise _refusal_of_actions(name, value, path)
     if wanted.scores is not None:
@@ -155,7 +155,7 @@ def _are_actions(value: Tensor, wanted: Wanted) -> bool:
 
 def _refusal_of_actions(name: str, value: Tensor, path: Path) -> UserError:
     kind = str(value.dtype).removeprefix("torch.")
-    what = f"its output {shown(name)!r}" if name else "it"
+    what = f"its output {printable(name)!r}" if name else "it"
     each = "one" if value.ndim == 1 else str(value.shape[-1])
     return UserError(
         f"{path}: {what} gives actions ({kind}, {each} for an observation), and a student learns from scores: export the logits or "
@@ -167,7 +167,7 @@ def _refusal_of_actions(name: str, value: Tensor, path: Path) -> UserError:
 
 def _listed(outputs: Mapping[str, Tensor]) -> str:
     parts = [
-        f"{shown(name)!r} ({str(value.dtype).removeprefix('torch.')}, {' x '.join(map(str, value.shape[1:])) or 'one number'})"
+        f"{printable(name)!r} ({str(value.dtype).removeprefix('torch.')}, {' x '.join(map(str, value.shape[1:])) or 'one number'})"
         for name, value in outputs.items()
     ]
     return ", ".join(parts[:_MOST_SHOWN]) + (
@@ -304,7 +304,7 @@ def constants(given: str | None) -> dict[str, float]:
         except ValueError:
             value = math.nan
         if not name or not equals or not math.isfinite(value) or name in found:
-            raise UserError(f"--teacher-input {shown(given)} is no list such as action_masks=1,epsilon=0")
+            raise UserError(f"--teacher-input {printable(given)} is no list such as action_masks=1,epsilon=0")
         found[name] = value
     return found
 
@@ -313,7 +313,7 @@ def before_tanh(name: str, outputs: Mapping[str, Tensor]) -> list[str]:
     """A line where an output lies beside the deviation of a Gaussian: in SAC a tanh follows, which is not in the file."""
     if any(other != name and _LOG_STD.search(other.lower()) for other in outputs):
         return [
-            f"its output {shown(name)!r} lies beside a log standard deviation, so a tanh may follow it, as in SAC: export "
+            f"its output {printable(name)!r} lies beside a log standard deviation, so a tanh may follow it, as in SAC: export "
             "torch.tanh(mean) under the name actions, with --teacher-actions unit"
         ]
     return []

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from rldistill.formats.archives import MIB, PATH_LENGTH, shown
+from rldistill.formats.archives import MIB, PATH_LENGTH, printable
 from rldistill.types import UserError
 
 MOST_BYTES = 64 * MIB
@@ -111,14 +111,14 @@ def interpret(
     except UserError:  # of `persistent`
         raise
     except _Refused as refused:
-        raise UserError(f"{shown(source, PATH_LENGTH)} is refused: its pickle {refused}") from None
+        raise UserError(f"{printable(source, PATH_LENGTH)} is refused: its pickle {refused}") from None
     except _Unknown as unknown:
         raise UserError(
-            f"{shown(source, PATH_LENGTH)} is refused: its pickle wants to call {shown(unknown, 60)}{hint}"
+            f"{printable(source, PATH_LENGTH)} is refused: its pickle wants to call {printable(unknown, 60)}{hint}"
         ) from None
     except _DAMAGE as error:
-        reason = shown(error) or type(error).__name__
-        raise UserError(f"{shown(source, PATH_LENGTH)} is damaged or no pickle ({reason}); get it anew") from None
+        reason = printable(error) or type(error).__name__
+        raise UserError(f"{printable(source, PATH_LENGTH)} is damaged or no pickle ({reason}); get it anew") from None
 
 
 class _Reader:
@@ -410,7 +410,7 @@ def plain_array(value: Any) -> npt.NDArray[Any]:
     try:
         return _array(value)
     except _DAMAGE as error:
-        raise UserError(f"an array is missing or damaged ({shown(error)})") from None
+        raise UserError(f"an array is missing or damaged ({printable(error)})") from None
 
 
 def _array(value: Any) -> npt.NDArray[Any]:
@@ -433,7 +433,7 @@ def _array(value: Any) -> npt.NDArray[Any]:
         return _from_bytes(raw, _dtype(kind), shape, "F" if order == "F" else "C")
     if module == "numpy" and function in _SCALARS and len(value.arguments) == 1:  # numpy.float64(3.0)
         return _array(value.arguments[0])
-    raise _Damaged(f"{shown(value.name, 60)} is no array")
+    raise _Damaged(f"{printable(value.name, 60)} is no array")
 
 
 def _from_bytes(raw: Any, kind: np.dtype[Any], shape: Any, order: Any) -> npt.NDArray[Any]:

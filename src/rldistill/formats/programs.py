@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from rldistill.formats.archives import shown
+from rldistill.formats.archives import printable
 from rldistill.formats.foreign import (
     ALL_OF_MINATAR,
     BoxSpace,
@@ -125,7 +125,7 @@ def unknown_range(path: Path) -> UserError:
 
 def last_line(error: Exception) -> str:
     """The end of an error's text, where TorchScript says what went wrong."""
-    return shown((str(error).strip().splitlines() or [type(error).__name__])[-1], 200)
+    return printable((str(error).strip().splitlines() or [type(error).__name__])[-1], 200)
 
 
 def _are_probabilities(out: Tensor) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rldistill.files import open_regular
-from rldistill.formats.archives import PATH_LENGTH, read_file, read_members, shown
+from rldistill.formats.archives import PATH_LENGTH, printable, read_file, read_members
 from rldistill.formats.pickles import MOST_BYTES, Inert, admits_statistics, interpret
 from rldistill.types import UserError
 
@@ -40,7 +40,7 @@ def refuse_recognised(path: Path) -> None:
     Raises:
         UserError: it is recognised; the message says what it is and what to do.
     """
-    name = shown(path, PATH_LENGTH)
+    name = printable(path, PATH_LENGTH)
     try:
         found = _folder(path, name) if path.is_dir() else _file(path, name)
     except OSError:  # whoever reads it says so
@@ -56,14 +56,14 @@ def _folder(folder: Path, name: str) -> str | None:
     checkpoints = sorted(folder.glob("checkpoint_p*/*.pth"))
     if checkpoints:
         best = next((file for file in checkpoints if file.name.startswith("best")), checkpoints[-1])
-        return f"{name} is a folder of Sample-Factory's: name one of its checkpoints, {shown(best, PATH_LENGTH)}"
+        return f"{name} is a folder of Sample-Factory's: name one of its checkpoints, {printable(best, PATH_LENGTH)}"
     if "saved_model.pb" in held:
         return f"{name} is a model of TensorFlow: {_TENSORFLOW}"
     if {"manifest.ocdbt", "_METADATA", "_CHECKPOINT_METADATA"} & held:
         return f"{name} is a checkpoint of JAX (Orbax) and holds no network: write its arrays to a state dict, {_ARRAYS_SECTION}"
     pickles = [folder / file for file in sorted(held) if file.endswith((".pkl", ".pickle", ".npy", ".npz"))]
     for file in islice(pickles, 5):
-        found = _file(file, shown(file, PATH_LENGTH)) if file.is_file() else None
+        found = _file(file, printable(file, PATH_LENGTH)) if file.is_file() else None
         if found is not None:
             return found
     return None
@@ -112,7 +112,7 @@ def _zip(path: Path, name: str) -> str | None:
 def _pickle(path: Path, name: str) -> str | None:
     """Of a pickle that holds arrays and plain values and calls nothing else; None of any other."""
     if path.name in _RLLIB_STATES:
-        return _rllib(path.parent, shown(path.parent, PATH_LENGTH))
+        return _rllib(path.parent, printable(path.parent, PATH_LENGTH))
     called: list[str] = []
 
     def admits(module: str, attribute: str) -> bool:

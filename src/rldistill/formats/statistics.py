@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rldistill.documents import parse_json
-from rldistill.formats.archives import PATH_LENGTH, read_file, shown
+from rldistill.formats.archives import PATH_LENGTH, printable, read_file
 from rldistill.formats.foreign import Statistics
 from rldistill.formats.pickles import MOST_BYTES, STATE_MODULES, Inert, admits_statistics, array, interpret, number
 from rldistill.types import UserError
@@ -41,7 +41,7 @@ def read_statistics(path: Path, *, trust_pickle: bool = False) -> Statistics:
     statistics = read_normalization(path, trust_pickle=trust_pickle)
     if statistics is None:
         raise UserError(
-            f"{shown(path, PATH_LENGTH)} says that observations were not normalized (norm_obs=False); leave it out"
+            f"{printable(path, PATH_LENGTH)} says that observations were not normalized (norm_obs=False); leave it out"
         )
     return statistics
 
@@ -58,7 +58,7 @@ def read_normalization(path: Path, *, trust_pickle: bool = False) -> Statistics 
     try:
         return _normalization(root, str(path))
     except UserError as error:
-        raise UserError(f"{shown(path, PATH_LENGTH)} holds no statistics that can be used: {error}") from None
+        raise UserError(f"{printable(path, PATH_LENGTH)} holds no statistics that can be used: {error}") from None
 
 
 def _unpickled(data: bytes, path: Path) -> Any:
@@ -66,7 +66,7 @@ def _unpickled(data: bytes, path: Path) -> Any:
         return _Trusting(io.BytesIO(data)).load()
     except Exception as error:  # it has run a stranger's code, which may raise anything
         raise UserError(
-            f"{shown(path, PATH_LENGTH)} cannot be unpickled: {shown(error) or type(error).__name__}"
+            f"{printable(path, PATH_LENGTH)} cannot be unpickled: {printable(error) or type(error).__name__}"
         ) from None
 
 
@@ -130,7 +130,7 @@ def _of_parts(parts: Mapping[Any, Any], names: Any, epsilon: float, limit: float
     means, variances, keys = [], [], []
     for name in wanted:
         if not isinstance(name, str) or name not in parts:
-            raise UserError(f"they lack the moments of the part {shown(name, 40)!r}")
+            raise UserError(f"they lack the moments of the part {printable(name, 40)!r}")
         mean, variance = _moments(parts[name])
         checked_statistics(mean, variance, epsilon, limit, source)
         means.append(mean.ravel())
@@ -143,13 +143,13 @@ def _moments(value: Any) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float6
     """Mean and variance of a RunningMeanStd."""
     name, state = _class_and_state(value)
     if not name.endswith("RunningMeanStd"):
-        raise UserError(f"it holds {shown(name or type(value).__name__, 60)}, no VecNormalize")
+        raise UserError(f"it holds {printable(name or type(value).__name__, 60)}, no VecNormalize")
     return array(state.get("mean")), array(state.get("var"))
 
 
 def _of_json(data: bytes, path: Path) -> Statistics:
     """Statistics that a user wrote down: `{"mean": [...], "std": [...], "clip": 10}`, `clip` null or absent for none."""
-    title = shown(path, PATH_LENGTH)
+    title = printable(path, PATH_LENGTH)
     try:
         said = parse_json(data, "it")
         if not isinstance(said, dict) or not {"mean", "std"} <= set(said) <= {"mean", "std", "clip"}:
@@ -160,7 +160,7 @@ def _of_json(data: bytes, path: Path) -> Statistics:
     except UserError as error:
         raise UserError(f"{title} holds no statistics that can be used: {error}") from None
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise UserError(f"{title} holds no statistics that can be used: {shown(error, 120)}") from None
+        raise UserError(f"{title} holds no statistics that can be used: {printable(error, 120)}") from None
 
 
 def _class_and_state(value: Any) -> tuple[str, Mapping[Any, Any]]:

@@ -93,7 +93,7 @@ def uniform(task: Task, generator: np.random.Generator) -> Policy:
 MakePolicy: TypeAlias = Callable[[np.random.Generator], Policy]
 
 
-_SHOWN_EVERY = 1.0
+_PROGRESS_SECONDS = 1.0
 """Seconds between two signs of life of a game that goes on and on."""
 
 
@@ -151,9 +151,9 @@ def play(
     seed: int,
     *,
     num_envs: int = 10,
-    heard: Callable[..., object] = lambda finished, **figures: None,
-    seen: Callable[[Transition], None] = lambda transition: None,
-    say: Callable[[str], object] = lambda line: None,
+    on_progress: Callable[..., object] = lambda finished, **figures: None,
+    on_step: Callable[[Transition], None] = lambda transition: None,
+    on_line: Callable[[str], object] = lambda line: None,
 ) -> Games:
     """Plays `episodes` full games.
 
@@ -167,10 +167,10 @@ def play(
         episodes: how many games.
         seed: of environments and exploration.
         num_envs: rows; no more than `episodes` are used.
-        heard: called with the number of finished games whenever it grows, and in between about once a second with the number
+        on_progress: called with the number of finished games whenever it grows, and in between about once a second with the number
             of control steps as well, `steps=`.
-        seen: called with each transition.
-        say: called once with a line if games are truncated by the longest game.
+        on_step: called with each transition.
+        on_line: called once with a line if games are truncated by the longest game.
     """
     rows = min(num_envs, episodes)
     quota = np.full(rows, episodes // rows) + (np.arange(rows) < episodes % rows)
@@ -181,7 +181,7 @@ def play(
     try:
         policy = make_policy(np.random.default_rng([seed, 1]))
         for transition in rollout(environments, policy):
-            seen(transition)
+            on_step(transition)
             steps += rows
             fingerprints.add(transition)
             ended = np.flatnonzero(~np.isnan(transition.returns)).tolist()
@@ -191,14 +191,14 @@ def play(
                     finished[row].append(game)
             if environments.cut and not cut:
                 cut = True
-                say(cut_in_words(task))
+                on_line(cut_in_words(task))
             if len(ended):
-                heard(sum(map(len, finished)))
+                on_progress(sum(map(len, finished)))
                 if all(len(games) == wanted for games, wanted in zip(finished, quota, strict=True)):
                     break
-            if time.monotonic() - last > _SHOWN_EVERY:
+            if time.monotonic() - last > _PROGRESS_SECONDS:
                 last = time.monotonic()
-                heard(sum(map(len, finished)), steps=steps)
+                on_progress(sum(map(len, finished)), steps=steps)
     finally:
         environments.close()
     every = [game for games in finished for game in games]
@@ -213,14 +213,14 @@ def play_scored(
     seed: int,
     *,
     num_envs: int = 10,
-    heard: Callable[..., object] = lambda finished, **figures: None,
-    seen: Callable[[Transition], None] = lambda transition: None,
-    say: Callable[[str], object] = lambda line: None,
+    on_progress: Callable[..., object] = lambda finished, **figures: None,
+    on_step: Callable[[Transition], None] = lambda transition: None,
+    on_line: Callable[[str], object] = lambda line: None,
 ) -> dict[str, Any]:
     """The record of `episodes` full games, epsilon-greedy in `values` (None plays uniformly at random): returns, mean, IQM, 95 %
     interval over distinct games and their number, as JSON data. Bounds are None where there is no interval.
 
-    The games are seeded by `seed + 1_000_000`: others than those that a run with this seed trains on. `say` gets the line about
+    The games are seeded by `seed + 1_000_000`: others than those that a run with this seed trains on. `on_line` gets the line about
     games that were cut.
     """
 
@@ -233,9 +233,9 @@ def play_scored(
         episodes,
         seed + 1_000_000,
         num_envs=num_envs,
-        heard=heard,
-        seen=seen,
-        say=say,
+        on_progress=on_progress,
+        on_step=on_step,
+        on_line=on_line,
     )
     summary = summarize(games.returns, seed=seed, games=games.fingerprints)
     figures = {name: None if np.isnan(value) else value for name, value in summary._asdict().items()}

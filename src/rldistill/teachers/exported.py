@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 
 from rldistill.documents import parse_json
-from rldistill.formats.archives import MIB, PATH_LENGTH, read_file, read_members, shown
+from rldistill.formats.archives import MIB, PATH_LENGTH, printable, read_file, read_members
 from rldistill.formats.c import CPolicy, compiled, read_c
 from rldistill.formats.foreign import BoxSpace, ForeignPolicy, ForeignScores
 from rldistill.formats.interface import MEMBER
@@ -59,7 +59,7 @@ def exported_in(kind: str, path: Path) -> Exported | None:
         UserError: the file, or what it says, is damaged.
     """
     if kind == "c":
-        name = shown(path, PATH_LENGTH)
+        name = printable(path, PATH_LENGTH)
         try:
             policy = read_c(read_file(path, _MOST_SOURCE, what="C file").decode("ascii"), name)
         except UnicodeDecodeError:
@@ -85,7 +85,7 @@ def exported_in(kind: str, path: Path) -> Exported | None:
         said = None
     if not isinstance(said, dict) or said.get("format") != FORMAT or said.get("format_version") != VERSION:
         raise UserError(
-            f"{shown(path, PATH_LENGTH)}: what it says of itself is damaged or of another version; export it anew"
+            f"{printable(path, PATH_LENGTH)}: what it says of itself is damaged or of another version; export it anew"
         )
     return _checked(said, path)
 
@@ -99,7 +99,7 @@ def _checked(said: Mapping[str, Any], path: Path) -> Exported:
         score_width(task, kind)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{shown(path, PATH_LENGTH)}: what it says of itself is damaged ({shown(error)}); export it anew"
+            f"{printable(path, PATH_LENGTH)}: what it says of itself is damaged ({printable(error)}); export it anew"
         ) from None
     return Exported(task, kind, {name: said[name] for name, type_ in _KNOWN.items() if type(said.get(name)) is type_})
 

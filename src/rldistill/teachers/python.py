@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rldistill.types import ScoreKind, Task, Teacher, UserError, shown
+from rldistill.types import ScoreKind, Task, Teacher, UserError, printable
 
 
 class PythonTeacher:
@@ -29,10 +29,10 @@ class PythonTeacher:
         self.teacher = teacher
         task, kind = getattr(teacher, "task", None), getattr(teacher, "score_kind", None)
         if not isinstance(task, Task):
-            raise UserError(f"the teacher's task is a Task, as make_task makes it, not {shown(repr(task))}")
+            raise UserError(f"the teacher's task is a Task, as make_task makes it, not {printable(repr(task))}")
         if kind not in get_args(ScoreKind):
             raise UserError(
-                f"the teacher's score_kind is one of {', '.join(get_args(ScoreKind))}, not {shown(repr(kind))}"
+                f"the teacher's score_kind is one of {', '.join(get_args(ScoreKind))}, not {printable(repr(kind))}"
             )
         self.task: Task = task
         self.score_kind: ScoreKind = cast(ScoreKind, kind)

@@ -132,8 +132,8 @@ def evaluate(
             config.episodes,
             config.seed,
             num_envs=config.num_envs,
-            heard=progress.update,
-            say=say,
+            on_progress=progress.update,
+            on_line=say,
         )
         random = float(random_games.returns.mean())
     _say_whether_it_repeats(task, config.seed, progress)
@@ -317,9 +317,9 @@ def _play(
         config.episodes,
         config.seed,
         num_envs=config.num_envs,
-        heard=update,
-        seen=seen,
-        say=say,
+        on_progress=update,
+        on_step=seen,
+        on_line=say,
     )
     return games, agreed / states, observation
 

@@ -102,7 +102,7 @@ def _plays(policy: Teacher, task: Task, config: InspectConfig, progress: Progres
         progress.start(f"{what} {task.env}", config.play, "games")
         return play_scored(
             task, values, config.play, config.epsilon, config.seed,
-            num_envs=config.num_envs, heard=progress.update, say=progress.say,
+            num_envs=config.num_envs, on_progress=progress.update, on_line=progress.say,
         )  # fmt: skip
 
     score = play(policy, "play")

@@ -246,7 +246,7 @@ def _finished(run: Run, settings: dict[str, Any], progress: Progress) -> SavedPo
         progress.start("final score", games, "games")
         final = play_scored(
             policy.task, policy, games, 0.01, settings["seed"],
-            num_envs=1 if settings["num_envs"] == 1 else 10, heard=progress.update, say=progress.say,
+            num_envs=1 if settings["num_envs"] == 1 else 10, on_progress=progress.update, on_line=progress.say,
         )  # fmt: skip
         run.log(event="final_score", **final)
         add_provenance(run.policy_path, {"score": final})

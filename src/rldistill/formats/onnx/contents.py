@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rldistill.formats.archives import shown
+from rldistill.formats.archives import printable
 from rldistill.formats.tensors.files import MOST_BYTES
 from rldistill.types import UserError
 
@@ -265,7 +265,7 @@ def check_contents(contents: Contents, path: Path) -> None:
             raise UserError(f"{path} is refused: it has a {node.operator}, {why} and no network needs")
         if node.domain not in domains:
             raise UserError(
-                f"{path} is refused: its operator {shown(node.operator, 60)!r} is of {shown(node.domain, 60)!r}, "
+                f"{path} is refused: its operator {printable(node.operator, 60)!r} is of {printable(node.domain, 60)!r}, "
                 "which is not known here; export it with ONNX's own operators"
             )
     if contents.largest * 4 > MOST_BYTES:
@@ -276,11 +276,13 @@ def check_contents(contents: Contents, path: Path) -> None:
     for location in contents.external:
         place = PurePosixPath(location)
         if not location or place.is_absolute() or ".." in place.parts or "\\" in location or not location.isprintable():
-            raise UserError(f"{path} is refused: its weights are in {shown(location)!r}, outside of its folder")
+            raise UserError(f"{path} is refused: its weights are in {printable(location)!r}, outside of its folder")
         file = folder / place
         if not file.is_file():
-            raise UserError(f"{path} lacks the file of its weights, {shown(location)!r}, beside it")
+            raise UserError(f"{path} lacks the file of its weights, {printable(location)!r}, beside it")
         if file.stat().st_size > MOST_BYTES:
-            raise UserError(f"{path} is refused: its weights in {shown(location)!r} are larger than any known policy")
+            raise UserError(
+                f"{path} is refused: its weights in {printable(location)!r} are larger than any known policy"
+            )
         if file.resolve() != file:
-            raise UserError(f"{path} is refused: its weights are behind a link, {shown(location)!r}")
+            raise UserError(f"{path} is refused: its weights are behind a link, {printable(location)!r}")

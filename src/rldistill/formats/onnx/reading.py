@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rldistill.formats.archives import shown
+from rldistill.formats.archives import printable
 from rldistill.formats.foreign import (
     ForeignPolicy,
     ForeignScores,
@@ -161,7 +161,7 @@ def read_onnx(
     divide = as_floats and _divide(contents, pixels, path)
     network = OnnxNetwork(session, model_input, filled=filled, channels_last=channels_last, divide=divide)
     mismatches = [
-        f"its input {shown(name)!r} looks like the memory of a recurrent network, which is {number:g} at every step here"
+        f"its input {printable(name)!r} looks like the memory of a recurrent network, which is {number:g} at every step here"
         for name, number in filled.items()
         if is_memory(name)
     ]
@@ -180,7 +180,7 @@ def read_onnx(
         if action_range is not None:
             mismatches += before_tanh(name, first)
         if name in drawn:
-            mismatches.append(f"its output {shown(name)!r} is drawn at random, another at each call")
+            mismatches.append(f"its output {printable(name)!r} is drawn at random, another at each call")
         return policy_of(
             network,
             space,
@@ -195,7 +195,7 @@ def read_onnx(
                 "output": name,
                 "parameters": contents.parameters,
                 "channels_last": channels_last,
-                "producer": shown(session.get_modelmeta().producer_name),
+                "producer": printable(session.get_modelmeta().producer_name),
                 "supposed": [] if not as_floats else [f"pixels from 0 to {1 if divide else 255}"],
             },
         )
@@ -262,16 +262,16 @@ def _observed(session: Any, filled: Mapping[str, float], path: Path) -> Any:
         UserError: there is none, or more than one; or another cannot be filled.
     """
     inputs = {str(model_input.name): model_input for model_input in session.get_inputs()}
-    names = ", ".join(repr(shown(name)) for name in [*inputs][:5])
+    names = ", ".join(repr(printable(name)) for name in [*inputs][:5])
     for name in filled:
         if name not in inputs:
-            raise UserError(f"{path} has no input {shown(name)!r}, which --teacher-input fills: it has {names}")
+            raise UserError(f"{path} has no input {printable(name)!r}, which --teacher-input fills: it has {names}")
         other = inputs.pop(name)
         sizes = [size for size in other.shape[1:] if not (isinstance(size, int) and size > 0)]
         count = math.prod(size for size in other.shape if isinstance(size, int))
         if other.type not in _FILLED or sizes or not 0 < count <= _MAX_FILLED:
             raise UserError(
-                f"{path} does not say how large its input {shown(name)!r} is, so --teacher-input cannot fill it"
+                f"{path} does not say how large its input {printable(name)!r} is, so --teacher-input cannot fill it"
             )
     if len(inputs) == 1:
         return next(iter(inputs.values()))
@@ -280,10 +280,10 @@ def _observed(session: Any, filled: Mapping[str, float], path: Path) -> Any:
     for name in inputs:
         if is_memory(name):
             raise UserError(
-                f"{path} takes {len(inputs)} inputs ({names}): {shown(name)!r} looks like the memory of a recurrent network, and "
-                "rldistill plays policies without a memory"
+                f"{path} takes {len(inputs)} inputs ({names}): {printable(name)!r} looks like the memory of a recurrent network, "
+                "and rldistill plays policies without a memory"
             )
-    last = shown([*inputs][-1])
+    last = printable([*inputs][-1])
     raise UserError(
         f"{path} takes {len(inputs)} inputs ({names}); a policy takes observations alone: fill each of the others with a number "
         f"by --teacher-input, such as {last}=1 (a mask of ones allows every action)"
@@ -293,7 +293,7 @@ def _observed(session: Any, filled: Mapping[str, float], path: Path) -> Any:
 def _input(model_input: Any, wanted: tuple[int, ...] | None, path: Path) -> tuple[tuple[int, ...], bool]:
     """Shape of an observation, channels first, and whether the model takes channels last."""
     if model_input.type not in _DTYPES:
-        raise UserError(f"{path} takes a {shown(model_input.type)}; observations are float or uint8")
+        raise UserError(f"{path} takes a {printable(model_input.type)}; observations are float or uint8")
     sizes = [size if isinstance(size, int) and size > 0 else None for size in model_input.shape[1:]]
     if not model_input.shape:
         raise UserError(f"{path} takes a single number, not a batch of observations")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rldistill.formats.archives import shown
+from rldistill.formats.archives import printable
 from rldistill.formats.onnx.contents import Contents, Node
 from rldistill.types import UserError
 
@@ -78,7 +78,7 @@ def check_sizes(contents: Contents, path: Path) -> None:
     node = _sized_by_contents(contents)
     if node is not None:
         raise UserError(
-            f"{path} is refused: the size of what its {shown(node.operator, 60)} gives may depend on what is in an "
+            f"{path} is refused: the size of what its {printable(node.operator, 60)} gives may depend on what is in an "
             "observation or on chance, which no network needs (in PyTorch, torch.where does what indexing with a mask does)"
         )
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rldistill.documents import parse_json
 from rldistill.files import read_regular
-from rldistill.formats.archives import MIB, PATH_LENGTH, read_file, read_members, shown
+from rldistill.formats.archives import MIB, PATH_LENGTH, printable, read_file, read_members
 from rldistill.formats.pickles import Inert, Named, admits_statistics
 from rldistill.formats.statistics import attributes
 from rldistill.formats.tensors.files import MOST_BYTES, load_state_dict, load_tensors, plain_state_dict
@@ -65,7 +65,7 @@ def open_sb3(path: Path) -> Sb3File:
     Raises:
         UserError: something is missing, damaged or hostile, or it is another tool's.
     """
-    source = shown(path, PATH_LENGTH)
+    source = printable(path, PATH_LENGTH)
     if path.is_dir():
         members = {
             name: read_file(path / name, most, what="part of a Stable-Baselines3 policy")
@@ -93,8 +93,8 @@ def open_sb3(path: Path) -> Sb3File:
     return Sb3File(
         _json(members["data"], source),
         _uncompiled(load_state_dict(members[PARAMETERS], f"{source}: {PARAMETERS}"), source),
-        shown(version, 40) or "before 1.0",
-        [shown(line, 120) for line in system[:12]],
+        printable(version, 40) or "before 1.0",
+        [printable(line, 120) for line in system[:12]],
         keeps_class=True,
         format="Stable-Baselines3 folder" if path.is_dir() else "Stable-Baselines3 zip",
     )
@@ -104,7 +104,9 @@ def _json(raw: bytes, source: str) -> dict[str, Any]:
     try:
         data = parse_json(raw, "it")
     except UserError as error:
-        raise UserError(f"{source} is damaged: its member 'data' is no JSON ({shown(error)}); get it anew") from None
+        raise UserError(
+            f"{source} is damaged: its member 'data' is no JSON ({printable(error)}); get it anew"
+        ) from None
     if not isinstance(data, dict):
         raise UserError(f"{source} is damaged: its member 'data' is no JSON object; get it anew")
     return data
@@ -116,7 +118,9 @@ def _uncompiled(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]
     for name, tensor in tensors.items():
         short = _COMPILED.sub(r"\1", name)
         if short in plain and not torch.equal(plain[short], tensor):
-            raise UserError(f"{source} holds two tensors {shown(short, 60)!r}, compiled and not; save the model anew")
+            raise UserError(
+                f"{source} holds two tensors {printable(short, 60)!r}, compiled and not; save the model anew"
+            )
         plain[short] = tensor
     return plain
 

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from rldistill.formats.archives import PATH_LENGTH, shown
+from rldistill.formats.archives import PATH_LENGTH, printable
 from rldistill.formats.foreign import BoxSpace, DiscreteSpace, ForeignScores
 from rldistill.types import UserError
 
@@ -259,7 +259,7 @@ class Weights:
         """Raises UserError where a tensor is neither used nor of a part that does not act."""
         left = [name for name in self._tensors if name not in self._used and not name.startswith(tuple(idle))]
         if left:
-            names = ", ".join(shown(name, 60) for name in left[:3]) + (", ..." if len(left) > 3 else "")
+            names = ", ".join(printable(name, 60) for name in left[:3]) + (", ..." if len(left) > 3 else "")
             raise self.error(f"it has tensors of a network that is not known here ({names})")
 
     def use_copies(self, copies: str, original: str) -> None:
@@ -316,7 +316,7 @@ def build_acting(
     Raises:
         UserError: a tensor is missing, has another shape than the spaces and the other layers ask for, or is left over.
     """
-    weights = Weights(tensors, shown(source, PATH_LENGTH))
+    weights = Weights(tensors, printable(source, PATH_LENGTH))
     name = settings.activation or DEFAULT_ACTIVATION[family]
     activation = ACTIVATIONS[name]
     prefix = {"dqn": "q_net.", "qrdqn": "quantile_net.", "actor-critic": "", "sac": "actor.", "td3": "actor."}[family]

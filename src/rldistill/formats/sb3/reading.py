@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rldistill.formats.archives import PATH_LENGTH, shown
+from rldistill.formats.archives import PATH_LENGTH, printable
 from rldistill.formats.beside import Shape, find_beside, statistics_above
 from rldistill.formats.chain import ACTIVATIONS as SPELLED
 from rldistill.formats.chain import NO_MEMORY, Activation, check_spec, parse_architecture, spell
@@ -81,7 +81,7 @@ def read_sb3(
         UserError: a file is missing, damaged, hostile or of a kind that is not supported; tensors do not fit the spaces,
             or some are left over; the activation is not known, or another is named; the statistics do not fit the observations.
     """
-    source = shown(path, PATH_LENGTH)
+    source = printable(path, PATH_LENGTH)
     file = open_sb3(path)
     data, tensors = file.data, file.tensors
     family = family_of(tensors)
@@ -91,7 +91,7 @@ def read_sb3(
     if module == _RECURRENT or any(name.startswith("lstm_") for name in tensors):
         raise UserError(f"{source} is a recurrent policy, as RecurrentPPO's, {NO_MEMORY}")
     if family is None:
-        names = ", ".join(shown(key, 60) for key in list(tensors)[:3])
+        names = ", ".join(printable(key, 60) for key in list(tensors)[:3])
         raise UserError(f"{source} holds a network that is not known here (tensors {names or 'none'})")
     said = _FAMILIES.get(module)
     if said is not None and said != family:
@@ -111,12 +111,12 @@ def read_sb3(
         own = settings.activation or DEFAULT_ACTIVATION[family]
         author = f"it was written by policy.save, which does not keep the policy's class as model.save does (its data name {own})"
     elif said is None:
-        named = shown(".".join(filter(None, (module, name))) or "that it does not name", 80)
+        named = printable(".".join(filter(None, (module, name))) or "that it does not name", 80)
         author = f"its policy class {named} is its author's own"
     elif extractor:
-        author = f"it has a features extractor of its author's own ({shown(extractor)})"
+        author = f"it has a features extractor of its author's own ({printable(extractor)})"
     elif settings.activation is not None and settings.activation not in ACTIVATIONS:
-        author = f"its activation {shown(settings.activation, 80)} is its author's own"
+        author = f"its activation {printable(settings.activation, 80)} is its author's own"
     own_activation = settings.activation or DEFAULT_ACTIVATION[family]
     acting, contradicted = _activated(acting_with, architecture, author, own_activation, source)
     algorithm, notes = _algorithm(family, data, module)
@@ -290,7 +290,9 @@ def _normalization(
         statistics = read_statistics(given, trust_pickle=trust_pickle)
         arranged = statistics.arranged(*wanted)
         if arranged is None:
-            raise UserError(f"{shown(given, PATH_LENGTH)} {statistics.misfit(*wanted)}; name the one of this teacher")
+            raise UserError(
+                f"{printable(given, PATH_LENGTH)} {statistics.misfit(*wanted)}; name the one of this teacher"
+            )
         return arranged, True
     beside = find_beside(
         path, wanted, folders=folders, normalized=last.normalized, refutes=last.refute, trust_pickle=trust_pickle

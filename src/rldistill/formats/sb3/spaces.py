@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rldistill.formats.archives import shown
+from rldistill.formats.archives import printable
 from rldistill.formats.foreign import BoxSpace, DiscreteSpace
 from rldistill.formats.pickles import Inert, admits_statistics, array, interpret, number
 from rldistill.formats.statistics import attributes
@@ -45,7 +45,7 @@ def _space_kind(entry: Mapping[str, Any], what: str, source: str) -> str:
     kind = text_of(entry, ":type:")
     found = re.fullmatch(r"<class '(?:gym|gymnasium)\.spaces\.(?:\w+\.)?(\w+)'>", kind)
     if not found:
-        raise UserError(f"{source} does not say its {what}, or in an unknown way ({shown(kind) or 'missing'})")
+        raise UserError(f"{source} does not say its {what}, or in an unknown way ({printable(kind) or 'missing'})")
     return found[1]
 
 
@@ -70,7 +70,8 @@ def observation_space(data: Mapping[str, Any], source: str) -> BoxSpace:
         return BoxSpace(low.shape, low, high, "float32")
     if kind != "Box":
         raise UserError(
-            f"{source} has observations of the kind {shown(kind)}; Box, Discrete, MultiDiscrete, MultiBinary and Dict are supported"
+            f"{source} has observations of the kind {printable(kind)}; "
+            "Box, Discrete, MultiDiscrete, MultiBinary and Dict are supported"
         )
     return _box(entry, "observation space", source)
 
@@ -86,7 +87,7 @@ def _named_parts(entry: Mapping[str, Any], source: str) -> BoxSpace:
         raise absurd
     bounds, keys = [], []
     for key, part in parts.items():
-        bounds.append(_flat_bounds(part, f"{source}: the part {shown(key, 40)!r} of its observations"))
+        bounds.append(_flat_bounds(part, f"{source}: the part {printable(key, 40)!r} of its observations"))
         keys.append((key, bounds[-1][0].size))
         if not isinstance(key, str) or sum(size for _, size in keys) > _MOST_NUMBERS:
             raise absurd
@@ -102,7 +103,9 @@ def _flat_bounds(part: Any, what: str) -> tuple[npt.NDArray[np.float64], npt.NDA
     """
     kind = part.name.rpartition(".")[2] if isinstance(part, Inert) else ""
     if kind not in ("Box", "Discrete", "MultiDiscrete", "MultiBinary"):
-        raise UserError(f"{what} is of the kind {shown(kind) or 'unknown'}; vectors and discrete numbers are supported")
+        raise UserError(
+            f"{what} is of the kind {printable(kind) or 'unknown'}; vectors and discrete numbers are supported"
+        )
     said = dict(attributes(part))
     try:
         if kind == "Box":
@@ -144,7 +147,7 @@ def action_space(data: Mapping[str, Any], source: str) -> BoxSpace | DiscreteSpa
         sizes = texts if texts is not None else _stored(entry, "nvec", source).flatten().tolist()
     else:
         raise UserError(
-            f"{source} has actions of the kind {shown(kind)}; Discrete, MultiDiscrete and Box are supported"
+            f"{source} has actions of the kind {printable(kind)}; Discrete, MultiDiscrete and Box are supported"
         )
     if not sizes or not all(1 <= size <= MOST_ACTIONS for size in sizes) or sum(sizes) > MOST_ACTIONS:
         raise UserError(f"{source} is damaged: its action space has an absurd number of actions")
@@ -212,7 +215,7 @@ def _attribute(entry: Mapping[str, Any], key: str, source: str) -> Any:
     for name, value in attributes(_pickled(entry, source)):
         if name == key:
             return value
-    raise UserError(f"{source} does not say the {shown(key)!r} of a space")
+    raise UserError(f"{source} does not say the {printable(key)!r} of a space")
 
 
 def _pickled(entry: Mapping[str, Any], source: str) -> Any:

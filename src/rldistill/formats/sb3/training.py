@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from rldistill.formats.archives import MIB, read_file, shown
+from rldistill.formats.archives import MIB, printable, read_file
 from rldistill.formats.foreign import BoxSpace, Statistics
 from rldistill.formats.pickles import admits_statistics, interpret, plain_array
 from rldistill.formats.sb3.spaces import entry_of, integer, text_of
@@ -69,7 +69,7 @@ def read_training(path: Path, algorithm: str = "") -> Training:
 def _said(value: str | None) -> str | None:
     """For a note; None where it is empty in one of YAML's ways."""
     empty = value is None or value.lower() in ("", "null", "none", "~", "{}", "[]", "false", "ordereddict()")
-    return None if empty else shown(value, 200)
+    return None if empty else printable(value, 200)
 
 
 def _env_of_names(path: Path) -> str | None:

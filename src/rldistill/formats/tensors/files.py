@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rldistill.formats.archives import DEFAULT_LIMITS, MIB, PATH_LENGTH, read_members, shown
+from rldistill.formats.archives import DEFAULT_LIMITS, MIB, PATH_LENGTH, printable, read_members
 from rldistill.formats.pickles import Admits, Inert, Named, admits_statistics, interpret
 from rldistill.types import UserError
 
@@ -71,11 +71,13 @@ def plain_state_dict(loaded: Any, source: str) -> dict[str, Tensor]:
         UserError: it holds something else.
     """
     if not isinstance(loaded, dict):
-        raise UserError(f"{shown(source, PATH_LENGTH)} holds no dictionary of tensors but a {type(loaded).__name__}")
+        raise UserError(
+            f"{printable(source, PATH_LENGTH)} holds no dictionary of tensors but a {type(loaded).__name__}"
+        )
     for name, tensor in loaded.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise UserError(
-                f"{shown(source, PATH_LENGTH)} holds more than tensors: {shown(name)!r} is a {type(tensor).__name__}"
+                f"{printable(source, PATH_LENGTH)} holds more than tensors: {printable(name)!r} is a {type(tensor).__name__}"
             )
     return {
         name: tensor.detach().to(torch.float32) if tensor.is_floating_point() else tensor.detach()
@@ -106,7 +108,7 @@ def load_tensors(data: bytes, source: str, *, admits: Admits = admits_statistics
         _check_legacy(data, source)
         checked = data
     else:
-        raise UserError(f"{shown(source, PATH_LENGTH)} is damaged or no file of PyTorch; get it anew")
+        raise UserError(f"{printable(source, PATH_LENGTH)} is damaged or no file of PyTorch; get it anew")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old formats; nothing the user could do
@@ -115,10 +117,10 @@ def load_tensors(data: bytes, source: str, *, admits: Admits = admits_statistics
         said = (str(error).splitlines() or [type(error).__name__])[0]
         # Its own advice is to load the file without safety.
         reason = (
-            "it holds what no weights need" if "eights only" in said or "weights_only" in said else shown(said, 160)
+            "it holds what no weights need" if "eights only" in said or "weights_only" in said else printable(said, 160)
         )
         raise UserError(
-            f"{shown(source, PATH_LENGTH)} is damaged: PyTorch cannot read it ({reason}); get it anew"
+            f"{printable(source, PATH_LENGTH)} is damaged: PyTorch cannot read it ({reason}); get it anew"
         ) from None
     _check_tensors(loaded, source)
     return loaded
@@ -133,11 +135,11 @@ def _repacked(data: bytes, source: str, admits: Admits) -> tuple[Any, bytes]:
     members = read_members(data, lambda _: MOST_BYTES, name=source, limits=DEFAULT_LIMITS._replace(total=MOST_BYTES))
     roots = [name[: -len("data.pkl")] for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(roots) != 1:
-        raise UserError(f"{shown(source, PATH_LENGTH)} is a zip file, but not one of PyTorch's: it has no data.pkl")
+        raise UserError(f"{printable(source, PATH_LENGTH)} is a zip file, but not one of PyTorch's: it has no data.pkl")
     root = roots[0]
     if f"{root}constants.pkl" in members:
         raise UserError(
-            f"{shown(source, PATH_LENGTH)} is a TorchScript file; name it as one (with the ending .pt or .ts)"
+            f"{printable(source, PATH_LENGTH)} is a TorchScript file; name it as one (with the ending .pt or .ts)"
         )
     storages: dict[str, int] = {}
     objects: list[str] = []
@@ -159,13 +161,13 @@ def _repacked(data: bytes, source: str, admits: Admits) -> tuple[Any, bytes]:
         held = members.get(f"{root}data/{key}")
         if held is None or len(held) != size:
             raise UserError(
-                f"{shown(source, PATH_LENGTH)} is damaged: it declares {size:,} bytes for the storage {shown(key)!r} "
+                f"{printable(source, PATH_LENGTH)} is damaged: it declares {size:,} bytes for the storage {printable(key)!r} "
                 f"and has {0 if held is None else len(held):,}"
             )
     if objects:
         if members.get(f"{root}byteorder", b"little") != b"little":
             raise UserError(
-                f"{shown(source, PATH_LENGTH)} was written by a machine of another byte order; save it anew"
+                f"{printable(source, PATH_LENGTH)} was written by a machine of another byte order; save it anew"
             )
         contents = {key: members[f"{root}data/{key}"] for key in storages}
         return _rebuilt(held_value, contents, source), b""
@@ -181,7 +183,7 @@ def _repacked(data: bytes, source: str, admits: Admits) -> tuple[Any, bytes]:
 
 def _rebuilt(value: Any, contents: Mapping[str, bytes], source: str) -> Any:
     """A pickle's value with its tensors made of their storages' bytes; everything else of it stays inert."""
-    damaged = UserError(f"{shown(source, PATH_LENGTH)} is damaged: a tensor does not fit its storage; get it anew")
+    damaged = UserError(f"{printable(source, PATH_LENGTH)} is damaged: a tensor does not fit its storage; get it anew")
     made: dict[int, Any] = {}
     flat: dict[str, Tensor] = {}
     total = 0
@@ -210,7 +212,7 @@ def _rebuilt(value: Any, contents: Mapping[str, bytes], source: str) -> Any:
         if id(item) in made:
             return made[id(item)]
         if depth > _DEPTH:
-            raise UserError(f"{shown(source, PATH_LENGTH)} is refused: its containers are nested without end")
+            raise UserError(f"{printable(source, PATH_LENGTH)} is refused: its containers are nested without end")
         result: Any = item
         if isinstance(item, dict):
             result = {key: walk(inner, depth + 1) for key, inner in item.items()}
@@ -247,16 +249,16 @@ def _check_legacy(data: bytes, source: str) -> None:
         parts.append(part)
         if parts[0] != _LEGACY_MAGIC:
             raise UserError(
-                f"{shown(source, PATH_LENGTH)} is a plain pickle, no file of torch.save; save its state dict with that"
+                f"{printable(source, PATH_LENGTH)} is a plain pickle, no file of torch.save; save its state dict with that"
             )
     keys = parts[4]
     if parts[1] != _LEGACY_PROTOCOL or not isinstance(parts[2], dict) or not isinstance(keys, list):
-        raise UserError(f"{shown(source, PATH_LENGTH)} is damaged: its header is not PyTorch's; get it anew")
+        raise UserError(f"{printable(source, PATH_LENGTH)} is damaged: its header is not PyTorch's; get it anew")
     if not all(isinstance(key, str) for key in keys) or sorted(keys) != sorted(storages):
-        raise UserError(f"{shown(source, PATH_LENGTH)} is damaged: its list of storages does not fit; get it anew")
+        raise UserError(f"{printable(source, PATH_LENGTH)} is damaged: its list of storages does not fit; get it anew")
     if len(data) - position != sum(8 + storages[key] for key in keys):
         raise UserError(
-            f"{shown(source, PATH_LENGTH)} is damaged: its storages are not as long as it declares; get it anew"
+            f"{printable(source, PATH_LENGTH)} is damaged: its storages are not as long as it declares; get it anew"
         )
 
 
@@ -270,11 +272,13 @@ def _storage(identity: Any, storages: dict[str, int], source: str) -> Inert:
         case ("storage", Named("torch", kind), str(key), str(), int(count), *rest) if kind in _STORAGES:
             size = count * _STORAGES[kind]
             if count < 0 or size > MOST_BYTES or any(item is not None for item in rest):
-                raise UserError(f"{shown(source, PATH_LENGTH)} is refused: it declares a storage of an absurd size")
+                raise UserError(f"{printable(source, PATH_LENGTH)} is refused: it declares a storage of an absurd size")
             if storages.setdefault(key, size) != size:
-                raise UserError(f"{shown(source, PATH_LENGTH)} is damaged: it declares a storage twice; get it anew")
+                raise UserError(
+                    f"{printable(source, PATH_LENGTH)} is damaged: it declares a storage twice; get it anew"
+                )
             return Inert("storage", (kind, key))
-    raise UserError(f"{shown(source, PATH_LENGTH)} is refused: it has a storage of an unknown kind")
+    raise UserError(f"{printable(source, PATH_LENGTH)} is refused: it has a storage of an unknown kind")
 
 
 def _check_tensors(loaded: Any, source: str) -> None:
@@ -287,7 +291,9 @@ def _check_tensors(loaded: Any, source: str) -> None:
             continue
         seen.add(id(value))
         if isinstance(value, dict):
-            left += [(f"{name}.{shown(key)}"[:200] if name else shown(key), item) for key, item in value.items()]
+            left += [
+                (f"{name}.{printable(key)}"[:200] if name else printable(key), item) for key, item in value.items()
+            ]
         elif isinstance(value, list | tuple):
             left += [(name, item) for item in value]
         elif isinstance(value, Tensor):
@@ -299,20 +305,22 @@ def _check_total(size: int, source: str) -> None:
     """Raises UserError where the tensors of a file have more bytes together than a file may hold twice."""
     if size > 2 * MOST_BYTES:
         raise UserError(
-            f"{shown(source, PATH_LENGTH)} is refused: its tensors are views of one another, again and again"
+            f"{printable(source, PATH_LENGTH)} is refused: its tensors are views of one another, again and again"
         )
 
 
 def _checked_bytes(tensor: Tensor, name: str, source: str) -> int:
     if tensor.layout != torch.strided or tensor.dtype not in _TYPES or tensor.device.type != "cpu":
         raise UserError(
-            f"{shown(source, PATH_LENGTH)} holds a tensor {name!r} of a kind that no policy has ({tensor.dtype})"
+            f"{printable(source, PATH_LENGTH)} holds a tensor {name!r} of a kind that no policy has ({tensor.dtype})"
         )
     size = math.prod(tensor.shape) * tensor.element_size()
     if size > tensor.untyped_storage().nbytes():
         raise UserError(
-            f"{shown(source, PATH_LENGTH)} is refused: its tensor {name!r} declares {size:,} bytes and has fewer"
+            f"{printable(source, PATH_LENGTH)} is refused: its tensor {name!r} declares {size:,} bytes and has fewer"
         )
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-        raise UserError(f"{shown(source, PATH_LENGTH)} holds NaN or infinity in {name!r}; take an earlier checkpoint")
+        raise UserError(
+            f"{printable(source, PATH_LENGTH)} holds NaN or infinity in {name!r}; take an earlier checkpoint"
+        )
     return size

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rldistill.files import open_regular
-from rldistill.formats.archives import shown
+from rldistill.formats.archives import printable
 from rldistill.formats.chain import (
     Activation,
     FixedDeviation,
@@ -92,7 +92,7 @@ def read_state_dict(
     taken = take_statistics(read_tensor_file(path))
     part = part_of(taken.rest)
     tensors = state_dict_of(taken.rest, path)
-    supposed_part = [f"the part {shown(part.name)!r} of the file acts"] if part.others else []
+    supposed_part = [f"the part {printable(part.name)!r} of the file acts"] if part.others else []
     deviation = None if scores in ("q_values", "logits") else _take_deviation(tensors)
     if scores == "gaussian" and (deviation is None or deviation.log_std is None):
         raise UserError(f"{path}: a plain state dict does not say where its log standard deviations are; use ONNX")
@@ -262,12 +262,12 @@ def _scores_told(layers: list[Layer], beside: list[str], part: Part, path: Path)
     if named is not None and not (named == "logits" and any("target" in _words([name]) for name in beside)):
         return named, f"the head's name {layers[-1].name!r}"
     if named is None and scores_named([part.name]) == "q_values":
-        return "q_values", f"the name {shown(part.name)!r} of its part"
+        return "q_values", f"the name {printable(part.name)!r} of its part"
     words = _words([path.stem.lower()])
     if bool(words & _VALUE_ALGORITHMS) != bool(words & _POLICY_ALGORITHMS):
         return ("q_values" if words & _VALUE_ALGORITHMS else "logits"), f"the file's name {path.name!r}"
     values = [name for name in beside if {"v", "value", "critic", "vf"} & _words([name])]
-    return ("logits", f"the value head {shown(values[0])!r} beside it") if values else (None, "")
+    return ("logits", f"the value head {printable(values[0])!r} beside it") if values else (None, "")
 
 
 class _Deviation(NamedTuple):

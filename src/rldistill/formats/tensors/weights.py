@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rldistill.formats.archives import read_file, shown
+from rldistill.formats.archives import printable, read_file
 from rldistill.formats.tensors.files import MOST_BYTES, load_tensors
 from rldistill.types import UserError
 
@@ -75,7 +75,7 @@ def read_tensor_file(path: Path) -> Any:
         try:
             return safetensors.torch.load(data)
         except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise UserError(f"{path} is damaged: {shown(error, 200)}; get the file anew") from None
+            raise UserError(f"{path} is damaged: {printable(error, 200)}; get the file anew") from None
     if data[:2] != b"PK" and data[:1] != b"\x80":
         raise UserError(f"{path} holds no tensors: it is neither a torch.save file nor safetensors")
     return load_tensors(data, str(path))
@@ -112,7 +112,7 @@ def state_dict_of(value: Any, path: Path) -> dict[str, Tensor]:
     if _is_checkpoint(value):
         acting = acting_part(value)
         if acting is None:
-            found = [shown(name) for name, item in value.items() if _holds_tensors(item)]
+            found = [printable(name) for name, item in value.items() if _holds_tensors(item)]
             says = f"several: {', '.join(found[:5])}" if found else "none"
             raise UserError(f"{path} should hold one state dict, but it holds {says}; save the policy's alone")
         value = value[acting]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rldistill.formats.archives import DEFAULT_LIMITS, read_members, shown
+from rldistill.formats.archives import DEFAULT_LIMITS, printable, read_members
 from rldistill.formats.foreign import (
     ForeignPolicy,
     ForeignScores,
@@ -151,7 +151,7 @@ def read_torchscript(
         for parameter in script.parameters():
             parameter.requires_grad_(False)
     except Exception as error:  # its own parser and unpickler raise what they like
-        raise UserError(f"{path} is damaged: {shown(error, 200)}; get the file anew") from None
+        raise UserError(f"{path} is damaged: {printable(error, 200)}; get the file anew") from None
     for tensor in tensors:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise UserError(f"{path}: the weights hold NaN or infinity; the policy is of no use")
@@ -189,7 +189,7 @@ def _check_arguments(script: Any, path: Path) -> None:
     """Raises UserError where the program takes more than observations."""
     needed = [given.name for given in script.forward.schema.arguments[1:] if not given.has_default_value()]
     if len(needed) != 1:
-        names = ", ".join(repr(shown(name)) for name in needed[:5]) or "none"
+        names = ", ".join(repr(printable(name)) for name in needed[:5]) or "none"
         raise UserError(
             f"{path} takes {len(needed)} inputs ({names}); a policy takes observations alone: save a module around it that "
             "gives it the others, or export it to ONNX"

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rldistill.play.envs.surroundings import Surroundings
-from rldistill.types import UserError, first_line, shown
+from rldistill.types import UserError, first_line, printable
 
 Info = Mapping[str, Any]
 _LARGEST = float(np.finfo(np.float32).max)
@@ -180,7 +180,7 @@ def _place(error: BaseException) -> str:
     if not own:
         return ""
     path = Path(own[-1].filename)
-    return f" ({shown('/'.join(path.parts[-2:]))}, line {own[-1].lineno})"
+    return f" ({printable('/'.join(path.parts[-2:]))}, line {own[-1].lineno})"
 
 
 def _number(value: Any) -> float | None:

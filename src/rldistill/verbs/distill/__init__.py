@@ -336,9 +336,9 @@ def _games(
         config.evaluate_epsilon,
         config.seed,
         num_envs=1 if config.num_envs == 1 else 10,
-        heard=progress.update,
-        seen=lambda transition: check(),
-        say=say or progress.say,
+        on_progress=progress.update,
+        on_step=lambda transition: check(),
+        on_line=say or progress.say,
     )
 
 

@@ -6,7 +6,7 @@ from rldistill.datasets.shards import Dataset, open_dataset, same_teacher
 from rldistill.play.envs import same_game, unlike
 from rldistill.progress import Progress
 from rldistill.teachers import TeacherOptions, known_of
-from rldistill.types import Task, Teacher, UserError, shown
+from rldistill.types import Task, Teacher, UserError, printable
 
 
 def fitting_dataset(path: str, teacher: Teacher, task: Task, *, augment: bool) -> tuple[Dataset, list[str]]:
@@ -42,8 +42,8 @@ def fitting_dataset(path: str, teacher: Teacher, task: Task, *, augment: bool) -
             card.get("kind") if labelled_by is None else f"the one of checksum {labelled_by[:12]}"
         )
         doubts.append(
-            f"another teacher labelled the dataset {path} ({shown(named, 200)}), and the student learns its labels, not those of "
-            "the teacher named here: name that one"
+            f"another teacher labelled the dataset {path} ({printable(named, 200)}), and the student learns its labels, not those "
+            "of the teacher named here: name that one"
         )
     if not same_game(dataset.task.env, task.env):
         doubts.append(f"the dataset {path} was recorded in {dataset.task.env}, the student plays {task.env}")
