@@ -6,45 +6,79 @@ Each verb of the command is a function here: `train`, `record`, `inspect`, `dist
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 __version__ = "0.1.0"
+__all__ = [
+    "DistillConfig",
+    "EvaluateConfig",
+    "ExportConfig",
+    "ForeignTeacher",
+    "InspectConfig",
+    "PushConfig",
+    "RecordConfig",
+    "ReportConfig",
+    "SavedPolicy",
+    "Task",
+    "TeacherOptions",
+    "TrainConfig",
+    "UserError",
+    "WatchConfig",
+    "__version__",
+    "distill",
+    "evaluate",
+    "export",
+    "inspect",
+    "load_policy",
+    "load_teacher",
+    "make_task",
+    "open_dataset",
+    "push",
+    "record",
+    "report",
+    "save_policy",
+    "train",
+    "watch",
+]
 
-_PLACES = {
-    "DistillConfig": "verbs.distill",
-    "EvaluateConfig": "verbs.evaluate",
-    "ExportConfig": "verbs.export",
-    "ForeignTeacher": "teachers",
-    "InspectConfig": "verbs.inspect",
-    "PushConfig": "verbs.push",
-    "RecordConfig": "verbs.record",
-    "ReportConfig": "verbs.report",
-    "SavedPolicy": "policies",
-    "Task": "types",
-    "TeacherOptions": "teachers",
-    "TrainConfig": "verbs.train",
-    "UserError": "types",
-    "WatchConfig": "verbs.watch",
-    "distill": "verbs.distill",
-    "evaluate": "verbs.evaluate",
-    "export": "verbs.export",
-    "inspect": "verbs.inspect",
-    "load_policy": "teachers",
-    "load_teacher": "teachers",
-    "make_task": "play.envs",
-    "open_dataset": "datasets",
-    "push": "verbs.push",
-    "record": "verbs.record",
-    "report": "verbs.report",
-    "save_policy": "policies",
-    "train": "verbs.train",
-    "watch": "verbs.watch",
-}
-__all__ = ["__version__", *_PLACES]
+if TYPE_CHECKING:
+    from rldistill.datasets.shards import open_dataset
+    from rldistill.play.envs import make_task
+    from rldistill.policies import SavedPolicy, save_policy
+    from rldistill.teachers import ForeignTeacher, TeacherOptions, load_policy, load_teacher
+    from rldistill.types import Task, UserError
+    from rldistill.verbs.distill import DistillConfig, distill
+    from rldistill.verbs.evaluate import EvaluateConfig, evaluate
+    from rldistill.verbs.export import ExportConfig, export
+    from rldistill.verbs.inspect import InspectConfig, inspect
+    from rldistill.verbs.push import PushConfig, push
+    from rldistill.verbs.record import RecordConfig, record
+    from rldistill.verbs.report import ReportConfig, report
+    from rldistill.verbs.train import TrainConfig, train
+    from rldistill.verbs.watch import WatchConfig, watch
+else:
+    # A module is imported when one of its names is first used: `import rldistill` does not wait for torch.
+    _NAMES_OF = {
+        "datasets.shards": ("open_dataset",),
+        "play.envs": ("make_task",),
+        "policies": ("SavedPolicy", "save_policy"),
+        "teachers": ("ForeignTeacher", "TeacherOptions", "load_policy", "load_teacher"),
+        "types": ("Task", "UserError"),
+        "verbs.distill": ("DistillConfig", "distill"),
+        "verbs.evaluate": ("EvaluateConfig", "evaluate"),
+        "verbs.export": ("ExportConfig", "export"),
+        "verbs.inspect": ("InspectConfig", "inspect"),
+        "verbs.push": ("PushConfig", "push"),
+        "verbs.record": ("RecordConfig", "record"),
+        "verbs.report": ("ReportConfig", "report"),
+        "verbs.train": ("TrainConfig", "train"),
+        "verbs.watch": ("WatchConfig", "watch"),
+    }
+    _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}
 
+    def __getattr__(name: str) -> object:
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module 'rldistill' has no attribute {name!r}")
+        from importlib import import_module
 
-def __getattr__(name: str) -> object:
-    # Loaded when first asked for: `rldistill --help` and `import rldistill` need not wait for torch.
-    if name not in _PLACES:
-        raise AttributeError(f"module 'rldistill' has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(f"rldistill.{_PLACES[name]}"), name)
+        return getattr(import_module(f"rldistill.{_MODULE_OF[name]}"), name)

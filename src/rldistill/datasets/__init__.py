@@ -6,10 +6,34 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # loaded when first asked for, as in `rldistill` itself
+__all__ = [
+    "CARD",
+    "FORMAT",
+    "VERSION",
+    "Conversion",
+    "Dataset",
+    "DatasetWriter",
+    "Info",
+    "Row",
+    "Shard",
+    "ShardEntry",
+    "Target",
+    "append_shard",
+    "convert",
+    "create_dataset",
+    "frame_shape",
+    "head",
+    "head_table",
+    "info",
+    "info_lines",
+    "load_replay",
+    "merge",
+    "open_dataset",
+]
+
+if TYPE_CHECKING:
     from rldistill.datasets.contents import Info, Row, head, head_table, info, info_lines
     from rldistill.datasets.merging import merge
     from rldistill.datasets.rows import FORMAT, VERSION, Shard, frame_shape
@@ -24,32 +48,29 @@ if TYPE_CHECKING:  # loaded when first asked for, as in `rldistill` itself
     )
     from rldistill.datasets.writing import DatasetWriter
     from rldistill.verbs.convert import Conversion, Target, convert
+else:
+    # A module is imported when one of its names is first used, as in `rldistill` itself.
+    _NAMES_OF = {
+        "datasets.contents": ("Info", "Row", "head", "head_table", "info", "info_lines"),
+        "datasets.merging": ("merge",),
+        "datasets.rows": ("FORMAT", "VERSION", "Shard", "frame_shape"),
+        "datasets.shards": (
+            "CARD",
+            "Dataset",
+            "ShardEntry",
+            "append_shard",
+            "create_dataset",
+            "load_replay",
+            "open_dataset",
+        ),
+        "datasets.writing": ("DatasetWriter",),
+        "verbs.convert": ("Conversion", "Target", "convert"),
+    }
+    _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}
 
-_PLACES = {
-    "datasets.contents": ("Info", "Row", "head", "head_table", "info", "info_lines"),
-    "datasets.merging": ("merge",),
-    "datasets.rows": ("FORMAT", "VERSION", "Shard", "frame_shape"),
-    "datasets.shards": (
-        "CARD",
-        "Dataset",
-        "ShardEntry",
-        "append_shard",
-        "create_dataset",
-        "load_replay",
-        "open_dataset",
-    ),
-    "datasets.writing": ("DatasetWriter",),
-    "verbs.convert": ("Conversion", "Target", "convert"),
-}
-_MODULE_OF = {name: module for module, names in _PLACES.items() for name in names}
-__all__ = [
-    "CARD", "FORMAT", "VERSION", "Conversion", "Dataset", "DatasetWriter", "Info", "Row", "Shard", "ShardEntry", "Target",
-    "append_shard", "convert", "create_dataset", "frame_shape", "head", "head_table", "info", "info_lines", "load_replay",
-    "merge", "open_dataset",
-]  # fmt: skip
+    def __getattr__(name: str) -> object:
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module 'rldistill.datasets' has no attribute {name!r}")
+        from importlib import import_module
 
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'rldistill.datasets' has no attribute {name!r}")
-    return getattr(import_module(f"rldistill.{_MODULE_OF[name]}"), name)
+        return getattr(import_module(f"rldistill.{_MODULE_OF[name]}"), name)
