@@ -22,7 +22,8 @@ import tyro
 from torch import Tensor
 
 from rldistill.play.actions import agreement, chosen
-from rldistill.play.rollout import EpsilonGreedy, Transition, play
+from rldistill.play.games import play
+from rldistill.play.rollout import EpsilonGreedy, Transition
 from rldistill.policies import KeptPolicy
 from rldistill.progress import Progress, Talking, table
 from rldistill.stats import bootstrap_interval

@@ -27,7 +27,8 @@ from torch import Tensor
 import rldistill
 from rldistill.lessons.streams import Driven
 from rldistill.play.envs import make_task
-from rldistill.play.rollout import EpsilonGreedy, play
+from rldistill.play.games import play
+from rldistill.play.rollout import EpsilonGreedy
 from rldistill.policies import SavedPolicy, card_checksum, load_policy, save_policy
 from rldistill.progress import Silent
 from rldistill.runs.folder import read_metrics

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from rldistill.play.envs import make_task, same_game
-from rldistill.play.rollout import EpsilonGreedy, play, uniform
+from rldistill.play.games import play
+from rldistill.play.rollout import EpsilonGreedy, uniform
 from rldistill.policies import SavedPolicy, load_policy, save_policy
 from rldistill.runs.scores import Score, read_scores, score_table
 from rldistill.students.networks import Architecture, Network, build

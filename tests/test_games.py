@@ -16,7 +16,8 @@ import pytest
 from gymnasium import spaces
 
 from rldistill.play.envs import LONGEST_GAME, Environments, make_task
-from rldistill.play.rollout import play, play_scored, uniform
+from rldistill.play.games import play, play_scored
+from rldistill.play.rollout import uniform
 from rldistill.policies import SavedPolicy, load_policy, save_policy
 from rldistill.progress import Silent, Talking
 from rldistill.runs.folder import Run, read_metrics
@@ -304,7 +305,7 @@ def test_a_stopped_run_of_endless_games_ends_in_the_same_weights(tmp_path: Path)
 def test_steps_show_that_a_long_game_goes_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("rldistill.play.rollout._PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("rldistill.play.games._PROGRESS_SECONDS", 0.0)
     monkeypatch.setattr(Talking, "PLAIN_SECONDS", 0.0)
     with Talking() as progress:
         progress.start("games", 2, "games")

@@ -26,7 +26,8 @@ from rldistill.lessons.pqn import PQN, PQNSettings
 from rldistill.lessons.streams import Composed, Stream
 from rldistill.play.actions import are_allowed, chosen, drawn, mix_in_random, uniform_actions
 from rldistill.play.envs import Environments, gives_action_masks, make_task
-from rldistill.play.rollout import play, rollout, uniform
+from rldistill.play.games import play
+from rldistill.play.rollout import rollout, uniform
 from rldistill.policies import SavedPolicy, load_policy
 from rldistill.progress import Silent
 from rldistill.students.losses import DISCRETE, kl, kl_hinton, mse, mse_prob, nll, parse_loss

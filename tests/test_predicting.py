@@ -14,7 +14,7 @@ from gymnasium import spaces
 from rldistill.play.actions import greedy
 from rldistill.play.envs import Environments, make_task
 from rldistill.play.envs.own import predict_own
-from rldistill.play.rollout import play_scored
+from rldistill.play.games import play_scored
 from rldistill.policies import SavedPolicy
 from rldistill.students.networks import Architecture, build
 from rldistill.types import Task, UserError

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from rldistill.play.actions import mix_in_random
 from rldistill.play.envs import Environments, make_task
-from rldistill.play.rollout import EpsilonGreedy, MakePolicy, Transition, as_learnt, play, rollout, uniform
+from rldistill.play.games import MakePolicy, play
+from rldistill.play.rollout import EpsilonGreedy, Transition, as_learnt, rollout, uniform
 from rldistill.types import Actions, Policy, ScoreKind, Task
 
 CARTPOLE = make_task("CartPole-v1")

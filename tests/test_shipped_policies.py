@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rldistill.play.rollout import play_scored
+from rldistill.play.games import play_scored
 from rldistill.policies import load_policy
 
 POLICIES = Path(__file__).resolve().parents[1] / "policies"

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from rldistill.play.envs import action_names, make_task
-from rldistill.play.rollout import EpsilonGreedy, play
+from rldistill.play.games import play
+from rldistill.play.rollout import EpsilonGreedy
 from rldistill.policies import SavedPolicy
 from rldistill.students.networks import Architecture, build
 from rldistill.types import ScoreKind, Task

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from rldistill.play.rollout import play_scored
+from rldistill.play.games import play_scored
 from rldistill.progress import Silent
 from rldistill.runs.folder import Run, read_metrics
 from rldistill.types import UserError

@@ -18,7 +18,8 @@ import pytest
 from PIL import Image, ImageSequence
 
 from rldistill.play.envs import Pixels, make_task
-from rldistill.play.rollout import EpsilonGreedy, play
+from rldistill.play.games import play
+from rldistill.play.rollout import EpsilonGreedy
 from rldistill.policies import SavedPolicy
 from rldistill.students.networks import Architecture, build
 from rldistill.types import Task, UserError

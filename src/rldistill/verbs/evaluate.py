@@ -28,7 +28,8 @@ from rldistill.play.envs import (
     unlike,
     with_longest_game,
 )
-from rldistill.play.rollout import Games, Transition, play, uniform
+from rldistill.play.games import Games, play
+from rldistill.play.rollout import Transition, uniform
 from rldistill.policies import KeptPolicy
 from rldistill.progress import Progress, Silent
 from rldistill.runs.scores import Score, scores_file, write_scores

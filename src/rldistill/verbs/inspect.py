@@ -12,7 +12,7 @@ from rldistill.arguments import checked_arguments
 from rldistill.machine import usual_torch
 from rldistill.play.actions import describe
 from rldistill.play.envs import fitting_task, with_longest_game
-from rldistill.play.rollout import play_scored
+from rldistill.play.games import play_scored
 from rldistill.policies import SavedPolicy
 from rldistill.progress import Progress, Silent
 from rldistill.stats import above, figure, games_in_words, with_interval

@@ -23,7 +23,7 @@ from rldistill.lessons.pqn import PQN, PQNSettings
 from rldistill.machine import device_failures, keep_freed_memory, machine_in_words, torch_device, usual_torch
 from rldistill.play.actions import describe
 from rldistill.play.envs import Environments, cut_in_words, make_task
-from rldistill.play.rollout import play_scored
+from rldistill.play.games import play_scored
 from rldistill.policies import SavedPolicy, add_provenance, load_policy, save_policy
 from rldistill.progress import Progress, Silent
 from rldistill.runs.folder import Run, command_line, curve_csv, read_metrics

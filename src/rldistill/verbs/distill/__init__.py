@@ -25,8 +25,8 @@ from rldistill.lessons.streams import Composed, Driven, Offline, Stream, checked
 from rldistill.machine import keep_freed_memory, machine_in_words, usual_torch
 from rldistill.play.actions import describe, score_width
 from rldistill.play.envs import Environments, cut_in_words, features_of, fitting_task, with_longest_game
+from rldistill.play.games import play_scored
 from rldistill.play.replay import Replay, mask_column
-from rldistill.play.rollout import play_scored
 from rldistill.policies import SavedPolicy, add_provenance, check_finite, load_policy, save_policy
 from rldistill.progress import Progress, Silent
 from rldistill.runs.folder import Run, begun_with, command_line
