@@ -5,19 +5,23 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
+import rldistill
 from rldistill.arguments import checked_arguments
 from rldistill.datasets.episodes import find_episodes
 from rldistill.datasets.shards import CARD, open_dataset
 from rldistill.files import free_path
+from rldistill.formats.minari.episodes import check_target, minari_folder
+from rldistill.formats.minari.reading import MinariData, open_minari
 from rldistill.holding import new_folder
 from rldistill.machine import usual_torch
 from rldistill.play.envs import fitting_task
 from rldistill.progress import Progress, Silent
-from rldistill.teachers import TeacherOptions, load_fitting
+from rldistill.runs.folder import command_line
+from rldistill.teachers import TeacherOptions, known_of, load_fitting
 from rldistill.types import UserError
-from rldistill.verbs.convert.minari import check_target, minari_folder, read_minari, write_minari
+from rldistill.verbs.convert.minari import from_others, from_own, to_minari
 
 Target: TypeAlias = Literal["rldistill", "parquet", "minari"]
 
@@ -48,13 +52,13 @@ def convert(
     """Writes a dataset in another format. Frames, actions, rewards, ends and values are the same there and back.
 
     Args:
-        source: a dataset folder, a folder of Parquet files that this wrote, or a folder of Minari's. What it is, is found out.
+        source: a dataset folder, a folder of Parquet files that this wrote, or a folder of Minari's. Its contents say which.
         out: folder to make. Of Minari its name ends in a version, `pong-v0`.
         to: the format. One of the two is `rldistill`.
         teacher: who labels a Minari dataset that has no teacher's values, as `load_teacher` takes it.
         env: what that teacher plays, where its file does not say or it is another id.
         options: what the teacher's file does not say.
-        progress: told how it goes.
+        progress: shows how far it is.
 
     Raises:
         UserError: there is no dataset, it is damaged, the format cannot hold it, `out` exists, or `env` or `options` are
@@ -66,20 +70,20 @@ def convert(
     free_path(target)
     if to == "minari":
         check_target(target)
-    found = _format_of(place)
-    if found == to:
+    source_format = _format_of(place)
+    if source_format == to:
         raise UserError(f"{place} is in the format {to} already")
-    if "rldistill" not in (found, to):
-        raise UserError(f"{place} is in the format {found}: convert it to rldistill first, then to {to}")
-    if teacher is not None and found != "minari":
+    if "rldistill" not in (source_format, to):
+        raise UserError(f"{place} is in the format {source_format}: convert it to rldistill first, then to {to}")
+    if teacher is not None and source_format != "minari":
         raise UserError(f"{place} has its teacher's values: --teacher is for Minari datasets that have none")
     if teacher is None and (env is not None or options not in (None, TeacherOptions())):
         raise UserError("--env and the teacher's options say how --teacher is loaded: name one, or leave them out")
-    if found == "rldistill":
+    if source_format == "rldistill":
         notes = _write(place, target, to, progress)
     else:
-        notes = _read(place, target, found, teacher, env, options, progress)
-    return Conversion(target, to, found, tuple(notes))
+        notes = _read(place, target, source_format, teacher, env, options, progress)
+    return Conversion(target, to, source_format, tuple(notes))
 
 
 def _format_of(source: Path) -> Target:
@@ -111,27 +115,60 @@ def _write(source: Path, target: Path, to: Target, progress: Progress) -> list[s
             from rldistill.datasets import parquet
 
             return parquet.write_parquet(dataset, episodes, aside, progress)
-        return write_minari(dataset, episodes, aside, target.name, progress)
+        return to_minari(dataset, episodes, aside, target.name, progress)
 
 
 def _read(
     source: Path,
     target: Path,
-    found: Target,
+    source_format: Target,
     teacher: str | os.PathLike[str] | None,
     env: str | None,
     options: TeacherOptions | None,
     progress: Progress,
 ) -> list[str]:
-    if found == "parquet":
+    if source_format == "parquet":
         from rldistill.datasets import parquet
 
         with new_folder(target) as aside:
             parquet.read_parquet(parquet.parquet_files(source), aside, progress)
         return []
-    data = minari_folder(source)
-    assert data is not None
-    labels = None if teacher is None else load_fitting(teacher, env=env, options=options, progress=progress)
-    task = None if labels is None else fitting_task(labels.task, env)
+    folder = minari_folder(source)
+    assert folder is not None
+    labeller = None if teacher is None else load_fitting(teacher, env=env, options=options, progress=progress)
+    task = None if labeller is None else fitting_task(labeller.task, env)
     with new_folder(target) as aside:
-        return read_minari(data, aside, labels, task, progress)
+        data = open_minari(folder)
+        if data.is_own:
+            if labeller is not None:
+                raise UserError(f"{folder} has its teacher's values: leave --teacher out")
+            return from_own(data, aside, progress)
+        if labeller is None or task is None:
+            raise UserError(
+                f"{folder} has no teacher's values, and a dataset of rldistill needs them: name who labels it with "
+                "--teacher REF"
+            )
+        return from_others(
+            data,
+            aside,
+            labeller,
+            task,
+            teacher_card=known_of(labeller, None),
+            recording=_recording_of(data),
+            progress=progress,
+        )
+
+
+def _recording_of(data: MinariData) -> dict[str, Any]:
+    """What a dataset's card says of rows that were played elsewhere."""
+    return {
+        "driver": "unknown",
+        "first_shard": 0,
+        "made_by": f"rldistill {rldistill.__version__}",
+        "command": command_line(),
+        "converted_from": {
+            "format": "minari",
+            "dataset_id": data.metadata.get("dataset_id"),
+            "author": data.metadata.get("author"),
+        },
+    }

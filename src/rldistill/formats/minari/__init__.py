@@ -1,0 +1,1 @@
+"""Datasets of Minari: episodes in plain arrays, single frames, the teacher's values among the infos."""
