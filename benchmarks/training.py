@@ -32,7 +32,7 @@ from rldistill.lessons.dqn import DQN
 from rldistill.lessons.pqn import PQN
 from rldistill.machine import keep_freed_memory, machine_in_words, torch_device
 from rldistill.play.actions import uniform_actions
-from rldistill.play.envs.atari import is_atari
+from rldistill.play.envs import is_atari
 from rldistill.progress import table
 from rldistill.students.networks import parameter_count
 from rldistill.types import as_tensor

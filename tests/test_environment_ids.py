@@ -129,7 +129,7 @@ def test_a_run_of_a_stranger_imports_nothing_for_its_report(module: Path, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [["-m", "rldistill"], ["-c", "from rldistill.entry import main; main()"]])
+@pytest.mark.parametrize("command", [["-m", "rldistill"], ["-c", "from rldistill.__main__ import main; main()"]])
 def test_the_command_imports_only_what_its_line_names(module: Path, tmp_path: Path, command: list[str]) -> None:
     """`python -m` has the current folder on its path, the installed command has not; both import from it."""
     saved(tmp_path / "policy")

@@ -22,7 +22,7 @@ ROOMS = (
     "teachers",
     "runs",
     "verbs",
-    "cli entry __main__ __init__",
+    "cli __main__ __init__",
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms.split()}
 NOT_SEEN = {("datasets", "formats")}

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 import rldistill
-from rldistill import entry, terminal
+from rldistill import __main__ as command
+from rldistill import terminal
 from rldistill.play.envs import make_task
 from rldistill.policies import save_policy
 from rldistill.progress import Talking
@@ -56,7 +57,7 @@ def forked(words: list[str], prepare: Callable[[], None], encoding: str = "utf-8
                 stream = open(number, "w", encoding=encoding, closefd=False) if is_open else None  # noqa: SIM115
                 setattr(sys, name, stream)
             sys.argv = ["rldistill", *words]
-            entry.main()
+            command.main()
         except SystemExit as ended:
             status = ended.code
         finally:

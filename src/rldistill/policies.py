@@ -11,12 +11,10 @@ import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, get_args
 
 import numpy as np
-import numpy.typing as npt
 import safetensors
 import safetensors.torch
 import torch
@@ -27,7 +25,7 @@ from rldistill.documents import read_json
 from rldistill.files import read_regular, replace_file
 from rldistill.machine import usual_torch
 from rldistill.play.actions import score_width
-from rldistill.play.envs import predict_own
+from rldistill.play.envs.own import Predicting
 from rldistill.students.networks import Architecture, Network, build
 from rldistill.types import ScoreKind, Task, Teacher, UserError, first_line
 
@@ -63,7 +61,7 @@ class KeptPolicy(Teacher, Protocol):
 
 
 @dataclass(frozen=True)
-class SavedPolicy:
+class SavedPolicy(Predicting):
     """A network with the task it plays and where it comes from. It is a `KeptPolicy`."""
 
     network: Network
@@ -103,41 +101,6 @@ class SavedPolicy:
         """Scores (B, K) float32, without gradients."""
         with torch.no_grad():
             return cast(Tensor, self.network(observations))
-
-    @cached_property
-    def _generator(self) -> np.random.Generator:
-        return np.random.default_rng(0)
-
-    def predict(
-        self,
-        observation: Any,
-        state: Any = None,
-        episode_start: Any = None,
-        deterministic: bool = True,
-        action_masks: npt.ArrayLike | None = None,
-    ) -> tuple[Any, None]:
-        """The action of one observation or of several, called as Stable-Baselines3's policies are.
-
-        Observations are (*obs) or (B, *obs), or as the environment itself gives them: named parts, tuples, whole numbers of a
-        Discrete space, images with channels last; of a batch as Stable-Baselines3's `DummyVecEnv` stacks them. Actions are what the
-        environment's `step` takes.
-
-        Draws, where not `deterministic`, come from a generator of the policy's own. `state` and `episode_start` are of
-        policies with a memory; this has none. `action_masks`, (A,) or (B, A), rule actions out, as in sb3-contrib; without
-        them all actions are allowed.
-
-        Raises:
-            UserError: observations of another shape or type, masks of another shape, or one that allows nothing.
-        """
-        actions = predict_own(
-            self,
-            self.task,
-            observation,
-            deterministic=deterministic,
-            generator=self._generator,
-            action_masks=action_masks,
-        )
-        return actions, None
 
 
 @checked_arguments

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rldistill.play.envs import Pixels
+from rldistill.play.envs.world import Pixels
 
 
 def indexed(pixels: Pixels, most: int = 256) -> tuple[Pixels, Pixels]:

@@ -7,12 +7,10 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +26,8 @@ from rldistill.formats.recognised import refuse_recognised
 from rldistill.formats.sb3.files import PARAMETERS, content_of, is_unpacked
 from rldistill.machine import usual_torch
 from rldistill.play.actions import describe, score_width
-from rldistill.play.envs import arguments_of, chosen_task, name_environment, newest_task, predict_own
+from rldistill.play.envs import arguments_of, chosen_task, name_environment, newest_task
+from rldistill.play.envs.own import Predicting
 from rldistill.policies import KeptPolicy, SavedPolicy
 from rldistill.policies import load_policy as load_folder
 from rldistill.progress import Progress
@@ -58,7 +57,7 @@ Ref: TypeAlias = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
-class ForeignTeacher:
+class ForeignTeacher(Predicting):
     """A policy of another tool, with the task that it plays; called like a policy of our own."""
 
     foreign: ForeignPolicy
@@ -77,33 +76,6 @@ class ForeignTeacher:
     def used(self) -> frozenset[str]:
         """Names of the options that acted when it was loaded."""
         return self.foreign.used
-
-    @cached_property
-    def _generator(self) -> np.random.Generator:
-        return np.random.default_rng(0)
-
-    def predict(
-        self,
-        observation: Any,
-        state: Any = None,
-        episode_start: Any = None,
-        deterministic: bool = True,
-        action_masks: npt.ArrayLike | None = None,
-    ) -> tuple[Any, None]:
-        """As `SavedPolicy.predict`.
-
-        Raises:
-            UserError: observations of another shape or type.
-        """
-        actions = predict_own(
-            self,
-            self.task,
-            observation,
-            deterministic=deterministic,
-            generator=self._generator,
-            action_masks=action_masks,
-        )
-        return actions, None
 
     @property
     def sha256(self) -> str:

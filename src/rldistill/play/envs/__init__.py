@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from rldistill.arguments import check_fields, checked_arguments
 from rldistill.play.actions import are_allowed, check_actions, first_allowed, uniform_actions
-from rldistill.play.envs.atari import ATARI_RANDOM_SCORES, AtariBackend, atari_task, is_atari
+from rldistill.play.envs.atari import ATARI_RANDOM_SCORES, AtariBackend, atari_task
 from rldistill.play.envs.boundary import EnvironmentFailed, remark
 from rldistill.play.envs.gymnasium import (
     GymnasiumBackend,
@@ -32,11 +32,10 @@ from rldistill.play.envs.gymnasium import (
     render_rate,
     vector_bounds,
 )
-from rldistill.play.envs.ids import arguments_of, canonical, name_environment
+from rldistill.play.envs.ids import arguments_of, canonical, is_atari, is_minatar, name_environment
 from rldistill.play.envs.masks import remark_masks_are_gone
-from rldistill.play.envs.minatar import MINATAR_GAMES, MinAtarBackend, is_minatar, minatar_task
+from rldistill.play.envs.minatar import MINATAR_GAMES, MinAtarBackend, minatar_task
 from rldistill.play.envs.names import action_names, features_of, same_game
-from rldistill.play.envs.own import predict_own
 from rldistill.play.envs.spaces import features_text
 from rldistill.play.envs.world import Backend, Pixels, Step, unlike
 from rldistill.types import Actions, Bools, Masks, Observations, Task, UserError
@@ -71,7 +70,6 @@ __all__ = [
     "observation_bounds",
     "observed_range",
     "own_shape",
-    "predict_own",
     "repeats",
     "same_game",
     "task_in_file",

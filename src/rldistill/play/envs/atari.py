@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rldistill.play.envs.world import Pixels, nearest, understood
-from rldistill.types import Actions, Bools, Floats, Masks, Observations, Task, UserError
+from rldistill.play.envs.world import Pixels, understood
+from rldistill.types import Actions, Bools, Floats, Masks, Observations, Task, UserError, did_you_mean
 
 # Mean return of uniformly random play from no-op starts: dqn_zoo's atari_data (Mnih et al. 2015, extended table 2).
 ATARI_RANDOM_SCORES = {
@@ -45,11 +45,6 @@ def atari_task(env: str, options: Mapping[str, Any]) -> Task:
     )
     chosen = defaults | understood(env, options, defaults)
     return Task(env, _actions(game), (int(chosen["frame_stack"]), 84, 84), "uint8", **chosen)
-
-
-def is_atari(env: str) -> bool:
-    """Whether the id is written as an Atari game's, known or not."""
-    return env.startswith("ALE/") or ("NoFrameskip-v" in env and ":" not in env)
 
 
 class AtariBackend:
@@ -110,7 +105,7 @@ def _game(env: str) -> str:
     known = {rom.title().replace("_", ""): str(rom) for rom in roms.get_all_rom_ids()}
     pascal = name.removesuffix(ending)
     if pascal not in known:
-        raise UserError(f"unknown Atari game {pascal!r}{nearest(pascal, list(known))}")
+        raise UserError(f"unknown Atari game {pascal!r}{did_you_mean(pascal, known)}")
     return known[pascal]
 
 

@@ -17,8 +17,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rldistill.play.envs.world import nearest
-from rldistill.types import EnvArgument, UserError, first_line
+from rldistill.types import EnvArgument, UserError, did_you_mean, first_line
 
 _named_modules: set[str] = set()
 _named_texts: set[str] = set()
@@ -28,6 +27,16 @@ _OLD_ATARI = r"(?:(?:ale_py|gym|gymnasium):)?([A-Z]\w*?)(-ram)?(-?[Dd]eterminist
 _MOST_TEXT = 1000
 _LARGEST = 2**63
 """Whole numbers lie below it: larger ones cannot be read back from a policy's files."""
+
+
+def is_atari(env: str) -> bool:
+    """Whether the id is written as an Atari game's, known or not."""
+    return env.startswith("ALE/") or ("NoFrameskip-v" in env and ":" not in env)
+
+
+def is_minatar(env: str) -> bool:
+    """Whether the id is written as a MinAtar game's, known or not."""
+    return env.startswith("MinAtar/")
 
 
 def canonical(env: str) -> str:
@@ -174,7 +183,7 @@ def _unknown(env: str, words: str) -> str:
 
     name = env.rpartition(":")[2]
     own = "" if ":" in env else "; your own is written module:Id, after the module that registers it"
-    return f"unknown environment {env!r}{nearest(name, list(gymnasium.registry))} ({words}{own})"
+    return f"unknown environment {env!r}{did_you_mean(name, gymnasium.registry)} ({words}{own})"
 
 
 def _import(env: str, module: str) -> None:

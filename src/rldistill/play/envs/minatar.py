@@ -28,11 +28,6 @@ def minatar_task(env: str, options: Mapping[str, Any]) -> Task:
     return Task(env, number, (channels, height, width), "uint8", **chosen)
 
 
-def is_minatar(env: str) -> bool:
-    """Whether the id is written as a MinAtar game's, known or not."""
-    return env.startswith("MinAtar/")
-
-
 class MinAtarBackend:
     """MinAtar's games (Young & Tian 2019, arXiv 1903.03176), channels first, one after the other."""
 

@@ -6,8 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from rldistill.play.envs.atari import is_atari
-from rldistill.play.envs.minatar import is_minatar
+from rldistill.play.envs.ids import is_atari, is_minatar
 from rldistill.types import Task, UserError
 
 MINATAR_ACTIONS = ("NOOP", "LEFT", "UP", "RIGHT", "DOWN", "FIRE")

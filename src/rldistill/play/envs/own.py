@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from rldistill.play.actions import predicted
-from rldistill.play.envs.atari import is_atari
 from rldistill.play.envs.gymnasium import declared_spaces
-from rldistill.play.envs.minatar import is_minatar
+from rldistill.play.envs.ids import is_atari, is_minatar
 from rldistill.play.envs.spaces import ActionWriter, ObservationReader
-from rldistill.types import Actions, ActionValues, Observations, Task, UserError
+from rldistill.types import Actions, ActionValues, Observations, Task, Teacher, UserError
 
 
 class _Own(NamedTuple):
@@ -63,6 +63,46 @@ def predict_own(
         values, task, observation, deterministic=deterministic, generator=generator, action_masks=action_masks
     )
     return _written(actions, task, one=np.ndim(observation) == len(task.observation_shape))
+
+
+class Predicting:
+    """The method `predict`, for classes that are a `Teacher`."""
+
+    @cached_property
+    def _generator(self) -> np.random.Generator:
+        return np.random.default_rng(0)
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = True,
+        action_masks: npt.ArrayLike | None = None,
+    ) -> tuple[Any, None]:
+        """The action of one observation or of several, called as Stable-Baselines3's policies are.
+
+        Observations are (*obs) or (B, *obs), or as the environment itself gives them: named parts, tuples, whole numbers of a
+        Discrete space, images with channels last; of a batch as Stable-Baselines3's `DummyVecEnv` stacks them. Actions are what the
+        environment's `step` takes.
+
+        Draws, where not `deterministic`, come from a generator of the policy's own. `state` and `episode_start` are of
+        policies with a memory; this has none. `action_masks`, (A,) or (B, A), rule actions out, as in sb3-contrib; without
+        them all actions are allowed.
+
+        Raises:
+            UserError: observations of another shape or type, masks of another shape, or one that allows nothing.
+        """
+        teacher = cast(Teacher, self)
+        actions = predict_own(
+            teacher,
+            teacher.task,
+            observation,
+            deterministic=deterministic,
+            generator=self._generator,
+            action_masks=action_masks,
+        )
+        return actions, None
 
 
 def _is_of_task(observation: Any, task: Task) -> bool:

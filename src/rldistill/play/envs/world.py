@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -82,9 +81,3 @@ def unlike(one: Task, other: Task) -> tuple[str, str] | None:
         parts = [", ".join(f"{name} ({size})" for name, size in task.observation_keys) for task in (one, other)]
         return f"the parts {parts[0] or 'without names'} of observations", parts[1] or "without names"
     return None
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """The end of a message about an unknown name."""
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
