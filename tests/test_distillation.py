@@ -533,8 +533,8 @@ def test_what_the_last_checkpoint_needs_is_never_overwritten(
     while stream.control_steps < steps:
         next(stream)
         other.replay.load_state_dict(saved["replay"])  # raises if a frame that it needs is another one by now
-        forced += stream.checkpoint_due
-        if stream.checkpoint_due or saved_by == "time":
+        forced += stream.must_save and stream.control_steps < steps
+        if stream.must_save or saved_by == "time":
             saved = stream.state_dict()
     if saved_by == "need":
         assert (forced > 0) == (steps > replay + 100 * num_envs), "no more than needed"

@@ -13,13 +13,19 @@ from hypothesis import strategies as st
 
 from rldistill.files import load_state, save_state
 from rldistill.lessons.dqn import DQN, DQNSettings, n_step_returns, q_targets
+from rldistill.lessons.learning import Learning
 from rldistill.play.envs import Environments, make_task
+from rldistill.play.replay import Replay
 from rldistill.students.networks import Architecture, build
 from rldistill.types import UserError
 
 SMALL = dict(
     capacity=400, n_step=3, warmup=64, replay_ratio=2.0, minibatch=16, target_every=7, item_steps=64, slack=256
 )
+
+DQN_COLUMNS = {
+    "actions": ((), np.int64), "rewards": ((), np.float32), "terminated": ((), np.bool_), "truncated": ((), np.bool_)
+}  # fmt: skip
 
 
 @contextmanager
@@ -35,12 +41,12 @@ def learner(
     name = "mlp:16" if len(task.observation_shape) == 1 else "cnn:4:16"
     network = build(Architecture(name, task.observation_shape, task.num_actions), 0)
     environments = Environments(task, num_envs, 0)
-    common: dict[str, Any] = dict(
+    learning = Learning(
         steps=1_000, learning_rate=1e-2, discount=0.9, epsilon_end=0.1, epsilon_steps=epsilon_steps, epsilon_repeats=5,
         clip_rewards=False, lives_as_episodes=lives_as_episodes, seed=0,
     )  # fmt: skip
     try:
-        yield DQN(network, environments, **common, settings=DQNSettings(**(SMALL | changed)), scratch=scratch)
+        yield DQN(network, environments, learning, DQNSettings(**(SMALL | changed)), scratch=scratch)
     finally:
         environments.close()
 
@@ -216,15 +222,15 @@ def test_vectors_grids_and_images_are_learnt_from(env: str) -> None:
 def test_what_a_checkpoint_needs_is_never_overwritten_before_the_next_is_due(tmp_path: Path) -> None:
     with learner(scratch=tmp_path) as dqn:
         items = dqn.learn()
-        slack_times = 256 // 4
-        saved = 0
-        for _ in range(20):
+        resumed = Replay(dqn.environments.task, 4, 400, DQN_COLUMNS, scratch=tmp_path, slack=256)
+        saved, number = dqn.state_dict()["replay"], 0
+        for _ in range(30):
             next(items)
-            assert dqn.replay.added - saved <= slack_times
-            if dqn.checkpoint_due:
-                dqn.state_dict()
-                saved = dqn.replay.added
-        assert saved > 0
+            resumed.load_state_dict(saved)  # raises where a frame that it needs is another one by now
+            if dqn.must_save:
+                saved, number = dqn.state_dict()["replay"], number + 1
+        # An item adds 16 times. The ring of 100 with its room of 64 is full after 10 items; then every fourth item.
+        assert number == 6
 
 
 def test_a_learner_put_back_learns_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:

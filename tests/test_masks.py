@@ -22,6 +22,7 @@ from rldistill.datasets.merging import merge
 from rldistill.formats.c import c_policy, render
 from rldistill.lessons.dqn import DQN, DQNSettings, q_targets
 from rldistill.lessons.exploration import EZGreedy
+from rldistill.lessons.learning import Learning
 from rldistill.lessons.pqn import PQN, PQNSettings
 from rldistill.lessons.streams import Composed, Stream
 from rldistill.play.actions import are_allowed, chosen, drawn, mix_in_random, uniform_actions
@@ -515,7 +516,7 @@ def _constant(task: Task) -> Network:
     return network
 
 
-COMMON: dict[str, Any] = dict(
+LEARNING = Learning(
     steps=1_000, learning_rate=1e-3, discount=0.5, epsilon_end=0.1, epsilon_steps=10, epsilon_repeats=1, clip_rewards=False,
     lives_as_episodes=False, seed=0,
 )  # fmt: skip
@@ -523,7 +524,7 @@ COMMON: dict[str, Any] = dict(
 
 def test_pqn_bootstraps_from_allowed_actions_also_where_an_episode_is_cut() -> None:
     environments = Environments(make_task("Square-v0"), 8, 0)
-    pqn = PQN(_constant(environments.task), environments, **COMMON, settings=PQNSettings(rollout_length=100, trace=0.0))
+    pqn = PQN(_constant(environments.task), environments, LEARNING, PQNSettings(rollout_length=100, trace=0.0))
     observations, actions, targets, _ = (np.asarray(part) for part in pqn._collect())
     arrived, _, allowed = _walked(observations, actions)
     best = np.where(allowed, VALUES, -np.inf).max(axis=1)
@@ -534,7 +535,7 @@ def test_pqn_bootstraps_from_allowed_actions_also_where_an_episode_is_cut() -> N
 def test_dqn_keeps_the_masks_of_what_it_bootstraps_from() -> None:
     environments = Environments(make_task("Square-v0"), 4, 0)
     settings = DQNSettings(capacity=2_000, warmup=0, n_step=1, minibatch=256, slack=100)
-    dqn = DQN(_constant(environments.task), environments, **COMMON, settings=settings)
+    dqn = DQN(_constant(environments.task), environments, LEARNING, settings)
     for _ in range(100):
         dqn._play()
     drawn = dqn.draw()

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rldistill.files import load_state, save_state
+from rldistill.lessons.learning import Learning
 from rldistill.lessons.pqn import PQN, PQNSettings, q_lambda_targets
 from rldistill.play.envs import Environments, make_task
 from rldistill.schedules import constant
@@ -24,11 +25,12 @@ def learner(env: str = "CartPole-v1", lives_as_episodes: bool = False, averaging
     network = build(Architecture(name, task.observation_shape, task.num_actions, "layer"), 0)
     environments = Environments(task, 4, 0)
     try:
-        yield PQN(
-            network, environments, steps=2_000, learning_rate=1e-2, discount=0.9, epsilon_end=0.1, epsilon_steps=400,
-            epsilon_repeats=5, clip_rewards=False, lives_as_episodes=lives_as_episodes, seed=0,
-            settings=PQNSettings(rollout_length=16, minibatch=16, steady=True, averaging=averaging),
+        learning = Learning(
+            steps=2_000, learning_rate=1e-2, discount=0.9, epsilon_end=0.1, epsilon_steps=400, epsilon_repeats=5,
+            clip_rewards=False, lives_as_episodes=lives_as_episodes, seed=0,
         )  # fmt: skip
+        settings = PQNSettings(rollout_length=16, minibatch=16, steady=True, averaging=averaging)
+        yield PQN(network, environments, learning, settings)
     finally:
         environments.close()
 
@@ -149,10 +151,11 @@ def test_steady_steps_to_one_value_for_all_states_leave_them_apart() -> None:
     task = make_task("PongNoFrameskip-v4")
     network = build(Architecture("cnn:8,8,8:32", task.observation_shape, 3, "layer"), 0)
     environments = Environments(task, 1, 0)
-    pqn = PQN(
-        network, environments, steps=10**6, learning_rate=1e-3, discount=0.99, epsilon_end=0.01, epsilon_steps=1,
-        epsilon_repeats=1, clip_rewards=True, lives_as_episodes=True, seed=0, settings=PQNSettings(steady=True),
+    learning = Learning(
+        steps=10**6, learning_rate=1e-3, discount=0.99, epsilon_end=0.01, epsilon_steps=1, epsilon_repeats=1,
+        clip_rewards=True, lives_as_episodes=True, seed=0,
     )  # fmt: skip
+    pqn = PQN(network, environments, learning, PQNSettings(steady=True))
     seen = states(64)
 
     def apart() -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rldistill.datasets import load_replay
 from rldistill.files import load_state, save_state
-from rldistill.lessons.streams import Composed, Driven, Offline, minibatches, times_an_item
+from rldistill.lessons.streams import Composed, Driven, Driving, Offline, minibatches
 from rldistill.play.actions import mix_in_random
 from rldistill.play.envs import Environments, Step, make_task
 from rldistill.play.replay import Replay
@@ -73,7 +73,6 @@ def driven(
     scratch: Path | None = None,
     capacity: int = 4000,
     slack: int = 0,
-    room: int = 0,
     seed: int = 0,
     generator: np.random.Generator | None = None,
     **options: Any,
@@ -83,13 +82,9 @@ def driven(
         Watched(task, num_envs, seed),
         teacher or policy_for(task),
         student or Always(0),
-        share=share if callable(share) else constant(share),
-        replay=Replay(
-            task, num_envs, capacity, {"values": ((task.num_actions,), np.float32)}, scratch=scratch, slack=room
-        ),
-        slack=slack,
-        generator=generator or np.random.default_rng(seed),
-        **settings,
+        Replay(task, num_envs, capacity, {"values": ((task.num_actions,), np.float32)}, scratch=scratch, slack=slack),
+        Driving(share if callable(share) else constant(share), **settings),
+        generator or np.random.default_rng(seed),
     )
 
 
@@ -183,7 +178,7 @@ def test_samples_drawn_keep_their_ratio_to_control_steps(
         earned = (stream.control_steps - warm) * samples_per_step
         assert drawn - 1e-6 <= earned < drawn + each + 1e-6
         played = (stream.control_steps - before) // num_envs
-        assert played <= times_an_item(num_envs, samples_per_step, batch_size)
+        assert played <= stream.driving.times_an_item(num_envs)
         before = stream.control_steps
 
 
@@ -246,7 +241,7 @@ def test_saved_stream_goes_on_with_identical_batches(tmp_path: Path, capacity: i
 
         return driven(
             PONG, student=explore, share=linear(1.0, 0.25, 300), teacher_epsilon=0.1, scratch=tmp_path,
-            capacity=capacity, room=200, samples_per_step=1.5, generator=generator,
+            capacity=capacity, slack=200, samples_per_step=1.5, generator=generator,
         )  # fmt: skip
 
     def items(stream: Driven, number: int) -> list[Batch]:
@@ -272,22 +267,22 @@ def test_saved_stream_goes_on_with_identical_batches(tmp_path: Path, capacity: i
     again.close()
 
 
-def test_checkpoint_is_due_before_the_room_is_used_up(tmp_path: Path) -> None:
-    # Four rows; an item plays two times, and may play a third. 40 steps of slack are ten times.
-    stream = driven(CARTPOLE, scratch=tmp_path, capacity=40, slack=40, room=40 + 12, warmup=0)
-    stream.examples()
-    stream.state_dict()
-    due = []
+def test_a_stream_must_be_saved_before_its_replay_has_no_room(tmp_path: Path) -> None:
+    # Four rows; an item plays two times, and may play a third. The ring has 10 times, and room for 10 more.
+    stream = driven(CARTPOLE, scratch=tmp_path, capacity=40, slack=40, warmup=48)
+    stream.examples()  # 12 times
+    stream.state_dict()  # which needs times 2 to 11
+    must = []
     for _ in range(4):
         next(stream)
-        due.append(stream.checkpoint_due)
-    assert due == [False, False, False, True]  # 8 times are played, and 8 + 3 > 10
+        must.append(stream.must_save)
+    assert must == [False, False, False, True]  # 20 are played, and 20 + 3 - 20 reaches beyond time 2
     stream.state_dict()
-    assert not stream.checkpoint_due
-    free = driven(CARTPOLE, slack=0)
+    assert not stream.must_save
+    free = driven(CARTPOLE)
     for _ in range(50):
         next(free)
-    assert not free.checkpoint_due, "where nothing is overwritten nothing is due"
+    assert not free.must_save, "what lies in memory cannot be saved"
 
 
 @pytest.mark.parametrize("sick", [float("nan"), float("inf"), float("-inf")])
@@ -339,7 +334,7 @@ def test_offline_draws_allowed_times_alone_with_the_labels_recorded(tmp_path: Pa
         assert batch.observations.shape == (64, 4, 84, 84)
         torch.testing.assert_close(teacher(batch.observations), batch.values, atol=1e-5, rtol=1e-4)
     assert stream.examples().values.shape == (1024, 6)
-    assert (stream.teacher_steps, stream.student_steps, stream.checkpoint_due) == (0, 0, False)
+    assert (stream.teacher_steps, stream.student_steps, stream.must_save) == (0, 0, False)
 
 
 def test_saved_offline_stream_goes_on_with_identical_batches(tmp_path: Path) -> None:

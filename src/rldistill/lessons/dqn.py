@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rldistill.files import generator_state, load_generator_state
 from rldistill.lessons.exploration import EZGreedy
+from rldistill.lessons.learning import Learning
 from rldistill.play.actions import allowed
 from rldistill.play.envs import Environments
 from rldistill.play.replay import Replay, mask_column
@@ -45,7 +46,7 @@ class DQNSettings:
     item_steps: int = 512
     """Control steps an item of `DQN.learn`; it changes what is reported when, and nothing else."""
     slack: int = 65_536
-    """Control steps that fit into the replay's files between two checkpoints."""
+    """Control steps of room in the replay's files, so that not every item needs a checkpoint."""
 
 
 class NStep(NamedTuple):
@@ -147,14 +148,8 @@ class DQN:
     Args:
         network: trained in place.
         environments: its rows are stepped together.
-        steps: control steps of the whole run.
-        learning_rate: of Adam, constant.
-        discount: gamma.
-        epsilon_end: last probability of a random action.
-        epsilon_steps: control steps over which it falls from 1, after the warm-up.
-        epsilon_repeats: control steps that a random action lasts at most; see `EZGreedy`.
-        clip_rewards, lives_as_episodes: see `as_learnt`.
-        seed: of exploration and minibatches.
+        learning: what it shares with other learners; Adam's learning rate is constant, and epsilon falls after the warm-up.
+        settings: its own.
         scratch: folder for the replay's files; None keeps it in the process, which then cannot be saved.
 
     Raises:
@@ -165,33 +160,24 @@ class DQN:
         self,
         network: Network,
         environments: Environments,
-        *,
-        steps: int,
-        learning_rate: float,
-        discount: float,
-        epsilon_end: float,
-        epsilon_steps: int,
-        epsilon_repeats: int,
-        clip_rewards: bool,
-        lives_as_episodes: bool,
-        seed: int,
+        learning: Learning,
         settings: DQNSettings,
+        *,
         scratch: Path | None = None,
     ) -> None:
         self.network, self.environments, self.settings = network, environments, settings
         self.policy = network
-        self.discount = discount
+        self.discount = learning.discount
         self.target = copy.deepcopy(network).eval().requires_grad_(False)
-        self.optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, eps=1.5e-4, fused=True)
-        self.learning_rate = constant(learning_rate)
-        self._falling = linear(1.0, epsilon_end, epsilon_steps)
-        self.generator = np.random.default_rng([seed, 2])
-        self._explore = EZGreedy(environments.task, environments.num_envs, epsilon_repeats, self.generator)
+        self.optimizer = torch.optim.Adam(network.parameters(), lr=learning.learning_rate, eps=1.5e-4, fused=True)
+        self.learning_rate = constant(learning.learning_rate)
+        self._falling = linear(1.0, learning.epsilon_end, learning.epsilon_steps)
+        self.generator = np.random.default_rng([learning.seed, 2])
+        self._explore = EZGreedy(environments.task, environments.num_envs, learning.epsilon_repeats, self.generator)
         self.control_steps = 0
         self.updates = 0
         rows = environments.num_envs
         self._item_times = max(settings.item_steps // rows, 1)
-        self._slack_times = max(settings.slack // rows, self._item_times)
         self.replay = Replay(
             environments.task,
             rows,
@@ -204,7 +190,7 @@ class DQN:
                 **mask_column(environments.task),
             },
             scratch=scratch,
-            slack=self._slack_times * rows,
+            slack=max(settings.slack // rows, self._item_times) * rows,
         )
         least_times = self.replay.stack + settings.n_step
         if self.replay.capacity < least_times:
@@ -212,9 +198,10 @@ class DQN:
                 f"a replay of {settings.capacity} control steps is too small for {rows} environments and {settings.n_step}-step "
                 f"returns: it needs {least_times * rows}"
             )
-        self._saved_at = 0
         played = rollout(environments, self._act)
-        self._rollout = as_learnt(played, clip_rewards=clip_rewards, lives_as_episodes=lives_as_episodes)
+        self._rollout = as_learnt(
+            played, clip_rewards=learning.clip_rewards, lives_as_episodes=learning.lives_as_episodes
+        )
 
     @property
     def epsilon(self) -> float:
@@ -317,13 +304,13 @@ class DQN:
         return loss.detach(), targets[drawn.valid].sum() / number
 
     @property
-    def checkpoint_due(self) -> bool:
-        """Whether the state must be saved before the next item: else that would overwrite what the last one saved needs."""
-        return self.replay.added + self._item_times - self._saved_at > self._slack_times
+    def must_save(self) -> bool:
+        """As the replay says of one more item."""
+        return self.replay.must_save(self._item_times)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next item depends on; the replay's frames stay in its files."""
-        state = {
+        return {
             "network": self.network.state_dict(),
             "target": self.target.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -334,8 +321,6 @@ class DQN:
             "control_steps": self.control_steps,
             "updates": self.updates,
         }
-        self._saved_at = self.replay.added
-        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Puts back what `state_dict` gave.
@@ -351,4 +336,3 @@ class DQN:
         load_generator_state(self.generator, state["generator"])
         self._explore.load_state_dict(state["exploration"])
         self.control_steps, self.updates = int(state["control_steps"]), int(state["updates"])
-        self._saved_at = self.replay.added

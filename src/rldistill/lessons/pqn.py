@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rldistill.files import generator_state, load_generator_state
 from rldistill.lessons.exploration import EZGreedy
+from rldistill.lessons.learning import Learning
 from rldistill.play.actions import allowed
 from rldistill.play.envs import Environments
 from rldistill.play.rollout import as_learnt, rollout
@@ -70,52 +71,33 @@ class PQN:
     Args:
         network: trained in place; wants layer normalization.
         environments: its rows are stepped together.
-        steps: control steps of the whole run, for the schedules.
-        learning_rate: of RAdam, falling linearly to a tenth.
-        discount: gamma.
-        epsilon_end: last probability of a random action.
-        epsilon_steps: control steps over which it falls from 1.
-        epsilon_repeats: control steps that a random action lasts at most; see `EZGreedy`.
-        clip_rewards, lives_as_episodes: see `as_learnt`.
-        seed: of exploration and minibatches.
+        learning: what it shares with other learners; RAdam's learning rate falls linearly to a tenth.
+        settings: its own.
     """
 
-    def __init__(
-        self,
-        network: Network,
-        environments: Environments,
-        *,
-        steps: int,
-        learning_rate: float,
-        discount: float,
-        epsilon_end: float,
-        epsilon_steps: int,
-        epsilon_repeats: int,
-        clip_rewards: bool,
-        lives_as_episodes: bool,
-        seed: int,
-        settings: PQNSettings,
-    ) -> None:
+    def __init__(self, network: Network, environments: Environments, learning: Learning, settings: PQNSettings) -> None:
         self.network, self.environments, self.settings = network, environments, settings
         self.policy = copy.deepcopy(network) if settings.averaging > 1 else network
-        self.discount = discount
+        self.discount = learning.discount
         self._centred = CentredInputs(network.layers if settings.steady else ())
         optimizer = RAdam if network.device.type == "cpu" else torch.optim.RAdam
-        self.optimizer = optimizer(network.parameters(), lr=learning_rate)
-        self.learning_rate = linear(learning_rate, learning_rate / 10, steps)
-        self.epsilon = linear(1.0, epsilon_end, epsilon_steps)
-        self.generator = np.random.default_rng([seed, 2])
-        self._explore = EZGreedy(environments.task, environments.num_envs, epsilon_repeats, self.generator)
+        self.optimizer = optimizer(network.parameters(), lr=learning.learning_rate)
+        self.learning_rate = linear(learning.learning_rate, learning.learning_rate / 10, learning.steps)
+        self.epsilon = linear(1.0, learning.epsilon_end, learning.epsilon_steps)
+        self.generator = np.random.default_rng([learning.seed, 2])
+        self._explore = EZGreedy(environments.task, environments.num_envs, learning.epsilon_repeats, self.generator)
         self.control_steps = 0
         self.updates = 0
         played = rollout(environments, self._act)
-        self._rollout = as_learnt(played, clip_rewards=clip_rewards, lives_as_episodes=lives_as_episodes)
-        self._seen_values: list[Tensor] = []
+        self._rollout = as_learnt(
+            played, clip_rewards=learning.clip_rewards, lives_as_episodes=learning.lives_as_episodes
+        )
+        self._values: list[Tensor] = []
 
     def _act(self, observations: Observations, masks: Masks | None = None) -> Actions:
         with torch.no_grad():
             values = allowed(self.network(as_tensor(observations)), masks)
-        self._seen_values.append(values)
+        self._values.append(values)
         greedy = np.asarray(values.argmax(dim=1).cpu().numpy())
         return self._explore(greedy, self.epsilon(self.control_steps), masks)
 
@@ -134,7 +116,7 @@ class PQN:
 
     def _collect(self) -> tuple[Tensor, Tensor, Tensor, list[float]]:
         length, rows = self.settings.rollout_length, self.environments.num_envs
-        self._seen_values = []
+        self._values = []
         observations: list[Observations] = []
         actions = np.empty((length, rows), dtype=np.int64)
         rewards = np.empty((length, rows), dtype=np.float32)
@@ -153,8 +135,8 @@ class PQN:
             self.control_steps += rows
         with torch.no_grad():
             last = self.network(as_tensor(self.environments.observations))
-            self._seen_values.append(allowed(last, self.environments.masks))
-            following = torch.stack([values.amax(dim=1) for values in self._seen_values[1:]]).cpu()
+            self._values.append(allowed(last, self.environments.masks))
+            following = torch.stack([values.amax(dim=1) for values in self._values[1:]]).cpu()
             for t, (final, masks) in finals.items():
                 cut = torch.from_numpy(cuts[t])
                 following[t, cut] = allowed(self.network(as_tensor(final)), masks).amax(dim=1).cpu()[cut]
@@ -205,7 +187,7 @@ class PQN:
         return loss.detach()
 
     @property
-    def checkpoint_due(self) -> bool:
+    def must_save(self) -> bool:
         """Never: the state is complete in itself, whenever it is saved."""
         return False
 

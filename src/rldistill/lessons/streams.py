@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -64,8 +65,8 @@ class Stream(Protocol):
         """Some labelled observations, to fit temperature and standardization to before the first item."""
 
     @property
-    def checkpoint_due(self) -> bool:
-        """Whether what the last `state_dict` needs is about to be overwritten."""
+    def must_save(self) -> bool:
+        """Whether the next item may overwrite what the last `state_dict` needs."""
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next item depends on."""
@@ -108,9 +109,24 @@ def checked_labels(values: Tensor, kind: ScoreKind, task: Task, masks: Masks | T
     return values.to(torch.float32)
 
 
-def times_an_item(num_envs: int, samples_per_step: float, batch_size: int) -> int:
-    """How often all rows are stepped for one item of `Driven`, at most. (One more than the quotient: sums round.)"""
-    return math.ceil(batch_size / (num_envs * samples_per_step)) + 1
+@dataclass(frozen=True)
+class Driving:
+    """Who drives, and how many samples are drawn of what is visited."""
+
+    share: Schedule
+    """Control steps to the teacher's share of the rows."""
+    teacher_epsilon: float
+    """With which the teacher's rows take random actions (0.05 in Rusu et al. 2015)."""
+    warmup: int
+    """Control steps before the first batch; `examples` are taken from them."""
+    batch_size: int
+    """Samples an update; an item has them once, or as often as they are due, up to 256 in all."""
+    samples_per_step: float
+    """Samples drawn for each control step."""
+
+    def times_an_item(self, num_envs: int) -> int:
+        """How often all rows are stepped for one item, at most. (One more than the quotient: sums round.)"""
+        return math.ceil(self.batch_size / (num_envs * self.samples_per_step)) + 1
 
 
 class Driven:
@@ -124,13 +140,8 @@ class Driven:
         environments: stepped here.
         teacher: labels every observation once; it sees the same task.
         student: the driving policy of the student's rows, its exploration included.
-        share: control steps to the teacher's share of the rows.
-        teacher_epsilon: with which the teacher's rows take random actions (0.05 in Rusu et al. 2015).
         replay: frames with a column `values`, and of a task with action masks a column `masks`.
-        slack: control steps that may be played between two `state_dict`; 0 where the replay overwrites nothing.
-        warmup: control steps before the first batch; `examples` are taken from them.
-        batch_size: samples an update; an item has them once, or as often as they are due, up to 256 in all.
-        samples_per_step: samples drawn for each control step.
+        driving: who drives when, and how much is drawn.
         generator: of everything random here.
     """
 
@@ -139,22 +150,13 @@ class Driven:
         environments: Environments,
         teacher: ActionValues,
         student: Policy,
-        *,
-        share: Schedule,
-        teacher_epsilon: float,
         replay: Replay,
-        slack: int,
-        warmup: int,
-        batch_size: int,
-        samples_per_step: float,
+        driving: Driving,
         generator: np.random.Generator,
     ) -> None:
         self.environments, self.teacher, self.student = environments, teacher, student
-        self.share, self.teacher_epsilon, self.replay = share, teacher_epsilon, replay
-        self.warmup, self.batch_size, self.samples_per_step = warmup, batch_size, samples_per_step
-        self.generator, self.slack = generator, slack
+        self.replay, self.driving, self.generator = replay, driving, generator
         self.teacher_steps = self.student_steps = 0
-        self._saved_at = 0
         self._credit = 0.0
         self._rollout = rollout(environments, self._act)
 
@@ -162,12 +164,13 @@ class Driven:
         return self
 
     def __next__(self) -> Mapping[Task, Batch]:
-        while self.control_steps < self.warmup:
+        size = self.driving.batch_size
+        while self.control_steps < self.driving.warmup:
             self._step()
-        while self._credit < self.batch_size:
+        while self._credit < size:
             self._step()
-            self._credit += self.environments.num_envs * self.samples_per_step
-        due = min(int(self._credit / self.batch_size), max(_TOGETHER // self.batch_size, 1)) * self.batch_size
+            self._credit += self.environments.num_envs * self.driving.samples_per_step
+        due = min(int(self._credit / size), max(_TOGETHER // size, 1)) * size
         self._credit -= due
         times, rows = self.replay.sample(self.generator, due)
         return {self.environments.task: _batch(self.replay, times, rows)}
@@ -184,7 +187,7 @@ class Driven:
 
     def examples(self) -> Batch:
         """A thousand states of the warm-up."""
-        while self.control_steps < max(self.warmup, 1):
+        while self.control_steps < max(self.driving.warmup, 1):
             self._step()
         times, rows = self.replay.sample(self.generator, 1024)
         return _batch(self.replay, times, rows)
@@ -199,9 +202,9 @@ class Driven:
         with torch.no_grad():
             values = checked_labels(self.teacher(as_tensor(observations)), self.teacher.score_kind, task, masks)
         self._values = values.numpy()
-        driven = round(self.share(self.control_steps) * number)
+        driven = round(self.driving.share(self.control_steps) * number)
         best = cast(Actions, chosen(values, self.teacher.score_kind, task, masks).numpy())
-        actions = mix_in_random(best, task, self.teacher_epsilon, self.generator, masks)
+        actions = mix_in_random(best, task, self.driving.teacher_epsilon, self.generator, masks)
         if driven < number and masks is not None:
             actions[driven:] = self.student(observations[driven:], masks[driven:])
         elif driven < number:
@@ -211,15 +214,12 @@ class Driven:
         return actions
 
     @property
-    def checkpoint_due(self) -> bool:
-        """Whether the room beyond the replay's capacity is about to be used up."""
-        ahead = times_an_item(self.environments.num_envs, self.samples_per_step, self.batch_size)
-        played = (self.replay.added + ahead - self._saved_at) * self.environments.num_envs
-        return 0 < self.slack < played
+    def must_save(self) -> bool:
+        """As the replay says of one more item."""
+        return self.replay.must_save(self.driving.times_an_item(self.environments.num_envs))
 
     def state_dict(self) -> dict[str, Any]:
         """Environments, replay position, generator and counters."""
-        self._saved_at = self.replay.added
         return {
             "environments": self.environments.state_dict(),
             "replay": self.replay.state_dict(),
@@ -233,7 +233,6 @@ class Driven:
         """Puts back what `state_dict` gave."""
         self.environments.load_state_dict(state["environments"])
         self.replay.load_state_dict(state["replay"])
-        self._saved_at = self.replay.added
         load_generator_state(self.generator, state["generator"])
         self._credit = float(state["credit"])
         self.teacher_steps, self.student_steps = int(state["teacher_steps"]), int(state["student_steps"])
@@ -288,7 +287,7 @@ class Offline:
         return _batch(self.replay, times, np.zeros(size, dtype=np.int64))
 
     @property
-    def checkpoint_due(self) -> bool:
+    def must_save(self) -> bool:
         """Never: nothing is overwritten."""
         return False
 
@@ -362,9 +361,9 @@ class Composed:
         return self.stream.examples()
 
     @property
-    def checkpoint_due(self) -> bool:
+    def must_save(self) -> bool:
         """As the stream within says."""
-        return self.stream.checkpoint_due
+        return self.stream.must_save
 
     def state_dict(self) -> dict[str, Any]:
         """The stream's own, and the generator."""

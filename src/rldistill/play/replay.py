@@ -32,9 +32,9 @@ class Replay:
     An Atari observation is four frames of which three were there before, so only the newest is kept: 540,000 control steps
     are 3.6 GiB instead of 14.2. Beside the frames stand named columns of any shape (actions, teacher's values, ...).
 
-    With a `scratch` folder the ring lies in files mapped into memory, with some room beyond `capacity`. What the last
-    checkpoint needs is then never overwritten before the next one, so a checkpoint is no more than the position, and a
-    process killed at any moment finds its frames again. A checksum is kept of each time, and looked at when going back.
+    With a `scratch` folder the ring lies in files mapped into memory, with some room beyond `capacity`. A checkpoint is then
+    no more than the position: a process killed at any moment finds its frames again, as long as it saves whenever
+    `must_save` says so. A checksum is kept of each time, and looked at when going back.
 
     Args:
         task: gives the shape of observations and the stack.
@@ -42,7 +42,7 @@ class Replay:
         capacity: control steps (of all rows together) to sample from.
         columns: name to (shape, dtype) of one control step.
         scratch: folder for the files; None keeps the ring in the process.
-        slack: control steps that may be added between two checkpoints; needed with `scratch` alone.
+        slack: control steps of room beyond `capacity`, with `scratch` alone.
 
     Raises:
         UserError: no memory or disk for it.
@@ -68,6 +68,8 @@ class Replay:
         self._scratch, self._advice = scratch, advice
         self.added = 0
         """Times that all rows were added, since the beginning."""
+        self._saved_at = 0
+        """What was added at the last checkpoint."""
         kinds: dict[str, tuple[tuple[int, ...], npt.DTypeLike]] = {
             "frames": (frame, task.observation_dtype),
             "starts": ((), np.bool_),
@@ -178,6 +180,11 @@ class Replay:
         """(B, ...) of a column, or of `starts`."""
         return np.asarray(self._arrays[name][times % self._length, rows])
 
+    def must_save(self, ahead: int) -> bool:
+        """Whether `state_dict` is due now, because adding all rows `ahead` more times may overwrite what the last one needs."""
+        oldest_needed = max(self._saved_at - self.capacity, 0)
+        return self._checksums is not None and self.added + ahead - self._length > oldest_needed
+
     def state_dict(self) -> dict[str, Any]:
         """The position, after what was added so far is safe on disk.
 
@@ -188,6 +195,7 @@ class Replay:
             raise ValueError("a replay without scratch files cannot be saved")
         for array in self._mapped:
             array.flush()
+        self._saved_at = self.added
         return {"added": self.added}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -198,7 +206,7 @@ class Replay:
         """
         if self._checksums is None:
             raise ValueError("a replay without scratch files cannot be loaded")
-        self.added = int(state["added"])
+        self.added = self._saved_at = int(state["added"])
         for time in range(max(self.added - self.capacity, 0), self.added):
             if self._checksums[time % self._length] != self._checksum(time):
                 raise UserError(

@@ -7,7 +7,7 @@ import os
 import time
 from collections import deque
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from rldistill.arguments import checked_arguments
 from rldistill.files import replace_file
 from rldistill.interrupts import deferred_interrupt
 from rldistill.lessons.dqn import DQN, DQNSettings, updates_due
+from rldistill.lessons.learning import Learning
 from rldistill.lessons.pqn import PQN, PQNSettings
 from rldistill.machine import device_failures, keep_freed_memory, machine_in_words, torch_device, usual_torch
 from rldistill.play.actions import describe
@@ -220,7 +221,7 @@ def train(
                         keep()
                         progress.say(f"stopped at {learner.control_steps:,} control steps: go on with --resume")
                         raise KeyboardInterrupt
-                    if learner.checkpoint_due or time.monotonic() - saved >= config.checkpoint_seconds:
+                    if learner.must_save or time.monotonic() - saved >= config.checkpoint_seconds:
                         keep()
                         saved = time.monotonic()
         finally:
@@ -297,25 +298,14 @@ def _network(settings: dict[str, Any], task: Task) -> Network:
 
 
 def _learner(settings: dict[str, Any], task: Task, network: Network, scratch: Path) -> DQN | PQN:
-    learning = _learning(settings, task)
+    own = _learning(settings, task)
     asked = settings["bfloat16"]
     network.bfloat16 = network.trains_faster_in_bfloat16 if asked is None else asked
     environments = Environments(task, settings["num_envs"], settings["seed"])
-    names = (
-        "steps",
-        "learning_rate",
-        "discount",
-        "epsilon_end",
-        "epsilon_steps",
-        "epsilon_repeats",
-        "clip_rewards",
-        "lives_as_episodes",
-        "seed",
-    )
-    common = {name: settings[name] for name in names}
-    if isinstance(learning, PQNSettings):
-        return PQN(network, environments, **common, settings=learning)
-    return DQN(network, environments, **common, settings=learning, scratch=scratch)
+    learning = Learning(**{field.name: settings[field.name] for field in fields(Learning)})
+    if isinstance(own, PQNSettings):
+        return PQN(network, environments, learning, own)
+    return DQN(network, environments, learning, own, scratch=scratch)
 
 
 def _round_to_half(network: Network) -> None:

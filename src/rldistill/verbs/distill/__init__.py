@@ -21,7 +21,7 @@ from rldistill.arguments import checked_arguments
 from rldistill.datasets.shards import Dataset, load_replay
 from rldistill.interrupts import deferred_interrupt
 from rldistill.lessons.exploration import explorer
-from rldistill.lessons.streams import Composed, Driven, Offline, Stream, checked_labels, minibatches, times_an_item
+from rldistill.lessons.streams import Composed, Driven, Driving, Offline, Stream, checked_labels, minibatches
 from rldistill.machine import keep_freed_memory, machine_in_words, usual_torch
 from rldistill.play.actions import describe, score_width
 from rldistill.play.envs import Environments, cut_in_words, features_of, fitting_task, with_longest_game
@@ -240,7 +240,7 @@ class _Distillation:
                     progress.update(self.done, loss=figures.loss, agreement=figures.agreement, **score)
                 if stream.environments is not None and stream.environments.cut:
                     self.say(cut_in_words(self.task))
-                if now - saved >= config.checkpoint_seconds or stream.checkpoint_due:
+                if now - saved >= config.checkpoint_seconds or stream.must_save:
                     keep()
                     saved = time.monotonic()
             check()
@@ -455,32 +455,26 @@ def _visited(
         "student": constant(0.0),
         "mixture": _falling_share(config),
     }[config.driver]
-    # What may be played between two checkpoints; a run whose steps all have room overwrites nothing.
-    room, beyond = max(config.replay // 20, 100 * config.num_envs), config.steps - config.replay
-    slack = room if beyond > room else 0
-    # The item after a checkpoint is played whatever is due, and the last item of a run ends beyond its steps.
-    item = config.num_envs * times_an_item(config.num_envs, config.samples_per_step, config.batch_size)
+    driving = Driving(share, config.teacher_epsilon, config.warmup, config.batch_size, config.samples_per_step)
+    # Room between two checkpoints: a run whose steps all fit never overwrites a thing. The last item ends beyond its steps.
+    room = min(max(config.replay // 20, 100 * config.num_envs), config.steps - config.replay)
+    item = config.num_envs * driving.times_an_item(config.num_envs)
     exploring = linear(config.epsilon, 0.0, config.steps)
     environments = Environments(task, config.num_envs, config.seed)
     driven = Driven(
         environments,
         teacher,
         explorer(network, task, config.explore, lambda: exploring(driven.control_steps), generator),
-        share=share,
-        teacher_epsilon=config.teacher_epsilon,
-        slack=slack,
-        replay=Replay(
+        Replay(
             task,
             config.num_envs,
             config.replay,
             {"values": ((score_width(task, teacher.score_kind),), np.float32), **mask_column(environments.task)},
             scratch=scratch,
-            slack=min(room, beyond) + item,
+            slack=room + item,
         ),
-        warmup=config.warmup,
-        batch_size=config.batch_size,
-        samples_per_step=config.samples_per_step,
-        generator=generator,
+        driving,
+        generator,
     )
     return driven
 
