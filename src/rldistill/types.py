@@ -315,6 +315,15 @@ def _is_argument(name: Any, value: Any) -> bool:
     return isinstance(name, str) and name.isidentifier() and kinds
 
 
+_LARGE_FROM = 36
+"""Pixels: the least height and width at which the three convolutions of Mnih et al. 2015 leave one cell."""
+
+
+def is_large_image(shape: tuple[int, ...]) -> bool:
+    """Whether observations (channels, height, width) are pictures, not a small grid as MinAtar's."""
+    return len(shape) == 3 and min(shape[1:]) >= _LARGE_FROM
+
+
 class Batch(NamedTuple):
     """Observations (B, *obs) uint8 or float32, and the teacher's scores (B, A) float32."""
 

@@ -11,6 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from rldistill.types import is_large_image
+
 ForeignScores: TypeAlias = Literal["q_values", "logits", "gaussian", "deterministic"]
 """What the network gives for each observation, (B, K) float32:
 
@@ -26,8 +28,6 @@ Numbers: TypeAlias = Literal["bytes", "binary", "floats"]
 """What an environment's observations are made of: bytes from 0 to 255, bytes that are 0 or 1 (MinAtar's planes), or floats."""
 
 ALL_OF_MINATAR = "; MinAtar's ids that end in -v0 have all six actions"
-# Pixels on each side; smaller grids (MinAtar's) are no pictures.
-_LARGE_FROM = 36
 
 
 class BoxSpace(NamedTuple):
@@ -48,8 +48,7 @@ def observations_of(shape: tuple[int, ...], numbers: Numbers | None = None) -> B
         shape: of an observation.
         numbers: what it is made of; None supposes bytes where it is a large image, floats elsewhere.
     """
-    large = len(shape) == 3 and min(shape[1:]) >= _LARGE_FROM
-    if numbers == "floats" or (numbers is None and not large):
+    if numbers == "floats" or (numbers is None and not is_large_image(shape)):
         return BoxSpace(shape, np.full(shape, -np.inf), np.full(shape, np.inf), "float32")
     return BoxSpace(shape, np.zeros(shape), np.full(shape, 1.0 if numbers == "binary" else 255.0), "uint8")
 

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
-from rldistill.types import ScoreKind, UserError
+from rldistill.types import ScoreKind, UserError, is_large_image
 
 Normalization: TypeAlias = Literal["none", "layer"]
 
@@ -25,7 +25,6 @@ PAPER_NETWORKS = {
 # Kernel and stride of the three convolutions of Mnih et al. 2015, and of those on grids too small for them.
 _LARGE = ((8, 4), (4, 2), (3, 1))
 _SMALL = ((3, 1), (3, 1), (3, 1))
-_LARGE_FROM = 36  # the least height and width at which the three large convolutions leave one cell
 
 
 class Architecture(NamedTuple):
@@ -83,7 +82,7 @@ class Network(nn.Module):
         self._score_kind: ScoreKind = score_kind
         shape = architecture.observation_shape
         image = len(shape) == 3
-        self.large_images = image and min(shape[1:]) >= _LARGE_FROM
+        self.large_images = is_large_image(shape)
         features = (1,) if image else (len(architecture.reads),) if architecture.reads else shape
         self.register_buffer("shift", torch.zeros(features))
         # Pixels to [0, 1] as everyone does, until somebody fits something better; small grids are 0 or 1 already.
@@ -234,7 +233,7 @@ def _layers(architecture: Architecture) -> list[nn.Module]:
             raise UserError(
                 f"network {name!r} reads images, but the observations have shape {shape}: take an mlp:64,64"
             )
-        kernels = _LARGE if min(shape[1:]) >= _LARGE_FROM else _SMALL
+        kernels = _LARGE if is_large_image(shape) else _SMALL
         if len(channels) > len(kernels):
             raise UserError(f"network {name!r} has {len(channels)} convolutions; at most {len(kernels)} are understood")
         width, height, depth = shape[2], shape[1], shape[0]

@@ -37,6 +37,7 @@ from rldistill.types import (
     UserError,
     check_boolean,
     check_numbers,
+    is_large_image,
     plain_numbers,
 )
 
@@ -354,7 +355,7 @@ def _kind(task: Task) -> Literal["vector", "grid", "image"]:
     """What defaults follow from."""
     if len(task.observation_shape) == 1:
         return "vector"
-    return "image" if min(task.observation_shape[1:]) >= 36 else "grid"
+    return "image" if is_large_image(task.observation_shape) else "grid"
 
 
 def _resolve(config: TrainConfig, task: Task) -> dict[str, Any]:

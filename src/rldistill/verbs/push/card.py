@@ -12,7 +12,7 @@ from rldistill.policies import SavedPolicy
 from rldistill.runs.scores import Score, remarks, score_table
 from rldistill.stats import figure, interval
 from rldistill.students.networks import parameter_count
-from rldistill.types import ScoreKind, Task
+from rldistill.types import ScoreKind, Task, is_large_image
 from rldistill.verbs.push.exports import Shipped
 
 # What stands in provenance or in a run's metrics, and how it is called; in this order.
@@ -196,7 +196,7 @@ def _use(told: Told, score: Score) -> str:
 def _smaller(policy: SavedPolicy) -> str:
     """A student that reads the same observations."""
     shape = policy.task.observation_shape
-    return "mlp:32,32" if len(shape) == 1 else "net3" if min(shape[1:]) >= 36 else "cnn:8:32"
+    return "mlp:32,32" if len(shape) == 1 else "net3" if is_large_image(shape) else "cnn:8:32"
 
 
 def _making(told: Told) -> str:
