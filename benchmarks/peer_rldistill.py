@@ -11,9 +11,9 @@ from peer_worker import Job, answer, rate
 from rldistill.machine import keep_freed_memory
 from rldistill.play.actions import uniform_actions
 from rldistill.play.envs import Environments, make_task
-from rldistill.policies import SavedPolicy
+from rldistill.policies import SavedPolicy, parameters_of
 from rldistill.students.networks import Architecture, build, parameter_count
-from rldistill.teachers import load_policy, parameters_of
+from rldistill.teachers import load_policy
 from rldistill.types import as_tensor
 from rldistill.verbs import distill as distillation
 from rldistill.verbs import export as exporting

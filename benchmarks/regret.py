@@ -29,8 +29,9 @@ from rldistill.progress import Progress, Talking, table
 from rldistill.stats import bootstrap_interval
 from rldistill.students.losses import kl
 from rldistill.students.targets import auto_temperature
+from rldistill.teachers import load_all
 from rldistill.types import Observations, UserError, as_tensor
-from rldistill.verbs.evaluate import load_together
+from rldistill.verbs.scoring import task_together
 
 _SLIP = 0.3
 """Regret of an action that the teacher would hardly take."""
@@ -60,7 +61,12 @@ class Options:
 def main(options: Options) -> None:
     """Plays, compares and prints."""
     with Talking() as progress:
-        names, policies, task = load_together(options.policies, env=options.env, progress=progress)
+        loaded = load_all(options.policies, env=options.env, progress=progress)
+        names, policies, task = (
+            [one.name for one in loaded],
+            [one.policy for one in loaded],
+            task_together(loaded, options.env),
+        )
         if task.continuous or task.action_sizes:
             raise UserError(f"{task.env} has no single discrete action, which is what regret is measured of")
         drivers = options.drivers or tuple(range(len(policies)))

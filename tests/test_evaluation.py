@@ -16,11 +16,12 @@ import torch
 from rldistill.play.envs import make_task, same_game
 from rldistill.play.games import play
 from rldistill.play.rollout import EpsilonGreedy, uniform
+from rldistill.play.timing import decision_microseconds
 from rldistill.policies import SavedPolicy, load_policy, save_policy
 from rldistill.runs.scores import Score, read_scores, score_table
 from rldistill.students.networks import Architecture, Network, build
 from rldistill.types import ScoreKind, UserError
-from rldistill.verbs.evaluate import EvaluateConfig, decision_microseconds, evaluate
+from rldistill.verbs.evaluate import EvaluateConfig, evaluate
 
 CARTPOLE = make_task("CartPole-v1")
 QUICK = EvaluateConfig(episodes=6, num_envs=3, epsilon=0.1, seed=4)

@@ -12,7 +12,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, get_args
+from typing import Any, Literal, NamedTuple, Protocol, cast, get_args
 
 import numpy as np
 import safetensors
@@ -26,7 +26,7 @@ from rldistill.files import read_regular, replace_file
 from rldistill.machine import usual_torch
 from rldistill.play.actions import score_width
 from rldistill.play.envs.own import Predicting
-from rldistill.students.networks import Architecture, Network, build
+from rldistill.students.networks import Architecture, Network, build, parameter_count
 from rldistill.types import ScoreKind, Task, Teacher, UserError, first_line
 
 FORMAT = "rldistill-policy"
@@ -58,6 +58,33 @@ class KeptPolicy(Teacher, Protocol):
 
     def weights(self) -> bytes:
         """The numbers as they lie on disk, or as they would."""
+
+
+class NamedPolicy(NamedTuple):
+    """A policy as a table lists it."""
+
+    name: str
+    policy: KeptPolicy
+    env: str
+    """Environment id that it plays by its own account, whatever it is loaded for."""
+
+
+def named(policy: KeptPolicy) -> NamedPolicy:
+    """A loaded policy by its own name."""
+    return NamedPolicy(name_of(policy), policy, policy.task.env)
+
+
+def name_of(policy: str | os.PathLike[str] | KeptPolicy) -> str:
+    """What a table calls a policy: its place, spelt in one way, or its network."""
+    if isinstance(policy, str | os.PathLike):
+        place = os.fspath(policy)
+        return place if "://" in place else str(Path(place))
+    return str(policy.path) if policy.path is not None else policy.name
+
+
+def parameters_of(policy: KeptPolicy) -> int:
+    """How many numbers were trained; those of an ONNX model are in its file, not in the module that runs it."""
+    return parameter_count(policy.network) or int(policy.provenance.get("parameters", 0))
 
 
 @dataclass(frozen=True)

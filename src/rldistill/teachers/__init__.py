@@ -28,10 +28,9 @@ from rldistill.machine import usual_torch
 from rldistill.play.actions import describe, score_width
 from rldistill.play.envs import arguments_of, chosen_task, name_environment, newest_task
 from rldistill.play.envs.own import Predicting
-from rldistill.policies import KeptPolicy, SavedPolicy
+from rldistill.policies import NamedPolicy, SavedPolicy, name_of
 from rldistill.policies import load_policy as load_folder
 from rldistill.progress import Progress
-from rldistill.students.networks import parameter_count
 from rldistill.teachers.detect import kind_of
 from rldistill.teachers.exported import Exported, exported_in, read_exported
 from rldistill.teachers.python import PythonTeacher
@@ -45,11 +44,11 @@ __all__ = [
     "as_policy",
     "check_all_act",
     "known_of",
+    "load_all",
     "load_fitting",
     "load_own",
     "load_policy",
     "load_teacher",
-    "parameters_of",
     "teacher_beside",
 ]
 
@@ -350,6 +349,43 @@ def load_fitting(
     return teacher
 
 
+def load_all(
+    policies: Sequence[Ref | Teacher],
+    *,
+    env: str | None = None,
+    env_kwargs: Sequence[str] = (),
+    options: TeacherOptions | None = None,
+    progress: Progress,
+) -> list[NamedPolicy]:
+    """Several policies that a verb compares. What a file does not say of its task, the first policy says.
+
+    Args:
+        policies: places, loaded policies, or anything that is a `Teacher`.
+        env: environment id that all are to play, where it is not the first one's.
+        env_kwargs: arguments name=value that a Gymnasium environment is made with.
+        options: what files of other tools do not say.
+        progress: given a line for each thing that was supposed.
+
+    Raises:
+        UserError: one cannot be loaded or does not fit, or an option acts on none of them.
+    """
+    loaded: list[NamedPolicy] = []
+    for given in policies:
+        if not isinstance(given, str | os.PathLike):
+            policy = as_policy(given)
+            loaded.append(NamedPolicy(name_of(policy), policy, policy.task.env))
+            continue
+        like = loaded[0].policy.task if loaded else None
+        read = load_fitting(
+            given, env=env, env_kwargs=env_kwargs, like=like, options=options, alone=False, progress=progress
+        )
+        own = read.foreign.env if isinstance(read, ForeignTeacher) else None
+        loaded.append(NamedPolicy(name_of(given), read, own or read.task.env))
+    files = [one for one, given in zip(loaded, policies, strict=True) if isinstance(given, str | os.PathLike)]
+    check_all_act(options, [one.policy for one in files], [one.name for one in files])
+    return loaded
+
+
 def check_all_act(options: TeacherOptions | None, policies: Sequence[object], names: Sequence[str]) -> None:
     """Refuses options that act on none of one or several policies.
 
@@ -419,11 +455,6 @@ def _exported(
     provenance: dict[str, Any] = {**foreign.provenance, **exported.known, **own, "supposed": [], "notes": []}
     mismatches = () if asked is None else tuple(mismatches_of(foreign, task, score_kind))
     return ForeignTeacher(replace(foreign, used=frozenset()), task, score_kind, path, mismatches, (), provenance)
-
-
-def parameters_of(policy: KeptPolicy) -> int:
-    """How many numbers were trained; those of an ONNX model are in its file, not in the module that runs it."""
-    return parameter_count(policy.network) or int(policy.provenance.get("parameters", 0))
 
 
 def _renamed(named: str | None, task: Task) -> list[str]:

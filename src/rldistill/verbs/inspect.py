@@ -13,10 +13,10 @@ from rldistill.machine import usual_torch
 from rldistill.play.actions import describe
 from rldistill.play.envs import fitting_task, with_longest_game
 from rldistill.play.games import play_scored
-from rldistill.policies import SavedPolicy
+from rldistill.policies import SavedPolicy, parameters_of
 from rldistill.progress import Progress, Silent
 from rldistill.stats import above, figure, games_in_words, with_interval
-from rldistill.teachers import ForeignTeacher, TeacherOptions, load_teacher, parameters_of
+from rldistill.teachers import ForeignTeacher, TeacherOptions, load_teacher
 from rldistill.types import MOST_ENVIRONMENTS, Task, Teacher, check_numbers
 
 

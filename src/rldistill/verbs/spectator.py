@@ -1,38 +1,37 @@
-"""What a spectator has of a policy at play: the pictures, what it thinks of its actions, and what they are called."""
+"""A policy at play as a spectator sees it: pictures, scores of the actions, and the action that was taken."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
 from itertools import islice
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 
 from rldistill.play.actions import allowed, bounds, chosen, finite, mix_in_random
-from rldistill.play.envs import Environments, Pixels
+from rldistill.play.envs import Environments
+from rldistill.play.envs.world import Pixels
 from rldistill.play.rollout import EpsilonGreedy, rollout
-from rldistill.policies import KeptPolicy
-from rldistill.types import Actions, Floats, Masks, Observations, ScoreKind, Task, as_tensor, first_line
+from rldistill.types import Actions, Floats, Masks, Observations, ScoreKind, Task, Teacher, as_tensor, first_line
 
-_UNSEEN_STEPS = 200
+_SPREAD_STEPS = 200
+"""Control steps that are played to learn the usual spread of Q-values."""
 
 
-@dataclass(frozen=True)
-class Moment:
-    """One control step: what was seen and thought before the decision, and what came of it."""
+class Moment(NamedTuple):
+    """One control step: picture and scores before the decision, and its outcome."""
 
     frame: Pixels
     """(height, width, 3)."""
     values: Floats
     """(K,): the policy's scores; minus infinity at actions that are not allowed."""
     other: Floats | None
-    """(K',): what a second policy said of the same observation."""
+    """(K',): a second policy's scores for the same observation."""
     best: Actions
-    """() or (D,): what the policy would do."""
+    """() or (D,): the policy's best action."""
     action: Actions
-    """() or (D,): what was done."""
+    """() or (D,): the action taken."""
     random: bool
     """Whether exploration decided."""
     score: float
@@ -46,7 +45,7 @@ class Moment:
 
 
 def spectate(
-    policy: KeptPolicy, task: Task, *, epsilon: float, seed: int, other: KeptPolicy | None = None
+    policy: Teacher, task: Task, *, epsilon: float, seed: int, other: Teacher | None = None
 ) -> Generator[Moment, None, None]:
     """Plays for ever, one game after the other; close it to free the environment.
 
@@ -58,22 +57,22 @@ def spectate(
         other: a second policy, asked of the same observations.
     """
     generator = np.random.default_rng([seed, 1])
-    seen: tuple[Pixels, Floats, Floats | None, Actions]
+    before: tuple[Pixels, Floats, Floats | None, Actions]
 
     def act(observations: Observations, masks: Masks | None = None) -> Actions:
-        nonlocal seen
+        nonlocal before
         own, theirs = allowed(finite(policy(as_tensor(observations)), masks), masks), None
         if other is not None:
             theirs = allowed(other(as_tensor(observations)), masks).numpy()[0].astype(np.float32)
         greedy = cast(Actions, chosen(own, policy.score_kind, task).numpy())
-        seen = environments.pixels()[0].copy(), own[0].numpy().astype(np.float32), theirs, greedy[0]
+        before = environments.pixels()[0].copy(), own[0].numpy().astype(np.float32), theirs, greedy[0]
         return mix_in_random(greedy, task, epsilon, generator, masks)
 
     score, game = 0.0, 1
     environments = Environments(task, 1, seed, pixels=True)
     try:
         for step in rollout(environments, act):
-            frame, values, others, best = seen
+            frame, values, others, best = before
             action, reward = step.actions[0], float(step.rewards[0])
             ended = bool(step.terminated[0] or step.truncated[0])
             random = bool(np.any(action != best))
@@ -111,7 +110,7 @@ def undrawable(task: Task) -> str | None:
     return None
 
 
-def temperature_of(policy: KeptPolicy, values: Floats, given: float | None) -> float:
+def temperature_of(policy: Teacher, values: Floats, given: float | None) -> float:
     """The given one for Q-values, or a fifth of their usual spread; 1 for all else."""
     if policy.score_kind != "q_values":
         return 1.0
@@ -122,21 +121,21 @@ def temperature_of(policy: KeptPolicy, values: Floats, given: float | None) -> f
     return spread / 5 if spread > 0 else 1.0
 
 
-def usual_temperature(policy: KeptPolicy, task: Task, *, epsilon: float, seed: int, given: float | None) -> float:
-    """As `temperature_of`, for what is drawn while it is played: the spread is that of a play before, which nobody sees."""
+def usual_temperature(policy: Teacher, task: Task, *, epsilon: float, seed: int, given: float | None) -> float:
+    """As `temperature_of`, before anything is drawn: the spread is that of a short play of its own."""
     values = [np.zeros(1, dtype=np.float32)]
     if policy.score_kind == "q_values" and given is None:
         environments = Environments(task, 1, seed)
         acting = EpsilonGreedy(policy, task, epsilon, np.random.default_rng([seed, 1]))
         try:
-            steps = islice(rollout(environments, acting), _UNSEEN_STEPS)
+            steps = islice(rollout(environments, acting), _SPREAD_STEPS)
             values = [allowed(policy(as_tensor(step.observations)), step.masks).numpy()[0] for step in steps]
         finally:
             environments.close()
     return temperature_of(policy, np.stack(values), given)
 
 
-def measure(policy: KeptPolicy, temperature: float) -> str:
+def measure(policy: Teacher, temperature: float) -> str:
     """What `preferences` shows of a policy, in words."""
     if policy.task.continuous:
         return "where its action lies in its range"

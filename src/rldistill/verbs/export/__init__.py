@@ -24,6 +24,7 @@ from rldistill.holding import folder_aside
 from rldistill.machine import check_packages, usual_torch
 from rldistill.play.actions import MASKED, greedy
 from rldistill.play.envs import confirm
+from rldistill.play.timing import decision_microseconds
 from rldistill.policies import KeptPolicy, SavedPolicy
 from rldistill.progress import Progress, Silent
 from rldistill.runs.scores import Score
@@ -32,7 +33,7 @@ from rldistill.students.networks import parameter_count
 from rldistill.teachers import ForeignTeacher, load_own, load_policy, teacher_beside
 from rldistill.teachers.exported import description
 from rldistill.types import Observations, UserError, check_boolean, check_numbers
-from rldistill.verbs.evaluate import EvaluateConfig, decision_microseconds, evaluate
+from rldistill.verbs.evaluate import EvaluateConfig, evaluate
 from rldistill.verbs.export.checks import (
     BATCH,
     EXACT,

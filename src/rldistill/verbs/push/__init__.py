@@ -23,13 +23,13 @@ from rldistill.formats.hub.upload import check_hub, check_repo, upload
 from rldistill.holding import new_folder
 from rldistill.machine import check_packages, usual_torch
 from rldistill.play.envs import confirm, decisions_per_second, unlike
-from rldistill.policies import SavedPolicy
+from rldistill.policies import SavedPolicy, name_of
 from rldistill.progress import Progress, Silent
 from rldistill.runs.folder import curve_csv, read_metrics
 from rldistill.runs.scores import Score, read_scores, write_scores
 from rldistill.teachers import TeacherOptions, load_own, teacher_beside
 from rldistill.types import Task, UserError, check_boolean, check_numbers
-from rldistill.verbs.evaluate import EvaluateConfig, evaluate, name_of
+from rldistill.verbs.evaluate import EvaluateConfig, evaluate
 from rldistill.verbs.export import Format
 from rldistill.verbs.push.card import Told, card
 from rldistill.verbs.push.exports import Shipped, check_exports, copy_exports, is_export, make_exports

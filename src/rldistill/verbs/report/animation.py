@@ -1,4 +1,4 @@
-"""The animation of a report: policies at play, what they think, and their pictures as sprite sheets."""
+"""The animation of a report: policies at play, their preferences among the actions, and pictures as sprite sheets."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import base64
 import io
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from rldistill.play.envs import Pixels, action_names
+from rldistill.play.envs import action_names
+from rldistill.play.envs.world import Pixels
 from rldistill.play.pictures import indexed, resized
 from rldistill.policies import KeptPolicy
 from rldistill.types import Actions, Floats, Task
@@ -27,18 +27,17 @@ FRAME_WIDTH = 320
 SHEETS_LIMIT = 2_000_000
 
 
-@dataclass(frozen=True)
-class Played:
+class Played(NamedTuple):
     """T control steps of one policy, for the animation."""
 
     frames: list[Pixels]
-    """What a spectator saw before each decision, (height, width, 3) each, no wider than `FRAME_WIDTH`."""
+    """The picture before each decision, (height, width, 3) each, no wider than `FRAME_WIDTH`."""
     values: Floats
     """(T, K): the policy's scores."""
     other: Floats | None
-    """(T, K): what a second policy said of the same observations."""
+    """(T, K): a second policy's scores for the same observations."""
     actions: Actions
-    """(T,) or (T, D): what was done."""
+    """(T,) or (T, D): the actions taken."""
     random: npt.NDArray[np.bool_]
     """(T,): whether exploration decided."""
     scores: list[float]
@@ -50,10 +49,10 @@ class Played:
 def watched(
     policy: KeptPolicy, task: Task, steps: int, *, epsilon: float, seed: int, other: KeptPolicy | None = None
 ) -> Played:
-    """Plays for so many control steps and keeps what a spectator sees and what the policy thinks."""
+    """Plays for so many control steps and keeps the pictures, the scores and the actions."""
     with closing(spectate(policy, task, epsilon=epsilon, seed=seed, other=other)) as moments:
         # Shrunk one by one: those of a minute as they are drawn fill a gigabyte.
-        kept = [replace(moment, frame=_shrunk(moment.frame)) for moment in islice(moments, steps)]
+        kept = [moment._replace(frame=_shrunk(moment.frame)) for moment in islice(moments, steps)]
     others = [moment.other for moment in kept if moment.other is not None]
     return Played(
         [moment.frame for moment in kept],
@@ -110,7 +109,7 @@ def _shrunk(frame: Pixels) -> Pixels:
 def animation(
     players: Sequence[KeptPolicy], task: Task, *, seconds: float, epsilon: float, seed: int, temperature: float | None
 ) -> dict[str, Any]:
-    """What the page's script shows, plain JSON data.
+    """Data of the page's script, plain JSON.
 
     Args:
         players: a teacher and its student, or one policy.
@@ -122,7 +121,7 @@ def animation(
     """
     teacher = players[0] if len(players) == 2 else None
     steps = max(1, round(seconds * DECISIONS_PER_SECOND))
-    shown = []
+    animated = []
     for player in players:
         student = teacher is not None and player is not teacher
         played = watched(player, task, steps, epsilon=epsilon, seed=seed, other=teacher if student else None)
@@ -147,10 +146,10 @@ def animation(
         if teacher is not None and played.other is not None:
             theirs = temperature_of(teacher, played.other, temperature)
             drawn["other"] = _percent(preferences(played.other, teacher.score_kind, task, temperature=theirs))
-        shown.append(drawn)
+        animated.append(drawn)
         del played  # its frames are in the sheets, and need no room while the next one plays
-    length = min([steps] + [len(drawn["sheets"]) * SHEET_FRAMES for drawn in shown])
-    return {"length": length, "rate": DECISIONS_PER_SECOND, "actions": action_names(task), "players": shown}
+    length = min([steps] + [len(drawn["sheets"]) * SHEET_FRAMES for drawn in animated])
+    return {"length": length, "rate": DECISIONS_PER_SECOND, "actions": action_names(task), "players": animated}
 
 
 def _percent(shares: Floats) -> list[list[float]]:

@@ -15,9 +15,9 @@ from rldistill.play.envs import Pixels, action_names, decisions_per_second, with
 from rldistill.policies import KeptPolicy
 from rldistill.progress import Progress, Silent
 from rldistill.stats import decimals
-from rldistill.teachers import TeacherOptions
+from rldistill.teachers import TeacherOptions, load_all
 from rldistill.types import Floats, Task, Teacher, UserError, check_boolean, check_numbers
-from rldistill.verbs.evaluate import load_together
+from rldistill.verbs.scoring import task_together
 from rldistill.verbs.spectator import Moment, measure, preferences, spectate, undrawable, usual_temperature
 from rldistill.verbs.watch.drawing import Caption, Stage, View
 from rldistill.verbs.watch.films import WRITERS
@@ -109,10 +109,9 @@ def watch(
     given = [policies] if isinstance(policies, str | os.PathLike) or not isinstance(policies, Sequence) else policies
     if not 1 <= len(given) <= 2:
         raise UserError(f"watch shows one policy, or two side by side, not {len(given)}")
-    names, players, task = load_together(
-        given, env=config.env, env_kwargs=config.env_kwargs, options=options, progress=progress
-    )
-    task = with_longest_game(task, config.max_episode_steps)
+    table = load_all(given, env=config.env, env_kwargs=config.env_kwargs, options=options, progress=progress)
+    task = with_longest_game(task_together(table, config.env, config.env_kwargs), config.max_episode_steps)
+    names, players = [one.name for one in table], [one.policy for one in table]
     reason = undrawable(task)
     if reason is not None:
         raise UserError(f"{task.env} cannot be drawn here: {reason}")

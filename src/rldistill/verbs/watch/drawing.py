@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from rldistill.play.envs import Pixels
+from rldistill.play.envs.world import Pixels
 from rldistill.play.pictures import resized
 from rldistill.types import Actions, Floats, Task, UserError
 

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from rldistill.play.envs import Pixels
+from rldistill.play.envs.world import Pixels
 from rldistill.play.pictures import indexed
 
 _GIF_RATE = 50

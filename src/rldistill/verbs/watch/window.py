@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 
 from rldistill.machine import check_packages
-from rldistill.play.envs import Pixels
+from rldistill.play.envs.world import Pixels
 from rldistill.types import UserError
 
 KEYS = "space pauses, the right arrow key goes a step, q or escape quits"

@@ -1,0 +1,237 @@
+"""Loaded policies compared by full games: the table of `evaluate`, `export`, `report` and `push`."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from rldistill.play.actions import agreement as agreement_of
+from rldistill.play.actions import greedy, mix_in_random
+from rldistill.play.envs import chosen_task, repeats, same_game, unlike
+from rldistill.play.games import Games, play
+from rldistill.play.rollout import Transition, uniform
+from rldistill.play.timing import decision_microseconds
+from rldistill.policies import KeptPolicy, NamedPolicy, named, parameters_of
+from rldistill.progress import Progress
+from rldistill.runs.scores import Score
+from rldistill.stats import bootstrap_ratio_interval, normalized_score, summarize
+from rldistill.types import Actions, Masks, Observations, Policy, Task, UserError
+
+
+class Conditions(NamedTuple):
+    """The conditions under which all policies of a table play."""
+
+    episodes: int
+    epsilon: float
+    seed: int
+    num_envs: int
+
+
+class _Played(NamedTuple):
+    """What one policy did."""
+
+    games: Games
+    agreement: float
+    """With the first policy of the table, over the states of these games."""
+    observation: Observations
+    """One of them, (*obs)."""
+
+
+class _Random(NamedTuple):
+    """The score of uniformly random play."""
+
+    score: float
+    measured: bool
+    """Whether it comes from games of now, and not from the task."""
+
+
+class _Table(NamedTuple):
+    """What all rows of a table have in common."""
+
+    task: Task
+    conditions: Conditions
+    first: KeptPolicy
+    reference: Games
+    """Of the first policy."""
+    random: _Random
+
+
+def score_loaded(policies: Sequence[KeptPolicy], conditions: Conditions, progress: Progress) -> list[Score]:
+    """Scores of loaded policies in the first one's task, in their order.
+
+    Raises:
+        UserError: they do not play the same game.
+    """
+    table = [named(policy) for policy in policies]
+    return score(table, task_together(table), conditions, progress)
+
+
+def task_together(policies: Sequence[NamedPolicy], env: str | None = None, env_kwargs: Sequence[str] = ()) -> Task:
+    """What several policies play together: the first one's task, or that of `env`.
+
+    Raises:
+        UserError: one does not fit it, or plays another game and `env` does not say which it is to be.
+    """
+    first = policies[0]
+    task = chosen_task(first.policy.task, env, env_kwargs)
+    for name, policy, _ in policies:
+        differ = unlike(policy.task, task)
+        if differ is not None:
+            raise UserError(f"{name} has {differ[0]}, but {task.env} has {differ[1]}")
+    for other in policies if env is None else ():
+        if not same_game(other.env, first.env):
+            raise UserError(
+                f"{first.name} plays {first.env} and {other.name} {other.env}: name with --env what both are to play, "
+                "if both can"
+            )
+    return task
+
+
+def score(policies: Sequence[NamedPolicy], task: Task, conditions: Conditions, progress: Progress) -> list[Score]:
+    """Plays full games with each policy, under the same environment options, seeds and epsilon.
+
+    Args:
+        policies: that fit the task. The first is what the others are measured by.
+        task: what is played.
+        conditions: of the games.
+        progress: notified of finished games.
+
+    Returns:
+        One score a policy, in their order.
+    """
+    first, say = policies[0].policy, cache(progress.say)
+    played = [_play(one, first, task, conditions, progress, say) for one in policies]
+    random = _random_play(task, conditions, progress, say)
+    _warn_if_irreproducible(task, conditions.seed, progress)
+    times = decision_microseconds([one.policy for one in policies], played[0].observation)
+    table = _Table(task, conditions, first, played[0].games, random)
+    return [
+        _score(one, own, microseconds, table) for one, own, microseconds in zip(policies, played, times, strict=True)
+    ]
+
+
+def _score(own: NamedPolicy, played: _Played, microseconds: float, table: _Table) -> Score:
+    task, conditions, first, reference, random = table
+    policy, games, seed = own.policy, played.games, int(conditions.seed)
+    summary = summarize(games.returns, seed=seed, games=games.fingerprints)
+    # A policy by itself is 1, whatever its games were; two independent resamples of the same games would hide that.
+    (ratio_low, ratio_high), (low, high) = (
+        (1.0, 1.0)
+        if policy is first
+        else bootstrap_ratio_interval(
+            games.returns,
+            reference.returns,
+            zero=zero,
+            seed=seed,
+            games=games.fingerprints,
+            reference_games=reference.fingerprints,
+        )
+        for zero in (0.0, random.score)
+    )
+    level = float(reference.returns.mean())
+    weights = policy.weights()
+    return Score(
+        policy=own.name,
+        network=policy.name,
+        parameters=parameters_of(policy),
+        parameter_share=parameters_of(policy) / parameters_of(first) if parameters_of(first) else math.nan,
+        bytes=len(weights),
+        weights_sha256=hashlib.sha256(weights).hexdigest() if weights else "",
+        task=task.as_dict(),
+        epsilon=float(conditions.epsilon),
+        seed=seed,
+        episodes=len(games.returns),
+        returns=[float(value) for value in games.returns],
+        mean=summary.mean,
+        iqm=summary.iqm,
+        ci_low=summary.ci_low,
+        ci_high=summary.ci_high,
+        random_score=random.score,
+        random_measured=random.measured,
+        ratio=summary.mean / level if level else math.nan,
+        ratio_low=ratio_low,
+        ratio_high=ratio_high,
+        normalized=normalized_score(summary.mean, random.score, level),
+        normalized_low=low,
+        normalized_high=high,
+        agreement=played.agreement,
+        microseconds=microseconds,
+        distinct=games.distinct,
+    )
+
+
+def _play(
+    own: NamedPolicy,
+    first: KeptPolicy,
+    task: Task,
+    conditions: Conditions,
+    progress: Progress,
+    say: Callable[[str], object],
+) -> _Played:
+    agreed, states = 0.0, 0
+    finished: list[float] = []
+    observation: Observations = np.zeros(task.observation_shape, dtype=task.observation_dtype)
+
+    def make_policy(generator: np.random.Generator) -> Policy:
+        def act(observations: Observations, masks: Masks | None = None) -> Actions:
+            nonlocal agreed, states, observation
+            best = greedy(own.policy, observations, task, masks)
+            same = best if own.policy is first else greedy(first, observations, task, masks)
+            agreed += float(agreement_of(torch.from_numpy(best), torch.from_numpy(same), task).sum())
+            states += len(best)
+            observation = observations[0]
+            return mix_in_random(best, task, conditions.epsilon, generator, masks)
+
+        return act
+
+    def on_step(transition: Transition) -> None:
+        finished.extend(transition.returns[~np.isnan(transition.returns)].tolist())
+
+    def on_progress(games: int, **figures: int) -> None:
+        means = {"score": float(np.mean(finished))} if finished else {}
+        progress.update(games, **means, agreement=agreed / states, **figures)
+
+    progress.start(f"evaluate {own.name}", conditions.episodes, "games")
+    games = play(
+        task,
+        make_policy,
+        conditions.episodes,
+        conditions.seed,
+        num_envs=conditions.num_envs,
+        on_progress=on_progress,
+        on_step=on_step,
+        on_line=say,
+    )
+    return _Played(games, agreed / states, observation)
+
+
+def _random_play(task: Task, conditions: Conditions, progress: Progress, say: Callable[[str], object]) -> _Random:
+    if task.random_score is not None:
+        return _Random(task.random_score, False)
+    progress.start("evaluate random play", conditions.episodes, "games")
+    games = play(
+        task,
+        lambda generator: uniform(task, generator),
+        conditions.episodes,
+        conditions.seed,
+        num_envs=conditions.num_envs,
+        on_progress=progress.update,
+        on_line=say,
+    )
+    return _Random(float(games.returns.mean()), True)
+
+
+def _warn_if_irreproducible(task: Task, seed: int, progress: Progress) -> None:
+    with suppress(UserError):  # the games are played: a failing environment costs no scores
+        if not repeats(task, seed):
+            progress.say(
+                f"note: {task.env} does not repeat itself: two games from one seed with the same actions differ, so --seed does "
+                "not decide these scores, and policies do not meet the same games"
+            )
