@@ -52,7 +52,7 @@ def main(options: Options) -> None:
                 teacher = load_teacher(ref, env=env or None)
                 run = options.out / Path(ref).stem / "run"
                 began = time.perf_counter()
-                config = DistillConfig(seed=options.seed, env=env or None, steps=options.steps, evaluate_every=0)
+                config = DistillConfig.of(seed=options.seed, env=env or None, steps=options.steps, evaluate_every=0)
                 policy = distill(ref, run, config, options=TeacherOptions(), resume=True, progress=progress)
                 seconds = time.perf_counter() - began
                 conditions = EvaluateConfig(episodes=options.episodes, epsilon=options.epsilon, seed=1, env=env or None)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import resource
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +21,7 @@ import numpy as np
 import tyro
 from throughput import in_turns
 
+from rldistill.configurations import changed
 from rldistill.datasets import open_dataset
 from rldistill.lessons.streams import Composed, Stream, minibatches
 from rldistill.machine import keep_freed_memory
@@ -51,9 +52,9 @@ def main(options: Options) -> None:
     teacher, dataset = load_policy(options.teacher), open_dataset(options.dataset)
     task = teacher.task
     config = checked(
-        replace(DistillConfig(), student=options.student, dataset=str(options.dataset), updates=100_000, augment=0.5)
+        changed(DistillConfig(), student=options.student, dataset=str(options.dataset), updates=100_000, augment=0.5)
     )
-    loss = parse_loss(config.loss, teacher.score_kind, task.action_sizes)
+    loss = parse_loss(config.matching.loss, teacher.score_kind, task.action_sizes)
     width = score_width(task, loss.score_kind)
     network = build(Architecture(config.student, task.observation_shape, width), 0, loss.score_kind)
     network.bfloat16 = network.trains_faster_in_bfloat16
@@ -66,7 +67,7 @@ def main(options: Options) -> None:
         visited = composed.stream
         update.fit(visited.examples())
         drawn = next(visited)
-        batch = minibatches(drawn, config.batch_size)[0]
+        batch = minibatches(drawn, config.batches.batch_size)[0]
         made = len(drawn[task].values) // 2
 
         def train() -> int:
@@ -75,10 +76,10 @@ def main(options: Options) -> None:
 
         def label() -> int:
             teacher(drawn[task].observations[:made])
-            return 2 * made // config.batch_size
+            return 2 * made // config.batches.batch_size
 
         def train_from(stream: Stream) -> int:
-            batches = minibatches(next(stream), config.batch_size)
+            batches = minibatches(next(stream), config.batches.batch_size)
             for each in batches:
                 update(each)
             return len(batches)

@@ -23,7 +23,7 @@ from rldistill.verbs.export import ExportConfig, Format
 
 def distill(job: Job) -> dict[str, Any]:
     """A student of a Stable-Baselines3 zip."""
-    config = DistillConfig(**job["config"])
+    config = DistillConfig.of(**job["config"])
     made = distillation.distill(job["teacher"], Path(job["out"]) / "run", config).provenance
     return {
         "training_seconds": made["seconds"],
@@ -35,7 +35,7 @@ def distill(job: Job) -> dict[str, Any]:
 
 def net2(job: Job) -> dict[str, Any]:
     """A net2 of the shipped Pong teacher. How it plays does not matter to how fast it decides, so it is a short run."""
-    config = DistillConfig(student="net2", steps=2_000, evaluate_every=0, evaluate_episodes=1)
+    config = DistillConfig.of(student="net2", steps=2_000, evaluate_every=0, evaluate_episodes=1)
     return {"parameters": parameters_of(distillation.distill(job["teacher"], Path(job["out"]) / "run", config))}
 
 

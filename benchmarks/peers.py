@@ -111,12 +111,12 @@ def budget_of(config: DistillConfig) -> Budget:
         UserError: the configuration is wrong, or leaves open what depends on the student.
     """
     config = checked(config)
-    rows, samples = config.num_envs, config.samples_per_step
-    if config.augment != 0:
+    rows, samples = config.driving.num_envs, config.batches.samples_per_step
+    if config.batches.augment != 0:
         raise UserError("a budget needs --augment 0: imitation has no composites")
-    steps, warmup = (rows * math.ceil(number / rows) for number in (config.steps, max(config.warmup, 1)))
-    updates = int((steps - warmup) * samples / config.batch_size)
-    return Budget(steps, updates, config.batch_size)
+    steps, warmup = (rows * math.ceil(number / rows) for number in (config.steps, max(config.batches.warmup, 1)))
+    updates = int((steps - warmup) * samples / config.batches.batch_size)
+    return Budget(steps, updates, config.batches.batch_size)
 
 
 class Row(NamedTuple):
@@ -301,7 +301,7 @@ def student_row(method: Method, game: str, seed: int, teacher: str, options: Opt
         samples_per_step=32.0,
         evaluate_every=0,
     )
-    made = DistillConfig(**config)
+    made = DistillConfig.of(**config)
     budget = budget_of(made)
     name = f"{game}-{method.key}-{seed}"
     if method.peer == "rldistill":

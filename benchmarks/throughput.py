@@ -17,13 +17,14 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import tyro
 
+from rldistill.configurations import changed
 from rldistill.lessons.streams import minibatches
 from rldistill.machine import keep_freed_memory
 from rldistill.play.actions import chosen, score_width, uniform_actions
@@ -105,30 +106,30 @@ def main(options: Options) -> None:
     keep_freed_memory()
     teacher = load_policy(options.teacher)
     task = teacher.task
-    config = checked(replace(DistillConfig(), student=options.student, driver="student", steps=200_000))
-    loss = parse_loss(config.loss, teacher.score_kind, task.action_sizes)
+    config = checked(changed(DistillConfig(), student=options.student, driver="student", steps=200_000))
+    loss = parse_loss(config.matching.loss, teacher.score_kind, task.action_sizes)
     width = score_width(task, loss.score_kind)
     network = build(Architecture(config.student, task.observation_shape, width), 0, loss.score_kind)
     network.bfloat16 = network.trains_faster_in_bfloat16
     config = suited(config, network, teacher.score_kind)
     update = Update(network, loss, config, 100_000, task, teacher.score_kind)
-    environments = Environments(task, config.num_envs, 1)
+    environments = Environments(task, config.driving.num_envs, 1)
     generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as scratch:
         stream = make_stream(teacher, network, task, config, Path(scratch), Silent())
         update.fit(stream.examples())
         item = next(stream)
-        batch = minibatches(item, config.batch_size)[0]
+        batch = minibatches(item, config.batches.batch_size)[0]
 
         def step() -> int:
-            environments.step(uniform_actions(task, config.num_envs, generator))
-            return config.num_envs
+            environments.step(uniform_actions(task, config.driving.num_envs, generator))
+            return config.driving.num_envs
 
         def label() -> int:
             teacher(as_tensor(environments.observations))
-            return config.num_envs
+            return config.driving.num_envs
 
-        made = round((config.augment or 0.0) * len(item[task].values))
+        made = round((config.batches.augment or 0.0) * len(item[task].values))
 
         def label_composites() -> int:
             teacher(item[task].observations[:made])
@@ -138,7 +139,7 @@ def main(options: Options) -> None:
             network.eval()
             with torch.no_grad():
                 chosen(network(as_tensor(environments.observations)), loss.score_kind, task)
-            return config.num_envs
+            return config.driving.num_envs
 
         def train() -> int:
             update(batch)
@@ -147,17 +148,17 @@ def main(options: Options) -> None:
         def pipeline() -> int:
             before = stream.teacher_steps + stream.student_steps
             for _ in range(4):
-                for batches in minibatches(next(stream), config.batch_size):
+                for batches in minibatches(next(stream), config.batches.batch_size):
                     update(batches)
             return stream.teacher_steps + stream.student_steps - before
 
         works = {"env": step, "label": label, "act": act, "train": train}
-        samples = config.samples_per_step
-        updates_per_step = samples / config.batch_size
+        samples = config.batches.samples_per_step
+        updates_per_step = samples / config.batches.batch_size
         a_step = {"env": 1.0, "label": 1.0, "act": 1.0, "train": updates_per_step}
         if made:
             works["label composites"] = label_composites
-            a_step["label composites"] = samples * (config.augment or 0.0)
+            a_step["label composites"] = samples * (config.batches.augment or 0.0)
         works["pipeline"] = pipeline
         rates = in_turns(works, options.rounds, options.seconds)
         stream.close()
@@ -167,7 +168,8 @@ def main(options: Options) -> None:
     table(rows_of(rates, a_step, units))
     bound = 1 / sum(times / float(np.median(rates[name])) for name, times in a_step.items())
     print(
-        f"{config.student} of {options.teacher}: {config.batch_size} samples an update, {updates_per_step:g} updates a control step"
+        f"{config.student} of {options.teacher}: {config.batches.batch_size} samples an update, "
+        f"{updates_per_step:g} updates a control step"
     )
     print(f"serial bound {bound:,.0f} steps/s; the pipeline's share of it: median {np.median(shares):.2f}, "
           f"{min(shares):.2f} to {max(shares):.2f} over {options.rounds} rounds")  # fmt: skip

@@ -26,7 +26,7 @@ def updated(task: Task, values: Tensor, kind: ScoreKind, initialize: str = "data
     """A student's scores of the states at the beginning and after the updates."""
     loss = parse_loss("auto", kind)
     network = build(Architecture("mlp:16", (3,), values.shape[1]), 0, loss.score_kind)
-    config = DistillConfig(initialize="data" if initialize == "data" else "torch", learning_rate=6e-3)
+    config = DistillConfig.of(initialize="data" if initialize == "data" else "torch", learning_rate=6e-3)
     update = Update(network, loss, config, UPDATES, task, kind)
     update.fit(Batch(STATES, values))
     begins = network(STATES).detach()

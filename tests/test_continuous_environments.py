@@ -35,7 +35,7 @@ def test_policies_of_box2d_and_mujoco_play_and_teach(tmp_path: Path, env: str, a
     teacher = load_teacher(tmp_path / "teacher.zip", env=env)
     assert isinstance(teacher, ForeignTeacher)
     assert (teacher.score_kind, teacher.mismatches) == (kind, ())
-    config = DistillConfig(
+    config = DistillConfig.of(
         student="mlp:16", env=env, steps=300, num_envs=4, warmup=100, evaluate_every=0, evaluate_episodes=1
     )
     out = tmp_path / "run"

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 import rldistill
+from rldistill.configurations import changed, flat
 from rldistill.lessons.streams import Driven
 from rldistill.play.envs import make_task
 from rldistill.play.games import play
@@ -45,7 +46,7 @@ CARTPOLE = make_task("CartPole-v1")
 PONG = make_task("PongNoFrameskip-v4", max_frames=400)  # games of at most 100 control steps
 SOURCE = Path(rldistill.__file__).parents[1]
 
-TINY = DistillConfig(
+TINY = DistillConfig.of(
     student="mlp:8", steps=400, num_envs=4, warmup=80, batch_size=32, samples_per_step=8, evaluate_episodes=2,
     evaluate_epsilon=1.0,  # random play, whose games end soon
     augment=0.5, weight_decay=0.1,  # what images have by default
@@ -100,7 +101,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def test_students_exploration_falls_to_nothing_at_the_end_of_the_run(tmp_path: Path) -> None:
     """All of it random at first: of two actions every other one is the student's own by chance."""
     teacher = balancing()
-    config = checked(replace(TINY, driver="student", explore="epsilon", epsilon=1.0, steps=4000, augment=0.0))
+    config = checked(changed(TINY, driver="student", explore="epsilon", epsilon=1.0, steps=4000, augment=0.0))
     stream = make_stream(teacher, teacher.network, CARTPOLE, config, tmp_path, Silent())
     assert isinstance(stream, Driven)
     other = []
@@ -121,9 +122,9 @@ def test_students_exploration_falls_to_nothing_at_the_end_of_the_run(tmp_path: P
 def test_student_keeps_the_teachers_play(tmp_path: Path, loss: str, score_kind: ScoreKind) -> None:
     """CartPole's best return is 500; random play gets some 22. `kl` has all the settings that are shipped."""
     teacher = balancing(score_kind)
-    config = DistillConfig(student="mlp:8", steps=4000, num_envs=8, loss=loss, evaluate_every=0, evaluate_episodes=1)
+    config = DistillConfig.of(student="mlp:8", steps=4000, num_envs=8, loss=loss, evaluate_every=0, evaluate_episodes=1)
     if loss != "kl":
-        config = replace(config, targets="standardized", learning_rate=3e-3)
+        config = changed(config, targets="standardized", learning_rate=3e-3)
     student = distill(teacher, tmp_path / "run", config)
     assert student.score_kind == ("q_values" if loss == "mse" else "logits")
 
@@ -139,7 +140,7 @@ def test_student_keeps_the_teachers_play(tmp_path: Path, loss: str, score_kind: 
 @pytest.mark.parametrize("targets", ["raw", "advantage", "standardized"])
 @pytest.mark.parametrize("loss", ["kl", "kl_hinton", "mse"])
 def test_student_comes_to_agree_with_each_kind_of_target(tmp_path: Path, root: Path, targets: Any, loss: str) -> None:
-    config = replace(TINY, loss=loss, targets=targets, steps=1600, temperature="auto", learning_rate=3e-3)
+    config = changed(TINY, loss=loss, targets=targets, steps=1600, temperature="auto", learning_rate=3e-3)
     distill(root / "cartpole", tmp_path / "run", config)
     agreements = [line["agreement"] for line in read_metrics(tmp_path / "run") if line["event"] == "train"]
     assert np.mean(agreements[-20:]) > 0.75, "a coin agrees in half of the states"
@@ -161,18 +162,18 @@ def test_student_comes_to_agree_with_each_kind_of_target(tmp_path: Path, root: P
 def test_every_way_of_working_ends_in_the_same_student_twice(
     tmp_path: Path, root: Path, changes: dict[str, Any]
 ) -> None:
-    config = replace(TINY, driver="student", **changes)
+    config = changed(TINY, driver="student", **changes)
     for name in ("a", "b"):
         distill(root / "cartpole", tmp_path / name, config)
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
-    other = distill(root / "cartpole", tmp_path / "c", replace(config, seed=1))
+    other = distill(root / "cartpole", tmp_path / "c", changed(config, seed=1))
     assert weights(tmp_path / "c") != weights(tmp_path / "a")
     assert other.task.env == changes.get("env", "CartPole-v1")
 
 
 def test_how_often_it_is_evaluated_or_saved_changes_nothing(tmp_path: Path, root: Path) -> None:
-    distill(root / "cartpole", tmp_path / "a", replace(TINY, evaluate_every=0, checkpoint_seconds=3600))
-    distill(root / "cartpole", tmp_path / "b", replace(TINY, evaluate_every=100, checkpoint_seconds=0))
+    distill(root / "cartpole", tmp_path / "a", changed(TINY, evaluate_every=0, checkpoint_seconds=3600))
+    distill(root / "cartpole", tmp_path / "b", changed(TINY, evaluate_every=100, checkpoint_seconds=0))
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
 
 
@@ -182,7 +183,9 @@ def test_how_often_it_is_evaluated_or_saved_changes_nothing(tmp_path: Path, root
 def test_average_weighs_the_last_weights_as_worked_out_by_hand(share: float, weights_of: tuple[float, ...]) -> None:
     """Shamir & Zhang 2013: with a share of a half (eta = 1) the t-th weights count in proportion to t."""
     network = build(Architecture("mlp:4", (4,), 2), 0, "logits")
-    update = Update(network, parse_loss("kl"), DistillConfig(average=share, learning_rate=0.1), 3, CARTPOLE, "q_values")
+    update = Update(
+        network, parse_loss("kl"), DistillConfig.of(average=share, learning_rate=0.1), 3, CARTPOLE, "q_values"
+    )
     batch = Batch(torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), torch.eye(2).repeat(4, 1))
     seen = []
     for _ in range(3):
@@ -197,7 +200,7 @@ def test_average_weighs_the_last_weights_as_worked_out_by_hand(share: float, wei
 def test_weight_decay_alone_shrinks_the_weights_by_its_share_of_the_rate() -> None:
     """AdamW: where the gradient is 0, a weight becomes (1 - 0.1 * 0.2) of itself."""
     network = build(Architecture("mlp:4", (4,), 2), 0, "q_values")
-    config = DistillConfig(
+    config = DistillConfig.of(
         loss="mse", schedule="constant", learning_rate=0.1, weight_decay=0.2, bfloat16=False, steady=False
     )
     update = Update(network, parse_loss("mse"), config, 3, CARTPOLE, "q_values")
@@ -216,10 +219,10 @@ def test_composites_are_for_students_of_images_with_room_and_decay_for_all_of_im
     student: str, shape: tuple[int, ...], augment: float, decay: float
 ) -> None:
     network = build(Architecture(student, shape, 6), 0)
-    config = suited(DistillConfig(student=student), network, "q_values")
-    assert (config.augment, config.weight_decay) == (augment, decay)
-    asked = suited(DistillConfig(student=student, augment=0.25, weight_decay=0.3), network, "q_values")
-    assert (asked.augment, asked.weight_decay) == (0.25, 0.3)
+    config = suited(DistillConfig.of(student=student), network, "q_values")
+    assert (config.batches.augment, config.optimization.weight_decay) == (augment, decay)
+    asked = suited(DistillConfig.of(student=student, augment=0.25, weight_decay=0.3), network, "q_values")
+    assert (asked.batches.augment, asked.optimization.weight_decay) == (0.25, 0.3)
 
 
 @pytest.mark.parametrize(
@@ -231,8 +234,8 @@ def test_orthogonal_steps_are_for_students_of_images_of_a_teacher_of_logits(
     student: str, shape: tuple[int, ...], teacher_kind: ScoreKind, optimizer: str
 ) -> None:
     network = build(Architecture(student, shape, 6), 0)
-    assert suited(DistillConfig(student=student), network, teacher_kind).optimizer == optimizer
-    assert suited(DistillConfig(optimizer="rmsprop"), network, teacher_kind).optimizer == "rmsprop"
+    assert suited(DistillConfig.of(student=student), network, teacher_kind).optimization.optimizer == optimizer
+    assert suited(DistillConfig.of(optimizer="rmsprop"), network, teacher_kind).optimization.optimizer == "rmsprop"
 
 
 @pytest.mark.parametrize(
@@ -252,7 +255,7 @@ def test_the_student_that_auto_stands_for_is_at_most_a_tenth_of_its_teacher_or_2
 
 
 def test_a_run_whose_student_is_auto_has_it_by_name_in_its_folder(tmp_path: Path, root: Path) -> None:
-    student = distill(root / "cartpole", tmp_path / "run", replace(TINY, student="auto"))
+    student = distill(root / "cartpole", tmp_path / "run", changed(TINY, student="auto"))
     assert student.network.architecture.name == "mlp:32,32"
     assert json.loads((tmp_path / "run" / "config.json").read_text())["student"] == "mlp:32,32"
 
@@ -271,7 +274,7 @@ def test_auto_takes_the_narrower_student_of_a_teacher_whose_size_nobody_knows() 
 def test_a_student_says_in_what_it_was_computed(
     tmp_path: Path, root: Path, asked: bool | None, arithmetic: str
 ) -> None:
-    student = distill(str(root / "cartpole"), tmp_path / "run", replace(TINY, bfloat16=asked))
+    student = distill(str(root / "cartpole"), tmp_path / "run", changed(TINY, bfloat16=asked))
     assert student.provenance["arithmetic"] == arithmetic
 
 
@@ -279,7 +282,7 @@ def test_what_suited_the_student_stands_in_the_run_folder(tmp_path: Path) -> Non
     teacher = SavedPolicy(
         build(Architecture("cnn:2:8", PONG.observation_shape, 6), 0), PONG, {"score": {"mean": -20.0}}
     )
-    config = DistillConfig(student="net2", steps=64, warmup=16, num_envs=4, evaluate_episodes=1, evaluate_every=0,
+    config = DistillConfig.of(student="net2", steps=64, warmup=16, num_envs=4, evaluate_episodes=1, evaluate_every=0,
                            batch_size=8, samples_per_step=1)  # fmt: skip
     distill(teacher, tmp_path / "run", config)
     kept = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -308,7 +311,7 @@ def test_python_callable_can_be_the_teacher(tmp_path: Path) -> None:
             lean = observations[:, 2] + 0.5 * observations[:, 3]
             return torch.stack([-lean, lean], dim=1)
 
-    student = distill(Rule(), tmp_path / "run", replace(TINY, steps=1600))
+    student = distill(Rule(), tmp_path / "run", changed(TINY, steps=1600))
     assert student.task == CARTPOLE
     assert student.provenance["teacher"] == "a policy in memory"
     level = next(line for line in read_metrics(tmp_path / "run") if line["event"] == "teacher")
@@ -317,27 +320,27 @@ def test_python_callable_can_be_the_teacher(tmp_path: Path) -> None:
 
 def test_student_can_be_the_next_teacher(tmp_path: Path, root: Path) -> None:
     first = distill(root / "cartpole", tmp_path / "first", TINY)
-    second = distill(tmp_path / "first", tmp_path / "second", replace(TINY, student="mlp:4"))
+    second = distill(tmp_path / "first", tmp_path / "second", changed(TINY, student="mlp:4"))
     assert second.network.architecture.name == "mlp:4"
     level = next(line for line in read_metrics(tmp_path / "second") if line["event"] == "teacher")
     assert level["mean"] == first.provenance["score"]["mean"], "its folder says how well it plays"
 
 
 def test_temperature_and_standardization_are_fitted_to_what_is_played(tmp_path: Path, root: Path) -> None:
-    student = distill(root / "cartpole", tmp_path / "run", replace(TINY, standardize=True, temperature="auto"))
+    student = distill(root / "cartpole", tmp_path / "run", changed(TINY, standardize=True, temperature="auto"))
     fitted = next(line for line in read_metrics(tmp_path / "run") if line["event"] == "fit")
     assert 0 < fitted["temperature"] != 1
     assert student.provenance["temperature"] == fitted["temperature"]
     np.testing.assert_allclose(student.network.scale, fitted["scale"], rtol=1e-6)
     assert len(set(fitted["scale"])) == 4, "a scale for each of CartPole's features"
-    plain = distill(root / "cartpole", tmp_path / "plain", replace(TINY, standardize=False, temperature="0.5"))
+    plain = distill(root / "cartpole", tmp_path / "plain", changed(TINY, standardize=False, temperature="0.5"))
     assert plain.network.scale.tolist() == [1, 1, 1, 1]
     assert plain.provenance["temperature"] == 0.5
 
 
 @pytest.mark.parametrize("driver", ["teacher", "student", "mixture"])
 def test_run_folder_tells_who_drove_and_what_came_of_it(tmp_path: Path, root: Path, driver: Any) -> None:
-    config = replace(TINY, driver=driver, teacher_share=0.25, share_steps=100, evaluate_every=150)
+    config = changed(TINY, driver=driver, teacher_share=0.25, share_steps=100, evaluate_every=150)
     student = distill(root / "cartpole", tmp_path / "run", config)
     metrics = read_metrics(tmp_path / "run")
     evaluations = [line for line in metrics if line["event"] == "evaluation"]
@@ -358,7 +361,7 @@ def test_run_folder_tells_who_drove_and_what_came_of_it(tmp_path: Path, root: Pa
     assert student.provenance["control_steps"] == 400
     kept = json.loads((tmp_path / "run" / "config.json").read_text())
     left_out = {"checkpoint_seconds", "tensorboard", "env_kwargs"}  # the last is in the task
-    assert set(kept) == {field.name for field in fields(DistillConfig)} - left_out | {
+    assert set(kept) == set(flat(DistillConfig())) - left_out | {
         "verb", "teacher", "teacher_sha256", "task",
     }  # fmt: skip
     assert not (tmp_path / "run" / "checkpoint").exists()
@@ -366,7 +369,7 @@ def test_run_folder_tells_who_drove_and_what_came_of_it(tmp_path: Path, root: Pa
 
 
 def test_dataset_is_distilled_without_playing(tmp_path: Path, root: Path) -> None:
-    config = replace(TINY, dataset=str(root / "cartpole-data"), updates=60, evaluate_every=32)
+    config = changed(TINY, dataset=str(root / "cartpole-data"), updates=60, evaluate_every=32)
     student = distill(root / "cartpole", tmp_path / "run", config)
     evaluations = [line for line in read_metrics(tmp_path / "run") if line["event"] == "evaluation"]
     assert [(line["updates"], line["control_steps"]) for line in evaluations] == [(32, 0), (60, 0)]
@@ -381,7 +384,7 @@ import json, os, signal, sys, time, traceback
 import ale_py.vector_env
 from rldistill.verbs.distill import DistillConfig, distill
 # Once here, so that each child need not import what torch and gymnasium import at their first use.
-warm = DistillConfig(student="mlp:2", steps=40, num_envs=1, evaluate_episodes=1, evaluate_epsilon=1.0)
+warm = DistillConfig.of(student="mlp:2", steps=40, num_envs=1, evaluate_episodes=1, evaluate_epsilon=1.0)
 distill(sys.argv[1], sys.argv[2], warm)
 def state(out):
     try:
@@ -393,7 +396,7 @@ for line in sys.stdin:
     child = os.fork()  # imports cost seconds, and a fork of a process without threads is as good as a new one
     if child == 0:
         try:
-            distill(order["teacher"], order["out"], DistillConfig(**order["config"]), resume=order["resume"])
+            distill(order["teacher"], order["out"], DistillConfig.of(**order["config"]), resume=order["resume"])
             os._exit(0)
         except BaseException:
             traceback.print_exc()
@@ -437,7 +440,7 @@ class Harness:
         """Exit status. `kill`: after so many checkpoints and so many seconds more."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        order = {"teacher": str(teacher), "out": str(out), "config": asdict(config), "resume": resume, "kill": kill}
+        order = {"teacher": str(teacher), "out": str(out), "config": flat(config), "resume": resume, "kill": kill}
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
         return int(self.process.stdout.readline())
@@ -455,22 +458,22 @@ def harness(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ha
     harness.close()
 
 
-SMALL_PONG = replace(TINY, student="cnn:4,4,4:8", steps=320, samples_per_step=5, evaluate_every=0, evaluate_episodes=1)
+SMALL_PONG = changed(TINY, student="cnn:4,4,4:8", steps=320, samples_per_step=5, evaluate_every=0, evaluate_episodes=1)
 KILLED = {
-    "teacher drives": ("cartpole", replace(TINY, driver="teacher", steps=1000, samples_per_step=10)),
+    "teacher drives": ("cartpole", changed(TINY, driver="teacher", steps=1000, samples_per_step=10)),
     "student drives with dropout": (
         "cartpole",
-        replace(TINY, driver="student", explore="dropout", dropout=0.2, steps=1000),
+        changed(TINY, driver="student", explore="dropout", dropout=0.2, steps=1000),
     ),
-    "dataset": ("cartpole", replace(TINY, dataset="cartpole-data", updates=300)),
+    "dataset": ("cartpole", changed(TINY, dataset="cartpole-data", updates=300)),
     # The ring of 100 times goes round many times; the room of 100 more forces checkpoints.
     "ring goes round": (
         "cartpole",
-        replace(TINY, driver="mixture", explore="boltzmann", steps=1600, replay=400, samples_per_step=9),
+        changed(TINY, driver="mixture", explore="boltzmann", steps=1600, replay=400, samples_per_step=9),
     ),
-    "mixture in Pong": ("pong", replace(SMALL_PONG, driver="mixture", explore="epsilon")),
-    "orthogonal steps": ("pong", replace(SMALL_PONG, driver="mixture", optimizer="muon")),
-    "dataset of Pong": ("pong", replace(SMALL_PONG, dataset="pong-data", updates=40)),
+    "mixture in Pong": ("pong", changed(SMALL_PONG, driver="mixture", explore="epsilon")),
+    "orthogonal steps": ("pong", changed(SMALL_PONG, driver="mixture", optimizer="muon")),
+    "dataset of Pong": ("pong", changed(SMALL_PONG, dataset="pong-data", updates=40)),
 }
 
 
@@ -479,9 +482,9 @@ def test_run_killed_at_random_moments_ends_in_the_same_weights(
     tmp_path: Path, root: Path, harness: Harness, case: str
 ) -> None:
     name, config = KILLED[case]
-    config = replace(config, checkpoint_seconds=0.02 if name == "cartpole" else 0.0)
+    config = changed(config, checkpoint_seconds=0.02 if name == "cartpole" else 0.0)
     if config.dataset is not None:
-        config = replace(config, dataset=str(root / config.dataset))
+        config = changed(config, dataset=str(root / config.dataset))
     assert harness.distill(root / name, tmp_path / "whole", config) == 0
     draw = np.random.default_rng(sum(case.encode()))
     killed = saved = 0
@@ -520,7 +523,7 @@ def test_what_the_last_checkpoint_needs_is_never_overwritten(
 ) -> None:
     teacher = balancing()
     config = checked(
-        replace(TINY, steps=steps, replay=replay, num_envs=num_envs, samples_per_step=samples_per_step,
+        changed(TINY, steps=steps, replay=replay, num_envs=num_envs, samples_per_step=samples_per_step,
                 batch_size=batch_size, warmup=20, driver="teacher", augment=0.0)
     )  # fmt: skip
     stream = make_stream(teacher, teacher.network, CARTPOLE, config, tmp_path, Silent())
@@ -574,7 +577,7 @@ def test_ctrl_c_at_the_command_says_how_to_resume_and_resuming_ends_in_the_same_
     tmp_path: Path, root: Path, number: signal.Signals
 ) -> None:
     """The command, its flags as typed, against the function."""
-    config = replace(TINY, steps=4000, batch_size=16, driver="student", evaluate_every=0, checkpoint_seconds=3600)
+    config = changed(TINY, steps=4000, batch_size=16, driver="student", evaluate_every=0, checkpoint_seconds=3600)
     command = [
         sys.executable, "-m", "rldistill", "distill", "--teacher", str(root / "cartpole"), "--student", "mlp:8",
         "--steps", "4000", "--num-envs", "4", "--warmup", "80", "--batch-size", "16", "--samples-per-step", "8",
@@ -651,7 +654,6 @@ WRONG = [
     ({"targets": "z"}, "--targets is one of raw"),
     ({"optimizer": "sgd"}, "--optimizer is one of auto, adam, muon, rmsprop"),
     ({"schedule": "step"}, "--schedule is one of"),
-    ({"preset": "rusu2016"}, "unknown preset|--preset is one of"),
     ({"env": "CartPole-v9"}, "unknown environment 'CartPole-v9'"),
     ({"env": "Acrobot-v1"}, "Acrobot-v1 has 3 discrete actions, the teacher 2 discrete actions"),
     ({"dataset": "no/such/folder"}, "no/such/folder"),
@@ -663,7 +665,7 @@ def test_wrong_configuration_is_refused_before_anything_is_made(
     tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(UserError, match=words) as refused:
-        distill(balancing(), tmp_path / "run", replace(TINY, **changes))
+        distill(balancing(), tmp_path / "run", changed(TINY, **changes))
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()
 
@@ -714,7 +716,7 @@ def test_teacher_that_does_not_fit_its_environment_is_refused_with_both_numbers(
         (acrobot, "MountainCar-v0", r"MountainCar-v0 has observations of shape \(2,\), the teacher \(6,\)"),
     ):
         with pytest.raises(UserError, match=words):
-            distill(teacher, tmp_path / "run", replace(TINY, env=env))
+            distill(teacher, tmp_path / "run", changed(TINY, env=env))
         assert not (tmp_path / "run").exists()
 
 
@@ -732,7 +734,7 @@ def test_callable_that_says_another_number_of_values_is_refused(tmp_path: Path) 
 
 
 def test_dataset_of_another_task_or_kind_of_scores_is_refused(tmp_path: Path, root: Path) -> None:
-    config = replace(TINY, dataset=str(root / "cartpole-data"), updates=5)
+    config = changed(TINY, dataset=str(root / "cartpole-data"), updates=5)
     with pytest.raises(UserError, match=r"has 2 discrete actions, the teacher 3 discrete actions"):
         distill(teacher_of(make_task("Acrobot-v1")), tmp_path / "run", config)
     with pytest.raises(UserError, match="holds q_values, the teacher gives logits"):
@@ -745,7 +747,7 @@ def test_dataset_of_another_game_of_the_same_shape_is_refused_unless_it_is_accep
     gymnasium.register(
         "Pole-v0", entry_point="gymnasium.envs.classic_control.cartpole:CartPoleEnv", max_episode_steps=20
     )
-    config = replace(TINY, dataset=str(root / "cartpole-data"), updates=5)
+    config = changed(TINY, dataset=str(root / "cartpole-data"), updates=5)
     heard: list[str] = []
 
     class Heard(Silent):
@@ -778,7 +780,7 @@ def test_existing_folder_is_left_alone_without_resume(tmp_path: Path, root: Path
     ):
         before = files_of(tmp_path / name)
         with pytest.raises(UserError, match=words):
-            distill(root / "cartpole", tmp_path / name, replace(TINY, seed=5), resume=resume)
+            distill(root / "cartpole", tmp_path / name, changed(TINY, seed=5), resume=resume)
         assert files_of(tmp_path / name) == before
 
 
@@ -800,7 +802,7 @@ def test_resuming_with_another_configuration_names_the_field(stopped: Path, root
         ({"learning_rate": 0.5}, r"was begun with learning_rate = .*, not 0.5"),
     ):
         with pytest.raises(UserError, match=words):
-            distill(root / "cartpole", stopped, replace(TINY, **changes), resume=True)
+            distill(root / "cartpole", stopped, changed(TINY, **changes), resume=True)
     with pytest.raises(UserError, match=r"was begun with teacher = "):
         distill(root / "cartpole" / ".." / "cartpole", stopped, TINY, resume=True)
     kept = root / "kept"
@@ -813,7 +815,7 @@ def test_resuming_with_another_configuration_names_the_field(stopped: Path, root
         shutil.rmtree(root / "cartpole")
         kept.rename(root / "cartpole")
     assert files_of(stopped) == before
-    distill(root / "cartpole", stopped, replace(TINY, checkpoint_seconds=1.0), resume=True)  # this one may change
+    distill(root / "cartpole", stopped, changed(TINY, checkpoint_seconds=1.0), resume=True)  # this one may change
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "bit"])
@@ -836,17 +838,31 @@ def test_damaged_checkpoint_is_refused_and_left_as_it_is(stopped: Path, root: Pa
 
 def test_preset_has_the_papers_settings() -> None:
     """Rusu et al. 2015, arXiv 1511.06295, appendix A: 10,000 minibatches for each hour, 54,000 control steps."""
-    paper = checked(DistillConfig(preset="rusu2015", steps=1_000_000, learning_rate=1.0, driver="student"))
-    assert (paper.loss, paper.temperature, paper.targets) == ("kl", "0.01", "raw")
-    assert (paper.driver, paper.teacher_epsilon, paper.replay) == ("teacher", 0.05, 540_000)
-    assert paper.samples_per_step / paper.batch_size * 54_000 == pytest.approx(10_000)
-    assert (paper.optimizer, paper.schedule, paper.learning_rate) == ("rmsprop", "constant", 5e-4)
-    assert (paper.average, paper.standardize) == (0.0, False)
+    paper = checked(DistillConfig.of(preset="rusu2015", steps=1_000_000))
+    matching, driving, batches, moved = paper.matching, paper.driving, paper.batches, paper.optimization
+    assert (matching.loss, matching.temperature, matching.targets) == ("kl", "0.01", "raw")
+    assert (driving.driver, driving.teacher_epsilon, batches.replay) == ("teacher", 0.05, 540_000)
+    assert batches.samples_per_step / batches.batch_size * 54_000 == pytest.approx(10_000)
+    assert (moved.optimizer, moved.schedule, moved.learning_rate) == ("rmsprop", "constant", 5e-4)
+    assert (moved.average, moved.standardize) == (0.0, False)
     assert paper.steps == 1_000_000
 
 
+def test_a_setting_that_is_given_counts_whatever_the_preset_says() -> None:
+    assert DistillConfig.of(preset="rusu2015", temperature="1").matching.temperature == "1"
+    assert DistillConfig.of(preset="rusu2015", temperature="auto").matching.temperature == "auto", "the default, given"
+    assert DistillConfig.of(preset="rusu2015").matching.temperature == "0.01"
+
+
+def test_unknown_presets_and_settings_are_refused() -> None:
+    with pytest.raises(UserError, match="rusu2016"):
+        DistillConfig.of(preset="rusu2016")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="learning_rate"):
+        DistillConfig.of(learning_rat=1.0)
+
+
 def test_preset_of_the_paper_runs(tmp_path: Path, root: Path) -> None:
-    config = DistillConfig(
+    config = DistillConfig.of(
         preset="rusu2015", student="mlp:8", steps=300, num_envs=4, warmup=50, evaluate_episodes=1, evaluate_every=0
     )
     student = distill(root / "cartpole", tmp_path / "run", config)
@@ -856,16 +872,16 @@ def test_preset_of_the_paper_runs(tmp_path: Path, root: Path) -> None:
 
 @pytest.mark.parametrize("steps", [17, 40, 100, 3_000, 50_000])
 def test_resolved_configuration_leaves_time_to_learn(steps: int) -> None:
-    config = checked(DistillConfig(steps=steps))
-    assert config.share_steps is not None
-    assert config.share_steps <= steps
-    assert config.warmup <= steps / 2
-    assert 1 <= config.replay <= steps
+    config = checked(DistillConfig.of(steps=steps))
+    assert config.driving.share_steps is not None
+    assert config.driving.share_steps <= steps
+    assert config.batches.warmup <= steps / 2
+    assert 1 <= config.batches.replay <= steps
     assert checked(config) == config, "what is resolved stays as it is"
 
 
 def test_shortest_run_ends(tmp_path: Path, root: Path) -> None:
-    config = DistillConfig(student="mlp:4", steps=3, num_envs=2, evaluate_episodes=1)
+    config = DistillConfig.of(student="mlp:4", steps=3, num_envs=2, evaluate_episodes=1)
     assert distill(root / "cartpole", tmp_path / "run", config).task == CARTPOLE
     updates = [record["updates"] for record in read_metrics(tmp_path / "run") if record["event"] == "evaluation"]
     assert updates == [2]  # the first of two steps of both rows is warm-up; the second pays for 2 * 64 samples
@@ -873,7 +889,7 @@ def test_shortest_run_ends(tmp_path: Path, root: Path) -> None:
 
 def test_run_too_short_for_one_update_is_refused() -> None:
     with pytest.raises(UserError, match="--steps 2 leaves none for learning"):
-        checked(DistillConfig(steps=2, num_envs=2))
+        checked(DistillConfig.of(steps=2, num_envs=2))
 
 
 def test_run_without_room_for_its_replay_leaves_no_folder(
@@ -884,7 +900,7 @@ def test_run_without_room_for_its_replay_leaves_no_folder(
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(UserError, match="lower --replay"):
-        distill(root / "cartpole", tmp_path / "run", DistillConfig(student="mlp:4", steps=300, num_envs=2))
+        distill(root / "cartpole", tmp_path / "run", DistillConfig.of(student="mlp:4", steps=300, num_envs=2))
     assert not (tmp_path / "run").exists()
 
 
@@ -892,7 +908,7 @@ def test_run_without_room_for_its_replay_leaves_no_folder(
 
 
 PENDULUM = make_task("Pendulum-v1")
-SWING = DistillConfig(
+SWING = DistillConfig.of(
     student="mlp:16", steps=3000, num_envs=10, warmup=200, evaluate_every=0, evaluate_episodes=1, learning_rate=1e-2
 )
 
@@ -933,7 +949,7 @@ def test_student_of_continuous_actions_does_what_its_teacher_does(
     tmp_path: Path, kind: ScoreKind, loss: str, becomes: ScoreKind
 ) -> None:
     teacher = braking(kind)
-    student = distill(teacher, tmp_path / "run", replace(SWING, loss=loss))
+    student = distill(teacher, tmp_path / "run", changed(SWING, loss=loss))
     assert student.score_kind == becomes
     assert student.provenance["temperature"] == 1
     assert agreement_with(teacher, student) > 0.95
@@ -975,7 +991,7 @@ def braked() -> Tensor:
 )
 def test_every_driver_and_exploration_teaches_continuous_actions(tmp_path: Path, changes: dict[str, Any]) -> None:
     teacher = braking()
-    student = distill(teacher, tmp_path / "run", replace(SWING, **changes))
+    student = distill(teacher, tmp_path / "run", changed(SWING, **changes))
     assert agreement_with(teacher, student) > 0.95
 
 
@@ -984,7 +1000,7 @@ def test_dataset_of_continuous_actions_is_distilled(tmp_path: Path, kind: ScoreK
     teacher = braking(kind)
     save(tmp_path / "teacher", teacher)
     record(tmp_path / "teacher", tmp_path / "data", RecordConfig(steps=3000, num_envs=10, epsilon=0.3))
-    config = replace(SWING, dataset=str(tmp_path / "data"), updates=400)
+    config = changed(SWING, dataset=str(tmp_path / "data"), updates=400)
     student = distill(tmp_path / "teacher", tmp_path / "run", config)
     assert agreement_with(teacher, student) > 0.95
     other = SavedPolicy(teacher.network, replace(PENDULUM, action_high=(3.0,)))
@@ -997,13 +1013,13 @@ def test_dataset_of_continuous_actions_is_distilled(tmp_path: Path, kind: ScoreK
 
 def test_same_command_gives_the_same_weights_on_pendulum(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        distill(braking("squashed_gaussian"), tmp_path / name, replace(SWING, steps=600, explore="boltzmann"))
+        distill(braking("squashed_gaussian"), tmp_path / name, changed(SWING, steps=600, explore="boltzmann"))
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
 
 
 def test_stopped_pendulum_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     teacher = save(tmp_path / "teacher", braking())
-    config = replace(SWING, steps=800, evaluate_every=200, explore="boltzmann")
+    config = changed(SWING, steps=800, evaluate_every=200, explore="boltzmann")
     distill(teacher, tmp_path / "whole", config)
     with pytest.raises(KeyboardInterrupt):
         distill(teacher, tmp_path / "run", config, progress=PressesCtrlC(1, after=3))
@@ -1028,7 +1044,7 @@ class PullsTheRightLevers:
 @pytest.mark.parametrize("loss", ["auto", "nll:1,mse_prob:1"])
 def test_student_of_several_actions_at_once_pulls_the_right_levers(tmp_path: Path, levers: str, loss: str) -> None:
     teacher = PullsTheRightLevers(make_task(levers))
-    student = distill(teacher, tmp_path / "run", replace(SWING, loss=loss, explore="boltzmann"))
+    student = distill(teacher, tmp_path / "run", changed(SWING, loss=loss, explore="boltzmann"))
     assert student.score_kind == "logits"
     assert load_policy(tmp_path / "run").task == teacher.task
     games = play(teacher.task, lambda generator: EpsilonGreedy(student, teacher.task, 0.0, generator), 20, 9)
@@ -1043,7 +1059,6 @@ def test_student_of_several_actions_at_once_pulls_the_right_levers(tmp_path: Pat
         ("gaussian", {"loss": "kl_gaussian:1,huber:1"}, "they cannot be added"),
         ("gaussian", {"targets": "standardized"}, "--targets standardized is for scores of discrete actions"),
         ("actions", {"targets": "advantage"}, "--targets advantage is for scores of discrete actions"),
-        ("gaussian", {"preset": "rusu2015"}, "--preset rusu2015 is for scores of discrete actions"),
         ("gaussian", {"temperature": "0.01"}, "--temperature 0.01 is for scores of discrete actions"),
         ("gaussian", {"explore": "boltzmann", "loss": "mse_mean"}, "--explore boltzmann draws from a Gaussian"),
         ("actions", {"explore": "boltzmann"}, "--explore boltzmann draws from a Gaussian"),
@@ -1059,7 +1074,7 @@ def test_what_makes_no_sense_for_continuous_actions_is_refused(
     tmp_path: Path, kind: ScoreKind, changes: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(UserError, match=words) as refusal:
-        distill(braking(kind), tmp_path / "run", replace(SWING, **changes))
+        distill(braking(kind), tmp_path / "run", changed(SWING, **changes))
     assert len(str(refusal.value).splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
@@ -1074,7 +1089,7 @@ def test_scores_that_do_not_suit_the_actions_are_refused(tmp_path: Path, levers:
 
 
 def test_a_student_matched_with_logits_by_mse_has_logits(tmp_path: Path, levers: str) -> None:
-    made = distill(PullsTheRightLevers(make_task(levers)), tmp_path / "run", replace(SWING, loss="mse"))
+    made = distill(PullsTheRightLevers(make_task(levers)), tmp_path / "run", changed(SWING, loss="mse"))
     assert made.score_kind == "logits"
 
 
@@ -1093,7 +1108,7 @@ def test_student_reads_only_the_parts_that_it_is_shown(
     tmp_path: Path, levers: str, parts: tuple[str, ...], reads: tuple[int, ...], parameters: int
 ) -> None:
     """Flattened, the observation is age, door (3) and wind (2)."""
-    config = replace(SWING, student="mlp:8", steps=400, student_observation=parts)
+    config = changed(SWING, student="mlp:8", steps=400, student_observation=parts)
     student = distill(PullsTheRightLevers(make_task(levers)), tmp_path / "run", config)
     assert student.network.architecture.reads == reads
     assert student.network.shift.shape == (len(reads) or 6,)
@@ -1101,9 +1116,9 @@ def test_student_reads_only_the_parts_that_it_is_shown(
     assert student.task.observation_shape == (6,), "it is still given all of it"
     observations = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
     for feature in range(6):
-        changed = observations.clone()
-        changed[:, feature] += 3
-        same = torch.equal(student(changed), student(observations))
+        altered = observations.clone()
+        altered[:, feature] += 3
+        same = torch.equal(student(altered), student(observations))
         assert same == (bool(reads) and feature not in reads), feature
     again = load_policy(tmp_path / "run")
     assert again.network.architecture == student.network.architecture
@@ -1116,7 +1131,7 @@ def test_student_of_a_privileged_teacher_learns_what_it_can_see(tmp_path: Path, 
     means = {}
     for parts in (("door",), ("wind", "door")):
         out = tmp_path / "-".join(parts)
-        student = distill(teacher, out, replace(SWING, student_observation=parts))
+        student = distill(teacher, out, changed(SWING, student_observation=parts))
         explorer = partial(EpsilonGreedy, student, teacher.task, 0.0)
         means[parts] = play(teacher.task, explorer, 40, 9).returns.mean()
     assert 13.5 < means["door",] < 16.5
@@ -1125,7 +1140,7 @@ def test_student_of_a_privileged_teacher_learns_what_it_can_see(tmp_path: Path, 
 
 def test_student_of_part_of_the_observation_can_be_resumed_and_be_the_next_teacher(tmp_path: Path, levers: str) -> None:
     teacher = PullsTheRightLevers(make_task(levers))
-    config = replace(SWING, steps=800, evaluate_every=200, student_observation=("wind", "door"))
+    config = changed(SWING, steps=800, evaluate_every=200, student_observation=("wind", "door"))
     distill(teacher, tmp_path / "whole", config)
     with pytest.raises(KeyboardInterrupt):
         distill(teacher, tmp_path / "run", config, progress=PressesCtrlC(1, after=3))
@@ -1133,8 +1148,8 @@ def test_student_of_part_of_the_observation_can_be_resumed_and_be_the_next_teach
     distill(teacher, tmp_path / "run", config, resume=True)
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
     with pytest.raises(UserError, match="begun with student_observation"):
-        distill(teacher, tmp_path / "run", replace(config, student_observation=("wind",)), resume=True)
-    second = distill(tmp_path / "run", tmp_path / "second", replace(config, student_observation=("door",)))
+        distill(teacher, tmp_path / "run", changed(config, student_observation=("wind",)), resume=True)
+    second = distill(tmp_path / "run", tmp_path / "second", changed(config, student_observation=("door",)))
     assert second.network.architecture.reads == (1, 2, 3)
 
 
@@ -1149,7 +1164,7 @@ def test_parts_that_cannot_be_shown_are_refused(
     tmp_path: Path, levers: str, parts: tuple[str, ...], words: str
 ) -> None:
     with pytest.raises(UserError, match=words) as refusal:
-        distill(PullsTheRightLevers(make_task(levers)), tmp_path / "run", replace(SWING, student_observation=parts))
+        distill(PullsTheRightLevers(make_task(levers)), tmp_path / "run", changed(SWING, student_observation=parts))
     assert len(str(refusal.value).splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
@@ -1158,5 +1173,5 @@ def test_observations_without_named_parts_are_not_shown_in_part(tmp_path: Path, 
     with pytest.raises(
         UserError, match="the observations of CartPole-v1 have no part 'pole': they have no named parts"
     ):
-        distill(root / "cartpole", tmp_path / "run", replace(TINY, student_observation=("pole",)))
+        distill(root / "cartpole", tmp_path / "run", changed(TINY, student_observation=("pole",)))
     assert not (tmp_path / "run").exists()

@@ -149,7 +149,7 @@ def test_the_command_imports_only_what_its_line_names(module: Path, tmp_path: Pa
 def test_runs_begun_without_the_id_go_on_with_it(module: Path, tmp_path: Path) -> None:
     """A folder from before ids had to be confirmed says env = null; the confirmation is no other configuration."""
     teacher = saved(tmp_path / "policy")
-    config = DistillConfig(student="mlp:4", steps=16, warmup=8, num_envs=2, evaluate_episodes=1, env=TASK.env)
+    config = DistillConfig.of(student="mlp:4", steps=16, warmup=8, num_envs=2, evaluate_episodes=1, env=TASK.env)
     distill(teacher, tmp_path / "run", config)
     settings = json.loads((tmp_path / "run/config.json").read_text())
     assert settings["env"] is None

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pytest
 from gymnasium import spaces
 
+from rldistill.configurations import changed
 from rldistill.play.envs import LONGEST_GAME, Environments, make_task
 from rldistill.play.games import play, play_scored
 from rldistill.play.rollout import uniform
@@ -262,7 +263,7 @@ class Lines(Silent):
 
 
 QUICK = TrainConfig(steps=400, num_envs=4, replay=400, final_episodes=3, max_episode_steps=30)
-STUDENT = DistillConfig(
+STUDENT = DistillConfig.of(
     student="mlp:4", steps=300, num_envs=2, warmup=40, batch_size=16, samples_per_step=2, evaluate_every=100,
     evaluate_episodes=2, max_episode_steps=30,
 )  # fmt: skip
@@ -279,7 +280,7 @@ def test_endless_games_are_trained_in_and_distilled_under_the_same_limit_and_sai
     assert any(
         "a game was cut after 30 control steps" in line and "--max-episode-steps" in line for line in lines.lines
     )
-    student = distill(tmp_path / "teacher", tmp_path / "student", replace(STUDENT, max_episode_steps=None))
+    student = distill(tmp_path / "teacher", tmp_path / "student", changed(STUDENT, max_episode_steps=None))
     assert student.task == teacher.task, "the teacher's limit is the student's"
     data = record(tmp_path / "teacher", tmp_path / "data", RecordConfig(steps=100, num_envs=2))
     assert data.task.max_episode_steps == 30
@@ -293,10 +294,10 @@ def test_a_stopped_run_of_endless_games_ends_in_the_same_weights(tmp_path: Path)
     distill(teacher, tmp_path / "whole", STUDENT)
     with pytest.raises(KeyboardInterrupt):
         distill(
-            teacher, tmp_path / "cut", replace(STUDENT, checkpoint_seconds=0), progress=Lines("score of the student")
+            teacher, tmp_path / "cut", changed(STUDENT, checkpoint_seconds=0), progress=Lines("score of the student")
         )
     # What changes no weights may change.
-    distill(teacher, tmp_path / "cut", replace(STUDENT, evaluate_episodes=1, evaluate_every=0), resume=True)
+    distill(teacher, tmp_path / "cut", changed(STUDENT, evaluate_episodes=1, evaluate_every=0), resume=True)
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
     assert load_policy(tmp_path / "cut").provenance["score"]["episodes"] == 1
     assert json.loads((tmp_path / "cut" / "config.json").read_text())["evaluate_episodes"] == 1
@@ -319,7 +320,7 @@ def test_steps_show_that_a_long_game_goes_on(
 def test_with_one_environment_there_is_never_a_second(tmp_path: Path) -> None:
     train("Port-v0", tmp_path / "teacher", replace(QUICK, num_envs=1, max_episode_steps=None))
     assert load_policy(tmp_path / "teacher").provenance["score"]["episodes"] == 3
-    config = replace(STUDENT, num_envs=1, max_episode_steps=None)
+    config = changed(STUDENT, num_envs=1, max_episode_steps=None)
     foreign = replace(load_policy(tmp_path / "teacher"), provenance={})  # its score is measured
     distill(foreign, tmp_path / "student", config)
     assert load_policy(tmp_path / "student").provenance["score"]["episodes"] == 2
@@ -340,7 +341,7 @@ def test_environments_that_are_released_go_on_where_they_were(tmp_path: Path) ->
     """An evaluation in the middle changes nothing of what follows it."""
     teacher = policy_of("Endless-v0", tmp_path / "teacher")
     for name, every in (("often", 50), ("never", 0)):
-        config = replace(STUDENT, num_envs=1, evaluate_every=every, steps=200)
+        config = changed(STUDENT, num_envs=1, evaluate_every=every, steps=200)
         distill(replace(teacher, path=None), tmp_path / name, config)
     assert weights(tmp_path / "often") == weights(tmp_path / "never")
 
@@ -357,7 +358,7 @@ def test_a_policy_is_safe_before_its_final_games_and_resuming_plays_them_alone(t
         if verb == "train":
             config = replace(QUICK, final_episodes=games)
             return train("Corridor-v0", tmp_path / name, config, resume=resume, progress=progress)
-        settings = replace(STUDENT, evaluate_episodes=games, evaluate_every=0)
+        settings = changed(STUDENT, evaluate_episodes=games, evaluate_every=0)
         return distill(teacher, tmp_path / name, settings, resume=resume, progress=progress)
 
     stage = "final score" if verb == "train" else "score of the student"
@@ -388,7 +389,7 @@ def test_a_policy_is_safe_before_its_final_games_and_resuming_plays_them_alone(t
 def test_without_games_there_is_no_score_and_everything_copes(tmp_path: Path) -> None:
     lines = Lines()
     teacher = train("Corridor-v0", tmp_path / "teacher", replace(QUICK, final_episodes=0), progress=lines)
-    student = distill(tmp_path / "teacher", tmp_path / "student", replace(STUDENT, evaluate_episodes=0), progress=lines)
+    student = distill(tmp_path / "teacher", tmp_path / "student", changed(STUDENT, evaluate_episodes=0), progress=lines)
     assert "score" not in teacher.provenance
     assert "score" not in student.provenance
     assert sum("no score" in line for line in lines.lines) == 2
@@ -406,7 +407,7 @@ def test_no_score_is_shown_before_there_is_one(tmp_path: Path, monkeypatch: pyte
     assert teacher is not None
     monkeypatch.setattr("rldistill.verbs.distill._SHOWN_EVERY", 0.0)
     lines = Lines()
-    distill(teacher, tmp_path / "run", replace(STUDENT, evaluate_every=0), progress=lines)
+    distill(teacher, tmp_path / "run", changed(STUDENT, evaluate_every=0), progress=lines)
     assert any("loss" in figures for figures in lines.figures)
     assert not any(np.isnan(value) for figures in lines.figures for value in figures.values())
     assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()

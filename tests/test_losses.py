@@ -210,7 +210,7 @@ def test_step_size_does_not_depend_on_the_batch_size(loss: str) -> None:
     """The update takes the mean once: a batch said four times over moves the weights as far as it does said once."""
     task = make_task("CartPole-v1")
     # An optimizer that normalizes would hide a factor, so the gradients themselves are compared, unclipped.
-    config = checked(DistillConfig(student="mlp:8", loss=loss, targets="raw", max_grad_norm=0.0))
+    config = checked(DistillConfig.of(student="mlp:8", loss=loss, targets="raw", max_grad_norm=0.0))
     generator = torch.Generator().manual_seed(1)
     observations, values = torch.randn(32, 4, generator=generator), torch.randn(32, 2, generator=generator)
     gradients, told = [], []

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from masked import IDS, MOVES, SIDE, Square, Unmasked, Walker
+from rldistill.configurations import changed
 from rldistill.datasets import load_replay, open_dataset
 from rldistill.datasets.merging import merge
 from rldistill.formats.c import c_policy, render
@@ -47,7 +48,7 @@ from test_teachers_sb3 import actor_critic, make_zip
 
 THREE = Task("three", 3, (2,), "float32")
 PAIR = Task("pair", 5, (2,), "float32", action_sizes=(2, 3))
-SMALL = DistillConfig(
+SMALL = DistillConfig.of(
     steps=1_600, student="mlp:32", num_envs=8, warmup=160, batch_size=64, samples_per_step=8, learning_rate=3e-3,
     evaluate_episodes=10, evaluate_every=0, checkpoint_seconds=3600,
 )  # fmt: skip
@@ -307,7 +308,7 @@ def test_a_student_of_a_masked_task_reaches_its_teacher_and_makes_no_illegal_mov
     """The teacher scores illegal moves highest. Square raises an error at any."""
     best = float(play(walker.task, lambda generator: _greedy(walker), 20, 5).returns.mean())
     for driver in ("teacher", "student"):
-        config = replace(SMALL, driver=driver, explore="boltzmann" if driver == "student" else "greedy")
+        config = changed(SMALL, driver=driver, explore="boltzmann" if driver == "student" else "greedy")
         student = distill(walker, tmp_path / driver, config)
         assert student.task.action_masks
         games = play(student.task, lambda generator, student=student: _greedy(student), 20, 5)  # type: ignore[misc]  # a default holds the student
@@ -327,7 +328,7 @@ def _greedy(policy: Any) -> Any:
 
 
 def test_several_actions_at_once_are_distilled_under_a_mask_for_each(tmp_path: Path) -> None:
-    student = distill(Walker(make_task("Pairs-v0")), tmp_path / "s", replace(SMALL, steps=600, driver="mixture"))
+    student = distill(Walker(make_task("Pairs-v0")), tmp_path / "s", changed(SMALL, steps=600, driver="mixture"))
     assert student.task.action_masks
     assert evaluate([student], EvaluateConfig(episodes=4, epsilon=0.5))[0].mean > -1
 
@@ -335,7 +336,7 @@ def test_several_actions_at_once_are_distilled_under_a_mask_for_each(tmp_path: P
 def test_a_teacher_may_rule_actions_out_by_itself_as_the_mask_does(tmp_path: Path, walker: Walker) -> None:
     """Minus infinity in place of high scores: nothing changes, for neither has any influence."""
     own = Walker(walker.task, outside=-math.inf)
-    config = replace(SMALL, steps=400, evaluate_episodes=1)
+    config = changed(SMALL, steps=400, evaluate_episodes=1)
     students = [distill(teacher, tmp_path / name, config) for teacher, name in ((walker, "a"), (own, "b"))]
     assert students[0].sha256 == students[1].sha256
     datasets = [record(t, tmp_path / n, RecordConfig(steps=80, num_envs=2)) for t, n in ((walker, "c"), (own, "d"))]
@@ -375,7 +376,7 @@ def test_a_dataset_keeps_the_masks_through_every_form(tmp_path: Path, walker: Wa
     ours, theirs = load_replay(merged)[0], load_replay(open_dataset(tmp_path / "back"))[0]
     at = np.arange(800), np.zeros(800, dtype=np.int64)
     np.testing.assert_array_equal(ours.column("masks", *at), theirs.column("masks", *at))
-    config = replace(SMALL, dataset=str(dataset.path), updates=150, evaluate_episodes=2)
+    config = changed(SMALL, dataset=str(dataset.path), updates=150, evaluate_episodes=2)
     student = distill(walker, tmp_path / "student", config)
     assert student.task.action_masks
 
@@ -389,7 +390,7 @@ def test_a_dataset_from_before_its_environment_gave_masks_is_read_and_not_added_
         del gymnasium.registry["Older-v0"]
         gymnasium.register("Older-v0", lambda **options: Square(**options))
         student = distill(
-            walker, tmp_path / "s", replace(SMALL, dataset=str(plain.path), updates=20, evaluate_episodes=2)
+            walker, tmp_path / "s", changed(SMALL, dataset=str(plain.path), updates=20, evaluate_episodes=2)
         )
         assert len(play(student.task, lambda generator: _greedy(student), 2, 0).returns) == 2
         with pytest.raises(UserError, match="action_masks"):
@@ -471,7 +472,7 @@ class _Ambushed:
 
 
 def test_distillation_killed_with_masks_ends_in_the_same_weights(tmp_path: Path, walker: Walker) -> None:
-    config = replace(SMALL, steps=600, driver="mixture", evaluate_episodes=1, checkpoint_seconds=0.0)
+    config = changed(SMALL, steps=600, driver="mixture", evaluate_episodes=1, checkpoint_seconds=0.0)
     whole = distill(walker, tmp_path / "whole", config)
     process = multiprocessing.get_context("fork").Process(
         target=distill, args=(_Ambushed(walker, 600 // SMALL.num_envs), tmp_path / "killed", config)
@@ -484,7 +485,7 @@ def test_distillation_killed_with_masks_ends_in_the_same_weights(tmp_path: Path,
 
 
 def test_predict_takes_masks_as_sb3_contrib_gives_them(tmp_path: Path, walker: Walker) -> None:
-    student = distill(walker, tmp_path / "s", replace(SMALL, steps=400, evaluate_episodes=1))
+    student = distill(walker, tmp_path / "s", changed(SMALL, steps=400, evaluate_episodes=1))
     corner = np.array([0.0, 0.0, 4.0, 4.0], dtype=np.float32)
     for masks in ([0, 0, 0, 1], [False, True, False, False]):
         assert student.predict(corner, action_masks=masks)[0] == int(np.argmax(masks))

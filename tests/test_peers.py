@@ -30,7 +30,7 @@ def test_a_budget_is_what_the_distillation_spends(peers: ModuleType, tmp_path: P
     """The warm-up of 100 steps ends with all rows, after 104; then every step of 8 rows pays for four batches of 64."""
     task = make_task("CartPole-v1")
     teacher = SavedPolicy(build(Architecture("mlp:2", task.observation_shape, task.num_actions), 0, "q_values"), task)
-    config = DistillConfig(
+    config = DistillConfig.of(
         student="mlp:2",
         steps=397,
         warmup=100,
@@ -57,7 +57,7 @@ def test_imitation_gets_the_labelled_states_and_the_samples_of_ours(
 ) -> None:
     options = peers.Options(out=tmp_path, imitation_batch=batch)
     rows = {made.key: peers.student_row(made, "CartPole-v1", 3, "teacher.zip", options) for made in peers.METHODS}
-    ours = peers.budget_of(DistillConfig(**rows["ours"][0].job["config"]))
+    ours = peers.budget_of(DistillConfig.of(**rows["ours"][0].job["config"]))
     job = rows[method][0].job
     assert job["labelled"] == ours.labelled == 20_000
     assert job["updates"] * job["batch_size"] == ours.samples == 19_000 * 32

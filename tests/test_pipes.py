@@ -97,7 +97,7 @@ def pushing(**more: Any) -> Callable[[Path], object]:
 
 
 def learning(shelf: Path) -> object:
-    config = DistillConfig(student="mlp:4", dataset=str(shelf / "data"), updates=2, evaluate_episodes=1)
+    config = DistillConfig.of(student="mlp:4", dataset=str(shelf / "data"), updates=2, evaluate_episodes=1)
     return distill(shelf / "run", shelf / "student", config)
 
 

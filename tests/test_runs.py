@@ -359,7 +359,7 @@ def test_a_checkpoint_with_another_layout_has_another_number(tmp_path: Path) -> 
     for algo, learning in learners.items():
         with pytest.raises(KeyboardInterrupt):
             train("CartPole-v1", tmp_path / algo, learning, progress=CtrlC(600))
-    short = DistillConfig(student="mlp:8", steps=2_000, warmup=64, evaluate_episodes=1, evaluate_every=0)
+    short = DistillConfig.of(student="mlp:8", steps=2_000, warmup=64, evaluate_episodes=1, evaluate_every=0)
     trained = train("CartPole-v1", tmp_path / "teacher", TrainConfig(steps=300, network="mlp:8", final_episodes=1))
     with pytest.raises(KeyboardInterrupt):
         distill(trained, tmp_path / "student", short, progress=CtrlC(600))

@@ -55,7 +55,7 @@ from test_teachers_sb3 import ARGS, CONFIG, Draw, actor_critic, dense, layers, m
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore:.*torch.jit.*:FutureWarning")
 
 CARTPOLE = space_of("CartPole-v1")
-QUICK = DistillConfig(
+QUICK = DistillConfig.of(
     student="mlp:4", steps=200, num_envs=4, warmup=40, batch_size=32, samples_per_step=8, evaluate_episodes=3,
     evaluate_epsilon=0.0, evaluate_every=0,
 )  # fmt: skip

@@ -97,7 +97,7 @@ def test_a_teacher_of_named_parts_plays_and_teaches(tmp_path: Path, levers: str)
     teacher = load_teacher(path, env=levers)
     assert isinstance(teacher, ForeignTeacher)
     assert teacher.mismatches == ()
-    config = DistillConfig(
+    config = DistillConfig.of(
         student="mlp:8", steps=200, num_envs=2, warmup=50, evaluate_every=0, evaluate_episodes=1, env=levers,
         student_observation=("door", "wind"),
     )  # fmt: skip

@@ -28,7 +28,7 @@ from rldistill.students.networks import Architecture, build
 from rldistill.types import ScoreKind, Task, UserError
 
 CARTPOLE = make_task("CartPole-v1")
-SHORT = DistillConfig(student="mlp:8", steps=400, warmup=100, num_envs=4, evaluate_every=0, evaluate_episodes=1)
+SHORT = DistillConfig.of(student="mlp:8", steps=400, warmup=100, num_envs=4, evaluate_every=0, evaluate_episodes=1)
 
 
 class Plain:
@@ -133,7 +133,7 @@ def test_finite_weights_whose_scores_are_not_finite_are_not_played(tmp_path: Pat
 def test_a_dataset_that_another_teacher_labelled_is_refused_or_accepted_aloud(tmp_path: Path) -> None:
     one, two = large(tmp_path / "one", 0.5), large(tmp_path / "two", 0.25)
     record(one, tmp_path / "data", RecordConfig(steps=300, num_envs=3))
-    config = DistillConfig(
+    config = DistillConfig.of(
         student="mlp:8", dataset=str(tmp_path / "data"), updates=5, evaluate_every=0, evaluate_episodes=1
     )
     with pytest.raises(UserError, match="another teacher labelled .*accept-mismatch"):
@@ -145,7 +145,7 @@ def test_a_dataset_that_another_teacher_labelled_is_refused_or_accepted_aloud(tm
     # Whoever merges the labels of several teachers says that they may be mixed.
     record(two, tmp_path / "more", RecordConfig(steps=300, num_envs=3, seed=1))
     merge([tmp_path / "data", tmp_path / "more"], tmp_path / "both", mixed_teachers=True)
-    both = DistillConfig(
+    both = DistillConfig.of(
         student="mlp:8", dataset=str(tmp_path / "both"), updates=5, evaluate_every=0, evaluate_episodes=1
     )
     distill(two, tmp_path / "mixed", both)
@@ -156,7 +156,7 @@ def test_a_dataset_that_another_teacher_labelled_is_refused_or_accepted_aloud(tm
 def test_a_dataset_without_a_checksum_of_its_teacher_is_read(tmp_path: Path) -> None:
     record(Plain(), tmp_path / "data", RecordConfig(steps=300, num_envs=3))
     assert info(tmp_path / "data").teachers[0]["kind"] == "Plain"
-    config = DistillConfig(
+    config = DistillConfig.of(
         student="mlp:8", dataset=str(tmp_path / "data"), updates=5, evaluate_every=0, evaluate_episodes=1
     )
     assert distill(Plain(), tmp_path / "out", config).score_kind == "logits"

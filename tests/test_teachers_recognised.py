@@ -29,7 +29,7 @@ from test_teachers_formats import VECTORS, linear, mlp_scores, numbers, relu
 from test_teachers_options import own_folder
 
 DOCS = Path(__file__).parents[1] / "docs" / "inspect.md"
-QUICK = DistillConfig(
+QUICK = DistillConfig.of(
     student="mlp:8", steps=200, num_envs=4, warmup=40, batch_size=32, samples_per_step=8, evaluate_episodes=2, evaluate_every=0
 )  # fmt: skip
 TABLE = np.arange(64, dtype=np.float64).reshape(16, 4) % 7
@@ -259,7 +259,7 @@ def test_an_id_whose_version_is_gone_says_what_is_played_wherever_it_is_named(tm
     try:
         load_fitting(path, env="CartPole-v5", progress=heard)
         assert heard.lines[-1].endswith("CartPole-v5 is no longer there: played as CartPole-v7")
-        task = distill(path, tmp_path / "run", DistillConfig(**{**vars(QUICK), "env": "CartPole-v5"})).task
+        task = distill(path, tmp_path / "run", DistillConfig.of(**{**vars(QUICK), "env": "CartPole-v5"})).task
         assert task.env == "CartPole-v7"
     finally:
         del gymnasium.registry["CartPole-v7"]

@@ -7,6 +7,7 @@ import inspect
 import os
 import types
 from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
 from functools import cache, wraps
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -67,11 +68,19 @@ def _check(name: str, value: Any, hint: Any) -> None:
         raise UserError(f"{name} holds a zero byte, which no path has")
     kind: Any = type(value)
     if kind.__module__.startswith("rldistill.") and kind.__name__.endswith(("Config", "Options")):
-        for field, inner in _hints(kind).items():
-            given = getattr(value, field)
-            # Ranges of numbers are the business of each configuration.
-            if not (_is_number(given) and {int, float} & {inner, *get_args(inner)}):
-                _check(f"--{field.replace('_', '-')}", given, inner)
+        _check_settings(value)
+
+
+def _check_settings(config: Any) -> None:
+    """Compares the fields of a configuration with their types, and those of its parts."""
+    kind: Any = type(config)
+    for field, inner in _hints(kind).items():
+        given = getattr(config, field)
+        # Ranges of numbers are the business of each configuration.
+        if not (_is_number(given) and {int, float} & {inner, *get_args(inner)}):
+            _check(f"--{field.replace('_', '-')}", given, inner)
+        if is_dataclass(given) and is_dataclass(inner):
+            _check_settings(given)
 
 
 def _is_number(value: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias, TypeVar, Union
 
@@ -20,6 +21,7 @@ from rldistill.terminal import settle
 from rldistill.types import UserError
 from rldistill.verbs.demo import demo
 from rldistill.verbs.distill import DistillConfig, distill
+from rldistill.verbs.distill.config import PRESETS, Preset
 from rldistill.verbs.evaluate import EvaluateConfig, evaluate
 from rldistill.verbs.export import ExportConfig, Format, export, export_table
 from rldistill.verbs.inspect import InspectConfig, inspect
@@ -37,6 +39,10 @@ Resume: TypeAlias = Annotated[
 REF = (
     "a policy or run folder, a file of export, a Stable-Baselines3 zip, a CleanRL, ONNX, TorchScript or state dict file, "
     "hf://owner/name"
+)
+PRESET = (
+    "`rusu2015`: the defaults are the paper's settings: teacher drives, temperature 0.01, RMSProp, constant rate, "
+    "10,000 minibatches for each 54,000 control steps, no standardization, no average."
 )
 Data: TypeAlias = Annotated[Positional[Path], arg(metavar="DATA", help="Dataset folder.")]
 TeacherRef: TypeAlias = Annotated[str, arg(metavar="REF", help=f"The teacher: {REF}.")]
@@ -92,23 +98,40 @@ def _record(
         record(teacher, out, config, append=append, options=options, progress=progress)
 
 
-def _distill(
-    teacher: TeacherRef,
-    out: Out,
-    config: OmitArgPrefixes[DistillConfig],
-    options: OmitArgPrefixes[TeacherOptions],
-    resume: Resume = False,
-) -> None:
-    """Distil a teacher into a student; the result is a policy folder, OUT/policy.
+def _distill_with(defaults: DistillConfig) -> Callable[..., None]:
+    """The verb `distill`: a preset is another set of defaults, so that a flag that is given counts whatever the preset says."""
 
-    Example: rldistill distill --teacher policies/pong --student net2 --out runs/pong-net2
+    def _distill(
+        teacher: TeacherRef,
+        out: Out,
+        options: OmitArgPrefixes[TeacherOptions],
+        config: OmitArgPrefixes[DistillConfig] = defaults,
+        preset: Annotated[Preset, arg(help=PRESET)] = "none",
+        resume: Resume = False,
+    ) -> None:
+        """Distil a teacher into a student; the result is a policy folder, OUT/policy.
 
-    Example: rldistill distill --teacher policies/pong --driver teacher --student net3 --steps 100000 --out runs/pong-net3
+        Example: rldistill distill --teacher policies/pong --student net2 --out runs/pong-net2
 
-    Example: rldistill distill --teacher policies/pong --dataset data/pong --student net2 --updates 10000 --out runs/pong-off
-    """
-    with Talking() as progress:
-        distill(teacher, out, config, resume=resume, options=options, progress=progress)
+        Example: rldistill distill --teacher policies/pong --driver teacher --student net3 --steps 100000 --out runs/pong-net3
+
+        Example: rldistill distill --teacher policies/pong --dataset data/pong --student net2 --updates 10000 --out runs/pong-off
+        """
+        with Talking() as progress:
+            distill(teacher, out, config, resume=resume, options=options, progress=progress)
+
+    return _distill
+
+
+def _preset_in(words: Sequence[str]) -> Preset:
+    """The preset that a command line names last; `none` where it names no known one, which the parser then refuses."""
+    named: Preset = "none"
+    for word, following in pairwise([*words, ""]):
+        name, _, value = word.partition("=")
+        value = value or following
+        if name == "--preset" and value in PRESETS:
+            named = value
+    return named
 
 
 def _evaluate(
@@ -345,7 +368,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "train": _train,
     "record": _record,
     "dataset": _dataset,
-    "distill": _distill,
+    "distill": _distill_with(DistillConfig()),
     "inspect": _inspect,
     "evaluate": _evaluate,
     "report": _report,
@@ -359,7 +382,7 @@ def main() -> None:
     """Runs a verb. Exit status 2 and one line for a wrong input or a system that refuses, 130 for Ctrl-C."""
     try:
         tyro.extras.subcommand_cli_from_dict(
-            VERBS,
+            {**VERBS, "distill": _distill_with(DistillConfig.of(_preset_in(sys.argv)))},
             description="Policy distillation for reinforcement learning: a trained policy becomes a smaller one. "
             "`rldistill --version` says which rldistill this is.",
         )

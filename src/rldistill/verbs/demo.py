@@ -38,7 +38,7 @@ def demo(
     progress = progress or Silent()
     teacher = shipped_policy("pong")
     # Five games a point of the curve: games take most of the five minutes, and the table plays thirty of each.
-    config = DistillConfig(
+    config = DistillConfig.of(
         student="net2", steps=STEPS, samples_per_step=SAMPLES_PER_STEP, evaluate_episodes=5, seed=seed
     )
     distill(teacher, out, config, resume=True, progress=progress)

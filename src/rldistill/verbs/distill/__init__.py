@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +18,7 @@ import torch
 
 import rldistill
 from rldistill.arguments import checked_arguments
+from rldistill.configurations import changed, flat
 from rldistill.datasets.shards import Dataset, load_replay
 from rldistill.interrupts import deferred_interrupt
 from rldistill.lessons.exploration import explorer
@@ -75,16 +76,18 @@ def distill(
     if isinstance(teacher, str | os.PathLike):
         name = os.fspath(teacher)
         teacher = load_fitting(
-            teacher, env=config.env, env_kwargs=config.env_kwargs, options=options, progress=progress
+            teacher, env=config.playing.env, env_kwargs=config.playing.env_kwargs, options=options, progress=progress
         )
     else:
         check_all_act(options, (), ())
         teacher = as_policy(teacher)
-    task = with_longest_game(fitting_task(teacher.task, config.env, config.env_kwargs), config.max_episode_steps)
+    task = with_longest_game(
+        fitting_task(teacher.task, config.playing.env, config.playing.env_kwargs), config.playing.max_episode_steps
+    )
     if task.continuous:
         _check_continuous(config, task)
-    loss = parse_loss(config.loss, teacher.score_kind, task.action_sizes)
-    if config.explore == "boltzmann" and loss.score_kind == "actions":
+    loss = parse_loss(config.matching.loss, teacher.score_kind, task.action_sizes)
+    if config.driving.explore == "boltzmann" and loss.score_kind == "actions":
         raise UserError(
             "--explore boltzmann draws from a Gaussian, and this student gives actions alone: take --explore epsilon, or a teacher "
             "and a loss (kl_gaussian) with deviations"
@@ -101,11 +104,13 @@ def distill(
         config = replace(config, student=architecture.name)
     network = build(architecture, config.seed, loss.score_kind)
     config = suited(config, network, teacher.score_kind)
-    network.bfloat16 = network.trains_faster_in_bfloat16 if config.bfloat16 is None else config.bfloat16
-    resolved = {"verb": "distill", "teacher": name, "task": task.as_dict()} | asdict(config)
+    network.bfloat16 = (
+        network.trains_faster_in_bfloat16 if config.optimization.bfloat16 is None else config.optimization.bfloat16
+    )
+    resolved = {"verb": "distill", "teacher": name, "task": task.as_dict()} | flat(config)
     for setting in ("checkpoint_seconds", "tensorboard", "env_kwargs"):  # the last are in the task
         del resolved[setting]
-    if config.env == teacher.task.env and begun_with(Path(out)).get("env") is None:
+    if config.playing.env == teacher.task.env and begun_with(Path(out)).get("env") is None:
         resolved["env"] = None  # it only confirms the teacher's own, which older runs did not have to name
     if isinstance(teacher, ForeignTeacher):
         resolved["teacher_options"] = (options or TeacherOptions()).as_dict()
@@ -114,7 +119,7 @@ def distill(
         resolved["teacher_sha256"] = teacher.sha256
     dataset = None
     if config.dataset is not None:
-        dataset, doubts = fitting_dataset(config.dataset, teacher, task, augment=bool(config.augment))
+        dataset, doubts = fitting_dataset(config.dataset, teacher, task, augment=bool(config.batches.augment))
         for doubt in doubts:
             # A run that was begun with it goes on: what is refused today must not end it.
             stop_or_say(doubt, options, progress, begun=resume and Path(out).exists())
@@ -122,11 +127,15 @@ def distill(
         resolved["dataset_sha256"] = hashlib.sha256(shards.encode()).hexdigest()
     if not Path(out).exists():
         _check_teacher(teacher, task)
-    defaults = {**asdict(DistillConfig()), "teacher_options": TeacherOptions().as_dict()}
-    with Run(Path(out), resolved, resume=resume, defaults=defaults, tensorboard=config.tensorboard) as run:
-        made_before = run.result(load_policy, progress.say, games=config.evaluate_episodes)
+    defaults = {**flat(DistillConfig()), "teacher_options": TeacherOptions().as_dict()}
+    with Run(Path(out), resolved, resume=resume, defaults=defaults, tensorboard=config.keeping.tensorboard) as run:
+        made_before = run.result(load_policy, progress.say, games=config.evaluating.evaluate_episodes)
         if made_before is not None:
-            return made_before if run.scored or not config.evaluate_episodes else _finished(run, config, progress)
+            return (
+                made_before
+                if run.scored or not config.evaluating.evaluate_episodes
+                else _finished(run, config, progress)
+            )
         stream = make_stream(teacher, network, task, config, run.scratch, progress, dataset)
         try:
             _Distillation(teacher, name, network, loss, config, stream, run, progress, options).learn()
@@ -161,9 +170,9 @@ class _Distillation:
         self.offline = config.dataset is not None
         self.total = cast(int, config.updates) if self.offline else config.steps
         self.unit = "updates" if self.offline else "steps"
-        warm = min(config.warmup, config.steps)
-        drawn = (config.steps - warm) * config.samples_per_step
-        updates = self.total if self.offline else max(int(drawn / config.batch_size), 1)
+        warm = min(config.batches.warmup, config.steps)
+        drawn = (config.steps - warm) * config.batches.samples_per_step
+        updates = self.total if self.offline else max(int(drawn / config.batches.batch_size), 1)
         self.update = Update(network, loss, config, updates, self.task, teacher.score_kind)
         self.seconds = {"training": 0.0, "evaluation": 0.0}
         self.score = math.nan
@@ -177,8 +186,8 @@ class _Distillation:
     def learn(self) -> None:
         """From where the run stands to its policy in its folder, which has no score yet."""
         config, run, progress, update, stream = self.config, self.run, self.progress, self.update, self.stream
-        every = self.total // 5 if config.evaluate_every is None else config.evaluate_every
-        every = every if config.evaluate_episodes and every else self.total
+        every = self.total // 5 if config.evaluating.evaluate_every is None else config.evaluating.evaluate_every
+        every = every if config.evaluating.evaluate_episodes and every else self.total
         if run.state is not None:
             progress.say(f"resuming {run.path}")
             stream.load_state_dict(run.state["stream"])
@@ -224,7 +233,7 @@ class _Distillation:
                     saved = time.monotonic()
                 check()
                 began = time.monotonic()
-                for batches in minibatches(next(stream), config.batch_size):
+                for batches in minibatches(next(stream), config.batches.batch_size):
                     figures = update(batches)
                 now = time.monotonic()
                 self.seconds["training"] += now - began
@@ -240,7 +249,7 @@ class _Distillation:
                     progress.update(self.done, loss=figures.loss, agreement=figures.agreement, **score)
                 if stream.environments is not None and stream.environments.cut:
                     self.say(cut_in_words(self.task))
-                if now - saved >= config.checkpoint_seconds or stream.must_save:
+                if now - saved >= config.keeping.checkpoint_seconds or stream.must_save:
                     keep()
                     saved = time.monotonic()
             check()
@@ -249,12 +258,12 @@ class _Distillation:
 
     def _level(self) -> dict[str, Any]:
         """The teacher's score, as its folder states it or as it is measured here."""
-        own = self.config.env is None and self.teacher.task.max_episode_steps == self.task.max_episode_steps
+        own = self.config.playing.env is None and self.teacher.task.max_episode_steps == self.task.max_episode_steps
         known = getattr(self.teacher, "provenance", {}).get("score") if own else None
         if known:
             kept = ("mean", "ci_low", "ci_high", "episodes", "distinct", "epsilon")
             return {name: known[name] for name in kept if name in known}
-        if not self.config.evaluate_episodes:
+        if not self.config.evaluating.evaluate_episodes:
             return {}
         with self._alone():
             level = self._play(self.teacher, "score of the teacher")
@@ -309,7 +318,7 @@ class _Distillation:
             "command": command_line(),
             "teacher": self.teacher_name,
             "teacher_made_by": made.get("command"),
-            "configuration": asdict(self.config),
+            "configuration": flat(self.config),
             "temperature": self.update.temperature,
             **self._position(),
             "evaluation_seconds": round(self.seconds["evaluation"], 2),
@@ -328,14 +337,14 @@ def _games(
     say: Callable[[str], object] | None = None,
 ) -> dict[str, Any]:
     """The record of an evaluation's games; None plays at random."""
-    progress.start(what, config.evaluate_episodes, "games")
+    progress.start(what, config.evaluating.evaluate_episodes, "games")
     return play_scored(
         task,
         values,
-        config.evaluate_episodes,
-        config.evaluate_epsilon,
+        config.evaluating.evaluate_episodes,
+        config.evaluating.evaluate_epsilon,
         config.seed,
-        num_envs=1 if config.num_envs == 1 else 10,
+        num_envs=1 if config.driving.num_envs == 1 else 10,
         on_progress=progress.update,
         on_step=lambda transition: check(),
         on_line=say or progress.say,
@@ -350,7 +359,7 @@ def _finished(run: Run, config: DistillConfig, progress: Progress) -> SavedPolic
     """Plays the final games and adds their score to the policy, which is safe by now. Nothing else holds an environment."""
     policy = load_policy(run.policy_path)
     made, score = policy.provenance, "no games were played, so there is no score"
-    if config.evaluate_episodes:
+    if config.evaluating.evaluate_episodes:
         began = time.monotonic()
         scores = _games(policy.task, policy, "score of the student", config, progress)
         seconds = round(made["evaluation_seconds"] + time.monotonic() - began, 2)
@@ -381,9 +390,8 @@ def _check_teacher(teacher: Teacher, task: Task) -> None:
 def _check_continuous(config: DistillConfig, task: Task) -> None:
     """Refuses what is for scores of discrete actions, and would do nothing."""
     given = {
-        f"--preset {config.preset}": config.preset != "none",
-        f"--targets {config.targets}": config.targets != "raw",
-        f"--temperature {config.temperature}": config.temperature != "auto",
+        f"--targets {config.matching.targets}": config.matching.targets != "raw",
+        f"--temperature {config.matching.temperature}": config.matching.temperature != "auto",
     }
     for option, is_given in given.items():
         if is_given:
@@ -410,13 +418,14 @@ def suited(config: DistillConfig, network: Network, teacher_kind: ScoreKind) -> 
     fits them; of Q-values little but the best action counts.
     """
     image = len(network.architecture.observation_shape) == 3
-    if config.optimizer == "auto":
-        config = replace(config, optimizer="muon" if image and teacher_kind == "logits" else "adam")
+    if config.optimization.optimizer == "auto":
+        config = changed(config, optimizer="muon" if image and teacher_kind == "logits" else "adam")
     suiting: dict[str, Any] = {
         "augment": 0.5 if image and parameter_count(network) >= 30_000 else 0.0,
         "weight_decay": 0.1 if image else 0.0,
     }
-    return replace(config, **{name: value for name, value in suiting.items() if getattr(config, name) is None})
+    now = flat(config)
+    return changed(config, **{name: value for name, value in suiting.items() if now[name] is None})
 
 
 def make_stream(
@@ -430,9 +439,9 @@ def make_stream(
 ) -> Stream:
     """What a run learns from: the dataset, if there is one, else what teacher and student play; with composites."""
     stream = _visited(teacher, network, task, config, scratch, progress, dataset)
-    if not config.augment:
+    if not config.batches.augment:
         return stream
-    return Composed(stream, teacher, config.augment, np.random.default_rng([config.seed, 4]))
+    return Composed(stream, teacher, config.batches.augment, np.random.default_rng([config.seed, 4]))
 
 
 def _visited(
@@ -449,26 +458,29 @@ def _visited(
         replay, times = load_replay(dataset, progress=progress)
         updates = cast(int, config.updates)
         task = replace(task, action_masks=task.action_masks or dataset.task.action_masks)
-        return Offline(task, replay, times, batch_size=config.batch_size, updates=updates, generator=generator)
+        return Offline(task, replay, times, batch_size=config.batches.batch_size, updates=updates, generator=generator)
     share = {
         "teacher": constant(1.0),
         "student": constant(0.0),
         "mixture": _falling_share(config),
-    }[config.driver]
-    driving = Driving(share, config.teacher_epsilon, config.warmup, config.batch_size, config.samples_per_step)
+    }[config.driving.driver]
+    batches, num_envs = config.batches, config.driving.num_envs
+    driving = Driving(
+        share, config.driving.teacher_epsilon, batches.warmup, batches.batch_size, batches.samples_per_step
+    )
     # Room between two checkpoints: a run whose steps all fit never overwrites a thing. The last item ends beyond its steps.
-    room = min(max(config.replay // 20, 100 * config.num_envs), config.steps - config.replay)
-    item = config.num_envs * driving.times_an_item(config.num_envs)
-    exploring = linear(config.epsilon, 0.0, config.steps)
-    environments = Environments(task, config.num_envs, config.seed)
+    room = min(max(batches.replay // 20, 100 * num_envs), config.steps - batches.replay)
+    item = num_envs * driving.times_an_item(num_envs)
+    exploring = linear(config.driving.epsilon, 0.0, config.steps)
+    environments = Environments(task, num_envs, config.seed)
     driven = Driven(
         environments,
         teacher,
-        explorer(network, task, config.explore, lambda: exploring(driven.control_steps), generator),
+        explorer(network, task, config.driving.explore, lambda: exploring(driven.control_steps), generator),
         Replay(
             task,
-            config.num_envs,
-            config.replay,
+            config.driving.num_envs,
+            config.batches.replay,
             {"values": ((score_width(task, teacher.score_kind),), np.float32), **mask_column(environments.task)},
             scratch=scratch,
             slack=room + item,
@@ -480,6 +492,6 @@ def _visited(
 
 
 def _falling_share(config: DistillConfig) -> Callable[[int], float]:
-    falling = linear(1.0, config.teacher_share, config.share_steps or 0)
+    falling = linear(1.0, config.driving.teacher_share, config.driving.share_steps or 0)
     # Until the first update the student knows nothing.
-    return lambda step: falling(max(step - config.warmup, 0))
+    return lambda step: falling(max(step - config.batches.warmup, 0))

@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias
 
+from rldistill.configurations import changed, check_choices
 from rldistill.lessons.exploration import Explore
 from rldistill.students.targets import Targets
 from rldistill.types import MOST_ENVIRONMENTS, MOST_SAMPLES, UserError, check_numbers
 
-Driver = Literal["mixture", "teacher", "student"]
+Driver: TypeAlias = Literal["mixture", "teacher", "student"]
+Preset: TypeAlias = Literal["none", "rusu2015"]
 
 
 @dataclass(frozen=True)
-class DistillConfig:
-    """How a student is made. None stands for a default that depends on the rest."""
+class Matching:
+    """How the student is matched with its teacher."""
 
-    student: str = "auto"
-    """`dqn`, `net1`, `net2`, `net3`, or any `cnn:8,8,8:16` (channels : hidden units) or `mlp:64,64`. `auto`: `net2` for images; for
-    vectors the widest of mlp:64,64, mlp:32,32, mlp:24,24 and mlp:16,16 that has at most a tenth of the teacher's parameters, or
-    2,000 if that is more."""
-    student_observation: tuple[str, ...] = ()
-    """Parts of the observation (the names of a Dict) that the student sees, where the teacher sees them all: what robotics
-    calls a privileged teacher. By default the student sees what the teacher sees."""
-    steps: int = 20_000
-    """Control steps played (by teacher and student together); on Atari one is four frames. Not for --dataset."""
-    updates: int | None = None
-    """Gradient updates, with --dataset (default 10,000)."""
-    seed: int = 0
-    """Of weights, environments, exploration and batches."""
     loss: str = "auto"
     """`kl` (temperature on the teacher alone), `nll` (teacher's best action), `mse` (values), `mse_prob` (probabilities),
     `kl_hinton`, or a weighted sum such as nll:1,mse_prob:1. For continuous actions `kl_gaussian`, `mse_mean` or `huber`.
@@ -38,6 +27,12 @@ class DistillConfig:
     """A number, or `auto`: 1 for logits; for Q-values so that the softened teacher's entropy is a set share of log A."""
     targets: Targets = "raw"
     """Teacher's values as they are, as advantages (less their mean over actions), or those in units of their spread."""
+
+
+@dataclass(frozen=True)
+class Driving:
+    """Who plays, and how."""
+
     driver: Driver = "mixture"
     """Who plays: the teacher, the student, or both: the teacher's share of the environments falls from 1 to
     `teacher_share`."""
@@ -53,19 +48,14 @@ class DistillConfig:
     epsilon: float = 0.05
     """Of `--explore epsilon`: probability of a random action at first; it falls to nothing at the end of the run, when the student
     shall have seen what it meets where it does not explore."""
-    dropout: float = 0.0
-    """Probability of a dropped unit in the student's last hidden layer; `--explore dropout` needs one (such as 0.1)."""
-    dataset: str | None = None
-    """A folder made by `rldistill record`: distil from it instead of playing."""
-    env: str | None = None
-    """Another environment id than the teacher's own, with the same actions and observations."""
-    env_kwargs: tuple[str, ...] = ()
-    """Arguments name=value that a Gymnasium environment is made with; values are JSON's scalars or else text. They are kept with
-    the policy; given here, they count instead."""
     num_envs: int = 8
     """Environments stepped together; with 1 there is never a second one, in evaluations neither."""
-    max_episode_steps: int | None = None
-    """Control steps after which a game is truncated; by default the teacher's own: 10,000 where the environment sets no limit."""
+
+
+@dataclass(frozen=True)
+class Batches:
+    """What a minibatch is drawn from."""
+
     samples_per_step: float = 64.0
     """Samples drawn from the replay for each control step."""
     batch_size: int = 64
@@ -78,6 +68,12 @@ class DistillConfig:
     """Control steps kept (the paper's ten hours; 3.6 GiB on Atari), no more than `steps`."""
     warmup: int = 1_000
     """Control steps played before the first update; standardization and temperature are fitted to them."""
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How the weights are moved, from the first ones on."""
+
     optimizer: Literal["auto", "adam", "muon", "rmsprop"] = "auto"
     """AdamW; Muon (orthogonal steps of the weight matrices); or RMSProp as in the paper. `auto`: muon for students of images whose
     teacher gives logits, which it fits in far fewer updates; else adam."""
@@ -103,23 +99,89 @@ class DistillConfig:
     bfloat16: bool | None = None
     """Train all layers but the last in bfloat16 (weights, scores, labels and the optimizer stay float32); by default for images
     where that is faster: on a GPU, or a processor that multiplies matrices of it (AMX)."""
+
+
+@dataclass(frozen=True)
+class Playing:
+    """The environment, where it is another one than the teacher's own."""
+
+    env: str | None = None
+    """Another environment id than the teacher's own, with the same actions and observations."""
+    env_kwargs: tuple[str, ...] = ()
+    """Arguments name=value that a Gymnasium environment is made with; values are JSON's scalars or else text. They are kept with
+    the policy; given here, they count instead."""
+    max_episode_steps: int | None = None
+    """Control steps after which a game is truncated; by default the teacher's own: 10,000 where the environment sets no limit."""
+
+
+@dataclass(frozen=True)
+class Evaluating:
+    """Full games of the student during and after the run."""
+
     evaluate_every: int | None = None
     """Control steps (updates with --dataset) between two evaluations; default a fifth of the run, 0 only at the end."""
     evaluate_episodes: int = 10
     """Full games an evaluation; 0 plays none, and there is no score."""
     evaluate_epsilon: float = 0.01
     """Probability of a random action in evaluations."""
-    preset: Literal["none", "rusu2015"] = "none"
-    """`rusu2015`: the paper's settings: teacher drives, temperature 0.01, RMSProp, constant rate, 10,000 minibatches for
-    each 54,000 control steps, no standardization, no average. Overrides what it sets."""
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """What is written, and how often."""
+
     checkpoint_seconds: float = 30.0
     """Between two checkpoints. They change nothing in the result."""
     tensorboard: bool = False
     """Also write the metrics as TensorBoard events, to `tensorboard/` in the run folder."""
 
 
+@dataclass(frozen=True)
+class DistillConfig:
+    """How a student is made. None stands for a default that depends on the rest.
+
+    In Python `DistillConfig.of(loss="nll", steps=50_000)` takes the names of the flags, and presets.
+    """
+
+    student: str = "auto"
+    """`dqn`, `net1`, `net2`, `net3`, or any `cnn:8,8,8:16` (channels : hidden units) or `mlp:64,64`. `auto`: `net2` for images; for
+    vectors the widest of mlp:64,64, mlp:32,32, mlp:24,24 and mlp:16,16 that has at most a tenth of the teacher's parameters, or
+    2,000 if that is more."""
+    student_observation: tuple[str, ...] = ()
+    """Parts of the observation (the names of a Dict) that the student sees, where the teacher sees them all: what robotics
+    calls a privileged teacher. By default the student sees what the teacher sees."""
+    steps: int = 20_000
+    """Control steps played (by teacher and student together); on Atari one is four frames. Not for --dataset."""
+    updates: int | None = None
+    """Gradient updates, with --dataset (default 10,000)."""
+    seed: int = 0
+    """Of weights, environments, exploration and batches."""
+    dropout: float = 0.0
+    """Probability of a dropped unit in the student's last hidden layer; `--explore dropout` needs one (such as 0.1)."""
+    dataset: str | None = None
+    """A folder made by `rldistill record`: distil from it instead of playing."""
+    matching: Matching = Matching()
+    driving: Driving = Driving()
+    batches: Batches = Batches()
+    optimization: Optimization = Optimization()
+    playing: Playing = Playing()
+    evaluating: Evaluating = Evaluating()
+    keeping: Keeping = Keeping()
+
+    @staticmethod
+    def of(preset: Preset = "none", **settings: Any) -> DistillConfig:
+        """A configuration by the names of the flags; what is given counts, whatever the preset says.
+
+        Raises:
+            UserError: no such preset or setting.
+        """
+        if preset not in PRESETS:
+            raise UserError(f"unknown preset {preset!r}: take {', '.join(PRESETS)}")
+        return changed(DistillConfig(), **{**PRESETS[preset], **settings})
+
+
 # Rusu et al. 2015, arXiv 1511.06295, appendix A. The minibatch's size is not stated; 32 is that of Mnih et al. 2015.
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[Preset, dict[str, Any]] = {
     "none": {},
     "rusu2015": dict(
         loss="kl",
@@ -145,50 +207,70 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def checked(config: DistillConfig) -> DistillConfig:
-    """The configuration with presets applied and defaults resolved.
+    """The configuration with defaults resolved.
 
     Raises:
-        UserError: a number out of its range, or options that do not go together.
+        UserError: a setting out of its range, or settings that do not go together.
     """
-    if config.preset not in PRESETS:
-        raise UserError(f"unknown preset {config.preset!r}: take {', '.join(PRESETS)}")
-    config = replace(config, **PRESETS[config.preset])
-    hints = get_type_hints(DistillConfig)
-    for name, hint in hints.items():  # the command checks them, Python does not
-        if get_origin(hint) is Literal and getattr(config, name) not in get_args(hint):
-            raise UserError(
-                f"--{name.replace('_', '-')} is one of {', '.join(get_args(hint))}, not {getattr(config, name)!r}"
-            )
+    check_choices(config)
+    check_numbers(config, least={"steps": 1, "seed": 0, "updates": 1})
+    _check_driving(config)
+    _check_matching(config.matching)
+    check_numbers(
+        config.batches,
+        least={"replay": 1, "warmup": 0},
+        shares=["augment"],
+        positive=["samples_per_step"],
+        within={"batch_size": (1, MOST_SAMPLES)},
+    )
+    check_numbers(
+        config.optimization,
+        least={"max_grad_norm": 0, "weight_decay": 0},
+        shares=["average"],
+        positive=["learning_rate"],
+    )
+    check_numbers(config.playing, least={"max_episode_steps": 1})
+    check_numbers(config.evaluating, least={"evaluate_every": 0, "evaluate_episodes": 0}, shares=["evaluate_epsilon"])
+    check_numbers(config.keeping, least={"checkpoint_seconds": 0})
     if config.updates is not None and config.dataset is None:
         raise UserError("--updates is for --dataset; a student that learns from play takes --steps")
-    check_numbers(
-        config,
-        least={
-            "steps": 1, "seed": 0, "share_steps": 0, "updates": 1, "replay": 1, "warmup": 0, "evaluate_every": 0,
-            "evaluate_episodes": 0, "max_grad_norm": 0, "max_episode_steps": 1, "weight_decay": 0, "checkpoint_seconds": 0,
-        },
-        shares=["teacher_share", "teacher_epsilon", "epsilon", "evaluate_epsilon", "augment", "average"],
-        positive=["samples_per_step", "learning_rate"],
-        within={"num_envs": (1, MOST_ENVIRONMENTS), "batch_size": (1, MOST_SAMPLES)},
-    )  # fmt: skip
-    if config.explore == "dropout" and config.dropout == 0:
-        raise UserError("--explore dropout needs units to drop: add --dropout 0.1")
-    if config.temperature != "auto":
-        try:
-            temperature = float(config.temperature)
-        except ValueError:
-            temperature = math.nan
-        if not 0 < temperature < math.inf:
-            raise UserError(f"--temperature is a positive number or auto, not {config.temperature!r}")
     if config.dataset is not None:
         return replace(config, updates=10_000 if config.updates is None else config.updates)
-    warmup = min(config.warmup, config.steps // 2)
-    if -(-max(warmup, 1) // config.num_envs) * config.num_envs >= config.steps:  # all rows are stepped together
-        raise UserError(f"--steps {config.steps} leaves none for learning: take more, or fewer --num-envs")
-    shared = min(5_000, config.steps // 2) if config.share_steps is None else config.share_steps
-    return replace(
+    return _with_time_to_learn(config)
+
+
+def _check_driving(config: DistillConfig) -> None:
+    check_numbers(
+        config.driving,
+        least={"share_steps": 0},
+        shares=["teacher_share", "teacher_epsilon", "epsilon"],
+        within={"num_envs": (1, MOST_ENVIRONMENTS)},
+    )
+    if config.driving.explore == "dropout" and config.dropout == 0:
+        raise UserError("--explore dropout needs units to drop: add --dropout 0.1")
+
+
+def _check_matching(matching: Matching) -> None:
+    if matching.temperature == "auto":
+        return
+    try:
+        temperature = float(matching.temperature)
+    except ValueError:
+        temperature = math.nan
+    if not 0 < temperature < math.inf:
+        raise UserError(f"--temperature is a positive number or auto, not {matching.temperature!r}")
+
+
+def _with_time_to_learn(config: DistillConfig) -> DistillConfig:
+    """The configuration of a run that plays, with what depends on its length."""
+    steps, num_envs = config.steps, config.driving.num_envs
+    warmup = min(config.batches.warmup, steps // 2)
+    if -(-max(warmup, 1) // num_envs) * num_envs >= steps:  # all rows are stepped together
+        raise UserError(f"--steps {steps} leaves none for learning: take more, or fewer --num-envs")
+    share_steps = config.driving.share_steps
+    return changed(
         config,
-        share_steps=shared,
+        share_steps=min(5_000, steps // 2) if share_steps is None else share_steps,
         warmup=warmup,
-        replay=min(config.replay, config.steps),
+        replay=min(config.batches.replay, steps),
     )

@@ -84,10 +84,10 @@ def _groups(network: Network, steady: bool) -> list[dict[str, Any]]:
 
 
 def _optimizer(network: Network, config: DistillConfig) -> AdamW | Muon | torch.optim.Optimizer:
-    decay, groups = config.weight_decay or 0.0, _groups(network, config.steady)
-    if config.optimizer == "rmsprop":
-        return torch.optim.RMSprop(groups, lr=config.learning_rate)
-    if config.optimizer != "muon":
+    decay, groups = config.optimization.weight_decay or 0.0, _groups(network, config.optimization.steady)
+    if config.optimization.optimizer == "rmsprop":
+        return torch.optim.RMSprop(groups, lr=config.optimization.learning_rate)
+    if config.optimization.optimizer != "muon":
         return AdamW(groups, decay)
     hidden = [layer.weight for layer in list(network.layers)[:-1] if isinstance(layer, nn.Conv2d | nn.Linear)]
     ids = {id(matrix) for matrix in hidden}
@@ -152,10 +152,10 @@ class Update:
         self.network, self.loss, self.config = network.train(), loss, config
         self.task, self.teacher_kind = task, teacher_kind
         self.optimizer = _optimizer(network, config)
-        peak = config.learning_rate
+        peak = config.optimization.learning_rate
         self.rate = (
             constant(peak)
-            if config.schedule == "constant"
+            if config.optimization.schedule == "constant"
             else warmup_cosine(peak, 0.0, min(100, updates // 10), updates)
         )
         self.average = build(network.architecture, 0, network.score_kind).eval().requires_grad_(False)
@@ -165,21 +165,21 @@ class Update:
         self.updates = 0
         self.temperature, self.spread = 1.0, 1.0
         self._units = _RangeUnits(network, task, loss.score_kind)
-        self._centred = CentredInputs(network.layers if config.steady else ())
+        self._centred = CentredInputs(network.layers if config.optimization.steady else ())
 
     def fit(self, examples: Batch) -> None:
         """What is fitted once, to the first labelled observations: temperature, spread, and the network's standardization."""
         sizes, masks = self.task.action_sizes, examples.masks
         self.spread = advantage_spread(examples.values, sizes, masks)
-        values = transform(examples.values, self.config.targets, self.spread, sizes, masks)
-        auto = self.config.temperature == "auto"
+        values = transform(examples.values, self.config.matching.targets, self.spread, sizes, masks)
+        auto = self.config.matching.temperature == "auto"
         self.temperature = (
-            auto_temperature(values, self.teacher_kind, masks) if auto else float(self.config.temperature)
+            auto_temperature(values, self.teacher_kind, masks) if auto else float(self.config.matching.temperature)
         )
-        if self.config.standardize:
+        if self.config.optimization.standardize:
             fitted: Standardization = fit_standardization(self.network.seen(examples.observations))
             self.network.standardize(*fitted)
-        if self.config.initialize == "data":
+        if self.config.optimization.initialize == "data":
             fit_initialization(self.network, examples.observations, self.config.seed)
         self._units.leave()  # drawn around 0, so that the student begins around the range's middle
         self.average.load_state_dict(self.network.state_dict())
@@ -198,8 +198,8 @@ class Update:
             parameter.grad = None
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
         self._units.enter()
-        if self.config.max_grad_norm:
-            _shorten(self._parameters, self.config.max_grad_norm)
+        if self.config.optimization.max_grad_norm:
+            _shorten(self._parameters, self.config.optimization.max_grad_norm)
         self._centred.enter()
         self.optimizer.step()
         self._centred.leave()
@@ -211,7 +211,7 @@ class Update:
     def _matched(self, scores: Tensor, values: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor]:
         """What the loss compares: scores and transformed values, or actions in halves of their range."""
         if self.loss.score_kind != "actions":
-            return scores, transform(values, self.config.targets, self.spread, self.task.action_sizes, masks)
+            return scores, transform(values, self.config.matching.targets, self.spread, self.task.action_sizes, masks)
         low, high = bounds(self.task)
         middle, half = (low + high) / 2, (high - low) / 2
         # Less the middle, which changes no distance but keeps small ones from being rounded away.
@@ -220,7 +220,7 @@ class Update:
     def _follow(self) -> None:
         """Polynomial-decay averaging (Shamir & Zhang 2013, arXiv 1212.1824, section 4): it spans a set share of the run so
         far, so it forgets the first weights, and needs no decay that suits the run's length."""
-        share = self.config.average
+        share = self.config.optimization.average
         newest = 1 / (1 + share * (self.updates - 1)) if share else 1.0
         with torch.no_grad():
             torch._foreach_lerp_(self._averaged, self._parameters, newest)
