@@ -50,6 +50,17 @@ def tensor(*rows: list[float]) -> Tensor:
     return torch.tensor(rows)
 
 
+@pytest.mark.parametrize(
+    ("task", "choices", "mask_size", "dimensions"),
+    [(FOUR, (4,), 4, 1), (LEVERS, (2, 3), 5, 2), (ARM, (), 0, 2), (FREE, (), 0, 2)],
+    ids=lambda value: getattr(value, "env", None),
+)
+def test_choices_masks_and_dimensions_are_three_numbers(
+    task: Task, choices: tuple[int, ...], mask_size: int, dimensions: int
+) -> None:
+    assert (task.choices, task.mask_size, task.action_dimensions) == (choices, mask_size, dimensions)
+
+
 # Scores
 
 

@@ -171,7 +171,8 @@ class Task:
     env: str
     """Environment id as the user named it, such as `ALE/Pong-v5`, `PongNoFrameskip-v4`, `MinAtar/Breakout-v1`."""
     num_actions: int
-    """Number of discrete actions; of several at once the sum of their choices; dimensions of continuous ones."""
+    """As files have it: the number of discrete actions, the sum of the choices of several, or the dimensions of continuous ones.
+    Code reads `choices`, `mask_size` or `action_dimensions`, which mean one thing each."""
     observation_shape: tuple[int, ...]
     """Shape of what the policy sees: (stack, height, width), (channels, height, width) or (features,)."""
     observation_dtype: Literal["uint8", "float32"] = "uint8"
@@ -212,6 +213,21 @@ class Task:
     def continuous(self) -> bool:
         """Whether actions are numbers in a range."""
         return bool(self.action_low)
+
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """How many actions each discrete choice has: one number, or one for each of several at once; () of continuous actions."""
+        return () if self.action_low else self.action_sizes or (self.num_actions,)
+
+    @property
+    def mask_size(self) -> int:
+        """A: the truth values of an action mask, which are the discrete actions of all choices; 0 of continuous actions."""
+        return 0 if self.action_low else self.num_actions
+
+    @property
+    def action_dimensions(self) -> int:
+        """How many numbers an action is: D of continuous actions, 1 of a discrete one, one for each of several at once."""
+        return len(self.action_low) or len(self.action_sizes) or 1
 
     def as_dict(self) -> dict[str, Any]:
         """The task as plain JSON data."""

@@ -52,7 +52,7 @@ def row_schema(labels: Labels) -> Any:
         "values": pa.list_(pa.float32(), label_width(labels)),
     }
     if task.action_masks:
-        fields["action_mask"] = pa.list_(pa.bool_(), task.num_actions)
+        fields["action_mask"] = pa.list_(pa.bool_(), task.mask_size)
     told = {"format": f"{FORMAT} {VERSION}", "frame_shape": json.dumps(frame_shape(task))}
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields.items()], metadata=told)
 
@@ -97,7 +97,7 @@ def part_of(batch: Any, labels: Labels) -> Shard:
         terminated=flat["terminated"],
         truncated=flat["truncated"],
         values=lists["values"].reshape(batch.num_rows, label_width(labels)),
-        masks=lists["action_mask"].reshape(batch.num_rows, task.num_actions) if task.action_masks else None,
+        masks=lists["action_mask"].reshape(batch.num_rows, task.mask_size) if task.action_masks else None,
     )
     check_rows(part, labels)
     return part

@@ -263,7 +263,7 @@ def _names(task: Task) -> list[str]:
         names = action_names(task)
     except Exception:  # the package of the environment may be missing, and raises whatever it likes
         return []
-    return names if names != [str(action) for action in range(task.num_actions)] else []
+    return names if names != [str(action) for action in range(task.choices[0])] else []
 
 
 def _options(task: Task) -> str:

@@ -87,8 +87,8 @@ def check_rows(part: Shard, labels: Labels) -> None:
     if (masks is not None) != task.action_masks:
         raise ValueError("action masks, which the task has not" if masks is not None else "no action masks")
     if masks is not None:
-        if masks.shape != (length, task.num_actions) or masks.dtype != np.bool_:
-            raise ValueError(f"masks of shape {masks.shape}, expected {(length, task.num_actions)}")
+        if masks.shape != (length, task.mask_size) or masks.dtype != np.bool_:
+            raise ValueError(f"masks of shape {masks.shape}, expected {(length, task.mask_size)}")
         # Context rows are there for their frames alone.
         if not (are_allowed(part.actions, task, masks) & some_allowed(masks, task) | part.context).all():
             raise ValueError("an action that its mask does not allow, or a mask that allows none")

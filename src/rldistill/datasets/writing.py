@@ -125,5 +125,5 @@ class DatasetWriter:
             terminated=np.zeros(length, np.bool_),
             truncated=np.zeros(length, np.bool_),
             values=np.zeros((length, label_width(self.dataset)), np.float32),
-            masks=np.zeros((length, self._task.num_actions), np.bool_) if self._task.action_masks else None,
+            masks=np.zeros((length, self._task.mask_size), np.bool_) if self._task.action_masks else None,
         )

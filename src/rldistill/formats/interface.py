@@ -76,9 +76,7 @@ def _parts(task: Task, space: Any) -> Iterator[str]:
 def _action(task: Task, space: Any) -> list[str]:
     if task.continuous:
         pairs = list(zip(task.action_low, task.action_high, strict=True))
-        lines = [
-            f"action: {task.num_actions} float{'s'[: task.num_actions - 1]} in the environment's units, held to their range"
-        ]
+        lines = [f"action: {len(pairs)} float{'s'[: len(pairs) - 1]} in the environment's units, held to their range"]
         if len(set(pairs)) == 1:
             return [f"{lines[0]}, each {_range(*pairs[0])}"]
         return lines + [
@@ -90,7 +88,7 @@ def _action(task: Task, space: Any) -> list[str]:
     else:
         names = _names(task)
         meaning = ", ".join(f"{number} {name}" for number, name in enumerate(names)) if names else ""
-        lines = [f"action: one of {task.num_actions}, counted from 0{f': {meaning}' if meaning else ''}"]
+        lines = [f"action: one of {task.choices[0]}, counted from 0{f': {meaning}' if meaning else ''}"]
     start = np.ravel(getattr(space, "start", 0))
     if start.any():
         lines.append(f"the environment counts from {', '.join(map(str, start))}: add that")
@@ -102,7 +100,11 @@ def _names(task: Task) -> list[str]:
         names = action_names(task)
     except (UserError, ImportError):
         return []
-    return [] if names == [str(number) for number in range(task.num_actions)] else names
+    return (
+        []
+        if names == [str(number) for number in range(task.action_dimensions if task.continuous else task.mask_size)]
+        else names
+    )
 
 
 def _places(at: int, size: int) -> str:

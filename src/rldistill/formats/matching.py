@@ -37,8 +37,8 @@ def mismatches_of(foreign: ForeignPolicy, task: Task, score_kind: ScoreKind) -> 
             )
     actions = foreign.action_space
     if isinstance(actions, DiscreteSpace):
-        sizes = task.action_sizes or ((task.num_actions,) if not task.continuous else ())
-        if actions.sizes != (sizes if actions.divided or not sizes else (sum(sizes),)):
+        sizes = task.choices
+        if actions.sizes != (sizes if actions.divided or not sizes else (task.mask_size,)):
             found.append(
                 f"it chooses among {' x '.join(map(str, actions.sizes))} actions, {task.env} has {describe(task)}"
             )

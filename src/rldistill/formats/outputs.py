@@ -264,7 +264,7 @@ def unit_mismatch(teacher: Teacher) -> str | None:
         while steps < _STEPS and (steps == 0 or time.monotonic() - began < _SECONDS):
             steps += 1
             scores = teacher(as_tensor(environments.observations))
-            actions = scores[:, : task.num_actions].double().numpy()
+            actions = scores[:, : task.action_dimensions].double().numpy()
             if not (np.abs(actions) <= 1 + _SLACK).all():
                 return None
             least, most = np.minimum(least, actions[0]), np.maximum(most, actions[0])

@@ -46,25 +46,27 @@ def score_width(task: Task, kind: ScoreKind) -> int:
     continuous = kind in ("gaussian", "squashed_gaussian", "actions")
     if continuous != task.continuous or (kind == "q_values" and task.action_sizes):
         raise UserError(f"{task.env} has {describe(task)}, which {kind} scores do not suit")
-    return 2 * task.num_actions if kind in ("gaussian", "squashed_gaussian") else task.num_actions
+    if not continuous:
+        return task.mask_size
+    return task.action_dimensions if kind == "actions" else 2 * task.action_dimensions
 
 
 def describe(task: Task) -> str:
     """The action space in words."""
     if task.continuous:
         ranges = [f"{low:g} to {high:g}" for low, high in zip(task.action_low, task.action_high, strict=True)]
-        told = ranges[:1] if len(set(ranges)) == 1 else ranges
-        return f"continuous actions of {task.num_actions} dimension{'s'[: task.num_actions - 1]} ({', '.join(told)})"
+        listed = ranges[:1] if len(set(ranges)) == 1 else ranges
+        return f"continuous actions of {len(ranges)} dimension{'s'[: len(ranges) - 1]} ({', '.join(listed)})"
     if task.action_sizes:
-        return f"{len(task.action_sizes)} discrete actions at once, of {', '.join(map(str, task.action_sizes))} choices"
-    return f"{task.num_actions} discrete actions"
+        return f"{task.action_dimensions} discrete actions at once, of {', '.join(map(str, task.choices))} choices"
+    return f"{task.choices[0]} discrete actions"
 
 
 def action_layout(task: Task) -> tuple[tuple[int, ...], npt.DTypeLike]:
     """Shape and type of one row's action."""
     if task.continuous:
-        return (task.num_actions,), np.float32
-    return ((len(task.action_sizes),) if task.action_sizes else ()), np.int64
+        return (task.action_dimensions,), np.float32
+    return ((task.action_dimensions,) if task.action_sizes else ()), np.int64
 
 
 def same_actions(task: Task, other: Task) -> bool:
@@ -190,15 +192,15 @@ def uniform_actions(task: Task, number: int, generator: np.random.Generator, mas
     """Uniformly random actions of `number` rows, of the allowed ones (N, A); -1 to 1 where a dimension has no bound."""
     if task.continuous:
         low, high = (side.numpy() for side in bounds(task))
-        random = generator.uniform(low, high, size=(number, task.num_actions)).astype(np.float32)
+        random = generator.uniform(low, high, size=(number, task.action_dimensions)).astype(np.float32)
         return np.clip(random, *_ends(task))
     if masks is not None:
         # As many draws whatever is allowed, so that what follows them does not depend on it.
         columns = [_uniform_allowed(part, generator.random(number)) for part in _dimensions(masks, task)]
         return np.stack(columns, axis=1) if task.action_sizes else columns[0]
     if task.action_sizes:
-        return generator.integers(task.action_sizes, size=(number, len(task.action_sizes)))
-    return generator.integers(task.num_actions, size=number)
+        return generator.integers(task.choices, size=(number, task.action_dimensions))
+    return generator.integers(task.choices[0], size=number)
 
 
 def _uniform_allowed(masks: Masks, shares: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
@@ -255,17 +257,14 @@ def agreement(one: Tensor, other: Tensor, task: Task) -> Tensor:
 
 def check_actions(actions: Actions, num_envs: int, task: Task, masks: Masks | None = None) -> None:
     """Raises ValueError where a row's action is none of the task's, or not allowed."""
-    shape: tuple[int, ...] = (num_envs,)
+    shape = (num_envs, *action_layout(task)[0])
     if task.continuous:
-        shape = (num_envs, task.num_actions)
         low, high = _ends(task)
         # Of another type a replayed action would not be the one that was taken.
         fits = actions.shape == shape and actions.dtype == np.float32 and bool(np.isfinite(actions).all())
         fits = fits and bool(((actions >= low) & (actions <= high)).all())
     else:
-        sizes = task.action_sizes or task.num_actions
-        shape = (num_envs, len(task.action_sizes)) if task.action_sizes else shape
-        fits = actions.shape == shape and bool(((actions >= 0) & (actions < sizes)).all())
+        fits = actions.shape == shape and bool(((actions >= 0) & (actions < task.choices)).all())
     if not fits:
         raise ValueError(
             f"an action is none of the task's: {task.env} takes {describe(task)} in {num_envs} rows, got {actions}"
@@ -322,10 +321,10 @@ def _given_masks(action_masks: npt.ArrayLike, number: int, task: Task) -> Masks:
     if task.continuous:
         raise UserError(f"{task.env} has {describe(task)}: there is nothing to mask")
     try:
-        masks = np.asarray(action_masks).astype(np.bool_).reshape(number, task.num_actions)
+        masks = np.asarray(action_masks).astype(np.bool_).reshape(number, task.mask_size)
     except (TypeError, ValueError):
         raise UserError(
-            f"action_masks are of shape {(number, task.num_actions)} for {task.env}, not {np.shape(action_masks)}"
+            f"action_masks are of shape {(number, task.mask_size)} for {task.env}, not {np.shape(action_masks)}"
         ) from None
     if not some_allowed(masks, task).all():
         raise UserError(f"action_masks allow no action at all in row {int((~some_allowed(masks, task)).argmax())}")

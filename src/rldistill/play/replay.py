@@ -23,7 +23,7 @@ FILES = tuple(f"replay-{name}" for name in _COLUMNS)
 
 def mask_column(task: Task) -> dict[str, tuple[tuple[int, ...], npt.DTypeLike]]:
     """The column of a task with action masks; none of one without."""
-    return {"masks": ((task.num_actions,), np.bool_)} if task.action_masks else {}
+    return {"masks": ((task.mask_size,), np.bool_)} if task.action_masks else {}
 
 
 class Replay:

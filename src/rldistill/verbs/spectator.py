@@ -90,8 +90,8 @@ def preferences(values: Floats, kind: ScoreKind, task: Task, *, temperature: flo
         low, high = bounds(task)
         shares = ((chosen(scores, kind, task) - low) / (high - low)).clamp(0, 1)
     else:
-        sizes = list(task.action_sizes) or [task.num_actions]
-        shares = torch.cat([part.softmax(dim=1) for part in torch.split(scores / temperature, sizes, dim=1)], dim=1)
+        parts = torch.split(scores / temperature, list(task.choices), dim=1)
+        shares = torch.cat([part.softmax(dim=1) for part in parts], dim=1)
     return np.asarray(shares.numpy(), dtype=np.float32)
 
 

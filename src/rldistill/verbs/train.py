@@ -294,7 +294,7 @@ def _task(env: str, config: TrainConfig) -> Task:
 def _network(settings: dict[str, Any], task: Task) -> Network:
     normalization: Normalization = "layer" if settings["algo"] == "pqn" else "none"
     return build(
-        Architecture(settings["network"], task.observation_shape, task.num_actions, normalization), settings["seed"]
+        Architecture(settings["network"], task.observation_shape, task.choices[0], normalization), settings["seed"]
     )
 
 

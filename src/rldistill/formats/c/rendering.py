@@ -233,7 +233,7 @@ def _act(policy: CPolicy, task: Task, prefix: str, kind: str) -> str:
     return "\n".join([
         f"void {prefix}_act(const {kind} *observation, float *action)", "{",
         *extra, f"    static float scores[{width}];", f"    {prefix}_scores(observation, scores);",
-        f"    for (int d = 0; d < {task.num_actions}; d++)",
+        f"    for (int d = 0; d < {task.action_dimensions}; d++)",
         f"        action[d] = fminf(fmaxf({unit}, low[d]), high[d]);", "}", "",
     ])  # fmt: skip
 
@@ -254,7 +254,7 @@ def _header(policy: CPolicy, task: Task, prefix: str, kind: str) -> str:
         )
     else:
         action = (
-            f"/* The action, action[{task.num_actions}], in the environment's units and within their range. */\n"
+            f"/* The action, action[{task.action_dimensions}], in the environment's units and within their range. */\n"
             f"void {prefix}_act(const {kind} *observation, float *action);"
         )
     if task.action_masks:

@@ -129,11 +129,11 @@ def check_spaces(data: MinariData, task: Task, frame_shape: tuple[int, ...]) -> 
 
     observations, actions = data.storage.observation_space, data.storage.action_space
     if isinstance(actions, Discrete):
-        fits = not task.continuous and not task.action_sizes and (actions.n, actions.start) == (task.num_actions, 0)
+        fits = not task.action_sizes and ((actions.n,), actions.start) == (task.choices, 0)
     elif isinstance(actions, MultiDiscrete):
         fits = tuple(actions.nvec.ravel().tolist()) == task.action_sizes and not np.any(actions.start)
     else:
-        fits = isinstance(actions, Box) and task.continuous and actions.shape == (task.num_actions,)
+        fits = isinstance(actions, Box) and task.continuous and actions.shape == (task.action_dimensions,)
     if not fits:
         raise UserError(f"{data.path} has the actions {actions}, {task.env} has {describe(task)}")
     if not isinstance(observations, Box):

@@ -99,7 +99,7 @@ def _action_space(task: Task) -> Any:
 
     if task.continuous:
         return Box(np.array(task.action_low, np.float32), np.array(task.action_high, np.float32), dtype=np.float32)
-    return MultiDiscrete(list(task.action_sizes)) if task.action_sizes else Discrete(task.num_actions)
+    return MultiDiscrete(list(task.action_sizes)) if task.action_sizes else Discrete(task.choices[0])
 
 
 def _env_spec(task: Task) -> Any:

@@ -95,7 +95,7 @@ class _Graph:
             parts = [self._columns(scores, end - size, end) for end, size in zip(ends, task.action_sizes, strict=True)]
             self.add("Concat", *(self.add("ArgMax", part, axis=1) for part in parts), output="action", axis=1)
         else:
-            x = self._columns(scores, 0, task.num_actions)
+            x = self._columns(scores, 0, task.action_dimensions)
             if policy.score_kind == "squashed_gaussian":
                 low, high = (side.numpy() for side in bounds(task))
                 half, middle = self.constant((high - low) / 2, np.float32), self.constant((high + low) / 2, np.float32)

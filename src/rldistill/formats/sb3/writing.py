@@ -192,7 +192,9 @@ def _named(kind: str, dense: list[Affine], convolutions: list[Affine]) -> dict[s
 def _log_std(policy: SavedPolicy, calibration: Observations) -> tuple[Tensor, list[str]]:
     """One log standard deviation a dimension, all that a PPO has."""
     if policy.score_kind == "actions":
-        return torch.full((policy.task.num_actions,), LOG_STD_RANGE[0]), ["it had no deviation; a PPO has exp(-5)"]
+        return torch.full((policy.task.action_dimensions,), LOG_STD_RANGE[0]), [
+            "it had no deviation; a PPO has exp(-5)"
+        ]
     log_std = split_gaussian(policy(as_tensor(calibration)))[1]
     varies = float(log_std.std(dim=0).max()) if len(log_std) > 1 else 0.0
     note = (
@@ -217,4 +219,4 @@ def _action_space(task: Task) -> spaces.Space[Any]:
     if task.continuous:
         low, high = np.array(task.action_low, np.float32), np.array(task.action_high, np.float32)
         return spaces.Box(low, high, dtype=np.float32)
-    return spaces.MultiDiscrete(list(task.action_sizes)) if task.action_sizes else spaces.Discrete(task.num_actions)
+    return spaces.MultiDiscrete(list(task.action_sizes)) if task.action_sizes else spaces.Discrete(task.choices[0])

@@ -308,7 +308,7 @@ class Environments:
         """Control steps after which an episode is truncated; 0 leaves it to the environment."""
         self._episodes = np.zeros(num_envs, dtype=np.int64)
         action = uniform_actions(task, 1, np.random.default_rng(0))[0]
-        small = not task.continuous and max(task.action_sizes or (task.num_actions,)) <= 256
+        small = 0 < max(task.choices, default=0) <= 256
         self._any_action = action
         self._log = np.zeros((num_envs, 1024, *action.shape), dtype=np.uint8 if small else action.dtype)
         self._ages = np.zeros(num_envs, dtype=np.int64)

@@ -74,7 +74,7 @@ class MaskReader:
         if self._given is None:
             self._given = given is not None
         if given is None:
-            return np.ones(self._task.num_actions, dtype=np.bool_) if self._given else None
+            return np.ones(self._task.mask_size, dtype=np.bool_) if self._given else None
         if not self._given:
             raise EnvironmentFailed(
                 f"{self._task.env} gives an action mask now and gave none at its first reset: give one with every reset"
@@ -87,7 +87,7 @@ class MaskReader:
                 f"an action mask of {self._task.env} allows no action although the episode goes on: "
                 "end the episode there, or allow one"
             )
-        return np.ones(self._task.num_actions, dtype=np.bool_)
+        return np.ones(self._task.mask_size, dtype=np.bool_)
 
     def _read(self, mask: Any) -> Bools:
         task = self._task
@@ -96,16 +96,16 @@ class MaskReader:
                 f"{task.env} gives an action mask and has {describe(task)}, which cannot be masked: "
                 "wrap it so that it gives none"
             )
-        sizes = task.action_sizes or (task.num_actions,)
+        sizes = task.choices
         try:
             numbers = np.asarray(mask) if len(mask) != len(sizes) or len(sizes) == 1 else _joined(mask, sizes)
         except (TypeError, ValueError):
             numbers = np.empty(0, dtype=np.object_)
-        fits = numbers.shape == (task.num_actions,) and numbers.dtype.kind in "biuf"
+        fits = numbers.shape == (task.mask_size,) and numbers.dtype.kind in "biuf"
         if not fits or not bool(((numbers == 0) | (numbers == 1)).all()):
             raise EnvironmentFailed(
                 f"an action mask of {task.env} is {_described(mask, numbers)}; it has one 0 or 1 for each of "
-                f"{task.num_actions} actions ({describe(task)})"
+                f"{task.mask_size} actions ({describe(task)})"
             )
         return numbers.astype(np.bool_)
 

@@ -22,11 +22,12 @@ def same_game(one: str, other: str) -> bool:
 
 
 def action_names(task: Task) -> list[str]:
-    """The names of a task's actions: NOOP, FIRE, RIGHT, ... on Atari and MinAtar, numbers elsewhere."""
+    """The names of a task's actions: NOOP, FIRE, RIGHT, ... on Atari and MinAtar, numbers elsewhere; of continuous actions those of
+    their dimensions."""
     names: list[str] = []
     if is_minatar(task.env):
         minimal = range(6)
-        if task.num_actions != 6:
+        if task.choices != (6,):
             from minatar import Environment
 
             game = re.sub(r"(?<!^)(?=[A-Z])", "_", task.env.split("/")[1].split("-")[0]).lower()
@@ -42,8 +43,9 @@ def action_names(task: Task) -> list[str]:
         names = list(made.unwrapped.get_action_meanings())
         made.close()
     if task.action_sizes:
-        return [f"{number}: {choice}" for number, size in enumerate(task.action_sizes) for choice in range(size)]
-    return names if len(names) == task.num_actions else [str(action) for action in range(task.num_actions)]
+        return [f"{number}: {choice}" for number, size in enumerate(task.choices) for choice in range(size)]
+    number = task.action_dimensions if task.continuous else task.choices[0]
+    return names if len(names) == number else [str(action) for action in range(number)]
 
 
 def features_of(task: Task, parts: Sequence[str]) -> tuple[int, ...]:

@@ -130,7 +130,7 @@ def compare(
         if not bool(torch.isfinite(theirs).all()):
             raise UserError("the exported policy gives NaN or infinity")
         if policy.score_kind != "squashed_gaussian" and task.continuous:
-            ours, theirs = ours[:, : task.num_actions], theirs[:, : task.num_actions]
+            ours, theirs = ours[:, : task.action_dimensions], theirs[:, : task.action_dimensions]
         difference = max(difference, float((ours - theirs).abs().max()))
         low, high = min(low, float(ours.min())), max(high, float(ours.max()))
         agreed += float(same.sum())
