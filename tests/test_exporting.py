@@ -15,6 +15,7 @@ import torch
 
 import rldistill
 from rldistill.formats.c import compiler
+from rldistill.formats.interface import description
 from rldistill.formats.onnx.int8 import to_onnx_int8
 from rldistill.formats.sb3.writing import sb3_actions, to_sb3
 from rldistill.formats.torchscript.writing import to_torchscript
@@ -23,7 +24,7 @@ from rldistill.play.envs import make_task
 from rldistill.policies import SavedPolicy, save_policy
 from rldistill.students.networks import Architecture, Network, build
 from rldistill.teachers import ForeignTeacher, load_policy, trial
-from rldistill.teachers.exported import description, exported_in, read_exported
+from rldistill.teachers.exported import exported_in, read_exported
 from rldistill.types import ScoreKind, Task, UserError
 from rldistill.verbs.evaluate import EvaluateConfig, evaluate
 from rldistill.verbs.export import BOUNDS, ExportConfig, Format, export, export_table

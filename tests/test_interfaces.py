@@ -13,12 +13,11 @@ import pytest
 from gymnasium import spaces
 
 from rldistill.formats.c import compiler
-from rldistill.formats.interface import interface_of
+from rldistill.formats.interface import description, interface_of
 from rldistill.formats.onnx.int8 import to_onnx_int8
 from rldistill.play.envs import features_text, make_task
 from rldistill.policies import SavedPolicy, load_policy, save_policy
 from rldistill.students.networks import Architecture, build
-from rldistill.teachers.exported import description
 from rldistill.verbs.export import ExportConfig, export
 
 QUICK = ExportConfig(states=16, calibration=8, episodes=0, num_envs=2)

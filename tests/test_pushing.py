@@ -17,6 +17,7 @@ import pytest
 from hub_server import TOKEN, Hub, serving
 from rldistill.formats.c import compiler
 from rldistill.formats.hub.download import Card, read_card
+from rldistill.formats.interface import description
 from rldistill.formats.torchscript.writing import to_torchscript
 from rldistill.play.envs import make_task
 from rldistill.policies import SavedPolicy, load_policy, save_policy
@@ -24,7 +25,6 @@ from rldistill.progress import Silent
 from rldistill.runs.scores import read_scores
 from rldistill.students.networks import Architecture, build
 from rldistill.teachers import load_teacher
-from rldistill.teachers.exported import description
 from rldistill.types import Task, UserError
 from rldistill.verbs import push as pushing
 from rldistill.verbs.evaluate import EvaluateConfig, evaluate
@@ -272,8 +272,8 @@ def test_given_scores_are_taken_as_they_are(shelf: Path, tmp_path: Path) -> None
 @pytest.fixture
 def few_states(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports made here are checked, on fewer states."""
-    monkeypatch.setattr(pushing.exports, "ExportConfig", partial(ExportConfig, states=60, calibration=10, episodes=1))
-    monkeypatch.setattr(pushing.exports, "STATES", 80)
+    monkeypatch.setattr(pushing, "ExportConfig", partial(ExportConfig, states=60, calibration=10, episodes=1))
+    monkeypatch.setattr(pushing, "STATES", 80)
 
 
 @pytest.mark.usefixtures("few_states")

@@ -13,7 +13,7 @@ from rldistill.documents import parse_json
 from rldistill.formats.archives import MIB, PATH_LENGTH, printable, read_file, read_members
 from rldistill.formats.c import CPolicy, compiled, read_c
 from rldistill.formats.foreign import BoxSpace, ForeignPolicy, ForeignScores
-from rldistill.formats.interface import MEMBER
+from rldistill.formats.interface import FORMAT, MEMBER, VERSION
 from rldistill.formats.onnx.contents import metadata_of
 from rldistill.formats.sb3.reading import read_sb3
 from rldistill.formats.tensors.weights import read_bytes
@@ -21,8 +21,6 @@ from rldistill.play.actions import score_width
 from rldistill.teachers.trial import read_program
 from rldistill.types import ScoreKind, Task, UserError
 
-FORMAT = "rldistill-export"
-VERSION = 1
 _KNOWN: dict[str, type] = {"network": str, "parameters": int, "policy_sha256": str, "made_by": str}
 _MOST_TEXT = 256 * 1024
 _MOST_SOURCE = 256 * MIB
@@ -40,12 +38,6 @@ class Exported(NamedTuple):
     known: Mapping[str, Any]
     """Network, parameters, checksum of the policy, version; plain JSON data."""
     c: CPolicy | None = None
-
-
-def description(task: Task, score_kind: ScoreKind, known: Mapping[str, Any]) -> dict[str, Any]:
-    """What an exporter puts into its file, plain JSON data."""
-    told = {"format": FORMAT, "format_version": VERSION, "task": task.as_dict(), "score_kind": score_kind}
-    return {**told, **known}
 
 
 def exported_in(kind: str, path: Path) -> Exported | None:

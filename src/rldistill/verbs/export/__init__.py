@@ -3,125 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from json import dumps
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast, get_args
 
-import numpy as np
-
-import rldistill
 from rldistill.arguments import checked_arguments
-from rldistill.files import check_new_file, place_at, put_in_place, replace_file
-from rldistill.formats.c import c_policy, compiler, render
-from rldistill.formats.interface import interface_of
-from rldistill.formats.onnx.int8 import to_onnx_int8
-from rldistill.formats.onnx.writing import to_onnx
-from rldistill.formats.sb3.writing import sb3_actions, to_sb3
-from rldistill.formats.torchscript.writing import to_torchscript
-from rldistill.holding import folder_aside
-from rldistill.machine import check_packages, usual_torch
-from rldistill.play.actions import MASKED, greedy
+from rldistill.machine import usual_torch
 from rldistill.play.envs import confirm
-from rldistill.play.timing import decision_microseconds
-from rldistill.policies import KeptPolicy, SavedPolicy
+from rldistill.policies import SavedPolicy
 from rldistill.progress import Progress, Silent
-from rldistill.runs.scores import Score
-from rldistill.stats import games_in_words, with_interval
-from rldistill.students.networks import parameter_count
-from rldistill.teachers import ForeignTeacher, load_own, load_policy, teacher_beside
-from rldistill.teachers.exported import description
-from rldistill.types import Observations, UserError, check_boolean, check_numbers
-from rldistill.verbs.evaluate import EvaluateConfig, evaluate
-from rldistill.verbs.export.checks import (
-    BATCH,
-    EXACT,
-    ROWS,
-    Bound,
-    Compared,
-    compare,
-    dataset_states,
-    played_states,
-    refuse_beyond,
+from rldistill.teachers import load_own, load_policy, teacher_beside
+from rldistill.types import check_boolean
+from rldistill.verbs.export.making import (
+    BOUNDS,
+    Checks,
+    Export,
+    ExportConfig,
+    Format,
+    export_table,
+    make_export,
+    output_files,
+    report_file,
 )
+from rldistill.verbs.scoring import Conditions, score_loaded
 
-Format: TypeAlias = Literal["onnx", "onnx-int8", "c", "c-int8", "torchscript", "sb3"]
-BOUNDS: dict[Format, Bound] = {
-    "onnx": EXACT,
-    "onnx-int8": Bound(agreement=0.95),
-    "c": EXACT,
-    "c-int8": Bound(agreement=0.99),
-    "torchscript": EXACT,
-    "sb3": EXACT,
-}
-_ENDINGS: dict[Format, str] = {"c": ".c", "c-int8": ".c", "sb3": ".zip"}
-_PACKAGES: dict[Format, tuple[str, ...]] = {
-    "onnx": ("onnx", "onnxscript", "onnxruntime"),
-    "onnx-int8": ("onnx", "onnxruntime"),
-    "sb3": ("stable_baselines3",),
-}
-_CALIBRATION_EVERY = 8  # control steps: states in a row are nearly the same
-_SB3_STATES = 256
-_SCORE = ("episodes", "distinct", "mean", "ci_low", "ci_high")
-
-
-@dataclass(frozen=True)
-class ExportConfig:
-    """How an export is made and checked."""
-
-    dataset: Path | None = None
-    """Recorded observations to compare (and calibrate) on; by default the policy plays for them, with epsilon 0.05."""
-    states: int = 10_000
-    """Observations on which the export's scores and actions are compared with the policy's."""
-    calibration: int = 512
-    """Observations, others than those, that give int8 its ranges."""
-    episodes: int = 10
-    """Full games of the policy and of the export, for their scores; 0 plays none."""
-    epsilon: float = 0.01
-    """Probability of a random action in these games."""
-    num_envs: int = 10
-    """Games played side by side."""
-    seed: int = 0
-    """Of games and draws."""
-    teacher: str | None = None
-    """A policy for a row of its own in the table; by default the teacher, if it is still where it was; `none` for none."""
-    env: str | None = None
-    """The policy's own environment id, to confirm it where it is written module:Id: the module is imported only then."""
-    prefix: str = "rldistill"
-    """Of C: what the names of functions begin with."""
-
-
-@dataclass(frozen=True)
-class Export:
-    """What was written, and what it is worth."""
-
-    files: tuple[Path, ...]
-    format: Format
-    bytes: int
-    """Of the file; of C those of its numbers when compiled."""
-    compared: Compared
-    notes: tuple[str, ...]
-    """What the format does not hold, or holds otherwise."""
-    rows: tuple[dict[str, Any], ...]
-    """The policy, the export, and the teacher where it is known: `policy`, `format`, `bytes`, `microseconds` (of a decision,
-    NumPy observation to action, batch 1, one thread), `agreement` (with the policy, on the compared states; None of the
-    teacher), `episodes`, `distinct`, `mean`, `ci_low`, `ci_high` as in `Score` (None where no games were played), plain JSON
-    data."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON data."""
-        return {
-            "files": [str(file) for file in self.files],
-            "format": self.format,
-            "bytes": self.bytes,
-            "states": self.compared.states,
-            "largest_difference": self.compared.difference,
-            "range_of_scores": self.compared.range,
-            "agreement": self.compared.agreement,
-            "notes": list(self.notes),
-            "policies": list(self.rows),
-        }
+__all__ = ["BOUNDS", "Export", "ExportConfig", "Format", "export", "export_table"]
 
 
 @usual_torch()
@@ -145,7 +49,7 @@ def export(
         config: see `ExportConfig`.
         force: replace files that exist.
         json: file for `Export.as_dict`.
-        progress: told how it goes.
+        progress: notified of each step.
 
     Raises:
         UserError: a wrong configuration, an unknown format, a file that exists, a policy that the format cannot hold, a
@@ -154,215 +58,12 @@ def export(
     """
     check_boolean("force", force)
     config, progress = config or ExportConfig(), progress or Silent()
-    target = Path(out)
-    files = _files(target, format, config, force=force)
-    report = None if json is None else _report_file(Path(json), files, force=force)
+    files = output_files(Path(out), format, config, force=force)
+    report = None if json is None else report_file(Path(json), files, force=force)
     source = load_own(policy, verb="export")
     confirm(config.env, source.task)
     named = source.provenance.get("teacher")
     teacher = teacher_beside(named, like=source.task, chosen=config.teacher, say=progress.say)
-    known: dict[str, Any] = {
-        "interface": interface_of(source.task, source.network.architecture.reads),
-        "made_by": f"rldistill {rldistill.__version__}",
-        "network": source.name,
-        "parameters": parameter_count(source.network),
-        "policy_sha256": source.sha256,
-    }
-    calibration, states = _states(source, config, progress)
-    progress.say(f"writing {format}")
-    written, notes = _written(source, target, format, config, known, calibration)
-    notes += [f"{MASKED}, not the action that the file gives"] if source.task.action_masks else []
-    try:
-        with folder_aside(target) as aside:
-            for file in files:
-                replace_file(aside / file.name, written[file.name])  # synced to disk: renaming it needs no more room
-            made = load_policy(aside / target.name)
-            assert isinstance(made, ForeignTeacher)
-            found = compare(source, made, states, config.states, progress)
-            refuse_beyond(BOUNDS[format], found, format)
-            if format == "sb3":
-                _check_in_sb3(aside / target.name, source, made, calibration)
-            rows = _rows(source, made, teacher, found, format, config, progress)
-            done = Export(tuple(files), format, _size(made), found, tuple(notes), tuple(rows))
-            for file in files:
-                check_new_file(file, force=force)  # once more: another process may have written it meanwhile
-            if report is not None:
-                data = dumps(done.as_dict(), indent=2, allow_nan=False).encode() + b"\n"
-                replace_file(report, data, new=not force)
-            for file in files:
-                if file.is_symlink():
-                    replace_file(file, written[file.name])
-                else:
-                    put_in_place(aside / file.name, file, new=not force)
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror}; nothing was written") from None
-    return done
-
-
-def export_table(done: Export) -> list[dict[str, str]]:
-    """Rows for `progress.table`, all figures as short text."""
-    rows = []
-    for row in done.rows:
-        score = "-"
-        if row["mean"] is not None:
-            alike = "" if row["distinct"] == row["episodes"] else f" ({row['distinct']} distinct games)"
-            score = with_interval(row["mean"], row["ci_low"], row["ci_high"]) + alike
-        rows.append(
-            {
-                "policy": row["policy"],
-                "format": row["format"],
-                "bytes": f"{row['bytes']:,}",
-                "µs": f"{row['microseconds']:,.0f}",
-                "agreement": "-" if row["agreement"] is None else f"{row['agreement']:.4f}",
-                "score [95 % CI]": score,
-            }
-        )
-    return rows
-
-
-def _files(target: Path, format: Format, config: ExportConfig, *, force: bool) -> list[Path]:
-    """What will be written, if it may be: told before anything is played, not after."""
-    if format not in get_args(Format):
-        raise UserError(f"unknown format {format!r}: take one of {', '.join(get_args(Format))}")
-    least = {"states": 1, "calibration": 1, "episodes": 0, "num_envs": 1, "seed": 0}
-    check_numbers(config, least=least, shares=["epsilon"])
-    ending = _ENDINGS.get(format)
-    if ending is not None and target.suffix != ending:
-        raise UserError(f"a file of the format {format} ends in {ending}, and {target} does not")
-    if ending == ".c" and compiler() is None:
-        raise UserError(
-            "C is compiled and compared before it is written, and there is no compiler here: name one in $CC"
-        )
-    check_packages(*_PACKAGES.get(format, ()), extra="sb3" if format == "sb3" else "onnx")
-    files = [target, target.with_suffix(".h")] if ending == ".c" else [target]
-    for file in files:
-        check_new_file(file, force=force)
-        if place_at(file) == "stream":
-            raise UserError(f"{file} is a pipe or a device, and an export is read back: name a file with --out")
-    return files
-
-
-def _report_file(path: Path, files: list[Path], *, force: bool) -> Path:
-    if path in files:
-        raise UserError(f"--json and --out are both {path}")
-    check_new_file(path, force=force, flag="--json")
-    return path
-
-
-def _states(
-    policy: SavedPolicy, config: ExportConfig, progress: Progress
-) -> tuple[Observations, Iterator[Observations]]:
-    """Observations to calibrate on, (B, *obs), and batches to compare on."""
-    if config.dataset is None:
-        progress.start("calibrate", config.calibration, "states")
-        parts, done = [], 0
-        rows = 1 if config.num_envs == 1 else ROWS
-        for part in played_states(policy, config.calibration, config.seed + 1, every=_CALIBRATION_EVERY, num_envs=rows):
-            parts.append(part)
-            done += len(part)
-            progress.update(done)
-        return cast(Observations, np.concatenate(parts)), played_states(
-            policy, config.states, config.seed, num_envs=rows
-        )
-    every = list(dataset_states(config.dataset, policy.task, config.calibration + config.states, config.seed, progress))
-    drawn = cast(Observations, np.concatenate(every))
-    # A small dataset serves for both.
-    rest: Observations = drawn[config.calibration :] if len(drawn) > config.calibration else drawn
-    batches = (rest[at : at + BATCH] for at in range(0, len(rest), BATCH))
-    return drawn[: config.calibration], batches
-
-
-def _written(
-    policy: SavedPolicy, target: Path, format: Format, config: ExportConfig, known: dict[str, Any], seen: Observations
-) -> tuple[dict[str, bytes], list[str]]:
-    """The files by name, and what the format does not hold."""
-    told = description(policy.task, policy.score_kind, known)
-    single: dict[Format, Callable[[], bytes]] = {
-        "onnx": lambda: to_onnx(policy, told),
-        "onnx-int8": lambda: to_onnx_int8(policy, told, seen),
-        "torchscript": lambda: to_torchscript(policy, told),
-    }
-    if format in single:
-        return {target.name: single[format]()}, []
-    if format == "sb3":
-        zipped, notes = to_sb3(policy, told, seen)
-        return {target.name: zipped}, notes
-    header = target.with_suffix(".h").name
-    rendered = c_policy(
-        policy.network,
-        policy.task,
-        prefix=config.prefix,
-        header=header,
-        calibration=seen if format == "c-int8" else None,
-        known=known,
-    )
-    source, declared = render(rendered)
-    return {target.name: source.encode(), header: declared.encode()}, []
-
-
-def _check_in_sb3(path: Path, policy: SavedPolicy, made: ForeignTeacher, observations: Observations) -> None:
-    """Raises UserError where Stable-Baselines3 itself plays otherwise than its file read by rldistill."""
-    few = observations[:_SB3_STATES]
-    theirs, ours = sb3_actions(path, policy, few), greedy(made, few, policy.task)
-    if policy.task.continuous:
-        same = bool(np.allclose(theirs, ours, atol=1e-4))
-    else:
-        same = float(np.mean(theirs == ours)) >= EXACT.agreement
-    if not same:
-        raise UserError("Stable-Baselines3 plays the exported zip otherwise than the policy: nothing was written")
-
-
-def _rows(
-    policy: SavedPolicy,
-    made: ForeignTeacher,
-    teacher: KeptPolicy | None,
-    found: Compared,
-    format: Format,
-    config: ExportConfig,
-    progress: Progress,
-) -> list[dict[str, Any]]:
-    """One a policy; raises UserError where the export plays worse."""
-    players: list[KeptPolicy] = [policy, made, *([teacher] if teacher is not None else [])]
-    scores: list[Score] = []
-    if config.episodes:
-        games = EvaluateConfig(
-            episodes=config.episodes, epsilon=config.epsilon, seed=config.seed, num_envs=config.num_envs
-        )
-        scores = evaluate(players, games, progress=progress)
-        if scores[1].ci_high < scores[0].ci_low:
-            raise UserError(
-                f"the {format} export scores {_score(scores[1])} in {games_in_words(config.episodes, scores[1].distinct)}, "
-                f"the policy {_score(scores[0])}: "
-                "nothing was written"
-            )
-    times = [score.microseconds for score in scores] or decision_microseconds(players, found.last)
-    called = [
-        (policy.name, "eager torch", len(policy.weights()), 1.0),
-        (policy.name, format, _size(made), found.agreement),
-    ]
-    rows: list[dict[str, Any]] = []
-    for number, microseconds in enumerate(times):
-        name, kind, size, agreed = (
-            called[number] if number < 2 else ("teacher", players[2].name, len(players[2].weights()), None)
-        )
-        score = scores[number].as_dict() if scores else dict.fromkeys(_SCORE)
-        rows.append(
-            {
-                "policy": name,
-                "format": kind,
-                "bytes": size,
-                "microseconds": microseconds,
-                "agreement": agreed,
-                **{name: score[name] for name in _SCORE},
-            }
-        )
-    return rows
-
-
-def _score(score: Score) -> str:
-    return with_interval(score.mean, score.ci_low, score.ci_high)
-
-
-def _size(made: ForeignTeacher) -> int:
-    bytes_ = getattr(made.network, "weight_bytes", None)
-    return int(bytes_) if bytes_ is not None else len(made.weights())
+    games = Conditions(config.episodes, config.epsilon, config.seed, config.num_envs)
+    checks = Checks(load_policy, lambda players: score_loaded(players, games, progress), teacher)
+    return make_export(source, files, format, config, checks, force=force, report=report, progress=progress)

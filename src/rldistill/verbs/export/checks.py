@@ -14,13 +14,12 @@ from rldistill.datasets.shards import load_replay, open_dataset
 from rldistill.play.actions import agreement, chosen
 from rldistill.play.envs import Environments, unlike
 from rldistill.play.rollout import EpsilonGreedy, rollout
-from rldistill.policies import SavedPolicy
 from rldistill.progress import Progress
 from rldistill.types import Observations, Task, Teacher, UserError
 
 ROWS = 16
 EPSILON = 0.05
-"""Of the play in which states are met that no dataset gives."""
+"""Of the play that gives states where no dataset does."""
 BATCH = 64
 
 
@@ -39,7 +38,7 @@ EXACT = Bound(agreement=0.999, difference=1e-3)
 
 
 class Compared(NamedTuple):
-    """What was found on so many states."""
+    """How an export differs from its policy on so many states."""
 
     states: int
     difference: float
@@ -82,7 +81,7 @@ def dataset_states(path: Path, task: Task, number: int, seed: int, progress: Pro
 
 
 def played_states(
-    policy: SavedPolicy, number: int, seed: int, *, every: int = 1, num_envs: int = ROWS
+    policy: Teacher, number: int, seed: int, *, every: int = 1, num_envs: int = ROWS
 ) -> Iterator[Observations]:
     """Observations that the policy meets while it plays with epsilon 0.05, in batches (B, *obs), `number` in all.
 
@@ -109,7 +108,7 @@ def played_states(
 
 
 def compare(
-    policy: SavedPolicy, exported: Teacher, states: Iterator[Observations], number: int, progress: Progress
+    policy: Teacher, exported: Teacher, states: Iterator[Observations], number: int, progress: Progress
 ) -> Compared:
     """Scores and chosen actions of both on the same states.
 
@@ -140,15 +139,15 @@ def compare(
     return Compared(done, difference, high - low, agreed / done, last)
 
 
-def refuse_beyond(bound: Bound, found: Compared, format: str) -> None:
+def refuse_beyond(bound: Bound, compared: Compared, format: str) -> None:
     """Raises UserError where the export differs by more than the bound of its format."""
-    if found.agreement < bound.agreement:
+    if compared.agreement < bound.agreement:
         raise UserError(
-            f"the {format} export chooses the policy's action in {100 * found.agreement:.2f} % of {found.states:,} states, "
+            f"the {format} export chooses the policy's action in {100 * compared.agreement:.2f} % of {compared.states:,} states, "
             f"at least {100 * bound.agreement:g} % are asked for: nothing was written"
         )
-    if bound.difference is not None and found.difference > bound.difference * found.range:
+    if bound.difference is not None and compared.difference > bound.difference * compared.range:
         raise UserError(
-            f"the {format} export's scores differ by up to {found.difference:.2g} where they range over {found.range:.2g}, "
+            f"the {format} export's scores differ by up to {compared.difference:.2g} where they range over {compared.range:.2g}, "
             f"at most {bound.difference:g} of it is allowed: nothing was written"
         )

@@ -6,39 +6,56 @@ import math
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from json import dumps
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import rldistill
 from rldistill.arguments import checked_arguments
-from rldistill.documents import read_json
 from rldistill.files import read_regular, replace_file
-from rldistill.formats.hub.download import PREFIX, read_card
+from rldistill.formats.c import render
 from rldistill.formats.hub.upload import check_hub, check_repo, upload
 from rldistill.holding import new_folder
 from rldistill.machine import check_packages, usual_torch
 from rldistill.play.envs import confirm, decisions_per_second, unlike
-from rldistill.policies import SavedPolicy, name_of
+from rldistill.policies import SavedPolicy, name_of, named
 from rldistill.progress import Progress, Silent
-from rldistill.runs.folder import curve_csv, read_metrics
 from rldistill.runs.scores import Score, read_scores, write_scores
-from rldistill.teachers import TeacherOptions, load_own, teacher_beside
-from rldistill.types import Task, UserError, check_boolean, check_numbers
-from rldistill.verbs.evaluate import EvaluateConfig, evaluate
-from rldistill.verbs.export import Format
-from rldistill.verbs.push.card import Told, card
-from rldistill.verbs.push.exports import Shipped, check_exports, copy_exports, is_export, make_exports
+from rldistill.teachers import TeacherOptions, load_own, load_policy, teacher_beside
+from rldistill.teachers.detect import kind_of
+from rldistill.teachers.exported import Exported, exported_in
+from rldistill.types import MOST_ENVIRONMENTS, Task, UserError, check_boolean, check_numbers
+from rldistill.verbs.export.checks import ROWS, Bound, compare, played_states, refuse_beyond
+from rldistill.verbs.export.making import Checks, ExportConfig, Format, make_export, output_files
+from rldistill.verbs.push.card import CardFacts, Shipped, card
+from rldistill.verbs.push.folder import (
+    POLICY_FILES,
+    check_own,
+    policy_bytes,
+    run_files,
+    target_folder,
+    temporary_folder,
+    warn_of_paths,
+)
+from rldistill.verbs.scoring import Conditions, score_loaded
 from rldistill.verbs.spectator import undrawable
-from rldistill.verbs.watch import WatchConfig, watch
+from rldistill.verbs.watch.playing import WatchConfig, play_drawn
 
-_POLICY = ("policy.json", "weights.safetensors")
-_FOLDER = {"README.md", *_POLICY, "config.json", "scores.json", "curve.csv", "replay.gif", "replay.mp4", "exports"}
-"""All that push writes. A folder with anything else in it is not replaced."""
+STATES = 1_000
+"""On which an export made before is compared with the policy."""
+LEAST = Bound(agreement=0.95)
+"""Of the coarsest format: a file does not say whether it is an int8 one."""
+NAMES: dict[Format, str] = {
+    "onnx": "policy.onnx",
+    "onnx-int8": "policy-int8.onnx",
+    "c": "policy.c",
+    "c-int8": "policy-int8.c",
+    "torchscript": "policy.pt",
+    "sb3": "policy-sb3.zip",
+}
 
 
 @dataclass(frozen=True)
@@ -73,7 +90,7 @@ class PushConfig:
 
 @dataclass(frozen=True)
 class Pushed:
-    """What was written, and where it is."""
+    """Files that were written, and where they are."""
 
     folder: Path | None
     """None where no folder was asked for and the hub has it all."""
@@ -109,7 +126,7 @@ def push(
         files: exports of this policy that were made before.
         dry_run: only write `out`.
         force: replace a folder that push wrote before, and put the policy over a model of another tool.
-        progress: told how it goes.
+        progress: notified of each step.
 
     Raises:
         UserError: a wrong configuration, a policy of another tool, files that are no exports of this policy, a missing
@@ -123,174 +140,131 @@ def push(
     check_repo(repo)
     if dry_run and out is None:
         raise UserError("--dry-run needs --out: the folder to write")
-    target = _target(Path(out), force=force) if out is not None else None
+    target = target_folder(Path(out), _is_export, force=force) if out is not None else None
     source = load_own(policy, verb="push")
     confirm(config.env, source.task)
-    checked = check_exports(source, [Path(file) for file in files])
-    known = _scored(config.scores, source) if config.scores is not None else None
-    settings, curve = _of_run(policy, source)
+    checked = _check_exports(source, [Path(file) for file in files])
+    scores = _given_scores(config.scores, source) if config.scores is not None else None
+    settings, curve = run_files(policy, source)
     if not dry_run:
         check_hub(repo, private=config.private, force=force)
     recorded = settings.get("teacher") or source.provenance.get("teacher")
     taught = isinstance(recorded, str)  # else `--teacher` names a policy to compare with, and no origin
     chosen = config.teacher if config.teacher not in (None, "none") else recorded if taught else None
-    named = None if chosen is None else name_of(chosen)  # as its scores have it
+    teacher = None if chosen is None else name_of(chosen)  # as its scores have it
+    contents = _Contents(repo, source, settings, curve, checked, scores, teacher, taught)
 
-    kept = target if target is not None else _temporary() / repo.split("/")[1]
+    kept = target if target is not None else temporary_folder() / repo.split("/")[1]
     try:
-        with new_folder(kept, replaceable=(lambda there: _check_own(there, kept)) if force else None) as folder:
-            for name in _POLICY:
-                replace_file(folder / name, _bytes_of(source, name))
-            for name, data in (
-                ("config.json", dumps(settings, indent=2).encode() + b"\n" if settings else b""),
-                ("curve.csv", curve),
-            ):
-                if data:
-                    replace_file(folder / name, data)
-            shipped = _exports(source, checked, folder / "exports", config, progress)
-            scores, own = known or _played(source, named, settings, config, progress)
-            scores[own] = replace(scores[own], policy=repo)  # a folder of this machine is nobody else's
-            write_scores(folder / "scores.json", scores)
-            replay = _replay(source, folder, config, progress)
-            names = sorted(path.name for path in folder.iterdir() if path.is_file())
-            told = Told(repo, source, scores, own, named if taught else None, shipped, names, replay, config.license)
-            replace_file(folder / "README.md", card(told).encode(errors="backslashreplace"))
-            _warn_of_paths(folder, progress)
+        replaceable = (lambda there: check_own(there, kept, _is_export)) if force else None
+        with new_folder(kept, replaceable=replaceable) as folder:
+            table = _fill(folder, contents, config, progress)
         written = tuple(sorted(str(path.relative_to(kept)) for path in kept.rglob("*") if path.is_file()))
-    except BaseException:
-        if target is None:
-            shutil.rmtree(kept.parent, ignore_errors=True)
-        raise
-    if dry_run:
-        return Pushed(kept, None, written, tuple(scores))
-    message = config.message or f"{source.name} for {source.task.env}, by rldistill {rldistill.__version__}"
-    try:
+        if dry_run:
+            return Pushed(kept, None, written, tuple(table))
+        message = config.message or f"{source.name} for {source.task.env}, by rldistill {rldistill.__version__}"
         url = upload(kept, repo, private=config.private, message=message, progress=progress)
-    except KeyboardInterrupt:
-        if target is None:
+    except BaseException as error:
+        # A folder that is written outlives a hub that refuses it; the message of `upload` names it.
+        if target is None and (isinstance(error, KeyboardInterrupt) or not kept.is_dir()):
             shutil.rmtree(kept.parent, ignore_errors=True)
         raise
     if target is None:
         shutil.rmtree(kept.parent, ignore_errors=True)
-    return Pushed(target, url, written, tuple(scores))
+    return Pushed(target, url, written, tuple(table))
+
+
+class _Contents(NamedTuple):
+    """What a folder is written from, checked before anything is played."""
+
+    repo: str
+    source: SavedPolicy
+    settings: Mapping[str, Any]
+    """The configuration of the run, empty where there is none."""
+    curve: bytes
+    exports: Sequence[tuple[Path, str, Exported]]
+    """Made before; as `_check_exports` gives them."""
+    scores: tuple[list[Score], int] | None
+    """Made before; as `_given_scores` gives them."""
+    teacher: str | None
+    """Its name in the scores."""
+    taught: bool
+    """Whether the policy was distilled from it."""
+
+
+def _fill(folder: Path, contents: _Contents, config: PushConfig, progress: Progress) -> list[Score]:
+    """Writes all files of a folder; gives the scores."""
+    repo, source, settings = contents.repo, contents.source, contents.settings
+    for name in POLICY_FILES:
+        replace_file(folder / name, policy_bytes(source, name))
+    if settings:
+        replace_file(folder / "config.json", dumps(settings, indent=2).encode() + b"\n")
+    if contents.curve:
+        replace_file(folder / "curve.csv", contents.curve)
+    shipped = _exports(source, contents.exports, folder / "exports", config, progress)
+    scores, own = contents.scores or _played(source, contents.teacher, settings, config, progress)
+    scores[own] = replace(scores[own], policy=repo)  # a folder of this machine is nobody else's
+    write_scores(folder / "scores.json", scores)
+    replay = _replay(source, folder, config, progress)
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    teacher = contents.teacher if contents.taught else None
+    facts = CardFacts(repo, source, scores, own, teacher, shipped, names, replay, config.license)
+    replace_file(folder / "README.md", card(facts).encode(errors="backslashreplace"))
+    warn_of_paths(folder, progress)
+    return scores
 
 
 def _check(config: PushConfig) -> None:
-    least = {"episodes": 1, "num_envs": 1, "seed": 0}
-    check_numbers(config, least=least, shares=["epsilon"], within={"seconds": (0, 600)})
+    within = {"seconds": (0, 600), "num_envs": (1, MOST_ENVIRONMENTS)}
+    check_numbers(config, least={"episodes": 1, "seed": 0}, shares=["epsilon"], within=within)
     if config.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,40}", config.license):
         raise UserError(f"--license is a name of the hub's list, such as mit or apache-2.0, not {config.license!r}")
 
 
-def _target(path: Path, *, force: bool) -> Path:
-    """The folder, if it may be written: told before anything is played, not after."""
-    if path.name in ("", ".."):  # has no name to write beside
-        path = path.resolve()
-    if not path.parent.is_dir():
-        raise UserError(f"cannot write {path}: there is no folder {path.parent}")
-    if not path.exists():
-        return path
-    if not path.is_dir():
-        raise UserError(f"{path} is a file: name a folder with --out")
-    if not force:
-        raise UserError(f"{path} exists: replace it with --force, or choose another --out")
-    _check_own(path, path)
-    return path
-
-
-def _check_own(folder: Path, path: Path) -> None:
-    """Raises UserError where a folder, which the user knows as `path`, holds anything that push did not write."""
-    alien = sorted(entry.name for entry in folder.iterdir() if entry.name not in _FOLDER or _is_alien(entry))
-    exports = folder / "exports"
-    if not alien and exports.is_dir():
-        alien = [f"exports/{entry.name}" for entry in sorted(exports.iterdir()) if not is_export(entry)]
-    if alien or read_card(folder).tool != "rldistill":
-        raise UserError(
-            f"{path} is no folder that push wrote ({f'it holds {alien[0]}' if alien else 'it has no card of rldistill'}): "
-            "choose another --out"
-        )
-
-
-def _is_alien(entry: Path) -> bool:
-    """Whether it is no plain file or folder, as push writes it."""
-    return entry.is_symlink() or not (entry.is_dir() if entry.name == "exports" else entry.is_file())
-
-
-def _temporary() -> Path:
-    try:
-        return Path(tempfile.mkdtemp(prefix="rldistill-push-"))
-    except OSError as error:
-        raise UserError(f"no place for a temporary folder ({error.strerror}): name one with --out") from None
-
-
-def _of_run(policy: str | os.PathLike[str] | SavedPolicy, source: SavedPolicy) -> tuple[dict[str, Any], bytes]:
-    """The configuration of the run that a policy lies in, and its learning curve; empty where there is none."""
-    if source.path is None:
-        return {}, b""
-    beside = source.path / "curve.csv"
-    curve = read_regular(beside) if beside.is_file() else b""
-    if isinstance(policy, SavedPolicy):
-        return {}, curve
-    named = os.fspath(policy)
-    folder = source.path if named.startswith(PREFIX) else Path(named)
-    settings = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    if not curve and (folder / "metrics.jsonl").is_file():
-        played = [
-            record
-            for record in read_metrics(folder)
-            if record.get("event") == "evaluation" and isinstance(record.get("returns"), list) and record["returns"]
-        ]
-        if len({record.get("control_steps") for record in played}) > 1:  # a dataset is read without a step
-            curve = curve_csv(played, games=len(played[0]["returns"]))
-    return settings, curve
-
-
-def _bytes_of(source: SavedPolicy, name: str) -> bytes:
-    if source.path is None:
-        raise UserError("this policy was never saved: write it with save_policy, and push its folder")
-    return read_regular(source.path / name)
-
-
-def _scored(path: Path, source: SavedPolicy) -> tuple[list[Score], int]:
+def _given_scores(path: Path, source: SavedPolicy) -> tuple[list[Score], int]:
     """The scores in a file, and which of them is the policy's."""
     scores = read_scores(path)
     weights = sha256(source.weights()).hexdigest()
     own = [number for number, score in enumerate(scores) if score.weights_sha256 == weights]
     if not own:
-        raise UserError(f"{path} has no scores of this policy (told by the checksum of its weights): evaluate it anew")
+        raise UserError(f"{path} has no scores of this policy (by the checksum of its weights): evaluate it anew")
     for score in scores:
         Task.from_dict(score.task)
     return scores, own[-1]
 
 
 def _played(
-    source: SavedPolicy, named: str | None, settings: Mapping[str, Any], config: PushConfig, progress: Progress
+    source: SavedPolicy, name: str | None, settings: Mapping[str, Any], config: PushConfig, progress: Progress
 ) -> tuple[list[Score], int]:
-    """Scores of now: the teacher's first, if it is there, and the policy's last."""
+    """Scores of games played now: the teacher's first, if it is there, and the policy's last."""
     options = TeacherOptions.from_dict(settings.get("teacher_options", {}))
-    teacher = teacher_beside(named, like=source.task, chosen=config.teacher, options=options, say=progress.say)
+    teacher = teacher_beside(name, like=source.task, chosen=config.teacher, options=options, say=progress.say)
     if teacher is not None:
         if unlike(teacher.task, source.task) is None:
             teacher = replace(teacher, task=source.task)  # the student's environment is played by both
         else:
             progress.say("the teacher plays another environment than the policy: the table goes without it")
             teacher = None
-    games = EvaluateConfig(config.episodes, config.epsilon, config.seed, config.num_envs)
-    scores = evaluate([teacher, source] if teacher is not None else [source], games, progress=progress)
-    if teacher is not None and named is not None:
-        scores[0] = replace(scores[0], policy=named)
+    games = Conditions(config.episodes, config.epsilon, config.seed, config.num_envs)
+    scores = score_loaded([teacher, source] if teacher is not None else [source], games, progress)
+    if teacher is not None and name is not None:
+        scores[0] = replace(scores[0], policy=name)
     return scores, len(scores) - 1
 
 
 def _exports(
-    source: SavedPolicy, checked: Sequence[Any], folder: Path, config: PushConfig, progress: Progress
+    source: SavedPolicy,
+    checked: Sequence[tuple[Path, str, Exported]],
+    folder: Path,
+    config: PushConfig,
+    progress: Progress,
 ) -> list[Shipped]:
     if not (config.exports or checked):
         return []
     folder.mkdir()
     alone = config.num_envs == 1
-    made = make_exports(source, config.exports, folder, config.seed, progress, alone=alone)
-    return made + copy_exports(source, checked, folder, config.seed, progress, alone=alone)
+    made = _make_exports(source, config.exports, folder, config.seed, progress, alone=alone)
+    return made + _copy_exports(source, checked, folder, config.seed, progress, alone=alone)
 
 
 def _replay(source: SavedPolicy, folder: Path, config: PushConfig, progress: Progress) -> str | None:
@@ -308,22 +282,110 @@ def _replay(source: SavedPolicy, folder: Path, config: PushConfig, progress: Pro
         name = "replay.gif"
         progress.say(f"{missing}; this one is a GIF")
     steps = math.ceil(config.seconds * decisions_per_second(source.task))
-    shown = WatchConfig(episodes=steps, max_steps=steps, epsilon=config.epsilon, seed=config.seed)
-    watch(source, shown, out=folder / name, progress=progress)
+    film = WatchConfig(episodes=steps, max_steps=steps, epsilon=config.epsilon, seed=config.seed)
+    play_drawn([named(source)], source.task, film, folder / name, progress=progress)
     return name
 
 
-def _warn_of_paths(folder: Path, progress: Progress) -> None:
-    """Commands and configurations name folders, and a home folder names a person."""
-    found: set[str] = set()
-    where = []
-    for name in ("policy.json", "config.json", "scores.json"):
-        text = read_regular(folder / name).decode(errors="replace") if (folder / name).is_file() else ""
-        paths = set(re.findall(r"(?<![\w.:/~-])(?:~/|/)(?:[\w.+-]+/)+[\w.+-]*", text))
-        where += [name] if paths else []
-        found |= paths
-    if found:
-        shown = ", ".join(sorted(found)[:3]) + (" ..." if len(found) > 3 else "")
-        progress.say(
-            f"note: folders of this machine stand in {' and '.join(where)}, for all who see the model: {shown}"
+def _make_exports(
+    policy: SavedPolicy, formats: Sequence[Format], folder: Path, seed: int, progress: Progress, *, alone: bool = False
+) -> list[Shipped]:
+    """Exports a policy to each format, as `export` does with its own defaults; `alone` plays in one environment at a time.
+
+    Raises:
+        UserError: as `export`.
+    """
+    shipped, config = [], ExportConfig(seed=seed, teacher="none")
+    config = replace(config, num_envs=1) if alone else config
+    games = Conditions(config.episodes, config.epsilon, config.seed, config.num_envs)
+    checks = Checks(load_policy, lambda players: score_loaded(players, games, progress))
+    for format in dict.fromkeys(formats):
+        # An unknown format has no name here: `output_files` refuses it.
+        files = output_files(folder / NAMES.get(format, "policy"), format, config, force=False)
+        done = make_export(policy, files, format, config, checks, progress=progress)
+        file = done.files[0]
+        shipped.append(Shipped(file.name, format, file.stat().st_size, done.compared.agreement, done.compared.states))
+    return shipped
+
+
+def _check_exports(policy: SavedPolicy, files: Sequence[Path]) -> list[tuple[Path, str, Exported]]:
+    """Each file's kind and description, checked before anything is played.
+
+    Raises:
+        UserError: one is not there, no export, an export of another policy, or of the name of another one.
+    """
+    checked: list[tuple[Path, str, Exported]] = []
+    names: set[str] = set()
+    for file in files:
+        if file.suffix == ".h":
+            raise UserError(f"{file} is a header: name the C file, its header comes along")
+        if not file.is_file():
+            raise UserError(f"no file at {file}")
+        kind = kind_of(file)
+        exported = exported_in(kind, file)
+        if exported is None:
+            raise UserError(f"{file} was not written by rldistill export: --with takes exports of the policy")
+        if exported.known.get("policy_sha256") != policy.sha256:
+            raise UserError(f"{file} is an export of another policy: export this one (or leave the file out)")
+        if exported.c is not None:
+            header = file.with_name(str(exported.c.description["header"]))
+            if header.name != file.with_suffix(".h").name or _text(header) != render(exported.c)[1]:
+                raise UserError(
+                    f"{file} is without its header {header.name} as export wrote it: export the policy to C anew"
+                )
+            names.add(header.name)
+        if file.name in names:
+            raise UserError(f"two exports are called {file.name}: rename one")
+        names.add(file.name)
+        checked.append((file, kind, exported))
+    return checked
+
+
+def _is_export(file: Path) -> bool:
+    """Whether `export` wrote a file, a C file's header among them."""
+    if file.is_symlink() or not file.is_file():
+        return False
+    if file.suffix == ".h":
+        file = file.with_suffix(".c")
+    try:
+        return exported_in(kind_of(file), file) is not None
+    except UserError:
+        return False
+
+
+def _copy_exports(
+    policy: SavedPolicy,
+    checked: Sequence[tuple[Path, str, Exported]],
+    folder: Path,
+    seed: int,
+    progress: Progress,
+    *,
+    alone: bool = False,
+) -> list[Shipped]:
+    """Copies what `_check_exports` gave, and compares the copies with the policy.
+
+    What a file says of itself can be wrong, so that each is asked for its actions on `STATES` states too; `alone`
+    plays for them in one environment.
+
+    Raises:
+        UserError: a file that cannot be loaded, that plays otherwise, or whose name is taken by an export made now.
+    """
+    shipped = []
+    for file, kind, exported in checked:
+        target = folder / file.name
+        if target.exists():
+            raise UserError(f"--exports makes a {file.name} already: rename {file}, or leave one out")
+        replace_file(target, read_regular(file))
+        if exported.c is not None:
+            replace_file(target.with_suffix(".h"), read_regular(file.with_suffix(".h")))
+        made = load_policy(target)
+        compared = compare(
+            policy, made, played_states(policy, STATES, seed, num_envs=1 if alone else ROWS), STATES, progress
         )
+        refuse_beyond(LEAST, compared, file.name)
+        shipped.append(Shipped(file.name, kind, target.stat().st_size, compared.agreement, compared.states))
+    return shipped
+
+
+def _text(path: Path) -> str | None:
+    return read_regular(path).decode("ascii", "replace") if path.is_file() else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,9 +13,8 @@ from rldistill.runs.scores import Score, remarks, score_table
 from rldistill.stats import figure, interval
 from rldistill.students.networks import parameter_count
 from rldistill.types import ScoreKind, Task, is_large_image
-from rldistill.verbs.push.exports import Shipped
 
-# What stands in provenance or in a run's metrics, and how it is called; in this order.
+# Keys of a provenance, and what the card calls them; in this order.
 _FACTS = (
     ("algorithm", "algorithm", ""),
     ("control_steps", "control steps played", ""),
@@ -30,9 +29,20 @@ _FACTS = (
 )
 
 
-@dataclass(frozen=True)
-class Told:
-    """All that the card says."""
+class Shipped(NamedTuple):
+    """An export in the folder."""
+
+    file: str
+    format: str
+    bytes: int
+    agreement: float
+    """Share of the compared states in which it chooses the policy's action."""
+    states: int
+    """How many were compared."""
+
+
+class CardFacts(NamedTuple):
+    """Everything that the card is written from."""
 
     repo: str
     policy: SavedPolicy
@@ -48,11 +58,11 @@ class Told:
     license: str | None
 
 
-def card(told: Told) -> str:
+def card(facts: CardFacts) -> str:
     """The text of README.md."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    score = told.scores[told.own]
+    score = facts.scores[facts.own]
     env = str(score.task["env"])
     reward = EvalResult(
         task_type="reinforcement-learning",
@@ -65,33 +75,37 @@ def card(told: Told) -> str:
         verified=False,
     )
     data = ModelCardData(
-        license=told.license,
+        license=facts.license,
         library_name="rldistill",
         pipeline_tag="reinforcement-learning",
-        tags=[told.policy.task.env, "deep-reinforcement-learning", *(["policy-distillation"] if told.teacher else [])],
-        model_name=told.repo.split("/")[1],
+        tags=[
+            facts.policy.task.env,
+            "deep-reinforcement-learning",
+            *(["policy-distillation"] if facts.teacher else []),
+        ],
+        model_name=facts.repo.split("/")[1],
         eval_results=[reward],
     )
     parts = [
         f"---\n{data.to_yaml()}\n---",
-        f"# {told.repo.split('/')[1]}",
-        _what(told),
-        f"![The policy at play]({told.replay})" if told.replay and told.replay.endswith(".gif") else "",
+        f"# {facts.repo.split('/')[1]}",
+        _what(facts),
+        f"![The policy at play]({facts.replay})" if facts.replay and facts.replay.endswith(".gif") else "",
         "## Scores",
-        _markdown(_rows(told)),
-        _protocol(score, told.scores),
+        _markdown(_rows(facts)),
+        _protocol(score, facts.scores),
         "## Use",
-        _use(told, score),
+        _use(facts, score),
         "## How it was made",
-        _making(told),
+        _making(facts),
         "## Files",
-        _files(told),
+        _files(facts),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _what(told: Told) -> str:
-    policy, score = told.policy, told.scores[told.own]
+def _what(facts: CardFacts) -> str:
+    policy, score = facts.policy, facts.scores[facts.own]
     task = policy.task
     shape = "x".join(map(str, task.observation_shape))
     network = (
@@ -99,15 +113,15 @@ def _what(told: Told) -> str:
         f"weights. It reads observations of {shape} ({task.observation_dtype}) and gives {_SCORES[policy.score_kind]} for "
         f"{describe(task)}."
     )
-    if told.teacher is None:
+    if facts.teacher is None:
         return f"A policy for **{_plain(task.env)}**, written by rldistill. {network}"
     kept = ""
-    teacher = next((other for other in told.scores if other.policy == told.teacher), None)
-    if teacher is not None and teacher is told.scores[0] and score is not teacher:
+    teacher = next((other for other in facts.scores if other.policy == facts.teacher), None)
+    if teacher is not None and teacher is facts.scores[0] and score is not teacher:
         kept = f" The policy has {100 * score.parameter_share:.3g} % of the teacher's parameters"
         kept += f" and {score.normalized:.2f} of its score above random play." if np.isfinite(score.normalized) else "."
     return (
-        f"A policy for **{_plain(task.env)}**, distilled by rldistill from the teacher `{_plain(told.teacher)}`. "
+        f"A policy for **{_plain(task.env)}**, distilled by rldistill from the teacher `{_plain(facts.teacher)}`. "
         f"{network}{kept}"
     )
 
@@ -121,32 +135,32 @@ _SCORES: dict[ScoreKind, str] = {
 }
 
 
-def _rows(told: Told) -> list[dict[str, str]]:
+def _rows(facts: CardFacts) -> list[dict[str, str]]:
     rows = []
-    some_alike = any(score.distinct not in (None, score.episodes) for score in told.scores)
-    for number, (score, shown) in enumerate(zip(told.scores, score_table(told.scores), strict=True)):
+    some_alike = any(score.distinct not in (None, score.episodes) for score in facts.scores)
+    for number, (score, texts) in enumerate(zip(facts.scores, score_table(facts.scores), strict=True)):
         name = f"`{_plain(score.policy)}`"
-        role = "this policy" if number == told.own else "teacher" if score.policy == told.teacher else None
+        role = "this policy" if number == facts.own else "teacher" if score.policy == facts.teacher else None
         row = {
             "policy": f"{name} ({role})" if role else name,
             "network": _plain(score.network),
-            "parameters": shown["parameters"],
+            "parameters": texts["parameters"],
             "bytes": f"{score.bytes:,}",
-            **({"games": shown["games"]} if some_alike else {}),
+            **({"games": texts["games"]} if some_alike else {}),
             "mean ± std": _spread(score, "±"),
             "95 % CI of the mean": interval(score.ci_low, score.ci_high, least=2).strip("[]").replace(", ", " to ")
             or "none",
-            "IQM": shown["IQM"],
+            "IQM": texts["IQM"],
         }
-        if len(told.scores) > 1:
+        if len(facts.scores) > 1:
             compared = ("normalized [95 % CI]", "agreement")
-            row |= {name: shown[name] for name in compared}
-        rows.append(row | {"µs a decision": shown["µs"]})
+            row |= {name: texts[name] for name in compared}
+        rows.append(row | {"µs a decision": texts["µs"]})
     return rows
 
 
 def _protocol(score: Score, scores: Sequence[Score]) -> str:
-    """The conditions of the games, as the scores themselves have them."""
+    """The conditions of the games."""
     task = Task.from_dict(score.task)
     noops = f"up to {task.noop_max} no-ops at the start" if task.noop_max else "no no-ops at the start"
     lines = [
@@ -175,21 +189,21 @@ def _protocol(score: Score, scores: Sequence[Score]) -> str:
     return "\n".join([*lines, random])
 
 
-def _use(told: Told, score: Score) -> str:
-    kind = f"{told.policy.task.observation_dtype}, {told.policy.task.observation_shape}"
-    exported = next((shipped.file for shipped in told.exports), None)
+def _use(facts: CardFacts, score: Score) -> str:
+    kind = f"{facts.policy.task.observation_dtype}, {facts.policy.task.observation_shape}"
+    exported = next((shipped.file for shipped in facts.exports), None)
     python = [
         "import rldistill  # with its extra: rldistill[hub]",
         "",
-        f'policy = rldistill.load_teacher("hf://{told.repo}")',
+        f'policy = rldistill.load_teacher("hf://{facts.repo}")',
         f"action, _ = policy.predict(observation)  # {kind}; one observation or a batch",
     ]
     commands = [
-        f"rldistill evaluate hf://{told.repo} --episodes {score.episodes} --epsilon {score.epsilon:g} --seed {score.seed}",
-        f"rldistill distill --teacher hf://{told.repo} --student {_smaller(told.policy)} --out runs/student",
+        f"rldistill evaluate hf://{facts.repo} --episodes {score.episodes} --epsilon {score.epsilon:g} --seed {score.seed}",
+        f"rldistill distill --teacher hf://{facts.repo} --student {_smaller(facts.policy)} --out runs/student",
     ]
     if exported is not None:
-        commands.append(f"rldistill evaluate hf://{told.repo}/exports/{exported}")
+        commands.append(f"rldistill evaluate hf://{facts.repo}/exports/{exported}")
     return f"```python\n{chr(10).join(python)}\n```\n\n```sh\n{chr(10).join(commands)}\n```"
 
 
@@ -199,23 +213,23 @@ def _smaller(policy: SavedPolicy) -> str:
     return "mlp:32,32" if len(shape) == 1 else "net3" if is_large_image(shape) else "cnn:8:32"
 
 
-def _making(told: Told) -> str:
-    provenance = told.policy.provenance
+def _making(facts: CardFacts) -> str:
+    provenance = facts.policy.provenance
     parts = []
     command, before = provenance.get("command"), provenance.get("teacher_made_by")
     if isinstance(command, str):
         parts.append(_code(command))
-    if isinstance(before, str) and told.teacher is not None:
+    if isinstance(before, str) and facts.teacher is not None:
         parts.append(f"Its teacher was made by\n\n{_code(before)}")
-    facts = [
+    lines = [
         f"* {called}: {f'{value:,}' if isinstance(value, int) else _plain(str(value))}{unit}"
         for name, called, unit in _FACTS
         if isinstance(value := provenance.get(name), int | float | str)
     ]
-    parts.append("\n".join(facts))
+    parts.append("\n".join(lines))
     parts.append(
         "`policy.json` has all that is known of its making, under `provenance`"
-        + ("; `config.json` is the configuration of the run." if "config.json" in told.files else ".")
+        + ("; `config.json` is the configuration of the run." if "config.json" in facts.files else ".")
     )
     return "\n\n".join(part for part in parts if part)
 
@@ -229,9 +243,9 @@ _FILES = {
 }
 
 
-def _files(told: Told) -> str:
-    rows = [{"file": f"`{name}`", "what it is": _FILES.get(name, "the policy at play")} for name in told.files]
-    for shipped in told.exports:
+def _files(facts: CardFacts) -> str:
+    rows = [{"file": f"`{name}`", "what it is": _FILES.get(name, "the policy at play")} for name in facts.files]
+    for shipped in facts.exports:
         header = ", with its header" if shipped.file.endswith(".c") else ""
         text = (
             f"{shipped.format}{header}, {shipped.bytes:,} bytes; chooses the policy's action in "

@@ -19,9 +19,9 @@ from rldistill.progress import Progress, Silent
 from rldistill.runs.folder import read_metrics
 from rldistill.runs.scores import Score, read_scores, write_scores
 from rldistill.teachers import ForeignTeacher, TeacherOptions, teacher_beside
-from rldistill.types import Task, UserError, check_numbers
-from rldistill.verbs.evaluate import EvaluateConfig, evaluate
+from rldistill.types import MOST_ENVIRONMENTS, Task, UserError, check_numbers
 from rldistill.verbs.report.animation import animation
+from rldistill.verbs.scoring import Conditions, score_loaded
 from rldistill.verbs.spectator import undrawable
 
 GENERATOR = "rldistill report"
@@ -30,7 +30,7 @@ GENERATOR = "rldistill report"
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """What is played for the page. A `scores.json` in the run folder that fits its policy is shown as it is."""
+    """Games played for the page. A `scores.json` in the run folder that fits its policy is used as it is."""
 
     episodes: int = 30
     """Games a policy, where there are no scores yet; 0 leaves the table out."""
@@ -66,7 +66,7 @@ def report(
         run: the run folder. Scores measured here are kept in its `scores.json`.
         out: the page; by default `report.html` in the run folder. An earlier page is replaced in one step.
         config: see `ReportConfig`.
-        progress: told how it goes.
+        progress: notified of each step.
 
     Returns:
         Where the page is.
@@ -112,12 +112,12 @@ def report(
 
 
 def _check(config: ReportConfig) -> None:
-    least = {"episodes": 0, "seed": 0, "num_envs": 1}
-    check_numbers(config, least=least, shares=["epsilon"], within={"seconds": (0, 600)})
+    within = {"seconds": (0, 600), "num_envs": (1, MOST_ENVIRONMENTS)}
+    check_numbers(config, least={"episodes": 0, "seed": 0}, shares=["epsilon"], within=within)
 
 
 def _writable(path: Path) -> Path:
-    """The page's path, if a page may be written there: told before anything is played, not after."""
+    """The page's path, checked before anything is played."""
     place = place_at(path)
     if place == "stream":
         return path
@@ -131,8 +131,8 @@ def _writable(path: Path) -> Path:
 
 
 def _teacher(settings: Mapping[str, Any], config: ReportConfig, notes: list[str]) -> KeptPolicy | None:
-    told = TeacherOptions.from_dict(settings.get("teacher_options", {}))
-    options = replace(told, trust_pickle=config.trust_pickle)
+    options = TeacherOptions.from_dict(settings.get("teacher_options", {}))
+    options = replace(options, trust_pickle=config.trust_pickle)
 
     def note(line: str) -> None:
         notes.append(f"{line[:1].upper()}{line[1:]}.")
@@ -142,7 +142,7 @@ def _teacher(settings: Mapping[str, Any], config: ReportConfig, notes: list[str]
 
 
 def _task(settings: Mapping[str, Any]) -> Task | None:
-    """What a teacher of another tool was told to play."""
+    """The task that a teacher of another tool plays, by the run's configuration."""
     task = settings.get("task")
     return Task.from_dict(task) if isinstance(task, Mapping) else None
 
@@ -150,7 +150,7 @@ def _task(settings: Mapping[str, Any]) -> Task | None:
 def _scores(
     folder: Path, players: list[KeptPolicy], task: Task, config: ReportConfig, progress: Progress
 ) -> list[Score]:
-    """Those in the run folder if they are of these policies, else measured now and kept there."""
+    """Scores in the run folder if they are of these policies, else measured now and kept there."""
     path = folder / "scores.json"
     expected = [sha256(player.weights()).hexdigest() for player in players]
     if path.exists():
@@ -160,17 +160,12 @@ def _scores(
         progress.say(f"{path} holds the scores of other weights: measuring anew")
     if config.episodes == 0:
         return []
-    chosen = EvaluateConfig(
-        episodes=config.episodes,
-        epsilon=config.epsilon,
-        seed=config.seed,
-        num_envs=config.num_envs,
-    )
     # A student may have learnt in another environment than its teacher (--env), and both play that.
     alike = [
         replace(player, task=task) if isinstance(player, SavedPolicy | ForeignTeacher) else player for player in players
     ]
-    scores = evaluate(alike, chosen, progress=progress)
+    conditions = Conditions(config.episodes, config.epsilon, config.seed, config.num_envs)
+    scores = score_loaded(alike, conditions, progress)
     write_scores(path, scores)
     return scores
 

@@ -39,11 +39,11 @@ def write_page(
         folder: of the run.
         settings: its `config.json`.
         metrics: its `metrics.jsonl`.
-        policy: what came of it, if it is finished.
+        policy: the result of the run, if it is finished.
         teacher: of a distillation, if it is there.
         scores: the table, the teacher first; may be empty.
-        plays: what `animation` gave, None leaves it out.
-        notes: what is missing and why, a sentence each.
+        plays: the data that `animation` returns; None leaves it out.
+        notes: one sentence for each thing that is missing.
         generator: for the page's head.
     """
     own = next((score for score in reversed(scores) if policy is not None and _is_of(score, policy)), None)
@@ -175,14 +175,14 @@ def _players(plays: dict[str, Any] | None, env: str) -> str:
     for number, player in enumerate(plays["players"]):
         role, name = str(player["role"]), escape(str(player["name"]))
         title = f"{role.capitalize()}<small>{name}</small>" if pair else name
-        told = f"The {role if pair else 'policy'} {player['name']} playing {env}"
+        label = f"The {role if pair else 'policy'} {player['name']} playing {env}"
         many = " many" if len(plays["actions"]) > 9 else ""
         figures.append(
             f'<figure class="player {role}" id="player-{number}">'
             f'<header><span class="name">{title}</span><span class="score"><small>score</small><b>0</b></span></header>'
             f'<div class="screen"><canvas width="{player["width"]}" height="{player["height"]}" role="img" '
             f'style="--ratio: {player["width"] / player["height"]:.4f}" '
-            f'aria-label="{escape(told, quote=True)}"></canvas></div>'
+            f'aria-label="{escape(label, quote=True)}"></canvas></div>'
             f'<ul class="bars{many}" aria-label="Action preferences: {escape(player["measure"], quote=True)}"></ul>'
             f'<figcaption class="status"></figcaption></figure>'
         )
@@ -239,12 +239,12 @@ def _scores_html(scores: list[Score], own: Score | None, reference: Score | None
                 body += f"<td>{escape(value)}{f'<small>[{escape(interval)}</small>' if interval else ''}</td>"
         body += "</tr>"
     first = scores[0]
-    noted = "".join(f"{escape(line[:1].upper() + line[1:])}. " for line in remarks(scores))
+    notes = "".join(f"{escape(line[:1].upper() + line[1:])}. " for line in remarks(scores))
     meanings = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in MEANINGS.items())
     return (
         f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
         f'<p class="note">{first.episodes} full games a policy with the same environment seeds, '
-        f"epsilon {first.epsilon:g}, seed {first.seed}. {noted.strip()}</p>"
+        f"epsilon {first.epsilon:g}, seed {first.seed}. {notes.strip()}</p>"
         f"<details><summary>What the columns mean</summary><dl>{meanings}</dl></details>"
     )
 
@@ -297,16 +297,16 @@ def _curves(
     out = ""
     if len(curve.steps):
         drawn = plots.learning_curve([curve], teacher=teacher, random=random, axis=axis)
-        told = f"Mean episode return of {name} after {curve.steps[-1]:,.0f} {axis}: {figure(curve.means[-1])}"
-        told += f", {teacher.label} {figure(teacher.mean)}" if teacher else ""
-        out += f'<p class="note">{caption}</p><div class="wide">{_inline(drawn, told, "curve")}</div>'
+        text = f"Mean episode return of {name} after {curve.steps[-1]:,.0f} {axis}: {figure(curve.means[-1])}"
+        text += f", {teacher.label} {figure(teacher.mean)}" if teacher else ""
+        out += f'<p class="note">{caption}</p><div class="wide">{_inline(drawn, text, "curve")}</div>'
     learnt = [record for record in training if record["loss"] is not None]  # it is None while dqn warms up
     if len(learnt) > 1:
         steps, losses, agreement = _binned(learnt, when)
         label = f"loss ({settings['loss']})" if isinstance(settings.get("loss"), str) else "loss"
         drawn = plots.loss_curve(steps, losses, agreement, axis=axis, label=label)
-        told = f"{label} over {axis}: {losses[0]:.3g} at first, {losses[-1]:.3g} at last"
-        out += f'<div class="wide">{_inline(drawn, told, "loss")}</div>'
+        text = f"{label} over {axis}: {losses[0]:.3g} at first, {losses[-1]:.3g} at last"
+        out += f'<div class="wide">{_inline(drawn, text, "loss")}</div>'
     return out
 
 
@@ -335,8 +335,8 @@ def _binned(training: list[dict[str, Any]], when: str, most: int = 300) -> tuple
     return steps, losses, agreement
 
 
-def _inline(svg: bytes, told: str, prefix: str) -> str:
-    """An SVG file as an element of the page, with the page's colours, its own ids and a text for who cannot see."""
+def _inline(svg: bytes, label: str, prefix: str) -> str:
+    """An SVG file as an element of the page, with the page's colours, ids of its own and a label for screen readers."""
     text = svg.decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -346,12 +346,16 @@ def _inline(svg: bytes, told: str, prefix: str) -> str:
     text = re.sub(r'(href="#|url\(#)', rf"\1{prefix}-", text)
     text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
     colours = {
-        plots.PALETTE[0]: "--student", plots.TEACHER: "--teacher", plots.PALETTE[2]: "--agree",
-        plots.RANDOM: "--soft", plots.INK: "--ink", plots.GRID: "--rule",
-    }  # fmt: skip
+        plots.PALETTE[0]: "--student",
+        plots.TEACHER: "--teacher",
+        plots.PALETTE[2]: "--agree",
+        plots.RANDOM: "--soft",
+        plots.INK: "--ink",
+        plots.GRID: "--rule",
+    }
     for colour, variable in colours.items():
         text = re.sub(colour, f"var({variable})", text, flags=re.IGNORECASE)
-    return text.replace("<svg", f'<svg role="img" aria-label="{escape(told, quote=True)}"', 1)
+    return text.replace("<svg", f'<svg role="img" aria-label="{escape(label, quote=True)}"', 1)
 
 
 def _making(settings: dict[str, Any], policy: KeptPolicy | None, teacher: KeptPolicy | None) -> str:
@@ -371,7 +375,7 @@ def _making(settings: dict[str, Any], policy: KeptPolicy | None, teacher: KeptPo
 
 
 def _brief(policy: KeptPolicy | None) -> dict[str, Any]:
-    """Its provenance without the configuration, which the page shows already."""
+    """Its provenance without the configuration, which has a place of its own on the page."""
     return {key: value for key, value in policy.provenance.items() if key != "configuration"} if policy else {}
 
 
