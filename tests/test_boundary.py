@@ -296,6 +296,31 @@ def test_what_an_environment_changes_of_its_process_it_changes_for_itself(
     assert capsys.readouterr() == ("", "spoken\nspoken\nspoken\nafter\n")
 
 
+def test_rows_that_are_stepped_together_do_not_see_each_others_settings(
+    line: Register, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each row moves to a folder of its own in its first step, by a path relative to where the run is."""
+    monkeypatch.chdir(tmp_path)
+    calls: list[tuple[int, str, str]] = []
+
+    def step(env: Any) -> Any:
+        calls.append((id(env), Path.cwd().relative_to(tmp_path).as_posix(), np.geterr()["over"]))
+        if env.age == 1:
+            Path(f"row-{id(env)}").mkdir()
+            os.chdir(f"row-{id(env)}")
+            np.seterr(over="raise")
+        return np.zeros(2, np.float32), 1.0, False, False, {}
+
+    over = np.geterr()["over"]
+    with contextlib.closing(Environments(make_task(line(step=step)), 3, 0)) as environments:
+        for _ in range(3):
+            environments.step(np.zeros(3, np.int64))
+            assert (Path.cwd(), np.geterr()["over"]) == (tmp_path, over)
+    assert len({row for row, _, _ in calls}) == 3
+    assert [(folder, errors) for _, folder, errors in calls[:3]] == [(".", over)] * 3
+    assert all((folder, errors) == (f"row-{row}", "raise") for row, folder, errors in calls[3:])
+
+
 def test_a_call_from_a_folder_that_was_removed(line: Register, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()

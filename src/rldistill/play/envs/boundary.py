@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rldistill.play.envs.surroundings import Surroundings
+from rldistill.play.envs.surroundings import Own, Surroundings
 from rldistill.types import UserError, first_line, printable
 
 Info = Mapping[str, Any]
@@ -37,14 +37,15 @@ class Boundary:
     Args:
         env: its id, for messages.
         make: makes it.
+        surroundings: of all environments that are called together; None makes some.
 
     Raises:
         EnvironmentFailed: it cannot be made. So do all methods where the environment fails in them.
     """
 
-    def __init__(self, env: str, make: Callable[[], Any]) -> None:
+    def __init__(self, env: str, make: Callable[[], Any], surroundings: Surroundings | None = None) -> None:
         self.env = env
-        self._surroundings = Surroundings()
+        self._surroundings, self._own = surroundings or Surroundings(), Own()
         self._made = self._call("making", make)
         self.observation_space = self._call("the observation space", lambda: self._made.observation_space)
         self.action_space = self._call("the action space", lambda: self._made.action_space)
@@ -125,7 +126,7 @@ class Boundary:
     def _call(self, name: str, function: Callable[[], Any]) -> Any:
         try:
             with self._surroundings:
-                return function()
+                return self._surroundings.call(self._own, function)
         except (UserError, KeyboardInterrupt):
             raise
         except BaseException as error:  # SystemExit, and what simulators in other languages panic with

@@ -16,6 +16,7 @@ from rldistill.play.envs.ids import arguments_of, make
 from rldistill.play.envs.masks import MaskReader
 from rldistill.play.envs.precision import Precision, is_finer
 from rldistill.play.envs.spaces import ActionWriter, ObservationReader
+from rldistill.play.envs.surroundings import Surroundings
 from rldistill.play.envs.world import Pixels, understood, unlike
 from rldistill.types import (
     Actions,
@@ -136,11 +137,13 @@ class GymnasiumBackend:
 
     def __init__(self, task: Task, num_envs: int, *, pixels: bool) -> None:
         self._task = task
+        self._surroundings = Surroundings()
         self._envs: list[Boundary] = []
         try:
             for row in range(num_envs):
                 try:
-                    self._envs.append(_opened(task.env, task.env_kwargs, "rgb_array" if pixels else None))
+                    mode = "rgb_array" if pixels else None
+                    self._envs.append(_opened(task.env, task.env_kwargs, mode, self._surroundings))
                 except EnvironmentFailed as error:
                     if row:
                         error.args = (
@@ -192,10 +195,11 @@ class GymnasiumBackend:
         rewards = np.zeros(number, dtype=np.float32)
         terminated, truncated = np.zeros(number, dtype=np.bool_), np.zeros(number, dtype=np.bool_)
         self.observations = np.empty_like(self.observations)
-        for row, env in enumerate(self._envs):
-            answer = env.step(self._write(actions[row]))
-            observation, rewards[row], terminated[row], truncated[row], self.infos[row] = answer
-            self._take(row, observation, "step")
+        with self._surroundings:  # once for all rows, which costs less than once for each
+            for row, env in enumerate(self._envs):
+                answer = env.step(self._write(actions[row]))
+                observation, rewards[row], terminated[row], truncated[row], self.infos[row] = answer
+                self._take(row, observation, "step")
         self._check_numbers("step")
         self._masks.step([self._mask(row) for row in range(number)], terminated | truncated)
         return rewards, terminated, truncated & ~terminated
@@ -247,8 +251,8 @@ class GymnasiumBackend:
 @contextmanager
 def _no_display_needed() -> Iterator[None]:
     """Pictures need no display, but SDL, which pygame starts, looks for one and complains on stderr where there is none."""
-    shown = any(name in os.environ for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"))
-    if shown or not sys.platform.startswith("linux"):
+    has_display = any(name in os.environ for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"))
+    if has_display or not sys.platform.startswith("linux"):
         yield
         return
     os.environ["SDL_VIDEODRIVER"] = "dummy"
@@ -258,5 +262,7 @@ def _no_display_needed() -> Iterator[None]:
         os.environ.pop("SDL_VIDEODRIVER", None)
 
 
-def _opened(env: str, arguments: Arguments, render_mode: str | None = None) -> Boundary:
-    return Boundary(env, lambda: make(env, arguments, render_mode))
+def _opened(
+    env: str, arguments: Arguments, render_mode: str | None = None, surroundings: Surroundings | None = None
+) -> Boundary:
+    return Boundary(env, lambda: make(env, arguments, render_mode), surroundings)

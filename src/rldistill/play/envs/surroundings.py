@@ -1,4 +1,4 @@
-"""What a call into an environment changes of its process, for itself alone: everything else is as it was afterwards."""
+"""What calls into environments change of their process: it is put back after each call, and set again before the next."""
 
 from __future__ import annotations
 
@@ -6,45 +6,70 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
+Own: TypeAlias = dict[int, Any]
+"""Settings that one environment made in earlier calls: a place in `_settings` to a value. Empty of nearly all environments."""
+
 
 class Surroundings:
-    """A context manager around each call into one environment.
+    """A context manager around calls into environments, and the calls themselves.
 
-    Within it the environment finds the settings that it made in earlier calls; outside of it they are those of everybody else: a
-    simulator that changes the folder does not take the run with it. What it prints goes to stderr, since stdout is for what a verb
-    gives out, and neither of the two can be closed or replaced for others.
+    Within a call an environment has the settings that it made in earlier calls; before and after it they are those of everybody
+    else. A simulator that changes the folder does not take the run with it, and not the rows beside it either. What environments
+    print goes to stderr, since stdout is for what a verb prints. None of them can close or replace the two streams for others.
+
+    Everybody else's settings are read when the outermost block is entered, so a block around the calls of many rows is cheaper
+    than a block around each.
     """
 
     def __init__(self) -> None:
-        self._own: dict[int, Any] = {}
+        self._depth = 0
         self._lent: _Lent | None = None
 
     def __enter__(self) -> None:
-        self._before = _settings()
-        self._streams = sys.stdout, sys.stderr
-        if sys.stderr is not None:
-            if self._lent is None or self._lent.stream is not sys.stderr:
+        if self._depth == 0:
+            self._everybodys = _settings()
+            self._streams = sys.stdout, sys.stderr
+            if sys.stderr is None:
+                self._lent = None
+            elif self._lent is None or self._lent.stream is not sys.stderr:
                 self._lent = _Lent(sys.stderr)
-            sys.stdout = sys.stderr = self._lent
-        for number, value in self._own.items():
-            _CHANGE[number](value)
+        self._depth += 1
 
     def __exit__(self, *_: object) -> None:
-        sys.stdout, sys.stderr = self._streams
-        now = _settings()
-        if now == self._before:  # of every call but those of a few environments
-            self._own.clear()
-            return
-        for number, (value, before) in enumerate(zip(now, self._before, strict=True)):
-            if value == before:
-                self._own.pop(number, None)
+        self._depth -= 1
+
+    def call(self, own: Own, function: Callable[[], Any]) -> Any:
+        """What the function returns.
+
+        Args:
+            own: the environment's settings; they are updated.
+            function: calls into the environment.
+        """
+        if self._lent is not None:
+            sys.stdout = sys.stderr = self._lent
+        for number, value in own.items():
+            _CHANGE[number](value)
+        try:
+            return function()
+        finally:
+            sys.stdout, sys.stderr = self._streams
+            now = _settings()
+            if now == self._everybodys:  # after nearly all calls
+                own.clear()
             else:
-                self._own[number] = value
+                self._put_back(own, now)
+
+    def _put_back(self, own: Own, now: tuple[Any, ...]) -> None:
+        for number, (value, before) in enumerate(zip(now, self._everybodys, strict=True)):
+            if value == before:
+                own.pop(number, None)
+            else:
+                own[number] = value
                 _CHANGE[number](before)
 
 
