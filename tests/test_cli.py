@@ -16,12 +16,14 @@ import pytest
 
 import rldistill
 from foreign_files import balancing_zip
-from rldistill import cli, demo
+from rldistill import cli
+from rldistill.configurations import flat
 from rldistill.play.envs import make_task
 from rldistill.policies import load_policy, save_policy
 from rldistill.students.networks import Architecture, build
 from rldistill.teachers import TeacherOptions
 from rldistill.types import Task, UserError
+from rldistill.verbs import demo
 from rldistill.verbs.distill import DistillConfig
 from rldistill.verbs.evaluate import EvaluateConfig
 from rldistill.verbs.export import ExportConfig
@@ -103,7 +105,7 @@ def test_help_names_every_flag(command: Command, verb: str) -> None:
     said = command(verb, "--help")
     assert said.status == 0
     config = CONFIGS[verb]
-    flags = [field.name for field in fields(config)] if config else ["seed"] if verb == "demo" else []
+    flags = list(flat(config())) if config else ["seed"] if verb == "demo" else []
     more = {"evaluate": ["json"], "report": ["out"], "record": ["append"]}
     more |= {"export": EXPORT_FLAGS, "push": PUSH_FLAGS, "watch": WATCH_FLAGS}
     flags += more.get(verb, [])
@@ -284,6 +286,13 @@ def test_demo_makes_student_scores_and_page_and_goes_on_where_it_was(
     assert "finished already" in again.err
     assert "demo/report.html" in again.out
     assert Path("demo/policy/weights.safetensors").read_bytes() == before
+
+
+def test_the_teacher_of_the_demo_is_found_from_any_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_policy(demo.shipped_policy("pong")).task.env == "PongNoFrameskip-v4"
 
 
 def test_demo_without_its_teacher_says_so() -> None:

@@ -19,7 +19,7 @@ from rldistill.runs.scores import Score, remarks, score_table, scores_file, writ
 from rldistill.teachers import TeacherOptions
 from rldistill.terminal import settle
 from rldistill.types import UserError
-from rldistill.verbs.demo import demo
+from rldistill.verbs.demo import EPISODES, EPSILON, demo_config, shipped_policy
 from rldistill.verbs.distill import DistillConfig, distill
 from rldistill.verbs.distill.config import PRESETS, Preset
 from rldistill.verbs.evaluate import EvaluateConfig, evaluate
@@ -53,9 +53,16 @@ Refs: TypeAlias = Annotated[
 
 
 def _demo(out: Out = Path("demo"), seed: int = 0) -> None:
-    """The main job in some minutes: a Pong teacher becomes a student a fifteenth of its size, with its report."""
+    """The main job in some minutes: a Pong teacher becomes a student a fifteenth of its size, with its report.
+
+    An interrupted demo goes on where it was when it is started again.
+    """
+    teacher = shipped_policy("pong")
+    games = EvaluateConfig(episodes=EPISODES, epsilon=EPSILON, seed=seed + 1)
     with Talking() as progress:
-        scores, page = demo(out, seed=seed, progress=progress)
+        distill(teacher, out, demo_config(seed), resume=True, progress=progress)
+        scores = evaluate([teacher, out], games, json=out / "scores.json", progress=progress)
+        page = report(out, progress=progress)
     _print_scores(scores)
     print(f"report: {page}")
 
@@ -90,7 +97,7 @@ def _record(
     options: OmitArgPrefixes[TeacherOptions],
     append: Annotated[bool, arg(help="Add --steps to the dataset in --out.")] = False,
 ) -> None:
-    """Record a dataset: what a teacher sees, does and thinks of every action.
+    """Record a dataset: observations, actions and the teacher's scores of every action.
 
     Example: rldistill record --teacher policies/pong --steps 54000 --out data/pong
     """
@@ -168,19 +175,19 @@ def _inspect(
     Example: rldistill inspect ppo-Acrobot-v1.zip --play 5
     """
     with Talking() as progress:
-        known = inspect(policy, config, options=options, progress=progress)
-    _print_known(
-        [(name, line) for name, value in known.items() for line in ([value] if isinstance(value, str) else value)]
+        facts = inspect(policy, config, options=options, progress=progress)
+    _print_facts(
+        [(name, line) for name, value in facts.items() for line in ([value] if isinstance(value, str) else value)]
     )
 
 
-def _print_known(lines: Sequence[tuple[str, str]], *, stderr: bool = False) -> None:
+def _print_facts(lines: Sequence[tuple[str, str]], *, stderr: bool = False) -> None:
     for name, line in lines:
         print(f"{name:>14}  {line}", file=sys.stderr if stderr else sys.stdout)
 
 
 def _is_output(path: Path | None) -> bool:
-    """Whether a file that was asked for goes to standard output, which then is for it alone."""
+    """Whether a file goes to standard output, where nothing else may be printed then."""
     return path is not None and is_standard_output(path)
 
 
@@ -262,12 +269,10 @@ def _dataset_info(
     Example: rldistill dataset info data/pong --json pong.json
     """
     with Talking() as progress:
-        found = datasets.info(data, verify=verify, json=json, progress=progress)
-    _print_known(datasets.info_lines(found), stderr=_is_output(json))
-    if found.damaged:
-        raise UserError(
-            f"{len(found.damaged)} of {found.shards} shards of {data} are damaged: {', '.join(found.damaged)}"
-        )
+        info = datasets.info(data, verify=verify, json=json, progress=progress)
+    _print_facts(datasets.info_lines(info), stderr=_is_output(json))
+    if info.damaged:
+        raise UserError(f"{len(info.damaged)} of {info.shards} shards of {data} are damaged: {', '.join(info.damaged)}")
 
 
 def _dataset_head(
@@ -341,7 +346,7 @@ def _dataset(verb: OmitSubcommandPrefixes[OmitArgPrefixes[Annotated[_DatasetVerb
 def _watch(
     policies: Annotated[
         Positional[tuple[str, ...]],
-        arg(metavar="REF [REF2]", help=f"A policy, or two that are shown side by side; each {REF}."),
+        arg(metavar="REF [REF2]", help=f"A policy, or two side by side; each {REF}."),
     ],
     config: OmitArgPrefixes[WatchConfig],
     options: OmitArgPrefixes[TeacherOptions],
@@ -381,8 +386,9 @@ VERBS: dict[str, Callable[..., Any]] = {
 def main() -> None:
     """Runs a verb. Exit status 2 and one line for a wrong input or a system that refuses, 130 for Ctrl-C."""
     try:
+        preset = _preset_in(sys.argv)
         tyro.extras.subcommand_cli_from_dict(
-            {**VERBS, "distill": _distill_with(DistillConfig.of(_preset_in(sys.argv)))},
+            VERBS if preset == "none" else {**VERBS, "distill": _distill_with(DistillConfig.of(preset))},
             description="Policy distillation for reinforcement learning: a trained policy becomes a smaller one. "
             "`rldistill --version` says which rldistill this is.",
         )

@@ -17,15 +17,14 @@ from rldistill.datasets.rows import ADVICE, FORMAT, VERSION, Labels, Shard, chec
 from rldistill.play.actions import action_layout
 from rldistill.types import UserError, first_line
 
-# Of 1, 3, 6, 9 and 12 on a Pong of 16 environments: 6 takes 30 bytes a frame at 175,000 frames/s, some thirty times the
-# rate of the emulator on the same core; 9 takes 27 at 110,000/s. XOR with the frame before takes 34 at level 6: zstd's
-# window spans hundreds of frames and finds the same paddle there, which a difference hides.
+# Level 6 takes 30 bytes a frame of Pong and packs frames some thirty times as fast as the emulator makes them. Level 9 takes
+# 27 bytes at two thirds of that speed. Differences from the frame before take more: zstd finds repeated pixels by itself.
 LEVEL = 6
 
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """What goes wrong while a shard is unpacked, as one line."""
+    """Errors of unpacking a shard become one line."""
     try:
         yield
     except FileNotFoundError:
@@ -53,8 +52,8 @@ def row_schema(labels: Labels) -> Any:
     }
     if task.action_masks:
         fields["action_mask"] = pa.list_(pa.bool_(), task.mask_size)
-    told = {"format": f"{FORMAT} {VERSION}", "frame_shape": json.dumps(frame_shape(task))}
-    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields.items()], metadata=told)
+    about = {"format": f"{FORMAT} {VERSION}", "frame_shape": json.dumps(frame_shape(task))}
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields.items()], metadata=about)
 
 
 def batch_of(part: Shard, labels: Labels) -> Any:
@@ -63,8 +62,16 @@ def batch_of(part: Shard, labels: Labels) -> Any:
     action = np.float32 if labels.task.continuous else np.int32
     columns = []
     ordered: list[npt.NDArray[Any]] = [
-        part.frames, part.starts, part.context, part.environments, part.actions.astype(action), part.rewards,
-        part.terminated, part.truncated, part.values]  # fmt: skip
+        part.frames,
+        part.starts,
+        part.context,
+        part.environments,
+        part.actions.astype(action),
+        part.rewards,
+        part.terminated,
+        part.truncated,
+        part.values,
+    ]
     ordered += [] if part.masks is None else [part.masks]
     for column, field in zip(ordered, schema, strict=True):
         if pa.types.is_fixed_size_list(field.type):

@@ -1,11 +1,10 @@
-"""The verbs `dataset info` and `dataset head`: what a dataset holds, as a whole and row by row."""
+"""The verbs `dataset info` and `dataset head`: a dataset as a whole and row by row."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from json import dumps
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,9 +27,8 @@ PICTURES = 4
 """Rows drawn."""
 
 
-@dataclass(frozen=True)
-class Info:
-    """What a dataset holds."""
+class Info(NamedTuple):
+    """A dataset as a whole."""
 
     path: str
     task: Task
@@ -55,14 +53,14 @@ class Info:
     verified: bool
     """Whether checksums were looked at."""
     damaged: dict[str, str]
-    """File name to what is wrong with it."""
+    """File name to what is wrong with the file."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
         returns = None
         if self.returns is not None:  # one episode has no interval, and JSON no NaN
             returns = {name: value if math.isfinite(value) else None for name, value in self.returns._asdict().items()}
-        return {**asdict(self), "task": self.task.as_dict(), "returns": returns}
+        return {**self._asdict(), "task": self.task.as_dict(), "returns": returns}
 
 
 class Row(NamedTuple):
@@ -89,13 +87,13 @@ def info(
     json: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Info:
-    """What a dataset holds: task, episodes and their returns, teacher, how it was recorded, and which shards are damaged.
+    """Summary of a dataset: task, episodes and their returns, teacher, recordings and damaged shards.
 
     Args:
         data: dataset folder.
         verify: whether the checksum of each shard is looked at. Without it lengths are.
         json: file for all of it; made, never overwritten.
-        progress: told how it goes.
+        progress: notified of the steps read.
 
     Raises:
         UserError: no dataset, or `json` exists. A damaged shard does not raise, see `Info.damaged`.
@@ -106,7 +104,7 @@ def info(
     episodes, damaged = find_episodes(dataset, verify=verify, progress=progress)
     scores = [episode.score for episode in episodes if episode.whole]
     teacher = dataset.card["teacher"]
-    found = Info(
+    contents = Info(
         path=str(dataset.path),
         task=dataset.task,
         control_steps=dataset.control_steps,
@@ -123,36 +121,36 @@ def info(
         damaged=damaged,
     )
     if target is not None:
-        replace_file(target, dumps(found.as_dict(), indent=2).encode() + b"\n", new=True)
-    return found
+        replace_file(target, dumps(contents.as_dict(), indent=2).encode() + b"\n", new=True)
+    return contents
 
 
-def info_lines(found: Info) -> list[tuple[str, str]]:
-    """Names and texts to print."""
-    task, returns = found.task, found.returns
+def info_lines(contents: Info) -> list[tuple[str, str]]:
+    """Names and texts to print, of what `info` gives."""
+    task, returns = contents.task, contents.returns
     lines = [
-        ("dataset", found.path),
+        ("dataset", contents.path),
         ("environment", task.env),
         ("task", _options(task)),
         ("observations", f"{task.observation_shape} {task.observation_dtype}"),
         ("actions", describe(task)),
-        ("control steps", f"{found.control_steps:,}"),
-        ("episodes", f"{found.episodes:,}, and {found.unfinished:,} that are not there from beginning to end"),
+        ("control steps", f"{contents.control_steps:,}"),
+        ("episodes", f"{contents.episodes:,}, and {contents.unfinished:,} that are not there from beginning to end"),
     ]
     if returns is not None:
         bounds = f", 95 % CI [{returns.ci_low:.4g}, {returns.ci_high:.4g}]" if math.isfinite(returns.ci_low) else ""
         lines.append(("returns", f"mean {returns.mean:.4g}{bounds}, interquartile mean {returns.iqm:.4g}"))
-    lines.append(("shards", f"{found.shards:,}, {found.bytes / 1e6:,.1f} MB"))
-    lines += [("teacher", _teacher(teacher)) for teacher in found.teachers]
-    lines.append(("values", found.score_kind))
-    for number, item in enumerate(found.recordings):
+    lines.append(("shards", f"{contents.shards:,}, {contents.bytes / 1e6:,.1f} MB"))
+    lines += [("teacher", _teacher(teacher)) for teacher in contents.teachers]
+    lines.append(("values", contents.score_kind))
+    for number, item in enumerate(contents.recordings):
         names = ("driver", "epsilon", "seed", "num_envs", "made_by")
-        told = [f"{name.replace('_', ' ')} {item[name]}" for name in names if item.get(name) is not None]
-        lines.append((f"recording {number}" if len(found.recordings) > 1 else "recording", ", ".join(told)))
-    lines.append(("format", f"version {found.format_version}"))
-    checked = "all checksums fit" if found.verified else "not looked at; lengths fit"
-    lines.append(("integrity", checked if not found.damaged else f"{len(found.damaged)} damaged"))
-    return lines + [("damaged", text) for text in found.damaged.values()]
+        settings = [f"{name.replace('_', ' ')} {item[name]}" for name in names if item.get(name) is not None]
+        lines.append((f"recording {number}" if len(contents.recordings) > 1 else "recording", ", ".join(settings)))
+    lines.append(("format", f"version {contents.format_version}"))
+    checked = "all checksums fit" if contents.verified else "not looked at; lengths fit"
+    lines.append(("integrity", checked if not contents.damaged else f"{len(contents.damaged)} damaged"))
+    return lines + [("damaged", text) for text in contents.damaged.values()]
 
 
 @checked_arguments
@@ -191,19 +189,19 @@ def head(
             raise UserError(f"there is no episode {episode} in {dataset.path}: they go from 0 to {len(episodes) - 1}")
         episodes = [episodes[episode]]
     names = _names(task)
-    count = min(rows, sum(found.steps for found in episodes))
+    count = min(rows, sum(one.steps for one in episodes))
     drawn = np.unique(np.linspace(0, count - 1, PICTURES).round().astype(int)).tolist() if target is not None else []
-    shown: list[Row] = []
+    table: list[Row] = []
     observations = []
-    for found, part in read_episodes(dataset, episodes):
-        first = len(part.frames) - found.steps
-        for step in range(min(found.steps, rows - len(shown))):
+    for one, part in read_episodes(dataset, episodes):
+        first = len(part.frames) - one.steps
+        for step in range(min(one.steps, rows - len(table))):
             at = first + step
             action = part.actions[at].tolist()
             ends = {"terminated": part.terminated[at], "truncated": part.truncated[at]}
-            shown.append(
+            table.append(
                 Row(
-                    found.number,
+                    one.number,
                     step,
                     action,
                     names[action] if names and isinstance(action, int) else "",
@@ -212,21 +210,21 @@ def head(
                     part.values[at].tolist(),
                 )
             )
-            if len(shown) - 1 in drawn:
+            if len(table) - 1 in drawn:
                 observations.append(_observation(part, task, at))
-        if len(shown) == rows:
+        if len(table) == rows:
             break
     if target is not None:
         labels = [
-            f"episode {shown[n].episode}, step {shown[n].step}" + f", {shown[n].name}" * bool(shown[n].name)
+            f"episode {table[n].episode}, step {table[n].step}" + f", {table[n].name}" * bool(table[n].name)
             for n in drawn
         ]
         replace_file(target, observation_panels(observations, labels), new=True)
-    return shown
+    return table
 
 
 def _observation(part: Shard, task: Task, at: int) -> Observations:
-    """(*obs): what was seen at one of an episode's rows. Only the rows of its stack are copied, not the episode."""
+    """(*obs): the observation at one of an episode's rows. Only the rows of its stack are copied, not the episode."""
     low = max(at - task.frame_stack + 1, 0)
     near = part.rows(low, at + 1)
     stack: Observations = observations_of(near, task, np.array([at - low]))[0]
@@ -251,8 +249,8 @@ def head_table(rows: Sequence[Row]) -> list[dict[str, str]]:
 def _short(numbers: int | Sequence[float], most: int = 8) -> str:
     if isinstance(numbers, int):
         return str(numbers)
-    told = " ".join(f"{number:.4g}" for number in numbers[:most])
-    return told + " ..." * (len(numbers) > most)
+    text = " ".join(f"{number:.4g}" for number in numbers[:most])
+    return text + " ..." * (len(numbers) > most)
 
 
 def _names(task: Task) -> list[str]:
@@ -267,23 +265,23 @@ def _names(task: Task) -> list[str]:
 
 
 def _options(task: Task) -> str:
-    """What of the task is not the default."""
+    """Options of the task that differ from the defaults."""
     plain = Task(task.env, task.num_actions, task.observation_shape).as_dict()
-    shown = {"action_sizes", "action_low", "action_high", "observation_dtype"}
-    own = {name: value for name, value in task.as_dict().items() if value != plain.get(name) and name not in shown}
+    elsewhere = {"action_sizes", "action_low", "action_high", "observation_dtype"}
+    own = {name: value for name, value in task.as_dict().items() if value != plain.get(name) and name not in elsewhere}
     return ", ".join(f"{name} = {value}" for name, value in own.items()) or "all options at their defaults"
 
 
 def _teacher(teacher: dict[str, Any]) -> str:
     provenance = teacher.get("provenance")
-    told = [teacher.get("path") or teacher.get("kind") or "unknown"]
-    told += [provenance["algorithm"]] if isinstance(provenance, dict) and provenance.get("algorithm") else []
-    told += [f"sha256 {teacher['sha256'][:12]}"] if isinstance(teacher.get("sha256"), str) else []
-    return ", ".join(map(str, told))
+    parts = [teacher.get("path") or teacher.get("kind") or "unknown"]
+    parts += [provenance["algorithm"]] if isinstance(provenance, dict) and provenance.get("algorithm") else []
+    parts += [f"sha256 {teacher['sha256'][:12]}"] if isinstance(teacher.get("sha256"), str) else []
+    return ", ".join(map(str, parts))
 
 
 def _free_file(path: Path, flag: str) -> Path:
-    """Told before anything is read, not after."""
+    """The path of a new file, checked before anything is read."""
     if place_at(path) == "stream":
         return path
     free_path(path, flag)

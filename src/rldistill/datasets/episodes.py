@@ -33,8 +33,7 @@ class Piece(NamedTuple):
     high: int
 
 
-@dataclass(frozen=True)
-class Episode:
+class Episode(NamedTuple):
     """Control steps of one environment from a start to the next, or to where its rows end."""
 
     number: int
@@ -80,10 +79,10 @@ def find_episodes(
     Args:
         dataset: whose shards are gone through; frames are not unpacked.
         verify: whether checksums are looked at too.
-        progress: told how it goes.
+        progress: notified of the steps read.
     """
     progress = progress or Silent()
-    known = sorted(item.get("first_shard", 0) for item in dataset.card["recordings"])
+    beginnings = sorted(item.get("first_shard", 0) for item in dataset.card["recordings"])
     tracks: dict[int, _Track] = {}
     closed: list[_Track] = []
     damaged: dict[str, str] = {}
@@ -91,9 +90,9 @@ def find_episodes(
     done = 0
     progress.start(f"{'check' if verify else 'read'} {dataset.path}", dataset.control_steps, "steps")
     for place, shard in enumerate(dataset.shards):
-        if place in known or (before is not None and shard_number(shard.file) != shard_number(before.file) + 1):
+        if place in beginnings or (before is not None and shard_number(shard.file) != shard_number(before.file) + 1):
             _close(tracks, closed)  # another recording, or a shard is missing: time does not go on
-        recording = max(bisect_right(known, place) - 1, 0)
+        recording = max(bisect_right(beginnings, place) - 1, 0)
         try:
             for batch, columns in enumerate(list(dataset.columns(shard, _COLUMNS, verify=verify))):
                 for low, high in _runs(columns):
@@ -181,7 +180,7 @@ def read_episodes(dataset: Dataset, episodes: Sequence[Episode]) -> Iterator[tup
 
 
 def observations_of(rows: Shard, task: Task, at: npt.NDArray[np.int64]) -> Observations:
-    """(N, *obs): what was seen at these of an episode's rows, stacks rebuilt."""
+    """(N, *obs): the observations at some of an episode's rows, stacks rebuilt."""
     replay = Replay(task, 1, len(rows.frames), {})
     replay.add_frames(rows.frames, rows.starts)
     return replay.observations(at, np.zeros(len(at), np.int64))

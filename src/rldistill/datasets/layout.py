@@ -33,11 +33,11 @@ def check_layout(data: Any, schema: Any, rows: int) -> None:
     """
     view = memoryview(data).cast("B")
     try:
-        found = sum(_rows_of(view, block, schema, rows) for block in _blocks(view))
+        counted = sum(_rows_of(view, block, schema, rows) for block in _blocks(view))
     except (struct.error, IndexError, OverflowError):
         raise ValueError("its table of columns is damaged") from None
-    if found != rows:
-        raise ValueError(f"it has {found:,} rows of {rows:,}")
+    if counted != rows:
+        raise ValueError(f"it has {counted:,} rows of {rows:,}")
 
 
 def _blocks(view: memoryview) -> Iterator[tuple[int, ...]]:

@@ -43,7 +43,7 @@ def merge(
         out: folder to make.
         mixed_teachers: whether several teachers may have labelled them; the card lists them, and each of its recordings says
             which one was its.
-        progress: told how it goes.
+        progress: notified of the steps merged.
 
     Raises:
         UserError: something differs (the message names both values), a shard is damaged or in two of the datasets, or `out`
@@ -110,13 +110,13 @@ def _named(teachers: Sequence[Mapping[str, Any]]) -> str:
 
 def _check_apart(sources: Sequence[Dataset]) -> None:
     """The same play twice would count twice."""
-    seen: dict[str, Path] = {}
+    places: dict[str, Path] = {}
     for source in sources:
         for shard in source.shards:
             path = source.path / shard.file
-            if shard.sha256 in seen:
-                raise UserError(f"{seen[shard.sha256]} and {path} are the same play: name each dataset once")
-            seen[shard.sha256] = path
+            if shard.sha256 in places:
+                raise UserError(f"{places[shard.sha256]} and {path} are the same play: name each dataset once")
+            places[shard.sha256] = path
 
 
 def _together(sources: Sequence[Dataset]) -> tuple[dict[str, Any], list[list[int]]]:
@@ -126,7 +126,7 @@ def _together(sources: Sequence[Dataset]) -> tuple[dict[str, Any], list[list[int
     for source in sources:
         own = []
         for teacher in teachers_of(source):
-            at = next((place for place, known in enumerate(teachers) if same_teacher(known, teacher)), len(teachers))
+            at = next((place for place, one in enumerate(teachers) if same_teacher(one, teacher)), len(teachers))
             if at == len(teachers):
                 teachers.append(teacher)
             own.append(at)
@@ -140,14 +140,14 @@ def _together(sources: Sequence[Dataset]) -> tuple[dict[str, Any], list[list[int
 
 def _recordings(source: Dataset, shards: int, teachers: list[int] | None) -> list[dict[str, Any]]:
     """Those of a dataset whose shards stand behind so many others; `teacher` is a place in the list of teachers."""
-    found = [dict(item) for item in source.card["recordings"]]
-    if not found or found[0].get("first_shard") != 0:
-        found.insert(0, {"driver": "unknown", "first_shard": 0})
-    for item in found:
+    recordings = [dict(item) for item in source.card["recordings"]]
+    if not recordings or recordings[0].get("first_shard") != 0:
+        recordings.insert(0, {"driver": "unknown", "first_shard": 0})
+    for item in recordings:
         item["first_shard"] = item.get("first_shard", 0) + shards
         if teachers is not None:
             item["teacher"] = teachers[item.get("teacher", 0)]
-    return found
+    return recordings
 
 
 def _link(source: Path, target: Path) -> None:

@@ -35,7 +35,7 @@ _PAGE_HEADS = 1 << 20
 
 
 def write_parquet(dataset: Dataset, episodes: Sequence[Episode], folder: Path, progress: Progress) -> list[str]:
-    """Writes the files into a folder that is there; returns what is to be known of them.
+    """Writes the files into a folder that is there; returns notes about them.
 
     Raises:
         UserError: a shard is damaged.
@@ -51,13 +51,19 @@ def write_parquet(dataset: Dataset, episodes: Sequence[Episode], folder: Path, p
     done = 0
     progress.start("write Parquet", dataset.control_steps, "steps")
     for index, shard in enumerate(dataset.shards):
-        told = {"card": card, "shard": shard._asdict(), "index": index, "of": len(dataset.shards)}
-        schema = _schema(dataset).with_metadata({KEY: json.dumps(told).encode()})
+        about = {"card": card, "shard": shard._asdict(), "index": index, "of": len(dataset.shards)}
+        schema = _schema(dataset).with_metadata({KEY: json.dumps(about).encode()})
         columns = [name for name in schema.names if name != "frame"]
         with pq.ParquetWriter(
-            folder / f"shard-{shard_number(shard.file):05d}.parquet", schema, compression="zstd", compression_level=LEVEL,
-            use_dictionary=columns, data_page_size=PAGE_BYTES, write_page_checksum=True, write_statistics=columns,
-        ) as writer:  # fmt: skip
+            folder / f"shard-{shard_number(shard.file):05d}.parquet",
+            schema,
+            compression="zstd",
+            compression_level=LEVEL,
+            use_dictionary=columns,
+            data_page_size=PAGE_BYTES,
+            write_page_checksum=True,
+            write_statistics=columns,
+        ) as writer:
             for batch, part in enumerate(dataset.parts(shard)):
                 numbers = np.zeros((2, len(part.frames)), np.int32)
                 for low, high, number, step in places.get((index, batch), ()):
@@ -95,21 +101,21 @@ def read_parquet(files: Sequence[Path], folder: Path, progress: Progress) -> Non
     Raises:
         UserError: a file is missing, truncated, altered, or of another dataset.
     """
-    told = sorted(((_told(file), file) for file in files), key=lambda item: item[0]["index"])
-    first, place = told[0][0], told[0][1]
-    if any(item["card"] != first["card"] or item["of"] != first["of"] for item, _ in told):
+    described = sorted(((_description(file), file) for file in files), key=lambda item: item[0]["index"])
+    first, place = described[0][0], described[0][1]
+    if any(item["card"] != first["card"] or item["of"] != first["of"] for item, _ in described):
         raise UserError(f"{place.parent} holds files of several datasets: convert each by itself")
-    if len(told) != first["of"] or [item["index"] for item, _ in told] != list(range(len(told))):
+    if len(described) != first["of"] or [item["index"] for item, _ in described] != list(range(len(described))):
         raise UserError(
-            f"{place.parent} holds {len(told)} of the dataset's {first['of']} files: name the folder that has them all"
+            f"{place.parent} holds {len(described)} of the dataset's {first['of']} files: name the folder that has them all"
         )
-    card = {**first["card"], "shards": [item["shard"] for item, _ in told]}
+    card = {**first["card"], "shards": [item["shard"] for item, _ in described]}
     task, score_kind, shards = parse_card(card, str(place))
     empty = empty_dataset(folder, task, score_kind, card["teacher"])
     dataset = replace(empty, card={**empty.card, **card, "shards": []})
     done = 0
     progress.start("read Parquet", sum(shard.control_steps for shard in shards), "steps")
-    for (_, file), shard in zip(told, shards, strict=True):
+    for (_, file), shard in zip(described, shards, strict=True):
         with _readable(file):
             check_regular(file)
             schema, parts = _schema(dataset), []
@@ -130,15 +136,17 @@ def read_parquet(files: Sequence[Path], folder: Path, progress: Progress) -> Non
     write_card(dataset)
 
 
-def _told(file: Path) -> dict[str, Any]:
-    """What stands beside the rows."""
+def _description(file: Path) -> dict[str, Any]:
+    """Card, shard and place of a file, from its metadata."""
     with _readable(file):
         check_regular(file)
-        told = parse_json((pq.read_metadata(file).metadata or {})[KEY], file)
+        described = parse_json((pq.read_metadata(file).metadata or {})[KEY], file)
         kinds = {"card": dict, "shard": dict, "index": int, "of": int}
-        if not isinstance(told, dict) or not all(isinstance(told.get(name), kind) for name, kind in kinds.items()):
+        if not isinstance(described, dict) or not all(
+            isinstance(described.get(name), kind) for name, kind in kinds.items()
+        ):
             raise ValueError("its metadata lack something")
-        return told
+        return described
 
 
 def _schema(dataset: Dataset) -> Any:
@@ -199,7 +207,7 @@ def _part(table: Any, dataset: Dataset) -> Any:
 
 @contextmanager
 def _readable(file: Path) -> Iterator[None]:
-    """What goes wrong while a file is read, as one line."""
+    """Errors of reading a file become one line."""
     try:
         yield
     except UserError:

@@ -1,4 +1,4 @@
-"""The dataset folder: what a teacher saw and what it said to it, in shards that can be read apart from each other.
+"""The dataset folder: observations with a teacher's scores, in shards that can be read independently.
 
 `dataset.json`, the card, says what was recorded and lists the shards with their checksums. A shard is an Arrow IPC file
 compressed with zstd, one record batch for each environment: its control steps in order, each with its newest frame
@@ -41,7 +41,7 @@ _MOST_ROWS = 2**53
 
 
 class ShardEntry(NamedTuple):
-    """What the card knows of a shard."""
+    """The entry of a shard in the card."""
 
     file: str
     rows: int
@@ -78,14 +78,14 @@ class Dataset:
 
     def problems(self) -> dict[str, str]:
         """File name to what is wrong with it, for each shard that cannot be read. Reads every shard."""
-        found = {}
+        problems = {}
         for shard in self.shards:
             try:
                 for _ in self.parts(shard):
                     pass
             except UserError as error:
-                found[shard.file] = str(error)
-        return found
+                problems[shard.file] = str(error)
+        return problems
 
     def intact(self) -> Self:
         """The dataset without the shards that cannot be read; its recordings begin where they do among the others."""
@@ -155,10 +155,10 @@ class Dataset:
                 raise ValueError(f"it has {size} bytes of {shard.bytes}")
             rows = labelled = 0
             for batch in arrow.batches(path if data is None else data, self, shard.rows, names=names):
-                found = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in names}
+                unpacked = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in names}
                 rows += batch.num_rows
-                labelled += int((~found["context"]).sum())
-                yield found
+                labelled += int((~unpacked["context"]).sum())
+                yield unpacked
             _check_counts(shard, rows, labelled)
 
     def checked_bytes(self, shard: ShardEntry) -> bytes:
@@ -195,7 +195,7 @@ def create_dataset(path: Path, task: Task, score_kind: ScoreKind, teacher: Mappi
         path: made here; must not exist.
         task: what is played.
         score_kind: of the teacher's values.
-        teacher: what is to be known of it, plain JSON data; `sha256` tells whether two are the same.
+        teacher: facts about it, plain JSON data; `sha256` tells whether two are the same.
 
     Raises:
         UserError: the folder exists or cannot be made.
@@ -365,7 +365,7 @@ def load_replay(dataset: Dataset, *, progress: Progress | None = None) -> tuple[
 
     Args:
         dataset: with the shards to load.
-        progress: told how it goes.
+        progress: notified of the steps read.
 
     Returns:
         A replay of one row with the columns `values` (A,) and `actions` (), of a task with action masks also `masks` (A,),
@@ -412,8 +412,8 @@ def shard_number(file: str) -> int:
 
 def _next_number(dataset: Dataset) -> int:
     """Beyond the card's last shard: a shard that was left out as damaged keeps its name."""
-    known = [item["file"] for item in dataset.card["shards"]] + [shard.file for shard in dataset.shards]
-    return max(map(shard_number, known), default=-1) + 1
+    files = [item["file"] for item in dataset.card["shards"]] + [shard.file for shard in dataset.shards]
+    return max(map(shard_number, files), default=-1) + 1
 
 
 def write_card(dataset: Dataset) -> Dataset:

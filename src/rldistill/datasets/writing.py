@@ -52,7 +52,7 @@ class DatasetWriter:
         except (MemoryError, ValueError):  # the latter of sizes beyond all memory
             raise UserError(f"no memory for a shard of {shard_steps} control steps: lower --shard-steps") from None
         self._lengths = np.zeros(num_envs, dtype=np.int64)
-        # Whoever begins in the middle of an episode is taken at his word: the whole stack is context then.
+        # A row that begins in the middle of an episode has a full stack, all of it context.
         self._ages = np.full(num_envs, self._stack, dtype=np.int64)
 
     def add(

@@ -1,4 +1,4 @@
-"""The verb `evaluate`: full games of several policies under the same conditions, and what the numbers are worth."""
+"""The verb `evaluate`: full games of several policies under the same conditions, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def evaluate(
         json: file for the scores, a list with one object a policy. A file that an earlier evaluation wrote is
             replaced in one step; any other file is left alone.
         options: what files of another tool do not say.
-        progress: told how it goes.
+        progress: notified of finished games.
 
     Returns:
         One score a policy, in their order.

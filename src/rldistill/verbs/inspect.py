@@ -22,7 +22,7 @@ from rldistill.types import MOST_ENVIRONMENTS, Task, Teacher, check_numbers
 
 @dataclass(frozen=True)
 class InspectConfig:
-    """What is looked at."""
+    """Where the policy plays, and how many games."""
 
     env: str | None = None
     """Environment id, where the file does not name one."""
@@ -50,13 +50,13 @@ def inspect(
     options: TeacherOptions | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """What a policy is: a name and a text (or a list of lines) for each thing that is known of it.
+    """What a policy is: a name and a text (or a list of lines) for each fact.
 
     Args:
         ref: as `load_teacher` takes it.
         config: see `InspectConfig`.
         options: what the file does not say.
-        progress: told how the games go.
+        progress: notified of finished games.
 
     Raises:
         UserError: it cannot be loaded, or a wrong configuration.
@@ -70,14 +70,14 @@ def inspect(
     )
     policy = load_teacher(ref, env=config.env, env_kwargs=config.env_kwargs, options=options)
     task = policy.task
-    known: dict[str, Any] = {"policy": os.fspath(ref)}
+    facts: dict[str, Any] = {"policy": os.fspath(ref)}
     if isinstance(policy, ForeignTeacher):
-        known |= {"format": policy.foreign.format, "algorithm": policy.foreign.algorithm}
+        facts |= {"format": policy.foreign.format, "algorithm": policy.foreign.algorithm}
     else:
         algorithm = policy.provenance.get("algorithm", "distilled" if "teacher" in policy.provenance else "unknown")
-        known |= {"format": "rldistill policy folder", "algorithm": algorithm}
+        facts |= {"format": "rldistill policy folder", "algorithm": algorithm}
     keys = ", ".join(f"{name} ({size})" for name, size in task.observation_keys)
-    known |= {
+    facts |= {
         "environment": task.env,
         "observations": f"{task.observation_shape} {task.observation_dtype}{f': {keys}' if keys else ''}",
         "actions": describe(task),
@@ -88,43 +88,49 @@ def inspect(
         "made by": _origin(policy),
     }
     if isinstance(policy, ForeignTeacher):
-        known |= {"does not fit": list(policy.mismatches), "notes": list(policy.notes)}
+        facts |= {"does not fit": list(policy.mismatches), "notes": list(policy.notes)}
     if config.play:
         task = with_longest_game(fitting_task(task, config.env, config.env_kwargs), config.max_episode_steps)
-        known |= _plays(policy, task, config, progress)
-    return known
+        facts |= _plays(policy, task, config, progress)
+    return facts
 
 
 def _plays(policy: Teacher, task: Task, config: InspectConfig, progress: Progress) -> dict[str, str]:
-    """The score of the games, that of random play, and whether the one is above the other."""
+    """The mean return of the games and of random play, and whether the first is above the second."""
 
     def play(values: Teacher | None, what: str) -> dict[str, Any]:
         progress.start(f"{what} {task.env}", config.play, "games")
         return play_scored(
-            task, values, config.play, config.epsilon, config.seed,
-            num_envs=config.num_envs, on_progress=progress.update, on_line=progress.say,
-        )  # fmt: skip
+            task,
+            values,
+            config.play,
+            config.epsilon,
+            config.seed,
+            num_envs=config.num_envs,
+            on_progress=progress.update,
+            on_line=progress.say,
+        )
 
     score = play(policy, "play")
     games = games_in_words(score["episodes"], score["distinct"])
     mean, low, high = (score[name] for name in ("mean", "ci_low", "ci_high"))
-    known = {"plays": f"{with_interval(mean, low, high)} in {games}, epsilon {config.epsilon:g}"}
+    facts = {"plays": f"{with_interval(mean, low, high)} in {games}, epsilon {config.epsilon:g}"}
     chance = task.random_score
-    known["random play"] = f"{figure(chance)} as published" if chance is not None else ""
+    facts["random play"] = f"{figure(chance)} as published" if chance is not None else ""
     if chance is None:
         random = play(None, "random play")
         chance = float(random["mean"])
-        known["random play"] = f"{with_interval(chance, random['ci_low'], random['ci_high'])} in {config.play} games"
+        facts["random play"] = f"{with_interval(chance, random['ci_low'], random['ci_high'])} in {config.play} games"
     if not above(mean, low, chance):
-        known["plays"] += "; not above random play"
-    return known
+        facts["plays"] += "; not above random play"
+    return facts
 
 
 def _layers(network: nn.Module) -> str:
-    """The modules that hold numbers or bend them, in order."""
+    """The layers and activation functions, in order."""
     leaves = [module for module in network.modules() if not list(module.children())]
-    shown = [str(leaf) for leaf in leaves if not isinstance(leaf, nn.Identity)]
-    return " > ".join(shown) if shown else type(network).__name__
+    texts = [str(leaf) for leaf in leaves if not isinstance(leaf, nn.Identity)]
+    return " > ".join(texts) if texts else type(network).__name__
 
 
 def _normalization(policy: SavedPolicy | ForeignTeacher) -> str:

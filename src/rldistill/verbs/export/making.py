@@ -98,7 +98,7 @@ class Export:
     notes: tuple[str, ...]
     """Differences between policy and file that come with the format."""
     rows: tuple[dict[str, Any], ...]
-    """The policy, the export, and the teacher where it is known: `policy`, `format`, `bytes`, `microseconds` (of a decision,
+    """The policy, the export, and the teacher where there is one: `policy`, `format`, `bytes`, `microseconds` (of a decision,
     NumPy observation to action, batch 1, one thread), `agreement` (with the policy, on the compared states; None of the
     teacher), `episodes`, `distinct`, `mean`, `ci_low`, `ci_high` as in `Score` (None where no games were played), plain JSON
     data."""

@@ -228,7 +228,7 @@ def _making(facts: CardFacts) -> str:
     ]
     parts.append("\n".join(lines))
     parts.append(
-        "`policy.json` has all that is known of its making, under `provenance`"
+        "`policy.json` has the whole provenance"
         + ("; `config.json` is the configuration of the run." if "config.json" in facts.files else ".")
     )
     return "\n\n".join(part for part in parts if part)

@@ -1,4 +1,4 @@
-"""What `watch` shows of a moment: the players' pictures side by side, and under each what it thinks of its actions."""
+"""The picture of one moment of `watch`: the players side by side, and under each its preferences among the actions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _MOST_PIXELS = 4096 * 2304  # what players of H.264 are made for
 
 
 class View(NamedTuple):
-    """What is drawn of one player."""
+    """One player at one moment."""
 
     frame: Pixels
     """(height, width, 3)."""
@@ -44,9 +44,9 @@ class View(NamedTuple):
     marks: Floats | None
     """(A,): those of another policy for the same observation."""
     best: Actions
-    """() or (D,): what it would do."""
+    """() or (D,): its best action."""
     action: Actions
-    """() or (D,): what it did."""
+    """() or (D,): the action taken."""
     random: bool
     """Whether exploration decided."""
     status: str
@@ -54,11 +54,11 @@ class View(NamedTuple):
 
 @dataclass(frozen=True)
 class Caption:
-    """What stands under a player for all the time."""
+    """The text under a player, which does not change."""
 
     name: str
     measure: str
-    """What its bars are."""
+    """What its bars mean."""
 
 
 class Stage:
@@ -94,8 +94,8 @@ class Stage:
         self._task, self._captions, self._marks = task, captions, marks
         height, width = frame
         factor = scale if scale is not None else max(1, 320 // width) if width <= 480 else 480 / width
-        self._shown = max(1, round(width * factor)), max(1, round(height * factor))
-        self._column = max(self._shown[0], _LEAST_WIDTH)
+        self._frame = max(1, round(width * factor)), max(1, round(height * factor))
+        self._column = max(self._frame[0], _LEAST_WIDTH)
         self._strip = len(names) > _MOST_ROWS
         self._font: Any = ImageFont.load_default(_FONT)
         self._small: Any = ImageFont.load_default(_SMALL)
@@ -105,7 +105,7 @@ class Stage:
         if len(names) <= 2 * _ONE_COLUMN and 2 * longest > self._column // 2 - self._share:
             columns = 1  # bars longer than their names are worth the height
         self._rows = -(-len(names) // columns)
-        self._bars = self._shown[1] + 2 * _MARGIN + 3 * _ROW + (_ROW if marks else 0)
+        self._bars = self._frame[1] + 2 * _MARGIN + 3 * _ROW + (_ROW if marks else 0)
         bottom = self._bars + (_STRIP if self._strip else self._rows * _ROW) + _MARGIN
         self.width = _even(len(captions) * self._column + (len(captions) + 1) * _MARGIN)
         self.height = _even(bottom)
@@ -131,9 +131,9 @@ class Stage:
         pen = ImageDraw.Draw(picture)
         for player, view in enumerate(views):
             left = self._left(player)
-            frame = Image.fromarray(resized(view.frame, *self._shown))
-            picture.paste(frame, (left + (self._column - self._shown[0]) // 2, _MARGIN))
-            y = self._shown[1] + 2 * _MARGIN + _ROW
+            frame = Image.fromarray(resized(view.frame, *self._frame))
+            picture.paste(frame, (left + (self._column - self._frame[0]) // 2, _MARGIN))
+            y = self._frame[1] + 2 * _MARGIN + _ROW
             room = self._column - 60  # of "random"
             pen.text((left, y), self._fitted(view.status, room, self._font), INK, self._font)
             if view.random:
@@ -143,21 +143,21 @@ class Stage:
             else:
                 self._draw_bars(pen, left, view)
         drawn = np.array(picture)
-        drawn[self._shown[1] + _MARGIN :] &= 0xF0
+        drawn[self._frame[1] + _MARGIN :] &= 0xF0
         return drawn
 
     def _left(self, player: int) -> int:
         return _MARGIN + player * (self._column + _MARGIN)
 
     def _draw_still(self, pen: Any, player: int) -> None:
-        left, y, caption = self._left(player), self._shown[1] + 2 * _MARGIN, self._captions[player]
+        left, y, caption = self._left(player), self._frame[1] + 2 * _MARGIN, self._captions[player]
         pen.text((left, y), self._fitted(caption.name, self._column, self._font, end=False), TAKEN, self._font)
         pen.text((left, y + 2 * _ROW), self._fitted(caption.measure, self._column, self._small), FAINT, self._small)
         if self._marks and player:
-            said = "white marks: preferences of "
-            room = self._column - round(_length(said, self._small))
-            said += self._fitted(self._marks, room, self._small, end=False)
-            pen.text((left, y + 3 * _ROW - 3), said, FAINT, self._small)
+            text = "white marks: preferences of "
+            room = self._column - round(_length(text, self._small))
+            text += self._fitted(self._marks, room, self._small, end=False)
+            pen.text((left, y + 3 * _ROW - 3), text, FAINT, self._small)
         if self._strip:
             pen.rectangle((left, self._bars, left + self._column - 1, self._bars + _STRIP - 1), TRACK)
             return
@@ -212,7 +212,7 @@ class Stage:
 
 
 def _taken(action: Actions, task: Task) -> set[int]:
-    """The bars of what was done; none of continuous actions."""
+    """The bars of the action taken; none of continuous actions."""
     if task.continuous:
         return set()
     if not task.action_sizes:

@@ -30,10 +30,9 @@ def write_gif(file: BinaryIO, pictures: Iterable[Pixels], rate: float) -> None:
         rate: of the pictures, a second; above 50 only every second (third, ...) is kept, which lasts as long.
     """
     every = ceil(rate / _GIF_RATE)
-    shown: Pixels | None = None
-    waiting: tuple[Pixels, int] | None = (
-        None  # a picture and the time when it came up: how long it stays the next one tells
-    )
+    before: Pixels | None = None
+    # A picture and the time when it came up. How long it stays is not clear before the next one.
+    waiting: tuple[Pixels, int] | None = None
     count = 0
     for number, picture in enumerate(pictures):
         count = number + 1
@@ -45,11 +44,11 @@ def write_gif(file: BinaryIO, pictures: Iterable[Pixels], rate: float) -> None:
             file.write(b"GIF89a" + struct.pack("<HHBBB", width, height, 0x70, 0, 0))
             file.write(b"!\xff\x0bNETSCAPE2.0\x03\x01" + struct.pack("<H", 0) + b"\0")
         else:
-            file.write(_gif_frame(waiting[0], shown, now - waiting[1]))
-            shown = waiting[0]
+            file.write(_gif_frame(waiting[0], before, now - waiting[1]))
+            before = waiting[0]
         waiting = (picture, now)
     assert waiting is not None
-    file.write(_gif_frame(waiting[0], shown, max(2, _hundredths(count, rate) - waiting[1])) + b";")
+    file.write(_gif_frame(waiting[0], before, max(2, _hundredths(count, rate) - waiting[1])) + b";")
 
 
 def write_mp4(file: BinaryIO, pictures: Iterable[Pixels], rate: float) -> None:
@@ -80,7 +79,7 @@ def write_mp4(file: BinaryIO, pictures: Iterable[Pixels], rate: float) -> None:
         assert stream is not None
         container.mux(stream.encode())
     except BaseException:
-        with suppress(av.FFmpegError):  # what ended it is to be told, not that half a film cannot be closed
+        with suppress(av.FFmpegError):  # the first error counts, not that half a film cannot be closed
             container.close()
         raise
     container.close()
@@ -95,15 +94,15 @@ def _hundredths(number: int, rate: float) -> int:
     return round(100 * number / rate)
 
 
-def _gif_frame(picture: Pixels, shown: Pixels | None, delay: int) -> bytes:
+def _gif_frame(picture: Pixels, before: Pixels | None, delay: int) -> bytes:
     """One image block of the file, with its own colours."""
     from PIL import GifImagePlugin, Image
 
-    if shown is None:
+    if before is None:
         top, left, transparent = 0, 0, None
         places, palette = indexed(picture)
     else:
-        unlike = picture != shown
+        unlike = picture != before
         changed = unlike[..., 0] | unlike[..., 1] | unlike[..., 2]
         rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
         top, left = int(rows[0]), int(columns[0])
@@ -116,6 +115,6 @@ def _gif_frame(picture: Pixels, shown: Pixels | None, delay: int) -> bytes:
         places = np.ascontiguousarray(places[window])
     image = Image.fromarray(places)
     image.putpalette(palette.tobytes())
-    told = {} if transparent is None else {"transparency": transparent, "disposal": 1}
+    options = {} if transparent is None else {"transparency": transparent, "disposal": 1}
     encode: Any = GifImagePlugin.getdata
-    return b"".join(encode(image, (left, top), include_color_table=True, duration=10 * delay, **told))
+    return b"".join(encode(image, (left, top), include_color_table=True, duration=10 * delay, **options))

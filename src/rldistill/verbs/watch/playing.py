@@ -26,7 +26,7 @@ FILE_STEPS = 3000
 
 @dataclass(frozen=True)
 class WatchConfig:
-    """What is played, and how it is shown."""
+    """What is played, and how it is drawn."""
 
     episodes: int = 1
     """Games of each policy."""
@@ -54,10 +54,10 @@ class WatchConfig:
 
 @dataclass(frozen=True)
 class Watched:
-    """What one policy did."""
+    """The games of one policy."""
 
     policy: str
-    """As it was given."""
+    """Its name in the table."""
     returns: list[float]
     """Raw return of each game that was finished."""
     unfinished: float | None

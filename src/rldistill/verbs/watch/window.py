@@ -13,12 +13,12 @@ from rldistill.types import UserError
 
 KEYS = "space pauses, the right arrow key goes a step, q or escape quits"
 LOOK_SECONDS = 0.01
-"""Between two looks at the keys, however long a picture stays."""
+"""Seconds between two checks of the keys."""
 _INSTEAD = "write a file instead, with --out F.gif or --out F.mp4"
 
 
 def check_display() -> None:
-    """Told before anything is loaded and played.
+    """Checks for a display, before anything is loaded and played.
 
     Raises:
         UserError: pygame is not installed (the message names the extra), or there is no display.
