@@ -287,7 +287,7 @@ def test_fitted_initialization_gives_every_unit_mean_0_and_variance_1_before_its
     frames = np.clip(background + generator.integers(-9, 10, (64, 4, 84, 84)), 0, 255).astype(np.uint8)
     network = build(Architecture("net3", (4, 84, 84), 6), 0)
     observations = torch.from_numpy(frames)
-    fit_initialization(network, observations, 1)
+    fit_initialization([network], [observations], 1)
     x = (observations.float() - network.shift) * network.scale
     with torch.no_grad():
         for layer in network.layers:
@@ -307,16 +307,16 @@ def test_a_network_reads_its_features_in_their_order_and_no_others() -> None:
     alone.load_state_dict(part.state_dict())
     observations = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
     assert torch.equal(part(observations), alone(observations[:, [4, 1]]))
-    assert torch.equal(part.seen(observations), torch.stack([observations[:, 4], observations[:, 1]], dim=1))
+    assert torch.equal(part.selected(observations), torch.stack([observations[:, 4], observations[:, 1]], dim=1))
     assert parameter_count(part) == 2 * 3 + 3 + 3 * 2 + 2
-    fit_initialization(part, observations, 3)
-    fit_initialization(alone, observations[:, [4, 1]], 3)
+    fit_initialization([part], [observations], 3)
+    fit_initialization([alone], [observations[:, [4, 1]]], 3)
     assert torch.equal(part(observations), alone(observations[:, [4, 1]]))
 
 
 def test_a_network_without_features_named_sees_them_all() -> None:
     observations = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
-    assert build(Architecture("mlp:3", (5,), 2), 0).seen(observations) is observations
+    assert build(Architecture("mlp:3", (5,), 2), 0).selected(observations) is observations
 
 
 def test_convolutions_do_not_read_features() -> None:

@@ -2,6 +2,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -168,25 +169,53 @@ def test_a_card_without_its_checksum_is_refused(folder: Path) -> None:
     refused(folder, "its checksum does not fit")
 
 
+TORSO = {"observation_shape": [4], "normalization": "none", "dropout": 0.1}
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         ({"format": "other"}, "not of the format rldistill-policy"),
         ({"format_version": 99}, "not of the format rldistill-policy version 1"),
-        ({"score_kind": "votes"}, "score_kind is 'votes'"),
-        ({"task": Task("CartPole-v1", 3, (4,), "float32").as_dict()}, "does not fit its task"),
-        ({"task": {}}, "a task lacks a field"),
+        ({"kind": "forest"}, "it is a 'forest'"),
+        ({"head": {"score_kind": "votes"}}, "score_kind is 'votes'"),
+        ({"head": {"task": Task("CartPole-v1", 3, (4,), "float32").as_dict()}}, "does not fit its task"),
+        ({"head": {"task": {}}}, "a task lacks a field"),
+        ({"head": {"num_scores": 3}}, "does not fit its task|damaged"),
+        ({"heads": []}, "it has no head"),
+        ({"heads": {}}, "damaged"),
+        ({"heads": ["CartPole-v1"]}, "damaged"),
         ({"provenance": [1]}, "its provenance is no JSON object"),
         ({"architecture": {"name": "mlp:16"}}, "damaged"),
-        ({"architecture": {"name": "mlp:17", "observation_shape": [4], "num_actions": 2}}, "damaged"),
-        ({"architecture": {"name": "what", "observation_shape": [4], "num_actions": 2}}, "unknown network"),
+        ({"architecture": {"name": "mlp:17"} | TORSO}, "damaged"),
+        ({"architecture": {"name": "what"} | TORSO}, "unknown network"),
     ],
 )
-def test_a_card_that_does_not_fit_is_refused(folder: Path, change: dict[str, object], says: str) -> None:
+def test_a_card_that_does_not_fit_is_refused(folder: Path, change: dict[str, Any], says: str) -> None:
     card = json.loads((folder / "policy.json").read_bytes())
-    card |= change
+    card["heads"][0] |= change.get("head", {})
+    card |= {name: value for name, value in change.items() if name != "head"}
     (folder / "policy.json").write_text(json.dumps(card | {"card_sha256": card_checksum(card)}))
     refused(folder, says)
+
+
+def test_a_folder_of_version_1_is_read_as_before(folder: Path) -> None:
+    """One head, whose architecture, kind of scores and task stood in the card itself."""
+    now = load_policy(folder)
+    card = json.loads((folder / "policy.json").read_bytes())
+    (head,) = card.pop("heads")
+    del card["kind"]
+    architecture = card["architecture"]
+    card |= {
+        "format_version": 1,
+        "architecture": {name: architecture[name] for name in ("name", "observation_shape")}
+        | {"num_actions": head["num_scores"], "normalization": "none", "dropout": 0.1},
+        "score_kind": head["score_kind"],
+        "task": head["task"],
+    }
+    (folder / "policy.json").write_text(json.dumps(card | {"card_sha256": card_checksum(card)}))
+    before = load_policy(folder)
+    assert (before.task, before.network.architecture, before.sha256) == (now.task, now.network.architecture, now.sha256)
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
@@ -280,7 +309,7 @@ def test_a_card_that_reads_features_that_are_not_there_is_refused(tmp_path: Path
     network = build(Architecture("mlp:3", (4,), 2, reads=tuple(range(len(reads)))), 2)
     save_policy(tmp_path / "p", network, CARTPOLE, {})
     card = json.loads((tmp_path / "p" / "policy.json").read_text())
-    card["architecture"]["reads"] = reads
+    card["heads"][0]["reads"] = reads
     card["card_sha256"] = card_checksum(card)
     (tmp_path / "p" / "policy.json").write_text(json.dumps(card))
     refused(tmp_path / "p", r"reads features that observations of shape \(4,\) do not have")

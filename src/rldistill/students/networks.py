@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal, NamedTuple, TypeAlias, cast
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,10 @@ PAPER_NETWORKS = {
     "net1": "cnn:16,32,32:256",
     "net2": "cnn:16,16,16:128",
     "net3": "cnn:16,16,16:64",
+    # Table A2, students of several games: three games with 12 actions in all have 1,882,668 parameters, ten with 85 have
+    # 6,756,721.
+    "multi3": "cnn:32,64,64:512+128",
+    "multi10": "cnn:64,64,64:1500+128",
 }
 # Kernel and stride of the three convolutions of Mnih et al. 2015, and of those on grids too small for them.
 _LARGE = ((8, 4), (4, 2), (3, 1))
@@ -31,9 +35,10 @@ class Architecture(NamedTuple):
     """What a network is built from; with the weights, all that a policy folder needs."""
 
     name: str
-    """`dqn`, `net1`, `net2`, `net3`, `cnn:8,8,8:16` (channels : hidden units) or `mlp:64,64`."""
+    """`dqn`, `net1`, `net2`, `net3`, `multi3`, `multi10`, `cnn:8,8,8:16` (channels : hidden units) or `mlp:64,64`. Hidden
+    units after a + belong to the head: `cnn:32,64,64:512+128`."""
     observation_shape: tuple[int, ...]
-    num_actions: int
+    num_scores: int
     """Scores an observation: one an action; for Gaussians a mean and a log standard deviation a dimension."""
     normalization: Normalization = "none"
     """`layer`: each hidden layer is normalized over all its units before the ReLU, with scale and shift a channel."""
@@ -41,6 +46,23 @@ class Architecture(NamedTuple):
     """Probability with which a unit of the last hidden layer is dropped, while training or exploring."""
     reads: tuple[int, ...] = ()
     """Of vectors: the features that the network reads, in this order; all of them where it is empty."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for files, where the number of scores is called `num_actions`; what is empty is left out."""
+        names = {"num_scores": "num_actions"}
+        return {names.get(name, name): value for name, value in self._asdict().items() if value != ()}
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Architecture:
+        """The inverse of `as_dict`.
+
+        Raises:
+            LookupError, TypeError, ValueError: a field is missing, unknown or of another kind.
+        """
+        given = {**data, "observation_shape": tuple(int(n) for n in data["observation_shape"])}
+        given["reads"] = tuple(int(n) for n in data.get("reads", ()))
+        given["num_scores"] = given.pop("num_actions")
+        return Architecture(**given)
 
 
 class Dropout(nn.Module):
@@ -73,21 +95,30 @@ class Network(nn.Module):
     scale: Tensor
     bfloat16: bool  # type: ignore[assignment]  # hides the method that would round the weights themselves
     """Whether all layers but the last run under bfloat16 autocast; the weights stay float32."""
+    padding: int
+    """Channels or features of zeros that stand behind the standardized ones, where the first layer is shared with a larger task."""
     large_images: bool
     """Whether it sees images of some size (Atari's), not vectors or small grids."""
 
-    def __init__(self, architecture: Architecture, score_kind: ScoreKind = "q_values") -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        score_kind: ScoreKind = "q_values",
+        layers: Sequence[nn.Module] | None = None,
+        padding: int = 0,
+    ) -> None:
         super().__init__()
         self.architecture = architecture
         self._score_kind: ScoreKind = score_kind
         shape = architecture.observation_shape
         image = len(shape) == 3
-        self.large_images = is_large_image(shape)
+        self.large_images = image and is_large_image(shape)
         features = (1,) if image else (len(architecture.reads),) if architecture.reads else shape
         self.register_buffer("shift", torch.zeros(features))
         # Pixels to [0, 1] as everyone does, until somebody fits something better; small grids are 0 or 1 already.
         self.register_buffer("scale", torch.full(features, 1 / 255 if self.large_images else 1.0))
-        self.layers = nn.Sequential(*_layers(architecture))
+        self.layers = nn.Sequential(*(make_layers(architecture) if layers is None else layers))
+        self.padding = padding
         self.bfloat16 = False
 
     @property
@@ -114,7 +145,7 @@ class Network(nn.Module):
 
     def forward(self, observations: Tensor) -> Tensor:
         """Scores (B, A) float32 of observations (B, *obs)."""
-        x = self.seen(observations).to(self.device)
+        x = self.selected(observations).to(self.device)
         if not self.bfloat16:  # to enter and leave autocast takes a small network a tenth of its time
             if self.large_images and torch.is_grad_enabled():
                 # A pixel's channels side by side: the first convolution's gradients take a quarter of the time in that order.
@@ -122,7 +153,7 @@ class Network(nn.Module):
             return cast(Tensor, self.layers(self.standardized(x)))
         first, *torso, head = self.layers
         with torch.autocast(self.device.type, torch.bfloat16):
-            if x.dtype == torch.uint8 and isinstance(first, nn.Conv2d) and first.bias is not None:
+            if x.dtype == torch.uint8 and isinstance(first, nn.Conv2d) and first.bias is not None and not self.padding:
                 # Pixels are whole numbers, and less another whole number bfloat16 holds them exactly. The rest of the affine
                 # step folds into weights and bias: passes over the images in mixed types took half of an update's time.
                 whole = self.shift.round()
@@ -138,11 +169,14 @@ class Network(nn.Module):
         return cast(Tensor, head(x.to(torch.float32)))
 
     def standardized(self, x: Tensor) -> Tensor:
-        """Observations (B, *obs), the features that are read, after the affine step: float32 in fresh memory."""
+        """Observations (B, *obs), the features that are read, after the affine step and padded: float32 in fresh memory."""
         # In place: fresh memory of this size costs more than the sums.
-        return x.to(torch.float32, copy=True).sub_(self.shift).mul_(self.scale)
+        x = x.to(torch.float32, copy=True).sub_(self.shift).mul_(self.scale)
+        if not self.padding:
+            return x
+        return nn.functional.pad(x, (*[0] * (2 * (x.ndim - 2)), 0, self.padding))
 
-    def seen(self, observations: Tensor) -> Tensor:
+    def selected(self, observations: Tensor) -> Tensor:
         """The features that it reads, (B, features); images as they are."""
         reads = self.architecture.reads
         return observations[:, list(reads)] if reads else observations
@@ -191,7 +225,7 @@ def build(architecture: Architecture, seed: int, score_kind: ScoreKind = "q_valu
     return network
 
 
-def fit_initialization(network: Network, observations: Tensor, seed: int) -> None:
+def fit_initialization(networks: Sequence[Network], observations: Sequence[Tensor], seed: int) -> None:
     """Draws the weights anew so that every unit has mean 0 and variance 1 over these observations, before its ReLU.
 
     Orthogonal weights, then one pass layer by layer that sets scale and bias of each unit (channel): Mishkin & Matas 2016,
@@ -199,69 +233,132 @@ def fit_initialization(network: Network, observations: Tensor, seed: int) -> Non
     the usual initialization a unit's output is that background and little else. The scores begin at a tenth of that scale.
 
     Args:
-        network: changed in place; its standardization is already fixed.
-        observations: (B, *obs), some hundreds.
+        networks: changed in place; their standardization is already fixed. Layers that all of them share are fitted to the
+            observations of all.
+        observations: (B, *obs) of each network, some hundreds.
         seed: of the weights.
     """
     generator = torch.Generator().manual_seed(seed)
-    head = network.layers[-1]
+    layers = [list(network.layers) for network in networks]
+    first = layers[0]
+    shared = 0
+    while shared < len(first) and all(own[shared] is first[shared] for own in layers):
+        shared += 1
     with torch.no_grad():
-        x = network.standardized(network.seen(observations))
-        for layer in network.layers:
-            if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
-                nn.init.orthogonal_(layer.weight, generator=generator)
-                layer.bias.zero_()
-                out = layer(x)
-                over = (0, 2, 3) if out.ndim == 4 else (0,)
-                deviation = out.std(dim=over).clamp(min=1e-3) * (10 if layer is head else 1)
-                layer.weight.div_(deviation.view(-1, *[1] * (layer.weight.ndim - 1)))
-                layer.bias.copy_(-out.mean(dim=over) / deviation)
-            x = layer(x)
+        inputs = [network.standardized(network.selected(x)) for network, x in zip(networks, observations, strict=True)]
+        together = torch.cat(inputs)
+        for layer in first[:shared]:
+            together = _fitted(layer, together, generator, last=layer is first[-1])
+        parts = torch.split(together, [len(x) for x in inputs])
+        for own, x in zip(layers, parts, strict=True):
+            for layer in own[shared:]:
+                x = _fitted(layer, x, generator, last=layer is own[-1])
 
 
-def _layers(architecture: Architecture) -> list[nn.Module]:
-    name, shape = architecture.name, architecture.observation_shape
+def _fitted(layer: nn.Module, x: Tensor, generator: torch.Generator, *, last: bool) -> Tensor:
+    """The layer's output for x, after its weights are drawn anew."""
+    if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
+        nn.init.orthogonal_(layer.weight, generator=generator)
+        layer.bias.zero_()
+        out = layer(x)
+        over = (0, 2, 3) if out.ndim == 4 else (0,)
+        deviation = out.std(dim=over).clamp(min=1e-3) * (10 if last else 1)
+        layer.weight.div_(deviation.view(-1, *[1] * (layer.weight.ndim - 1)))
+        layer.bias.copy_(-out.mean(dim=over) / deviation)
+    return cast(Tensor, layer(x))
+
+
+class Spec(NamedTuple):
+    """A network's name, read."""
+
+    channels: tuple[int, ...]
+    """Of the convolutions; empty for vectors."""
+    hidden: tuple[int, ...]
+    """Units of the hidden layers."""
+    controller: tuple[int, ...]
+    """Units of the head's own hidden layers."""
+
+
+def read_name(name: str) -> Spec:
+    """What a network's name stands for.
+
+    Raises:
+        UserError: no such network, or an absurd one.
+    """
+    numbers = r"\d+(?:,\d+)*"
+    spec = PAPER_NETWORKS.get(name, name)
+    if match := re.fullmatch(rf"cnn:({numbers}):({numbers})(?:\+({numbers}))?", spec):
+        return Spec(*(tuple(_numbers(group, name)) if group else () for group in match.groups()))
+    if match := re.fullmatch(rf"mlp:({numbers})(?:\+({numbers}))?", spec):
+        return Spec((), *(tuple(_numbers(group, name)) if group else () for group in match.groups()))
+    raise UserError(f"unknown network {name!r}: take {', '.join(PAPER_NETWORKS)}, cnn:8,8,8:16 or mlp:64,64")
+
+
+def make_layers(architecture: Architecture) -> list[nn.Module]:
+    """Torso and head of a network of one head, fresh.
+
+    Raises:
+        UserError: no such network, or it does not suit the observations.
+    """
+    torso, features = make_torso(architecture)
+    return [*torso, *make_head(architecture, features)]
+
+
+def make_head(architecture: Architecture, features: int) -> list[nn.Module]:
+    """The head's own hidden layers, dropout, and the layer that gives the scores."""
+    layers: list[nn.Module] = []
     if not 0.0 <= architecture.dropout < 1.0:
         raise UserError(f"dropout is a probability below 1, not {architecture.dropout}")
-    spec = PAPER_NETWORKS.get(name, name)
-    convolutional = re.fullmatch(r"cnn:(\d+(?:,\d+)*):(\d+(?:,\d+)*)", spec)
-    dense = re.fullmatch(r"mlp:(\d+(?:,\d+)*)", spec)
+    features = _add_hidden(layers, read_name(architecture.name).controller, features, architecture.normalization)
+    layers += [Dropout(architecture.dropout)] if architecture.dropout else []
+    return [*layers, nn.Linear(features, architecture.num_scores)]
+
+
+def make_torso(architecture: Architecture) -> tuple[list[nn.Module], int]:
+    """The layers that heads can share, and the number of features that they end in."""
+    name, shape = architecture.name, architecture.observation_shape
+    spec = read_name(name)
     layers: list[nn.Module] = []
-    if convolutional:
-        channels, hidden = (_numbers(group, name) for group in convolutional.groups())
+    if spec.channels:
         if len(shape) != 3 or architecture.reads:
             raise UserError(
                 f"network {name!r} reads images, but the observations have shape {shape}: take an mlp:64,64"
             )
-        kernels = _LARGE if is_large_image(shape) else _SMALL
-        if len(channels) > len(kernels):
-            raise UserError(f"network {name!r} has {len(channels)} convolutions; at most {len(kernels)} are understood")
-        width, height, depth = shape[2], shape[1], shape[0]
-        for out, (kernel, stride) in zip(channels, kernels, strict=False):
-            layers.append(nn.Conv2d(depth, out, kernel, stride))
-            depth, height, width = out, (height - kernel) // stride + 1, (width - kernel) // stride + 1
-            if min(height, width) < 1:
-                raise UserError(
-                    f"network {name!r} is too deep for observations of shape {shape} (channels, height, width)"
-                )
-            # Over all units of the layer (PQN's own code: over the channels of each place), with scale and shift a channel.
-            layers += [nn.GroupNorm(1, out)] if architecture.normalization == "layer" else []
-            layers.append(nn.ReLU())
-        features = depth * height * width
-    elif dense:
-        hidden = _numbers(dense.group(1), name)
-        features = len(architecture.reads) or int(torch.Size(shape).numel())
+        features = _add_convolutions(layers, spec.channels, architecture)
     else:
-        raise UserError(f"unknown network {name!r}: take {', '.join(PAPER_NETWORKS)}, cnn:8,8,8:16 or mlp:64,64")
+        features = len(architecture.reads) or int(torch.Size(shape).numel())
     layers.append(nn.Flatten())
+    return layers, _add_hidden(layers, spec.hidden, features, architecture.normalization)
+
+
+def _add_convolutions(layers: list[nn.Module], channels: Sequence[int], architecture: Architecture) -> int:
+    """Appends convolutions with their normalization and ReLU; returns the number of features that come out."""
+    name, (depth, height, width) = architecture.name, architecture.observation_shape
+    kernels = _LARGE if is_large_image(architecture.observation_shape) else _SMALL
+    if len(channels) > len(kernels):
+        raise UserError(f"network {name!r} has {len(channels)} convolutions; at most {len(kernels)} are understood")
+    for out, (kernel, stride) in zip(channels, kernels, strict=False):
+        layers.append(nn.Conv2d(depth, out, kernel, stride))
+        depth, height, width = out, (height - kernel) // stride + 1, (width - kernel) // stride + 1
+        if min(height, width) < 1:
+            raise UserError(
+                f"network {name!r} is too deep for observations of shape {architecture.observation_shape} "
+                "(channels, height, width)"
+            )
+        # Over all units of the layer (PQN's own code: over the channels of each place), with scale and shift a channel.
+        layers += [nn.GroupNorm(1, out)] if architecture.normalization == "layer" else []
+        layers.append(nn.ReLU())
+    return depth * height * width
+
+
+def _add_hidden(layers: list[nn.Module], hidden: Sequence[int], features: int, normalization: Normalization) -> int:
+    """Appends hidden layers with their normalization and ReLU; returns the number of features that come out."""
     for out in hidden:
         layers.append(nn.Linear(features, out))
-        layers += [nn.LayerNorm(out)] if architecture.normalization == "layer" else []
+        layers += [nn.LayerNorm(out)] if normalization == "layer" else []
         layers.append(nn.ReLU())
         features = out
-    layers += [Dropout(architecture.dropout)] if architecture.dropout else []
-    layers.append(nn.Linear(features, architecture.num_actions))
-    return layers
+    return features
 
 
 def _numbers(text: str, name: str) -> list[int]:

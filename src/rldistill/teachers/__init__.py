@@ -432,7 +432,7 @@ def known_of(teacher: Teacher, path: str | None) -> dict[str, Any]:
         "provenance": dict(teacher.provenance),
     }
     return known | (
-        {"architecture": teacher.network.architecture._asdict()} if isinstance(teacher, SavedPolicy) else {}
+        {"architecture": teacher.network.architecture.as_dict()} if isinstance(teacher, SavedPolicy) else {}
     )
 
 

@@ -69,7 +69,7 @@ def c_policy(
     """
     description = {
         **known,
-        "architecture": network.architecture._asdict(),
+        "architecture": network.architecture.as_dict(),
         "score_kind": network.score_kind,
         "task": task.as_dict(),
         "prefix": prefix,
@@ -121,18 +121,17 @@ def skeleton(policy: CPolicy) -> Lowered:
     Raises:
         ValueError: it has others.
     """
-    given = policy.description["architecture"]
-    shape = tuple(int(n) for n in given["observation_shape"])
-    reads = tuple(int(n) for n in given.get("reads", ()))
+    architecture = Architecture.from_dict(policy.description["architecture"])
+    shape = architecture.observation_shape
     if shape != policy.task.observation_shape or policy.description["weights"] not in ("float32", "int8"):
         raise ValueError("its description does not fit itself")
     with torch.device("meta"):  # what a file claims takes no memory before its arrays bear it out
-        network = build(Architecture(**{**given, "observation_shape": shape, "reads": reads}), 0, policy.score_kind)
+        network = build(architecture, 0, policy.score_kind)
     total = sum(parameter.numel() for parameter in network.parameters())
     there = sum(array.size for array in policy.arrays.values())
     if total > there or (len(shape) == 1 and policy.arrays["shift"].size != shape[0]):
         raise ValueError("its arrays are not those of its network")
-    if network.architecture.num_actions != score_width(policy.task, policy.score_kind):
+    if network.architecture.num_scores != score_width(policy.task, policy.score_kind):
         raise ValueError("its network does not fit its task")
     lowered = lower(network)
     sizes: dict[str, int] = {}

@@ -177,10 +177,10 @@ class Update:
             auto_temperature(values, self.teacher_kind, masks) if auto else float(self.config.matching.temperature)
         )
         if self.config.optimization.standardize:
-            fitted: Standardization = fit_standardization(self.network.seen(examples.observations))
+            fitted: Standardization = fit_standardization(self.network.selected(examples.observations))
             self.network.standardize(*fitted)
         if self.config.optimization.initialize == "data":
-            fit_initialization(self.network, examples.observations, self.config.seed)
+            fit_initialization([self.network], [examples.observations], self.config.seed)
         self._units.leave()  # drawn around 0, so that the student begins around the range's middle
         self.average.load_state_dict(self.network.state_dict())
 
