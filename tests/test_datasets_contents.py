@@ -25,7 +25,7 @@ from rldistill.datasets import (
     info_lines,
     open_dataset,
 )
-from rldistill.datasets.episodes import find_episodes, observations_of, read_episodes
+from rldistill.datasets.episodes import find_episodes, read_episodes, stacked_observations
 from rldistill.types import Task, UserError
 
 
@@ -46,7 +46,7 @@ def test_episodes_are_those_that_were_played(tmp_path: Path, task: Task) -> None
     ]
     assert all(episode.begun and episode.lead is None for episode in episodes)
     for (_, rows), truth in zip(read_episodes(dataset, episodes), expected, strict=True):
-        stacks = observations_of(rows, task, np.arange(len(rows.frames)))
+        stacks = stacked_observations(rows, task, np.arange(len(rows.frames)))
         np.testing.assert_array_equal(stacks, np.stack(truth.seen))
         np.testing.assert_array_equal(rows.actions, np.stack([row[0] for row in truth.rows]))
         np.testing.assert_array_equal(rows.values, np.stack([row[4] for row in truth.rows]))
@@ -63,7 +63,7 @@ def test_time_does_not_go_on_over_a_missing_shard(tmp_path: Path) -> None:
     assert (after.steps, after.begun, after.ended) == (20, False, False)
     (_, _), (_, rows) = read_episodes(hole, [before, after])
     assert rows.context.tolist() == [True] * 3 + [False] * 20
-    seen = observations_of(rows, STACKED, np.arange(3, 23))
+    seen = stacked_observations(rows, STACKED, np.arange(3, 23))
     np.testing.assert_array_equal(seen, np.stack(truth[0].seen[40:]), err_msg="context rows complete the first stacks")
 
 
@@ -153,13 +153,13 @@ def test_a_picture_takes_the_stacks_of_what_it_shows_and_no_others(
 
     def counted(part: Shard, task: Task, at: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         copied.append(len(part.frames))
-        return observations_of(part, task, at)
+        return stacked_observations(part, task, at)
 
     def kept(stacks: list[npt.NDArray[Any]], labels: list[str]) -> bytes:
         drawn.extend(stacks)
         return b"a picture"
 
-    monkeypatch.setattr(contents, "observations_of", counted)
+    monkeypatch.setattr(contents, "stacked_observations", counted)
     monkeypatch.setattr(contents, "observation_panels", kept)
     assert len(head(tmp_path / "d", rows=rows, picture=tmp_path / "p.png")) == len(seen)
     places = sorted({round(share * (len(seen) - 1) / 3) for share in range(4)})

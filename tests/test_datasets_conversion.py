@@ -18,7 +18,7 @@ import torch
 
 from recorded import ARM, IMAGE, LEVERS, STACKED, TEACHER, VECTOR, cut, flip, played, recorded, tree
 from rldistill.datasets import Dataset, Shard, append_shard, convert, create_dataset, load_replay, open_dataset
-from rldistill.datasets.episodes import find_episodes, observations_of, read_episodes
+from rldistill.datasets.episodes import find_episodes, read_episodes, stacked_observations
 from rldistill.play.envs import make_task
 from rldistill.policies import load_policy, save_policy
 from rldistill.progress import Silent
@@ -45,7 +45,9 @@ def same_episodes(one: Dataset, other: Dataset) -> None:
             assert column.dtype == getattr(theirs, name).dtype
             np.testing.assert_array_equal(column, getattr(theirs, name), err_msg=name)
         at = np.flatnonzero(~ours.context)
-        np.testing.assert_array_equal(observations_of(ours, one.task, at), observations_of(theirs, one.task, at))
+        np.testing.assert_array_equal(
+            stacked_observations(ours, one.task, at), stacked_observations(theirs, one.task, at)
+        )
 
 
 # Parquet

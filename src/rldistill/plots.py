@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 TEACHER, RANDOM, INK, GRID = "#D55E00", "#7F7F7F", "#222222", "#DDDDDD"
 
-Format = Literal["svg", "png"]
+PlotFormat = Literal["svg", "png"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def learning_curve(
     teacher: Level | None = None,
     random: float | None = None,
     axis: str = "control steps",
-    kind: Format = "svg",
+    kind: PlotFormat = "svg",
     width: float = 8.0,
 ) -> bytes:
     """Mean episode return over control steps.
@@ -97,7 +97,7 @@ def loss_curve(
     *,
     axis: str = "control steps",
     label: str = "loss",
-    kind: Format = "svg",
+    kind: PlotFormat = "svg",
     width: float = 8.0,
 ) -> bytes:
     """The loss over control steps and, on an axis of its own below, the agreement with the teacher's best action."""
@@ -203,7 +203,7 @@ def _finish(figure: Figure, axes: Axes, *, legend: bool = True) -> None:
         figure.legend(loc="outside upper left", ncols=4, frameon=False, labelcolor=INK)
 
 
-def _bytes(figure: Figure, kind: Format) -> bytes:
+def _bytes(figure: Figure, kind: PlotFormat) -> bytes:
     out = io.BytesIO()
     # Text stays text, and the same numbers give the same bytes.
     with _matplotlib().rc_context({"svg.fonttype": "none", "svg.hashsalt": "rldistill", "font.size": 11}):

@@ -23,7 +23,7 @@ LEVEL = 6
 
 
 @contextmanager
-def readable(path: Path) -> Iterator[None]:
+def readable_shard(path: Path) -> Iterator[None]:
     """Errors of unpacking a shard become one line."""
     try:
         yield
@@ -82,7 +82,7 @@ def batch_of(part: Shard, labels: Labels) -> Any:
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def part_of(batch: Any, labels: Labels) -> Shard:
+def shard_from(batch: Any, labels: Labels) -> Shard:
     """The rows of a record batch: the inverse of `batch_of`.
 
     Raises:

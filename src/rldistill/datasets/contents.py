@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rldistill.arguments import checked_arguments
-from rldistill.datasets.episodes import find_episodes, observations_of, read_episodes
+from rldistill.datasets.episodes import find_episodes, read_episodes, stacked_observations
 from rldistill.datasets.rows import Shard
 from rldistill.datasets.shards import CARD, open_dataset
 from rldistill.files import free_path, place_at, replace_file
@@ -227,7 +227,7 @@ def _observation(part: Shard, task: Task, at: int) -> Observations:
     """(*obs): the observation at one of an episode's rows. Only the rows of its stack are copied, not the episode."""
     low = max(at - task.frame_stack + 1, 0)
     near = part.rows(low, at + 1)
-    stack: Observations = observations_of(near, task, np.array([at - low]))[0]
+    stack: Observations = stacked_observations(near, task, np.array([at - low]))[0]
     return stack
 
 

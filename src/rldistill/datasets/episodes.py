@@ -179,7 +179,7 @@ def read_episodes(dataset: Dataset, episodes: Sequence[Episode]) -> Iterator[tup
         yield episode, joined(rows)
 
 
-def observations_of(rows: Shard, task: Task, at: npt.NDArray[np.int64]) -> Observations:
+def stacked_observations(rows: Shard, task: Task, at: npt.NDArray[np.int64]) -> Observations:
     """(N, *obs): the observations at some of an episode's rows, stacks rebuilt."""
     replay = Replay(task, 1, len(rows.frames), {})
     replay.add_frames(rows.frames, rows.starts)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rldistill.datasets.arrow import batch_of, part_of, row_schema
+from rldistill.datasets.arrow import batch_of, row_schema, shard_from
 from rldistill.datasets.episodes import Episode
 from rldistill.datasets.shards import Dataset, append_shard, empty_dataset, parse_card, shard_number, write_card
 from rldistill.documents import parse_json
@@ -202,7 +202,7 @@ def _part(table: Any, dataset: Dataset) -> Any:
             data = data[column.offset * width : (column.offset + len(column)) * width]
             column = pa.FixedSizeListArray.from_arrays(pa.array(data), width)
         columns.append(column)
-    return part_of(pa.RecordBatch.from_arrays(columns, schema=schema), dataset)
+    return shard_from(pa.RecordBatch.from_arrays(columns, schema=schema), dataset)
 
 
 @contextmanager

@@ -112,10 +112,10 @@ class Dataset:
 
         path = self.path / shard.file
         data = self.checked_bytes(shard)
-        with arrow.readable(path):
+        with arrow.readable_shard(path):
             rows = labelled = 0
             for batch in arrow.batches(data, self, shard.rows):
-                part = arrow.part_of(batch, self)
+                part = arrow.shard_from(batch, self)
                 rows += len(part.frames)
                 labelled += int((~part.context).sum())
                 yield part
@@ -130,8 +130,8 @@ class Dataset:
         from rldistill.datasets import arrow
 
         data = self.checked_bytes(shard)
-        with arrow.readable(self.path / shard.file):
-            return arrow.part_of(next(arrow.batches(data, self, shard.rows, first=batch)), self)
+        with arrow.readable_shard(self.path / shard.file):
+            return arrow.shard_from(next(arrow.batches(data, self, shard.rows, first=batch)), self)
 
     def columns(
         self, shard: ShardEntry, names: Sequence[str], *, verify: bool
@@ -150,7 +150,7 @@ class Dataset:
 
         path = self.path / shard.file
         data = self.checked_bytes(shard) if verify else None
-        with arrow.readable(path):
+        with arrow.readable_shard(path):
             if data is None and (size := path.stat().st_size) != shard.bytes:
                 raise ValueError(f"it has {size} bytes of {shard.bytes}")
             rows = labelled = 0

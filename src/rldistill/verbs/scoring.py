@@ -34,7 +34,7 @@ class Conditions(NamedTuple):
     num_envs: int
 
 
-class _Played(NamedTuple):
+class _Outcome(NamedTuple):
     """What one policy did."""
 
     games: Games
@@ -52,13 +52,13 @@ class _Random(NamedTuple):
     """Whether it comes from games of now, and not from the task."""
 
 
-class _Table(NamedTuple):
-    """What all rows of a table have in common."""
+class _Reference(NamedTuple):
+    """What every row of a table is compared with."""
 
     task: Task
     conditions: Conditions
     first: KeptPolicy
-    reference: Games
+    games: Games
     """Of the first policy."""
     random: _Random
 
@@ -111,14 +111,15 @@ def score(policies: Sequence[NamedPolicy], task: Task, conditions: Conditions, p
     random = _random_play(task, conditions, progress, say)
     _warn_if_irreproducible(task, conditions.seed, progress)
     times = decision_microseconds([one.policy for one in policies], played[0].observation)
-    table = _Table(task, conditions, first, played[0].games, random)
+    reference = _Reference(task, conditions, first, played[0].games, random)
     return [
-        _score(one, own, microseconds, table) for one, own, microseconds in zip(policies, played, times, strict=True)
+        _score(one, own, microseconds, reference)
+        for one, own, microseconds in zip(policies, played, times, strict=True)
     ]
 
 
-def _score(own: NamedPolicy, played: _Played, microseconds: float, table: _Table) -> Score:
-    task, conditions, first, reference, random = table
+def _score(own: NamedPolicy, played: _Outcome, microseconds: float, reference: _Reference) -> Score:
+    task, conditions, first, first_games, random = reference
     policy, games, seed = own.policy, played.games, int(conditions.seed)
     summary = summarize(games.returns, seed=seed, games=games.fingerprints)
     # A policy by itself is 1, whatever its games were; two independent resamples of the same games would hide that.
@@ -127,15 +128,15 @@ def _score(own: NamedPolicy, played: _Played, microseconds: float, table: _Table
         if policy is first
         else bootstrap_ratio_interval(
             games.returns,
-            reference.returns,
+            first_games.returns,
             zero=zero,
             seed=seed,
             games=games.fingerprints,
-            reference_games=reference.fingerprints,
+            reference_games=first_games.fingerprints,
         )
         for zero in (0.0, random.score)
     )
-    level = float(reference.returns.mean())
+    level = float(first_games.returns.mean())
     weights = policy.weights()
     return Score(
         policy=own.name,
@@ -174,7 +175,7 @@ def _play(
     conditions: Conditions,
     progress: Progress,
     say: Callable[[str], object],
-) -> _Played:
+) -> _Outcome:
     agreed, states = 0.0, 0
     finished: list[float] = []
     observation: Observations = np.zeros(task.observation_shape, dtype=task.observation_dtype)
@@ -209,7 +210,7 @@ def _play(
         on_step=on_step,
         on_line=say,
     )
-    return _Played(games, agreed / states, observation)
+    return _Outcome(games, agreed / states, observation)
 
 
 def _random_play(task: Task, conditions: Conditions, progress: Progress, say: Callable[[str], object]) -> _Random:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from rldistill.play.envs.surroundings import Own, Surroundings
 from rldistill.types import UserError, first_line, printable
 
-Info = Mapping[str, Any]
+StepInfo = Mapping[str, Any]
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -54,7 +54,7 @@ class Boundary:
         self._masks: Callable[[], Any] | None = masks if callable(masks) else None
 
     @property
-    def metadata(self) -> Info:
+    def metadata(self) -> StepInfo:
         """What the environment says of itself, such as `render_fps`."""
         metadata = self._call("the metadata", lambda: self._made.metadata)
         return metadata if isinstance(metadata, Mapping) else {}
@@ -66,7 +66,7 @@ class Boundary:
         limit = getattr(spec, "max_episode_steps", None)
         return limit if isinstance(limit, int) and limit > 0 else None
 
-    def reset(self, seed: int) -> tuple[Any, Info]:
+    def reset(self, seed: int) -> tuple[Any, StepInfo]:
         """Its first observation, as it gives it, and its info."""
         answer = self._call("reset", lambda: self._made.reset(seed=seed))
         if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], Mapping)):
@@ -76,7 +76,7 @@ class Boundary:
             )
         return answer
 
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, Info]:
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, StepInfo]:
         """Observation as it gives it, reward, terminated, truncated and info of one action."""
         answer = self._call("step", lambda: self._made.step(action))
         if not isinstance(answer, tuple) or len(answer) != 5:
@@ -94,7 +94,7 @@ class Boundary:
             info if isinstance(info, Mapping) else {},
         )
 
-    def action_mask(self, info: Info) -> Any:
+    def action_mask(self, info: StepInfo) -> Any:
         """What it says of the allowed actions, as it gives it: in the last info, or by a method `action_masks()` of its own or of
         a wrapper, as sb3-contrib calls it. None where it says nothing."""
         mask = info.get("action_mask")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rldistill.play.envs.boundary import Boundary, EnvironmentFailed, Info
+from rldistill.play.envs.boundary import Boundary, EnvironmentFailed, StepInfo
 from rldistill.play.envs.ids import arguments_of, make
 from rldistill.play.envs.masks import MaskReader
 from rldistill.play.envs.precision import Precision, is_finer
@@ -160,7 +160,7 @@ class GymnasiumBackend:
             self.close()
             raise
         self.life_lost = np.zeros(num_envs, dtype=np.bool_)
-        self.infos: list[Info] = [{}] * num_envs
+        self.infos: list[StepInfo] = [{}] * num_envs
         """Each row's info of its last reset or step."""
         self._masks = MaskReader(task)
         shape = (num_envs, *task.observation_shape)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rldistill.datasets.episodes import Episode, observations_of, read_episodes
+from rldistill.datasets.episodes import Episode, read_episodes, stacked_observations
 from rldistill.datasets.rows import Shard, frame_shape, joined, label_width
 from rldistill.datasets.shards import Dataset, append_shard, empty_dataset, parse_card, shard_number, write_card
 from rldistill.formats.minari.episodes import KEY, MASKS, VALUES, MinariEpisode, Origin, readable
@@ -158,7 +158,7 @@ def from_others(
         rows = _rows_of(unlabelled, begun=True, environment=0, context=0)
         for at in _batches(len(rows.frames)):
             with torch.no_grad():
-                rows.values[at] = teacher(as_tensor(observations_of(rows, task, at))).numpy()
+                rows.values[at] = teacher(as_tensor(stacked_observations(rows, task, at))).numpy()
             if not np.isfinite(rows.values[at]).all():
                 raise UserError(
                     f"{teacher.name} gives NaN or infinity in episode {number} of {data.path}: it cannot label it"

@@ -152,7 +152,7 @@ def push(
     taught = isinstance(recorded, str)  # else `--teacher` names a policy to compare with, and no origin
     chosen = config.teacher if config.teacher not in (None, "none") else recorded if taught else None
     teacher = None if chosen is None else name_of(chosen)  # as its scores have it
-    contents = _Contents(repo, source, settings, curve, checked, scores, teacher, taught)
+    contents = _Publication(repo, source, settings, curve, checked, scores, teacher, taught)
 
     kept = target if target is not None else temporary_folder() / repo.split("/")[1]
     try:
@@ -174,7 +174,7 @@ def push(
     return Pushed(target, url, written, tuple(table))
 
 
-class _Contents(NamedTuple):
+class _Publication(NamedTuple):
     """What a folder is written from, checked before anything is played."""
 
     repo: str
@@ -192,7 +192,7 @@ class _Contents(NamedTuple):
     """Whether the policy was distilled from it."""
 
 
-def _fill(folder: Path, contents: _Contents, config: PushConfig, progress: Progress) -> list[Score]:
+def _fill(folder: Path, contents: _Publication, config: PushConfig, progress: Progress) -> list[Score]:
     """Writes all files of a folder; gives the scores."""
     repo, source, settings = contents.repo, contents.source, contents.settings
     for name in POLICY_FILES:
