@@ -127,12 +127,12 @@ def _fits(value: Any, hint: Any) -> bool:
 
 def _has(value: Any, name: str) -> bool:
     """Whether there is an attribute, or may be; a property that fails has its own error."""
-    found = dir(type(value))
-    return name in found or "__getattr__" in found or name in getattr(value, "__dict__", {})
+    names = dir(type(value))
+    return name in names or "__getattr__" in names or name in getattr(value, "__dict__", {})
 
 
 def _members(protocol: Any) -> set[str]:
-    """What an object must have; of a policy a task, a kind of scores and a call, whatever else it may tell."""
+    """The attributes that an object must have. Of a policy these are a task, a kind of scores and a call, and no others."""
     names = {
         name
         for kind in protocol.__mro__

@@ -1,4 +1,4 @@
-"""JSON as it is read from files, which may be anybody's: nothing in it is too deep, too large, or no text."""
+"""JSON read from files of any origin: what is nested too deeply, too large a number or no valid text is refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _HALF_CHARACTERS = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 
 def parse_json(data: bytes | str, place: object) -> Any:
-    """What a text of JSON says. NaN and infinity by their names are numbers, as Python writes them.
+    """The value of a JSON text. NaN and infinity are numbers by their names, as Python writes them.
 
     Args:
         data: the text.
@@ -31,14 +31,14 @@ def parse_json(data: bytes | str, place: object) -> Any:
     """
     try:
         text = data if isinstance(data, str) else data.decode("utf-8-sig")
-        found = json.loads(text, parse_int=_whole, parse_float=_real)
+        value = json.loads(text, parse_int=_whole, parse_float=_real)
         if text.count("[") + text.count("{") > MOST_DEPTH or "\\u" in text or isinstance(data, str):
-            _check(found)
+            _check(value)
     except RecursionError:
         raise UserError(f"{place} is damaged: it is nested too deeply") from None
     except ValueError as error:
         raise UserError(f"{place} is damaged: {printable(error, 200)}") from None
-    return found
+    return value
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -80,9 +80,9 @@ def _real(digits: str) -> float:
     return number
 
 
-def _check(found: Any) -> None:
+def _check(value: Any) -> None:
     """Raises ValueError where something is nested too deeply or a text holds half characters."""
-    level, depth = [found], 0
+    level, depth = [value], 0
     while level:
         below: list[Any] = []
         for item in level:

@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all."""
+"""Files that are written completely or not at all, and read only where they are regular files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _READER_SECONDS = 10.0
 """For which a named pipe may be without anybody who reads it."""
 _TOKEN = "[0-9a-f]{8}"
 _TOKEN_OF_PROCESS = "[0-9]{1,7}"
-"""Versions before 2026-12 put their process's number where the random token is now. These took no lock."""
+"""In half files of versions before 2026-12, which have no lock: the number of their process in place of the token."""
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:

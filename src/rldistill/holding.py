@@ -1,4 +1,4 @@
-"""Places that one process alone works in, and folders that are there as a whole or not at all."""
+"""Locks on files and folders, and folders that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rldistill.files import free_path, lock, name_aside, sync
 from rldistill.types import UserError
 
 _ATTEMPTS = 50
-"""To lock what has the name that was asked for. (Some network file systems never tell that two files are the same.)"""
+"""Attempts to lock the file or folder of a name. On some network file systems no two files ever compare as the same."""
 
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """No other process that asks works on the folder while the block runs.
+    """Locks a folder while the block runs, against other processes that lock it.
 
     Raises:
         UserError: another one does, or the folder cannot be opened.
@@ -41,13 +41,13 @@ def alone(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def held_folder(path: Path, *, taken: str | None) -> Iterator[bool]:
-    """A folder that this process alone works in while the block runs, made where there is none.
+    """Locks a folder while the block runs, and makes it where there is none.
 
-    One that is made here goes away with the folders above it if it is empty when the block ends.
+    A folder that is made here is removed, with the folders made above it, if it is empty when the block ends.
 
     Args:
         path: of the folder.
-        taken: what to say where there is something already; None accepts a folder.
+        taken: the message where there is something already; None accepts a folder.
 
     Yields:
         Whether it was made here.
@@ -79,14 +79,14 @@ def held_folder(path: Path, *, taken: str | None) -> Iterator[bool]:
 
 @contextmanager
 def held_file(path: Path, place: Path) -> Iterator[bool]:
-    """A lock file that this process alone holds while the block runs, made where there is none; it stays.
+    """Holds a lock file while the block runs. It is made where there is none, and stays.
 
     Args:
         path: of the lock file.
-        place: what it stands for, for the message.
+        place: the file or folder that it protects, for the message.
 
     Yields:
-        Whether the file system has locks. Where it has none, nobody knows of others.
+        Whether the file system has locks. Where it has none, processes cannot see each other.
 
     Raises:
         UserError: another process holds it.
@@ -110,7 +110,7 @@ def held_file(path: Path, place: Path) -> Iterator[bool]:
 
 @contextmanager
 def claimed(path: Path) -> Iterator[bool]:
-    """No other process makes the file or folder at a path while the block runs; the lock is a file `.NAME.lock` beside it.
+    """Reserves a path for this process while the block runs, by the lock file `.NAME.lock` beside it.
 
     Yields:
         Whether the file system has locks.
@@ -131,10 +131,10 @@ def claimed(path: Path) -> Iterator[bool]:
 
 @contextmanager
 def folder_aside(path: Path) -> Iterator[Path]:
-    """An empty folder beside a path, to make in it what will be there. It is removed when the block ends.
+    """An empty folder beside a path, in which its new content is made. It is removed when the block ends.
 
-    No other process makes something at the path meanwhile. What killed ones have left goes, or comes back where it had been moved
-    away to be replaced.
+    The path is reserved meanwhile. Half folders of killed processes are removed, and an earlier folder that one of them had moved
+    away is moved back.
 
     Raises:
         UserError: another process makes it.
@@ -153,7 +153,7 @@ def folder_aside(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path, *, replaceable: Callable[[Path], None] | None = None) -> Iterator[Path]:
-    """A folder that is there as a whole or not at all.
+    """Makes a folder that is complete or not there at all.
 
     The block fills the folder that it is given, `.NAME.TOKEN.tmp` beside `path`. When it ends, that is synced to disk and takes
     the name `path`; when it fails, Ctrl-C included, nothing is left, or what was there before. (A process that is killed
@@ -212,11 +212,11 @@ def _sweep_folders(path: Path) -> None:
     """Of killed processes: half folders, and an earlier folder that was to be replaced."""
     pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.(tmp|old)")
     for name in os.listdir(path.parent):
-        found = pattern.fullmatch(name)
+        half = pattern.fullmatch(name)
         folder = path.with_name(name)
-        if found is None or folder.is_symlink() or not folder.is_dir():
+        if half is None or folder.is_symlink() or not folder.is_dir():
             continue
-        if found[1] == "old" and not path.exists():
+        if half[1] == "old" and not path.exists():
             folder.rename(path)
         else:
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Ctrl-C at a moment that suits: between two items of work, where what was done can be saved."""
+"""Ctrl-C that waits until the work in progress is done and can be saved."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from typing import Any
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Within it, the first Ctrl-C (or SIGTERM, of those who stop a service or a job) only makes the yielded function say True,
-    and one line on stderr; a second one interrupts at once.
+    """Defers the first Ctrl-C, or SIGTERM, within the block; a second one interrupts at once.
 
-    Only the main thread hears of signals, so elsewhere nothing changes. A signal that the process was told to ignore stays so:
-    jobs that a script leaves in the background do not die of a Ctrl-C that is meant for another.
+    The first one prints a line on stderr, and from then on the yielded function returns True. In threads other than the main
+    thread nothing changes, since signals do not reach them. A signal that the process ignores stays ignored: a job that a script
+    leaves in the background does not end by a Ctrl-C that is meant for another.
     """
     pressed = threading.Event()
     before: dict[signal.Signals, Any] = {}
 
-    def hear(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         if pressed.is_set():
             earlier = before.get(signal.SIGINT)
             if callable(earlier):  # the command's own, which knows where it must not be raised
@@ -37,10 +37,10 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield pressed.is_set
         return
-    heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
-    before.update({number: signal.getsignal(number) for number in heard})
-    for number in heard:
-        signal.signal(number, hear)
+    handled = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
+    before.update({number: signal.getsignal(number) for number in handled})
+    for number in handled:
+        signal.signal(number, handle)
     try:
         yield pressed.is_set
     finally:

@@ -1,4 +1,4 @@
-"""What this process asks of the machine."""
+"""Devices, memory and packages of this machine."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def torch_device(name: str) -> torch.device:
 
 @contextmanager
 def device_failures(advice: str) -> Iterator[None]:
-    """Makes one line of it when a GPU runs out of memory or goes away.
+    """Turns a GPU that runs out of memory or fails into a UserError.
 
     Args:
         advice: what is safe, and how to go on.
@@ -55,7 +55,7 @@ def device_failures(advice: str) -> Iterator[None]:
 
 @contextmanager
 def usual_torch() -> Iterator[None]:
-    """Computes as PyTorch does by default, whatever the caller has set: with gradients, in float32, on the processor.
+    """Sets PyTorch's defaults, whatever the caller has set: with gradients, in float32, on the processor.
 
     A context manager and a decorator: `torch.no_grad()`, `torch.inference_mode()`, `torch.autocast()` or another default dtype or
     device around a call would change its result, or end it in PyTorch's own words.

@@ -1,4 +1,7 @@
-"""Figures as SVG or PNG bytes, drawn by Matplotlib without a display; it is imported where it draws, since most commands do not."""
+"""Figures as SVG or PNG bytes, drawn by Matplotlib without a display.
+
+Matplotlib is imported by the functions that draw, since most commands draw nothing.
+"""
 
 from __future__ import annotations
 
@@ -68,13 +71,21 @@ def learning_curve(
         width: in inches.
     """
     figure, axes = _figure(width, 0.5 * width)
-    shown = [curve for curve in curves if len(curve.steps)]
-    for number, curve in enumerate(shown):
-        colour = PALETTE[0] if len(shown) == 1 else PALETTE[(number if number < 1 else number + 1) % len(PALETTE)]
-        alone = len(shown) == 1
+    drawn = [curve for curve in curves if len(curve.steps)]
+    for number, curve in enumerate(drawn):
+        colour = PALETTE[0] if len(drawn) == 1 else PALETTE[(number if number < 1 else number + 1) % len(PALETTE)]
+        alone = len(drawn) == 1
         few = len(curve.steps) <= 60
-        axes.plot(curve.steps, curve.means, color=colour, linewidth=2 if alone else 1, label=curve.label,
-                  marker="o" if few else None, markersize=5 if alone else 3, zorder=3)  # fmt: skip
+        axes.plot(
+            curve.steps,
+            curve.means,
+            color=colour,
+            linewidth=2 if alone else 1,
+            label=curve.label,
+            marker="o" if few else None,
+            markersize=5 if alone else 3,
+            zorder=3,
+        )
         if alone and len(curve.lows) == len(curve.steps):
             axes.fill_between(curve.steps, curve.lows, curve.highs, color=colour, alpha=0.18, linewidth=0)
     if teacher is not None:

@@ -1,6 +1,6 @@
-"""The policy folder: `policy.json` says what it is, `weights.safetensors` holds the numbers. Nothing in it is executed.
+"""The policy folder: `policy.json` describes a policy, `weights.safetensors` holds its weights. Nothing in it is executed.
 
-Teachers and students are saved alike, so a student can be the next teacher. A policy has a head for each task that it plays:
+Teachers and students are saved in the same way, so a student can be a teacher. A policy has a head for each task that it plays:
 `SavedPolicy` is one of a single head, `MultiTaskPolicy` one of several, and its `view` of a task is a `SavedPolicy`.
 """
 
@@ -37,7 +37,7 @@ VERSION = 2
 
 
 class KeptPolicy(Teacher, Protocol):
-    """A teacher with numbers and an origin, of our own making or of another tool's: what can be compared and shown."""
+    """A teacher with weights and an origin, made by rldistill or by another tool. Scores and tables are made of it."""
 
     @property
     def network(self) -> nn.Module:
@@ -45,7 +45,7 @@ class KeptPolicy(Teacher, Protocol):
 
     @property
     def name(self) -> str:
-        """What a table calls its network."""
+        """The name of its network in tables."""
 
     @property
     def path(self) -> Path | None:
@@ -53,14 +53,14 @@ class KeptPolicy(Teacher, Protocol):
 
     @property
     def provenance(self) -> Mapping[str, Any]:
-        """Whatever is to be known of its making, as plain JSON data."""
+        """How it was made, as plain JSON data."""
 
     @property
     def sha256(self) -> str:
-        """Tells whether two are the same."""
+        """Equal for equal policies."""
 
     def weights(self) -> bytes:
-        """The numbers as they lie on disk, or as they would."""
+        """The bytes of its file of weights, or those that saving it would write."""
 
 
 class NamedPolicy(NamedTuple):
@@ -97,7 +97,7 @@ class SavedPolicy(Predicting):
     network: Network
     task: Task
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    """Command, seed, control steps, scores: whatever is to be known later, as plain JSON data."""
+    """How it was made: command, seed, control steps, scores, as plain JSON data."""
     path: Path | None = None
 
     @property
@@ -112,11 +112,11 @@ class SavedPolicy(Predicting):
 
     @property
     def sha256(self) -> str:
-        """Of architecture and float32 numbers, however they were saved."""
+        """A hash of architecture and float32 weights, whatever type they were saved in."""
         return _checksum(self.network.architecture.as_dict(), self.network.state_dict())
 
     def weights(self) -> bytes:
-        """`weights.safetensors` as it lies on disk, or as it would."""
+        """The bytes of `weights.safetensors`, or those that saving it would write."""
         if self.path is not None:
             return read_regular(self.path / "weights.safetensors")
         return safetensors.torch.save({name: tensor.contiguous() for name, tensor in self.network.state_dict().items()})
@@ -155,7 +155,7 @@ class MultiTaskPolicy:
         return _checksum({"name": self.name, "heads": heads}, self.network.arrays())
 
     def weights(self) -> bytes:
-        """`weights.safetensors` as it lies on disk, or as it would."""
+        """The bytes of `weights.safetensors`, or those that saving it would write."""
         if self.path is not None:
             return read_regular(self.path / "weights.safetensors")
         return safetensors.torch.save({name: tensor.contiguous() for name, tensor in self.network.arrays().items()})
@@ -410,14 +410,14 @@ def _width(task: Task, kind: ScoreKind) -> int | None:
 def _is_whole(card: Mapping[str, Any]) -> bool:
     try:
         return bool(card.get("card_sha256") == card_checksum(card))
-    except RecursionError:  # what could just be read may be too deep to be written
+    except RecursionError:  # JSON that can just be read may be nested too deeply to be written
         return False
 
 
 def card_checksum(card: Mapping[str, Any]) -> str:
-    """Of what the card says, however it is laid out."""
-    said = {name: value for name, value in card.items() if name != "card_sha256"}
-    plain = json.loads(json.dumps(said))  # names that are numbers sort otherwise than their text
+    """The checksum of a card's content, whatever its layout."""
+    signed = {name: value for name, value in card.items() if name != "card_sha256"}
+    plain = json.loads(json.dumps(signed))  # names that are numbers sort otherwise than their text
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 

@@ -22,27 +22,27 @@ class _Console(Console):
 
 
 class Progress(Protocol):
-    """What a verb tells of its way. Use it as a context manager."""
+    """How a verb reports its progress. Use it as a context manager."""
 
     def start(self, what: str, total: int, unit: str, *, done: int = 0) -> None:
-        """Begins a stage of `total` units, `done` of which an earlier process has behind it."""
+        """Begins a stage of `total` units, of which an earlier process has done `done`."""
 
     def update(self, done: int, **figures: float) -> None:
-        """So many units are done; the figures stay on show until they are replaced."""
+        """Reports how many units are done. Figures are displayed until later ones replace them."""
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Prints a line that stays."""
 
     def __enter__(self) -> Self: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Takes the bar off the terminal."""
+        """Removes the bar from the terminal."""
 
 
 class Silent:
-    """Says nothing: the default of the library's functions."""
+    """Reports nothing: the default of the library's functions."""
 
     def start(self, what: str, total: int, unit: str, *, done: int = 0) -> None:
         """Nothing."""
@@ -63,7 +63,7 @@ class Silent:
 
 
 class Talking:
-    """For people: on stderr, so that what a verb prints can be piped. Where that is closed or full, the work goes on."""
+    """Reports progress to people, on stderr, so that what a verb prints can be piped. A closed or full stderr stops no work."""
 
     PLAIN_SECONDS = 5.0
     """Between two lines where the output is no terminal."""
@@ -83,12 +83,17 @@ class Talking:
         self._figures = {}
         if self._console.is_terminal:
             self._bar = Bar(
-                TextColumn("{task.description}", style="bold", markup=False), BarColumn(bar_width=24),
-                MofNCompleteColumn(), TextColumn("{task.fields[unit]}", markup=False),
-                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+                TextColumn("{task.description}", style="bold", markup=False),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[unit]}", markup=False),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
                 TextColumn("{task.fields[figures]}", markup=False),
-                console=self._console, transient=True,
-            )  # fmt: skip
+                console=self._console,
+                transient=True,
+            )
             with self._if_possible():
                 self._bar.start()
             self._task = self._bar.add_task(what, total=total, completed=done, unit=unit, figures="")

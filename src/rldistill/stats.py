@@ -1,4 +1,4 @@
-"""Numbers with their uncertainty: interquartile means and bootstrap intervals (Agarwal et al., arXiv 2108.13264)."""
+"""Means with their uncertainty: interquartile means and bootstrap intervals (Agarwal et al., arXiv 2108.13264)."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def summarize(returns: npt.ArrayLike, *, seed: int, games: Sequence[Hashable] | 
     """Mean, interquartile mean and 95 % bootstrap interval of the mean.
 
     Mean and interquartile mean are of all games. The interval resamples distinct games, each with as much weight as it has
-    occurrences (a cluster bootstrap): what is played twice from the same start by the same actions is known once.
+    occurrences (a cluster bootstrap): a game that is played twice, from the same start by the same actions, adds no information.
 
     Args:
         returns: one value a game.

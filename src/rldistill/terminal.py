@@ -32,7 +32,7 @@ def print_any_text() -> None:
 
 
 def settle() -> None:
-    """Writes what standard output and error still hold. What cannot be written is given up, in silence."""
+    """Flushes standard output and error. What cannot be written is dropped without a message."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

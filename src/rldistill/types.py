@@ -1,4 +1,4 @@
-"""The nouns that everything else speaks of: tasks, batches, and what a teacher or a student is called as."""
+"""The types that all modules share: tasks, batches of labelled observations, and protocols of policies."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ Masks: TypeAlias = npt.NDArray[np.bool_]
 
 
 _LONGEST_MESSAGE = 6000
-"""Characters: room for a path of the greatest length, and what is said of it."""
+"""Characters: room for the longest path and the message about it."""
 
 
 def printable(text: object, length: int = 80) -> str:
-    """A stranger's text as it may stand in a message: on one line, without control characters, not too long."""
+    """Any text made fit for a message: on one line, without control characters, not too long."""
     plain = "".join(map(_printable_character, str(text)[: length + 1]))
     return plain if len(plain) <= length else plain[: length - 1] + "…"
 
 
 def first_line(error: object, length: int = 200) -> str:
-    """The beginning of an error's text as it may stand in a message; the name of its type where it has no text."""
+    """The first line of an error's text, made fit for a message; the name of its type where it has no text."""
     try:
         text = str(error).strip()
     except Exception:  # of a stranger's class
@@ -64,8 +64,8 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 class UserError(ValueError):
     """A wrong input. Its text is one line that says what is wrong and how to mend it; the command exits with 2.
 
-    Whatever a file or a path brings into the text, it can be printed: bytes of a path that are no UTF-8 stand as `\\xff`, control
-    characters as `?`, and of a text without end the beginning and the end are left.
+    The text can always be printed. Bytes of a path that are no UTF-8 become `\\xff`, control characters become `?`, and the middle
+    of a very long text is left out.
     """
 
     def __init__(self, text: object = "") -> None:
@@ -92,7 +92,7 @@ def unbounded(bound: float) -> float:
 
 
 _LARGEST_SEED = 2**63 - 1  # what PyTorch's generators take
-# A slip of the keyboard is told at once, not after an hour of making environments or a lack of memory.
+# Larger numbers are taken for typing errors and refused before environments are made or memory is allocated.
 MOST_ENVIRONMENTS = 10_000
 MOST_SAMPLES = 100_000
 
@@ -105,17 +105,18 @@ def check_numbers(
     positive: Sequence[str] = (),
     within: Mapping[str, tuple[float, float]] | None = None,
 ) -> None:
-    """Whether a configuration's numbers are in their ranges; one that is None is left to its default.
+    """Checks that a configuration's numbers are in their ranges. None stands for a default and is not checked.
 
     Args:
-        config: whose fields they are. A field `num_envs` is told as the flag `--num-envs`.
+        config: whose fields they are. Messages name a field `num_envs` as the flag `--num-envs`.
         least: field to the least that it may be.
         shares: fields from 0 to 1.
         positive: fields that are finite and above 0.
         within: field to the least and the most that it may be.
 
     Raises:
-        UserError: one is out of its range, NaN, or broken where whole numbers are meant; or a boolean is none.
+        UserError: a number is out of its range, NaN, or has a fraction where a whole number is expected; or a field that should be
+            True or False is something else.
     """
     ranges = {name: (low, math.inf, f"is at least {low}") for name, low in (least or {}).items()}
     ranges |= {name: (math.ulp(0.0), sys.float_info.max, "is a positive number") for name in positive}
@@ -123,13 +124,13 @@ def check_numbers(
     ranges |= {name: (low, high, f"lies between {low} and {high}") for name, (low, high) in both.items()}
     check_booleans(config)
     hints = get_type_hints(type(config))
-    for name, (low, high, told) in ranges.items():
+    for name, (low, high, rule) in ranges.items():
         value = getattr(config, name)
         flag = f"--{name.replace('_', '-')}"
         if value is not None and not isinstance(value, int | float | np.number):
             raise UserError(f"{flag} is a number, not {value!r}")
         if value is not None and not low <= value <= high:
-            raise UserError(f"{flag} {told}, not {value}")
+            raise UserError(f"{flag} {rule}, not {value}")
         kinds = {hints.get(name), *get_args(hints.get(name))}
         if isinstance(value, float) and int in kinds and float not in kinds:
             raise UserError(f"{flag} is a whole number, not {value}")
@@ -163,7 +164,7 @@ def plain_numbers(config: Configuration) -> Configuration:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """An environment with every option that changes what is played. It keys heads, batches and scores.
+    """An environment with every option that changes what is played. Heads, batches and scores have it as their key.
 
     One *control step* is one decision of the agent: `frame_skip` frames of the emulator on Atari, one step elsewhere.
     """
@@ -238,7 +239,7 @@ class Task:
             data[name] = [n if math.isfinite(n) else None for n in data[name]]
         if not self.max_episode_steps:
             del data["max_episode_steps"]
-        # What Discrete actions and plain observations have no use for is left out, as files from before it leave it out.
+        # Empty fields are left out, so that the data is the same as in files from before those fields existed.
         if not self.action_masks:
             del data["action_masks"]
         return {name: value for name, value in data.items() if value != [] or name == "observation_shape"}
@@ -250,15 +251,15 @@ class Task:
         Raises:
             UserError: a field is unknown or missing.
         """
-        known = {field.name for field in fields(Task)}
-        unknown = sorted(set(data) - known)
+        names = {field.name for field in fields(Task)}
+        unknown = sorted(set(data) - names)
         if unknown:
             raise UserError(f"a task has no field {unknown[0]!r}; it was written by another version of rldistill")
         try:
             given = {**data, "observation_shape": _whole_numbers(data["observation_shape"])}
             given["action_sizes"] = _whole_numbers(data.get("action_sizes", ()))
             for name, infinity in (("action_low", -math.inf), ("action_high", math.inf)):
-                # Files of before have Python's `Infinity`, which is read as it is.
+                # Older files hold Python's `Infinity`, which is read as it is.
                 given[name] = tuple(infinity if n is None else unbounded(float(n)) for n in data.get(name, ()))
             given["observation_keys"] = tuple((str(key), int(size)) for key, size in data.get("observation_keys", ()))
             given["env_kwargs"] = tuple((name, value) for name, value in data.get("env_kwargs", ()))
@@ -282,10 +283,15 @@ class Task:
 
 
 _RANGES = {
-    "num_actions": (1, 65_536), "frame_skip": (1, 1_000), "frame_stack": (1, 1_000), "noop_max": (0, 10_000),
-    "max_frames": (0, 2**53), "fire_when_idle": (0, 2**53), "max_episode_steps": (0, 2**53),
-}  # fmt: skip
-"""Of a task's whole numbers: a reset or a step that never ends is no task."""
+    "num_actions": (1, 65_536),
+    "frame_skip": (1, 1_000),
+    "frame_stack": (1, 1_000),
+    "noop_max": (0, 10_000),
+    "max_frames": (0, 2**53),
+    "fire_when_idle": (0, 2**53),
+    "max_episode_steps": (0, 2**53),
+}
+"""Least and largest values of a task's whole numbers, so that no reset and no step takes for ever."""
 
 
 def _whole_numbers(values: Any) -> tuple[int, ...]:
@@ -296,11 +302,11 @@ def _whole_numbers(values: Any) -> tuple[int, ...]:
 
 _MOST_DIMENSIONS = 32
 _MOST_NUMBERS = 2**30
-"""Of one observation: Arrow's lists and NumPy's arrays end not far beyond."""
+"""Limits of one observation; Arrow's lists and NumPy's arrays hold little more."""
 
 
 def _check_kinds(task: Task) -> None:
-    """Raises ValueError where a field read from a file is none of its kind."""
+    """Raises ValueError where a field that was read from a file has a wrong type or value."""
     wrong = [
         name
         for name, (least, largest) in _RANGES.items()
@@ -350,11 +356,11 @@ class Batch(NamedTuple):
 
 
 LabelledBatches: TypeAlias = Iterator[Mapping[Task, Batch]]
-"""An endless iterator of batches by task: what the student update is fed with."""
+"""An endless iterator of batches by task, which the student is trained on."""
 
 
 class ActionValues(Protocol):
-    """Observations to one unnormalized score per action: teacher, student's head and DQN's network are all one."""
+    """Observations to scores of actions: what teachers, students and the networks of DQN and PQN have in common."""
 
     @property
     def score_kind(self) -> ScoreKind:
@@ -365,7 +371,7 @@ class ActionValues(Protocol):
 
 
 class Teacher(ActionValues, Protocol):
-    """Scores, and the task that they are for."""
+    """Scores of actions, and the task that the actions belong to."""
 
     @property
     def task(self) -> Task:

@@ -32,9 +32,9 @@ from rldistill.types import (
 )
 
 MASKED = "The environment allows some of the actions at a time: take the best of the allowed scores"
-"""What a caller of a policy without rldistill has to know of action masks."""
+"""What the descriptions in exported files say about action masks."""
 LOG_STD_RANGE = (-5.0, 2.0)
-"""Log standard deviations are held to it wherever they are read: some teachers say -20, and no student needs to follow."""
+"""Log standard deviations are clamped to it wherever they are read. Some teachers give -20, which no student needs to match."""
 
 
 def score_width(task: Task, kind: ScoreKind) -> int:
@@ -70,7 +70,7 @@ def action_layout(task: Task) -> tuple[tuple[int, ...], npt.DTypeLike]:
 
 
 def same_actions(task: Task, other: Task) -> bool:
-    """Whether an action of the one is an action of the other."""
+    """Whether two tasks have the same actions."""
     names = ("num_actions", "action_sizes", "action_low", "action_high")
     return all(getattr(task, name) == getattr(other, name) for name in names)
 
@@ -122,7 +122,7 @@ def chosen(scores: Tensor, kind: ScoreKind, task: Task, masks: Masks | Tensor | 
 def drawn(
     scores: Tensor, kind: ScoreKind, task: Task, generator: np.random.Generator, masks: Masks | None = None
 ) -> Actions:
-    """Actions drawn from the policy that the scores stand for: the softmax of logits or values, the Gaussian.
+    """Actions drawn from the policy that the scores describe: the softmax of logits or values, the Gaussian.
 
     Deterministic scores (`actions`) have nothing to draw from: the actions themselves.
     """

@@ -19,7 +19,7 @@ MakePolicy: TypeAlias = Callable[[np.random.Generator], Policy]
 
 
 _PROGRESS_SECONDS = 1.0
-"""Seconds between two signs of life of a game that goes on and on."""
+"""Seconds between two reports of progress while no game ends."""
 
 
 class Games(NamedTuple):
@@ -28,11 +28,11 @@ class Games(NamedTuple):
     returns: npt.NDArray[np.float64]
     """(episodes,)."""
     fingerprints: list[bytes]
-    """Of each game's observations, actions and rewards: those of identical games are equal."""
+    """Digests of each game's observations, actions and rewards, which are equal for identical games."""
 
     @property
     def distinct(self) -> int:
-        """How many different games there are among them."""
+        """The number of different games."""
         return len(set(self.fingerprints))
 
 
@@ -63,7 +63,7 @@ class _Fingerprints:
             digest.update(outcome)
 
     def finish(self, row: int) -> bytes:
-        """That of the game that ended in a row; the next one begins."""
+        """The digest of the game that ended in a row. The row's next game begins."""
         digest = self._digests[row].digest()
         self._digests[row] = blake2b(digest_size=16)
         return digest

@@ -1,4 +1,4 @@
-"""The one place that keeps recent frames: each frame once, stacks rebuilt when they are sampled."""
+"""A replay of recent control steps: each frame is kept once, and stacks are rebuilt when they are sampled."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Rows = npt.NDArray[np.int64]
 
 _COLUMNS = ("frames", "starts", "checksums", "values", "actions", "rewards", "terminated", "truncated", "masks")
 FILES = tuple(f"replay-{name}" for name in _COLUMNS)
-"""All that lies in scratch folders: whoever tidies one up goes by this list."""
+"""The names of all files in a scratch folder."""
 
 
 def mask_column(task: Task) -> dict[str, tuple[tuple[int, ...], npt.DTypeLike]]:
@@ -30,7 +30,7 @@ class Replay:
     """A ring of the last control steps of `num_envs` environments.
 
     An Atari observation is four frames of which three were there before, so only the newest is kept: 540,000 control steps
-    are 3.6 GiB instead of 14.2. Beside the frames stand named columns of any shape (actions, teacher's values, ...).
+    are 3.6 GiB instead of 14.2. Named columns of any shape (actions, teacher's values, ...) are kept beside the frames.
 
     With a `scratch` folder the ring lies in files mapped into memory, with some room beyond `capacity`. A checkpoint is then
     no more than the position: a process killed at any moment finds its frames again, as long as it saves whenever
@@ -93,7 +93,7 @@ class Replay:
                 raise UserError(f"{path} is no file: remove it")
             try:
                 with open(path, "ab") as file:
-                    os.posix_fallocate(file.fileno(), 0, size)  # a full disk is told now, not by a bus error later
+                    os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error now, not a bus error later
             except OSError:
                 if fresh:
                     path.unlink(missing_ok=True)
@@ -130,7 +130,7 @@ class Replay:
         self.added += 1
 
     def _checksum(self, time: int) -> int:
-        checksum = zlib.crc32(time.to_bytes(8, "little"))  # so that a later time in this place is told from this one
+        checksum = zlib.crc32(time.to_bytes(8, "little"))  # so that a later time in this place has another checksum
         for array in self._arrays.values():
             checksum = zlib.crc32(array[time % self._length], checksum)
         return checksum

@@ -56,7 +56,7 @@ class Transition(NamedTuple):
 
 
 def rollout(environments: Steppable, policy: Policy) -> Iterator[Transition]:
-    """Plays for ever, N control steps an item."""
+    """Plays without end. Each item is one control step of all N rows."""
     while True:
         observations, masks, starts = environments.observations, environments.masks, environments.starts
         actions = policy(observations) if masks is None else policy(observations, masks)
@@ -79,7 +79,7 @@ def rollout(environments: Steppable, policy: Policy) -> Iterator[Transition]:
 def as_learnt(
     transitions: Iterator[Transition], *, clip_rewards: bool, lives_as_episodes: bool
 ) -> Iterator[Transition]:
-    """What value-based learners make of them, as Mnih et al. 2015: `returns` stay raw and episodes whole.
+    """The transitions that value-based learners train on (Mnih et al. 2015); `returns` stay raw, and of whole episodes.
 
     Args:
         transitions: of `rollout`.

@@ -134,7 +134,7 @@ def with_longest_game(task: Task, steps: int | None) -> Task:
 
 
 def cut_in_words(task: Task) -> str:
-    """What to tell a user when a game was truncated by the task's longest game."""
+    """The message about a game that was truncated by the task's longest game."""
     return (
         f"{task.env}: a game was cut after {task.max_episode_steps or LONGEST_GAME:,} control steps "
         "(--max-episode-steps sets another limit)"
@@ -168,12 +168,12 @@ def newest_task(env: str, env_kwargs: Any = ()) -> Task:
     try:
         return task_in_file(env, env_kwargs=env_kwargs)
     except UserError:
-        found = re.fullmatch(r"(.+)-v(\d+)", env)
-        if found is None or is_atari(env) or is_minatar(env):
+        version_of = re.fullmatch(r"(.+)-v(\d+)", env)
+        if version_of is None or is_atari(env) or is_minatar(env):
             raise
-        for version in range(int(found[2]) + 3, int(found[2]), -1):
+        for version in range(int(version_of[2]) + 3, int(version_of[2]), -1):
             try:
-                return task_in_file(f"{found[1]}-v{version}", env_kwargs=env_kwargs)
+                return task_in_file(f"{version_of[1]}-v{version}", env_kwargs=env_kwargs)
             except UserError as error:
                 if "not installed" in str(error):  # it is there, but for a package
                     raise
@@ -320,7 +320,7 @@ class Environments:
         try:
             self._backend.reset(np.ones(num_envs, dtype=np.bool_), self._seeds(np.arange(num_envs)))
         except BaseException:
-            self.close()  # it may hold what only one can
+            self.close()  # it may hold a device or a port that only one process can
             raise
         if task.action_masks and self.masks is None:
             remark_masks_are_gone(task.env)
@@ -419,8 +419,8 @@ class Environments:
         self._log = np.zeros((self.num_envs, max(1024, 2 * longest), *log.shape[2:]), dtype=log.dtype)
         self._log[:, :longest] = log
         over = np.zeros(self.num_envs, dtype=np.bool_)
-        # All episodes are brought to their ends together: row i starts when as many steps are left as it has actions.
-        # Before that a row plays some action or other (and may end any number of games: it is reset by then).
+        # All episodes reach their last action at the same time: row i starts when as many steps are left as it has actions.
+        # Before that it plays any action, and may end any number of games, since it is reset before it starts.
         for now in range(longest + 1):
             due = self._ages == longest - now
             if now == 0:
@@ -439,7 +439,7 @@ class Environments:
                 actions[illegal] = first_allowed(self.task, self.masks)[illegal]
             _, terminated, truncated = self._backend.step(actions)
             ended = terminated | truncated
-            over |= ended & (since >= 0)  # an open episode that is over is another one
+            over |= ended & (since >= 0)  # an open episode that is over already is not the saved one
             if ended.any():  # some worlds must not be stepped past an episode's end
                 self._backend.reset(ended, self._seeds(np.flatnonzero(ended)))
         if over.any():
@@ -466,7 +466,7 @@ class Environments:
         self.load_state_dict(state)
 
     def close(self) -> None:
-        """Frees the emulators; once they are closed it does nothing."""
+        """Frees the emulators. A second call does nothing."""
         if self._open:
             self._open = False
             self._backend.close()

@@ -48,7 +48,7 @@ def atari_task(env: str, options: Mapping[str, Any]) -> Task:
 
 
 class AtariBackend:
-    """The ALE's vector environment (threads inside), reset by seeded masks, with range checks it does not make."""
+    """The ALE's vector environment, which has threads of its own; rows are reset by seeded masks."""
 
     masks: Masks | None = None
     time_limit: int | None = None
@@ -69,25 +69,25 @@ class AtariBackend:
         self.observations: Observations = np.zeros((num_envs, *task.observation_shape), dtype=np.uint8)
 
     def reset(self, rows: Bools, seeds: npt.NDArray[np.int64]) -> None:
-        self.observations, known = self._ale.reset(seed=seeds, options={"reset_mask": rows})
-        self._lives = known["lives"]
+        self.observations, info = self._ale.reset(seed=seeds, options={"reset_mask": rows})
+        self._lives = info["lives"]
         if self._twin is not None:
-            self._seen, _ = self._twin.reset(seed=seeds, options={"reset_mask": rows})
+            self._colours, _ = self._twin.reset(seed=seeds, options={"reset_mask": rows})
         self._idle[rows] = 0
 
     def step(self, actions: Actions) -> tuple[Floats, Bools, Bools]:
         if self._task.fire_when_idle and self._fire >= 0:
             actions = np.where(self._idle >= self._task.fire_when_idle, self._fire, actions)
-        self.observations, rewards, terminated, truncated, known = self._ale.step(actions)
+        self.observations, rewards, terminated, truncated, info = self._ale.step(actions)
         if self._twin is not None:
-            self._seen = self._twin.step(actions)[0]
+            self._colours = self._twin.step(actions)[0]
         self._idle = np.where((rewards != 0) | self._fires[actions], 0, self._idle + 1)
-        self.life_lost = (known["lives"] < self._lives) & ~terminated & ~truncated
-        self._lives = known["lives"]
+        self.life_lost = (info["lives"] < self._lives) & ~terminated & ~truncated
+        self._lives = info["lives"]
         return rewards.astype(np.float32), terminated, truncated & ~terminated
 
     def pixels(self) -> Pixels:
-        return np.ascontiguousarray(self._seen[:, -1])
+        return np.ascontiguousarray(self._colours[:, -1])
 
     def close(self) -> None:
         self._ale.close()
@@ -102,11 +102,11 @@ def _game(env: str) -> str:
         raise UserError(f"unknown Atari id {env!r}: write ALE/<Game>-v5 or <Game>NoFrameskip-v4")
     from ale_py import roms
 
-    known = {rom.title().replace("_", ""): str(rom) for rom in roms.get_all_rom_ids()}
+    games = {rom.title().replace("_", ""): str(rom) for rom in roms.get_all_rom_ids()}
     pascal = name.removesuffix(ending)
-    if pascal not in known:
-        raise UserError(f"unknown Atari game {pascal!r}{did_you_mean(pascal, known)}")
-    return known[pascal]
+    if pascal not in games:
+        raise UserError(f"unknown Atari game {pascal!r}{did_you_mean(pascal, games)}")
+    return games[pascal]
 
 
 @cache

@@ -32,7 +32,7 @@ class EnvironmentFailed(UserError):
 
 
 class Boundary:
-    """One environment of a user's, in which nothing but Ctrl-C can go wrong unnoticed.
+    """One environment of a user's. Whatever it raises becomes an `EnvironmentFailed`, but for Ctrl-C.
 
     Args:
         env: its id, for messages.
@@ -55,7 +55,7 @@ class Boundary:
 
     @property
     def metadata(self) -> StepInfo:
-        """What the environment says of itself, such as `render_fps`."""
+        """The environment's metadata, such as `render_fps`."""
         metadata = self._call("the metadata", lambda: self._made.metadata)
         return metadata if isinstance(metadata, Mapping) else {}
 
@@ -101,7 +101,7 @@ class Boundary:
         return self._call("action_masks", self._masks) if mask is None and self._masks is not None else mask
 
     def render(self) -> npt.NDArray[np.uint8]:
-        """What a spectator sees, (height, width, 3); grey pictures and those with transparency become it."""
+        """What a spectator sees, (height, width, 3). Grey pictures and those with transparency are converted."""
         picture = self._call("render", lambda: self._made.render())
         try:
             array = np.asarray(picture)
@@ -117,7 +117,7 @@ class Boundary:
         return array.astype(np.uint8, copy=False)
 
     def close(self) -> None:
-        """Frees it. What goes wrong here is only logged: it must not cost the work that is done."""
+        """Frees it. An error here is only logged, so that it does not cost the work that is done."""
         try:
             self._call("close", lambda: self._made.close())
         except EnvironmentFailed as error:
@@ -152,11 +152,11 @@ class Boundary:
 
 
 def remark(line: str) -> None:
-    """Says a line that stops nothing: by Python's logging, whose default is a line on stderr."""
+    """Logs a warning with Python's logging, whose default is a line on stderr."""
     logging.getLogger("rldistill").warning("%s", line)
 
 
-_remark_once = lru_cache(maxsize=1000)(remark)  # of many environments that all say the same
+_remark_once = lru_cache(maxsize=1000)(remark)  # many environments may all give the same warning
 
 
 def failure(call: str, env: str, error: BaseException) -> EnvironmentFailed:

@@ -68,8 +68,8 @@ def _answer_old_atari(env: str, game: str, *, ram: bool) -> None:
         return
     if game.lower() not in {str(rom).replace("_", "") for rom in roms.get_all_rom_ids()}:
         return
-    known = {str(rom).replace("_", ""): str(rom).title().replace("_", "") for rom in roms.get_all_rom_ids()}
-    name = known[game.lower()]
+    games = {str(rom).replace("_", ""): str(rom).title().replace("_", "") for rom in roms.get_all_rom_ids()}
+    name = games[game.lower()]
     what = "observations of the RAM are not played; of its pictures" if ram else "an older or incomplete name;"
     raise UserError(
         f"unknown environment {env!r}: {what} write ALE/{name}-v5 (sticky actions) or {name}NoFrameskip-v4 (none), both with frame "
@@ -78,7 +78,7 @@ def _answer_old_atari(env: str, game: str, *, ram: bool) -> None:
 
 
 def name_environment(env: str | None, arguments: Iterable[tuple[str, EnvArgument]] = ()) -> None:
-    """Takes it that the user has named this environment: from now on its module may be imported.
+    """Records that the user has named this environment. From now on its module may be imported.
 
     Args:
         env: an id from the command line or from a caller in Python, never one that a file says; None names none.
@@ -163,17 +163,17 @@ def make(env: str, arguments: Iterable[tuple[str, EnvArgument]], render_mode: st
         os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     # Not every environment takes a render mode, so it is given only where one is wanted.
     options: dict[str, Any] = dict(arguments) | ({"render_mode": render_mode} if render_mode else {})
-    known = name in gymnasium.registry
+    is_registered = name in gymnasium.registry
     try:
         return gymnasium.make(name, **options)
     except (gymnasium.error.Error, ImportError) as error:
         words = first_line(error)
         if isinstance(error, gymnasium.error.DependencyNotInstalled) or (
-            known and isinstance(error, ModuleNotFoundError)
+            is_registered and isinstance(error, ModuleNotFoundError)
         ):
             raise UserError(f"{env} needs a package that is not installed: {words}") from None
         moved = isinstance(error, ImportError)  # MuJoCo's v2 and v3
-        if known and not moved and not isinstance(error, gymnasium.error.UnregisteredEnv):
+        if is_registered and not moved and not isinstance(error, gymnasium.error.UnregisteredEnv):
             raise
         raise UserError(_unknown(env, words)) from None
 

@@ -20,7 +20,7 @@ from rldistill.types import Bools, Masks, Task
 
 @cache  # once, however many environments there are
 def remark_masks_are_gone(env: str) -> None:
-    """Says that a policy which was made with masks has none now."""
+    """Warns that an environment gives no masks, though its policy was made with masks."""
     remark(f"warning: {env} gave action masks when the policy was made, and gives none here: all actions are allowed")
 
 

@@ -34,10 +34,23 @@ class MinAtarBackend:
     masks: Masks | None = None
     time_limit: int | None = None
 
-    # Colours for up to ten channels, for the spectator alone.
+    # Black, and a colour for each of up to ten channels; only spectators see them.
     PALETTE = np.array(
-        [[0, 0, 0], [102, 194, 165], [252, 141, 98], [141, 160, 203], [231, 138, 195], [166, 216, 84],
-         [255, 217, 47], [229, 196, 148], [179, 179, 179], [228, 26, 28], [55, 126, 184]], dtype=np.uint8)  # fmt: skip
+        [
+            [0, 0, 0],
+            [102, 194, 165],
+            [252, 141, 98],
+            [141, 160, 203],
+            [231, 138, 195],
+            [166, 216, 84],
+            [255, 217, 47],
+            [229, 196, 148],
+            [179, 179, 179],
+            [228, 26, 28],
+            [55, 126, 184],
+        ],
+        dtype=np.uint8,
+    )
 
     def __init__(self, task: Task, num_envs: int) -> None:
         game = _game(task.env)
@@ -82,13 +95,13 @@ class MinAtarBackend:
 
 
 def _game(env: str) -> str:
-    known = {game.title().replace("_", ""): game for game in MINATAR_GAMES}
+    games = {game.title().replace("_", ""): game for game in MINATAR_GAMES}
     name, _, version = env.removeprefix("MinAtar/").rpartition("-")
-    if name not in known or version not in ("v0", "v1"):
+    if name not in games or version not in ("v0", "v1"):
         raise UserError(
-            f"unknown MinAtar id {env!r}: the games are {', '.join(known)}, with -v0 or -v1 (minimal actions)"
+            f"unknown MinAtar id {env!r}: the games are {', '.join(games)}, with -v0 or -v1 (minimal actions)"
         )
-    return known[name]
+    return games[name]
 
 
 def _minatar(game: str, sticky_actions: float, ramping: bool) -> Any:

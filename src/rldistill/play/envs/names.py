@@ -1,4 +1,4 @@
-"""What ids, actions and parts of observations are called."""
+"""Names of games, of actions and of the parts of observations."""
 
 from __future__ import annotations
 

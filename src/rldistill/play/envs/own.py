@@ -25,8 +25,8 @@ class _Own(NamedTuple):
     write: ActionWriter
 
 
-_known: dict[Task, tuple[object, _Own | UserError]] = {}
-"""By task: what was registered under the environment's id then, and what became of it."""
+_made: dict[Task, tuple[object, _Own | UserError]] = {}
+"""By task: the specification that was registered under the environment's id, and the spaces or the error."""
 
 
 def predict_own(
@@ -198,10 +198,10 @@ def _own(task: Task) -> _Own | UserError:
     import gymnasium
 
     registered = gymnasium.registry.get(task.env.rpartition(":")[2])
-    before = _known.get(task)
+    before = _made.get(task)
     if before is not None and before[0] is registered:
         return before[1]
-    found: _Own | UserError
+    result: _Own | UserError
     try:
         observations, actions = declared_spaces(task)
         read = ObservationReader(task.env, observations, task.observation_shape)
@@ -209,9 +209,9 @@ def _own(task: Task) -> _Own | UserError:
             raise UserError(
                 f"{task.env} has observations of {read.shape} here, the policy reads {task.observation_shape}"
             )
-        found = _Own(observations, read, ActionWriter(task.env, actions))
+        result = _Own(observations, read, ActionWriter(task.env, actions))
     except UserError as error:
-        found = error
+        result = error
         # Once a task: a shifted action space cannot be known without its environment.
         logging.getLogger("rldistill").warning(
             "warning: predict does without %s, which cannot be made here (%s): observations are expected as the policy reads "
@@ -219,5 +219,5 @@ def _own(task: Task) -> _Own | UserError:
             task.env,
             error,
         )
-    _known[task] = gymnasium.registry.get(task.env.rpartition(":")[2]), found
-    return found
+    _made[task] = gymnasium.registry.get(task.env.rpartition(":")[2]), result
+    return result

@@ -1,4 +1,4 @@
-"""Whether float32, in which policies compute, can tell apart what an environment gives in more digits."""
+"""Detects features whose changes are lost when observations become float32, the type that policies compute in."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Precision:
         self._steps = 0
 
     def add(self, observations: npt.NDArray[np.float64]) -> bool:
-        """Takes the next observations (N, features) float64 to account; whether it wants more of them.
+        """Adds the next observations, (N, features) float64. Returns whether more are needed.
 
         Raises:
             EnvironmentFailed: a feature is lost in float32.
@@ -67,9 +67,9 @@ class Precision:
         often = (self._changed >= np.where(large, _CHANGES_OF_LARGE, _CHANGES)) & (self._lost >= _SHARE * self._changed)
         by = self._by / np.maximum(self._lost, 1)
         counts = large | (spread < _LEVELS * magnitude * np.finfo(np.float32).eps)
-        found = np.flatnonzero(often & (spread > _NOISE * magnitude) & counts)
-        if len(found):
-            worst = int(found[0])
+        lost_features = np.flatnonzero(often & (spread > _NOISE * magnitude) & counts)
+        if len(lost_features):
+            worst = int(lost_features[0])
             raise EnvironmentFailed(
                 f"{self._env} gives observations that float32, in which policies compute, cannot tell apart: "
                 f"{self._feature((worst,))} (from 0) is about {magnitude[worst]:.6g} and changes by {by[worst]:.3g}. Subtract its "

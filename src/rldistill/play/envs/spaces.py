@@ -1,4 +1,4 @@
-"""What Gymnasium's spaces mean for a task: observations as one array, and actions counted from 0."""
+"""Gymnasium's spaces as a task has them: observations become one array, actions count from 0."""
 
 from __future__ import annotations
 
@@ -164,35 +164,35 @@ def features_text(space: Any, name: str = "", at: int = 0) -> list[tuple[str, in
 
     if isinstance(space, Dict | Tuple):
         parts: Any = space.items() if isinstance(space, Dict) else enumerate(space)
-        found: list[tuple[str, int, int, str]] = []
+        rows: list[tuple[str, int, int, str]] = []
         for key, part in parts:
             inner = f"{name}.{key}" if name else str(key) if isinstance(space, Dict) else f"part {key}"
-            found += features_text(part, inner, at)
+            rows += features_text(part, inner, at)
             at += int(flatdim(part))
-        return found
+        return rows
     if isinstance(space, Discrete):
         first = int(space.start)
         ones = f"one-hot of a whole number from {first} to {first + int(space.n) - 1}"
         return [(name, at, int(space.n), ones)]
     if isinstance(space, MultiDiscrete):
-        found = []
+        rows = []
         for number, (count, first) in enumerate(zip(space.nvec.ravel(), np.ravel(space.start), strict=True)):
             ones = f"one-hot of a whole number from {first} to {first + count - 1}"
-            found.append((f"{name}[{number}]" if name else f"number {number}", at, int(count), ones))
+            rows.append((f"{name}[{number}]" if name else f"number {number}", at, int(count), ones))
             at += int(count)
-        return found
+        return rows
     size = int(flatdim(space))
     if isinstance(space, MultiBinary) or not isinstance(space, Box):
         return [(name, at, size, "0 or 1 each")]
     low, high = (np.array([unbounded(float(n)) for n in side.ravel()]) for side in (space.low, space.high))
-    found, start = [], 0
+    rows, start = [], 0
     for place in range(1, size + 1):  # neighbours of one range are one line
         if place == size or (low[place], high[place]) != (low[start], high[start]):
             bounded = math.isfinite(low[start]) or math.isfinite(high[start])
             words = f"{low[start] + 0:g} to {high[start] + 0:g}" if bounded else "without bounds"
-            found.append((name, at + start, place - start, words))
+            rows.append((name, at + start, place - start, words))
             start = place
-    return found
+    return rows
 
 
 def _of(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What a world of environments offers, and what all of them share."""
+"""The interface of a backend of environments, and what all backends share."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class Step(NamedTuple):
-    """What one control step of all rows gave, each (N,)."""
+    """The outcome of one control step of all rows, each (N,)."""
 
     rewards: Floats
     """Raw, never clipped."""
     terminated: Bools
     truncated: Bools
     life_lost: Bools
-    """Where a life was lost and the episode goes on; nowhere in worlds that count no lives."""
+    """Where a life was lost and the episode goes on; False everywhere in environments without lives."""
     final_observations: Observations
     """(N, *obs) as they stood before ended episodes were restarted; elsewhere equal to the new observations."""
     returns: Floats
@@ -30,7 +30,7 @@ class Step(NamedTuple):
 
 
 class Backend(Protocol):
-    """One world of environments: rows that are reset from given seeds and stepped together. It never resets itself."""
+    """Rows of one environment that are reset from given seeds and stepped together. A backend never resets itself."""
 
     observations: Observations
     life_lost: Bools
@@ -54,11 +54,11 @@ class Backend(Protocol):
         """What a spectator sees: (N, height, width, 3)."""
 
     def close(self) -> None:
-        """Frees what the world holds."""
+        """Frees what it holds."""
 
 
 def understood(env: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The options given, if this world takes them: one without effect would be a wrong record of what was played."""
+    """The options given. Raises UserError where one would have no effect, and a task with it would be a wrong record."""
     for name in given:
         if name not in defaults:
             games = (
@@ -70,7 +70,7 @@ def understood(env: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) 
 
 
 def unlike(one: Task, other: Task) -> tuple[str, str] | None:
-    """Why a policy of the one task cannot play the other: what each has instead, in words. None where it can."""
+    """Why a policy of one task cannot play the other: what each of them has, in words. None where it can."""
     if not same_actions(one, other):
         return describe(one), describe(other)
     if one.observation_shape != other.observation_shape:
