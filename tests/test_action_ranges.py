@@ -31,8 +31,8 @@ def updated(task: Task, values: Tensor, kind: ScoreKind, initialize: str = "data
     update.fit(Batch(STATES, values))
     begins = network(STATES).detach()
     for _ in range(UPDATES):
-        told = update({task: Batch(STATES, values)})
-    assert math.isfinite(told.loss)
+        update_figures = update({task: Batch(STATES, values)})
+    assert math.isfinite(update_figures.loss)
     return begins, network(STATES).detach(), update
 
 

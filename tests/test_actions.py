@@ -336,10 +336,14 @@ def test_agreement_by_hand() -> None:
     ("task", "good", "bad"),
     [
         (FOUR, [0, 3], [[0, 4], [-1, 0], [0], [0, 0, 0], [[0, 0]]]),
-        (LEVERS, [[0, 2], [1, 0]], [[[2, 0], [0, 0]], [[0, 3], [0, 0]], [[0, -1], [0, 0]], [0, 0], [[0, 0]], [[0], [0]]]),
+        (
+            LEVERS,
+            [[0, 2], [1, 0]],
+            [[[2, 0], [0, 0]], [[0, 3], [0, 0]], [[0, -1], [0, 0]], [0, 0], [[0, 0]], [[0], [0]]],
+        ),
     ],
     ids=lambda value: value.env if isinstance(value, Task) else None,
-)  # fmt: skip
+)
 def test_discrete_actions_that_are_none_of_the_tasks_are_refused(
     task: Task, good: list[int], bad: list[list[int]]
 ) -> None:

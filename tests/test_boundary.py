@@ -188,9 +188,16 @@ def test_what_no_environment_may_give_is_one_line(line: Register, given: dict[st
 
 @pytest.mark.parametrize(
     ("picture", "shape"),
-    [(np.zeros((4, 5, 3), np.uint8), (4, 5)), (np.zeros((4, 5), np.uint8), (4, 5)), (np.zeros((4, 5, 4), np.uint8), (4, 5)),
-     (None, None), ("text", None), (np.zeros((4, 5, 2), np.uint8), None), ([[1], [2, 3]], None)],
-)  # fmt: skip
+    [
+        (np.zeros((4, 5, 3), np.uint8), (4, 5)),
+        (np.zeros((4, 5), np.uint8), (4, 5)),
+        (np.zeros((4, 5, 4), np.uint8), (4, 5)),
+        (None, None),
+        ("text", None),
+        (np.zeros((4, 5, 2), np.uint8), None),
+        ([[1], [2, 3]], None),
+    ],
+)
 def test_pictures_are_rgb_or_refused(line: Register, monkeypatch: Any, picture: Any, shape: Any) -> None:
     monkeypatch.setattr(Line, "render", lambda self: picture, raising=False)
     environments = Environments(make_task(line()), 1, 0, pixels=True)
@@ -207,12 +214,19 @@ def test_an_array_of_one_number_is_a_reward(line: Register, reward: Any) -> None
     assert Environments(task, 1, 0).step(np.array([0])).rewards.tolist() == [1.5]
 
 
-@pytest.mark.parametrize("space", [
-    spaces.Dict({"z": BOX, "a": spaces.Discrete(3, start=-1), "m": spaces.Tuple([spaces.MultiBinary((2, 2)), TWO])}),
-    spaces.Tuple([spaces.MultiDiscrete([[2, 3], [4, 5]], start=[[0, 1], [2, 3]]), spaces.Box(0, 9, (2, 2), np.int64)]),
-    spaces.Discrete(5, start=10),
-    spaces.Dict({"deep": spaces.Dict({"x": spaces.Box(-1, 1, (2, 1), np.float64), "y": spaces.Text(4)})}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Dict(
+            {"z": BOX, "a": spaces.Discrete(3, start=-1), "m": spaces.Tuple([spaces.MultiBinary((2, 2)), TWO])}
+        ),
+        spaces.Tuple(
+            [spaces.MultiDiscrete([[2, 3], [4, 5]], start=[[0, 1], [2, 3]]), spaces.Box(0, 9, (2, 2), np.int64)]
+        ),
+        spaces.Discrete(5, start=10),
+        spaces.Dict({"deep": spaces.Dict({"x": spaces.Box(-1, 1, (2, 1), np.float64), "y": spaces.Text(4)})}),
+    ],
+)
 def test_parts_are_put_together_as_gymnasium_flattens_them(line: Register, space: Any) -> None:
     space.seed(0)
     for _ in range(5):
@@ -270,7 +284,7 @@ def test_what_an_environment_changes_of_its_process_it_changes_for_itself(
     away.mkdir()
     (away / "map.txt").write_text("here")
     monkeypatch.chdir(home)
-    found = []
+    calls = []
 
     def reset() -> Any:
         os.chdir(away)
@@ -281,7 +295,7 @@ def test_what_an_environment_changes_of_its_process_it_changes_for_itself(
         return np.zeros(2, np.float32), {}
 
     def step(env: Any) -> Any:
-        found.append((Path("map.txt").read_text(), torch.get_default_dtype(), torch.is_grad_enabled()))
+        calls.append((Path("map.txt").read_text(), torch.get_default_dtype(), torch.is_grad_enabled()))
         print("spoken")
         sys.stderr.close()
         sys.stderr = sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (as such environments do)
@@ -289,7 +303,7 @@ def test_what_an_environment_changes_of_its_process_it_changes_for_itself(
 
     errors = np.geterr()
     played(line(reset=reset, step=step)).close()
-    assert found == [("here", torch.float64, False)] * 3
+    assert calls == [("here", torch.float64, False)] * 3
     assert Path.cwd() == home
     assert (torch.get_default_dtype(), torch.is_grad_enabled(), np.geterr()) == (torch.float32, True, errors)
     print("after", file=sys.stderr)

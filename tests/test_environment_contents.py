@@ -160,9 +160,9 @@ def test_bounds_of_the_largest_number_are_none(world: Register) -> None:
     old = Task.from_dict({**task.as_dict(), "action_low": [-largest, -1], "action_high": [1e31, 1]})
     assert old == task
     assert [side.tolist() for side in bounds(task)] == [[-1, -1], [1, 1]]
-    known = observation_bounds(task)
-    assert known is not None
-    assert [side.tolist() for side in known] == [[-np.inf, -1], [np.inf, 1]]
+    bounds_of_features = observation_bounds(task)
+    assert bounds_of_features is not None
+    assert [side.tolist() for side in bounds_of_features] == [[-np.inf, -1], [np.inf, 1]]
 
 
 def test_a_teacher_whose_file_says_the_largest_number_fits(world: Register, tmp_path: Path) -> None:

@@ -185,8 +185,21 @@ def test_arguments_are_scalars_of_json_or_text() -> None:
     assert [name for name, _ in arguments_of(texts)] == sorted("abcdefghij")
 
 
-@pytest.mark.parametrize("wrong", ["level", "=3", "two words=3", "a.b=1", "a=1 a=2", "max_episode_steps=5", "id=Pong-v5",
-                                   "render_mode=human", "disable_env_checker=true", "kwargs=1"])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "level",
+        "=3",
+        "two words=3",
+        "a.b=1",
+        "a=1 a=2",
+        "max_episode_steps=5",
+        "id=Pong-v5",
+        "render_mode=human",
+        "disable_env_checker=true",
+        "kwargs=1",
+    ],
+)
 def test_arguments_that_are_none_of_an_environments_are_refused(wrong: str) -> None:
     with pytest.raises(UserError, match="--env-kwargs"):
         make_task("CartPole-v1", env_kwargs=wrong.split() if wrong.count("=") > 1 else [wrong])
@@ -244,8 +257,19 @@ def test_absurd_arguments_of_a_file_are_refused(pairs: Any) -> None:
 # Atari by other names
 
 
-@pytest.mark.parametrize("env", ["Pong-v0", "Pong-v4", "Pong-v5", "PongDeterministic-v4", "PongDeterministic-v0", "ale_py:Pong-v4",
-                                 "SpaceInvaders-v5", "Spaceinvaders-v0"])  # fmt: skip
+@pytest.mark.parametrize(
+    "env",
+    [
+        "Pong-v0",
+        "Pong-v4",
+        "Pong-v5",
+        "PongDeterministic-v4",
+        "PongDeterministic-v0",
+        "ale_py:Pong-v4",
+        "SpaceInvaders-v5",
+        "Spaceinvaders-v0",
+    ],
+)
 def test_old_names_of_atari_games_are_answered_with_those_that_are_played(env: str) -> None:
     game = "SpaceInvaders" if "pace" in env else "Pong"
     with pytest.raises(UserError, match=rf"write ALE/{game}-v5 .* or {game}NoFrameskip-v4"):

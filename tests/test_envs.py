@@ -25,7 +25,7 @@ def actions_of(task: Task, steps: int, rows: int, seed: int = 0) -> npt.NDArray[
 
 
 def played(environments: Environments, actions: Actions) -> list[tuple[Any, ...]]:
-    """All that each step shows: what was seen before it, whether that was a start, and its outcome."""
+    """All that each step shows: what was observed before it, whether that was a start, and its outcome."""
     return [
         (environments.observations, environments.starts, *environments.step(step))
         for step in actions  # evaluated from left to right
@@ -298,14 +298,14 @@ def test_observations_handed_out_are_not_written_to_later() -> None:
     for env in ("PongNoFrameskip-v4", "MinAtar/Breakout-v1", "CartPole-v1"):
         task = task_of(env, **SHORT[env])
         environments = Environments(task, 2, 0)
-        seen = [environments.observations]
-        copies = [seen[0].copy()]
+        past = [environments.observations]
+        copies = [past[0].copy()]
         for actions in actions_of(task, 60, 2):
             final = environments.step(actions).final_observations
             for observations in (final, environments.observations):
-                seen.append(observations)
+                past.append(observations)
                 copies.append(observations.copy())
-        assert all(np.array_equal(one, other) for one, other in zip(seen, copies, strict=True)), env
+        assert all(np.array_equal(one, other) for one, other in zip(past, copies, strict=True)), env
 
 
 def test_an_atari_stack_is_its_last_frames_oldest_first() -> None:
@@ -600,8 +600,14 @@ def test_an_environment_that_writes_to_its_action_does_not_change_the_policys(le
 
 @pytest.mark.parametrize(
     ("parts", "features"),
-    [((), ()), (("age",), (0,)), (("door",), (1, 2, 3)), (("wind", "age"), (4, 5, 0)), (("age", "door", "wind"), tuple(range(6)))],
-)  # fmt: skip
+    [
+        ((), ()),
+        (("age",), (0,)),
+        (("door",), (1, 2, 3)),
+        (("wind", "age"), (4, 5, 0)),
+        (("age", "door", "wind"), tuple(range(6))),
+    ],
+)
 def test_parts_of_an_observation_are_found_in_its_vector(
     levers: str, parts: tuple[str, ...], features: tuple[int, ...]
 ) -> None:

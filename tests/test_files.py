@@ -228,7 +228,7 @@ def fill(path: Path, error: BaseException | None = None, taken: Path | None = No
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "expected"),
     [
         (KeyboardInterrupt(), KeyboardInterrupt),
         (UserError("no"), UserError),
@@ -236,9 +236,9 @@ def fill(path: Path, error: BaseException | None = None, taken: Path | None = No
     ],
 )
 def test_a_new_folder_that_fails_leaves_nothing_nor_the_folders_above_it(
-    tmp_path: Path, error: BaseException, told: type[BaseException]
+    tmp_path: Path, error: BaseException, expected: type[BaseException]
 ) -> None:
-    with pytest.raises(told, match="No space left" if isinstance(error, OSError) else None):
+    with pytest.raises(expected, match="No space left" if isinstance(error, OSError) else None):
         fill(tmp_path / "deep" / "er" / "new", error)
     assert os.listdir(tmp_path) == []
 

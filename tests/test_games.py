@@ -182,10 +182,10 @@ def test_who_is_not_above_random_play_is_named(tmp_path: Path) -> None:
     assert any("not above random play" in line and str(tmp_path / "p") in line for line in lines)
     better = replace(scores[0], mean=50.0, ci_low=40.0, ci_high=60.0)
     assert not any("not above random play" in line for line in remarks([better]))
-    known = inspect(tmp_path / "p", InspectConfig(play=5, epsilon=0.0))
-    assert "not above random play" in known["plays"]
-    assert "distinct" in known["plays"]
-    assert float(known["random play"].split()[0]) <= 3
+    lines = inspect(tmp_path / "p", InspectConfig(play=5, epsilon=0.0))
+    assert "not above random play" in lines["plays"]
+    assert "distinct" in lines["plays"]
+    assert float(lines["random play"].split()[0]) <= 3
 
 
 # The longest game
@@ -264,9 +264,16 @@ class Lines(Silent):
 
 QUICK = TrainConfig(steps=400, num_envs=4, replay=400, final_episodes=3, max_episode_steps=30)
 STUDENT = DistillConfig.of(
-    student="mlp:4", steps=300, num_envs=2, warmup=40, batch_size=16, samples_per_step=2, evaluate_every=100,
-    evaluate_episodes=2, max_episode_steps=30,
-)  # fmt: skip
+    student="mlp:4",
+    steps=300,
+    num_envs=2,
+    warmup=40,
+    batch_size=16,
+    samples_per_step=2,
+    evaluate_every=100,
+    evaluate_episodes=2,
+    max_episode_steps=30,
+)
 
 
 def weights(run: Path) -> bytes:

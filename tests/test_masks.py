@@ -49,9 +49,17 @@ from test_teachers_sb3 import actor_critic, make_zip
 THREE = Task("three", 3, (2,), "float32")
 PAIR = Task("pair", 5, (2,), "float32", action_sizes=(2, 3))
 SMALL = DistillConfig.of(
-    steps=1_600, student="mlp:32", num_envs=8, warmup=160, batch_size=64, samples_per_step=8, learning_rate=3e-3,
-    evaluate_episodes=10, evaluate_every=0, checkpoint_seconds=3600,
-)  # fmt: skip
+    steps=1_600,
+    student="mlp:32",
+    num_envs=8,
+    warmup=160,
+    batch_size=64,
+    samples_per_step=8,
+    learning_rate=3e-3,
+    evaluate_episodes=10,
+    evaluate_every=0,
+    checkpoint_seconds=3600,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -86,17 +94,17 @@ def test_the_score_of_a_masked_action_has_no_influence_on_a_loss_or_its_gradient
     generator = torch.Generator().manual_seed(0)
     masks = torch.tensor([[True, False, True, True], [False, True, False, False], [True, True, True, True]])
     student, teacher = torch.randn(3, 4, generator=generator), torch.randn(3, 4, generator=generator)
-    found = []
+    results = []
     for score in (0.0, 40.0, -1e30):
         ours = student.masked_fill(~masks, score).requires_grad_()
         losses = DISCRETE[name](ours, teacher.masked_fill(~masks, -score), 0.7, masks)
         losses.sum().backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
         assert ours.grad is not None
         assert bool((ours.grad[~masks] == 0).all())
-        found.append((losses.detach(), ours.grad))
-    for losses, gradient in found[1:]:
-        assert torch.equal(losses, found[0][0])
-        assert torch.equal(gradient, found[0][1])
+        results.append((losses.detach(), ours.grad))
+    for losses, gradient in results[1:]:
+        assert torch.equal(losses, results[0][0])
+        assert torch.equal(gradient, results[0][1])
     plain = DISCRETE[name](student, teacher, 0.7)
     assert torch.equal(DISCRETE[name](student, teacher, 0.7, torch.ones(3, 4, dtype=torch.bool)), plain)
 
@@ -129,8 +137,8 @@ def test_a_bootstrap_takes_the_best_of_the_allowed_actions() -> None:
         torch.tensor([[1.0, 9.0, 2.0], [3.0, 4.0, 5.0]]),
         torch.tensor([[7.0, 8.0, 6.0], [3.0, 1.0, 2.0]]),
     )
-    found = q_targets(torch.tensor([1.0, 1.0]), torch.tensor([0.5, 0.5]), values, selector, masks)
-    assert found.tolist() == [1 + 0.5 * 1.0, 1 + 0.5 * 4.0]
+    targets = q_targets(torch.tensor([1.0, 1.0]), torch.tensor([0.5, 0.5]), values, selector, masks)
+    assert targets.tolist() == [1 + 0.5 * 1.0, 1 + 0.5 * 4.0]
 
 
 # --- choices
@@ -316,9 +324,9 @@ def test_a_student_of_a_masked_task_reaches_its_teacher_and_makes_no_illegal_mov
     scores = evaluate([load_policy(tmp_path / "teacher"), student], EvaluateConfig(episodes=6, epsilon=0.5))
     assert scores[1].agreement > 0.8
     moments = spectate(student, student.task, epsilon=0.5, seed=0, other=student)
-    seen = [next(moments) for _ in range(30)]
+    steps = [next(moments) for _ in range(30)]
     moments.close()
-    assert any(np.isneginf(moment.values).any() for moment in seen)
+    assert any(np.isneginf(moment.values).any() for moment in steps)
 
 
 def _greedy(policy: Any) -> Any:
@@ -416,13 +424,27 @@ def test_minari_keeps_the_masks(tmp_path: Path, walker: Walker) -> None:
 
 LEARNERS = {
     "dqn": TrainConfig(
-        algo="dqn", steps=2_000, num_envs=4, network="mlp:32", final_episodes=5, epsilon_repeats=3, learning_rate=3e-3,
-        warmup=200, replay_ratio=16.0, target_every=20,
+        algo="dqn",
+        steps=2_000,
+        num_envs=4,
+        network="mlp:32",
+        final_episodes=5,
+        epsilon_repeats=3,
+        learning_rate=3e-3,
+        warmup=200,
+        replay_ratio=16.0,
+        target_every=20,
     ),
     "pqn": TrainConfig(
-        algo="pqn", steps=8_000, num_envs=8, network="mlp:32", final_episodes=5, epsilon_repeats=3, learning_rate=3e-3,
+        algo="pqn",
+        steps=8_000,
+        num_envs=8,
+        network="mlp:32",
+        final_episodes=5,
+        epsilon_repeats=3,
+        learning_rate=3e-3,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("algo", LEARNERS)
@@ -518,9 +540,16 @@ def _constant(task: Task) -> Network:
 
 
 LEARNING = Learning(
-    steps=1_000, learning_rate=1e-3, discount=0.5, epsilon_end=0.1, epsilon_steps=10, epsilon_repeats=1, clip_rewards=False,
-    lives_as_episodes=False, seed=0,
-)  # fmt: skip
+    steps=1_000,
+    learning_rate=1e-3,
+    discount=0.5,
+    epsilon_end=0.1,
+    epsilon_steps=10,
+    epsilon_repeats=1,
+    clip_rewards=False,
+    lives_as_episodes=False,
+    seed=0,
+)
 
 
 def test_pqn_bootstraps_from_allowed_actions_also_where_an_episode_is_cut() -> None:

@@ -16,7 +16,7 @@ def texts(svg: bytes) -> list[str]:
 
 
 def test_learning_curve_names_its_axes_with_units_and_its_lines() -> None:
-    shown = texts(
+    drawn = texts(
         learning_curve([CURVE], teacher=Level("teacher", 19.0, 18.0, 20.0), random=-20.7, axis=control_steps(4))
     )
     for text in (
@@ -27,7 +27,7 @@ def test_learning_curve_names_its_axes_with_units_and_its_lines() -> None:
         "random play",
         "2,000",
     ):
-        assert text in shown
+        assert text in drawn
 
 
 def test_the_same_numbers_give_the_same_bytes() -> None:

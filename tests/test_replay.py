@@ -15,8 +15,11 @@ from rldistill.types import Observations, Task, UserError
 VECTOR = Task("a", 2, (2,), "float32")
 STACKED = Task("b", 2, (4, 1, 1), "uint8", frame_stack=4)
 DQN_COLUMNS = {
-    "actions": ((), np.int64), "rewards": ((), np.float32), "terminated": ((), np.bool_), "truncated": ((), np.bool_)
-}  # fmt: skip
+    "actions": ((), np.int64),
+    "rewards": ((), np.float32),
+    "terminated": ((), np.bool_),
+    "truncated": ((), np.bool_),
+}
 
 
 def test_stacks_are_those_that_pong_showed_across_ends_and_around_the_ring() -> None:
@@ -24,12 +27,12 @@ def test_stacks_are_those_that_pong_showed_across_ends_and_around_the_ring() -> 
     environments = Environments(task, 3, 0)
     replay = Replay(task, 3, 3 * 40, {"actions": ((), np.int64)})
     generator = np.random.default_rng(0)
-    shown: list[Observations] = []
+    past: list[Observations] = []
     taken: list[npt.NDArray[np.int64]] = []
     starts = 0
     for _ in range(101):
         actions = generator.integers(task.num_actions, size=3)
-        shown.append(environments.observations)
+        past.append(environments.observations)
         taken.append(actions)
         starts += int(environments.starts.sum())
         replay.add(environments.observations, environments.starts, actions=actions)
@@ -40,17 +43,20 @@ def test_stacks_are_those_that_pong_showed_across_ends_and_around_the_ring() -> 
     times, rows = (
         a.flatten() for a in np.meshgrid(np.arange(64, 101), np.arange(3))
     )  # 61 is the oldest, its stack is not
-    seen = replay.observations(times, rows)
-    assert len({frame.tobytes() for frame in seen}) > 60  # the pictures do differ
+    sampled = replay.observations(times, rows)
+    assert len({frame.tobytes() for frame in sampled}) > 60  # the pictures do differ
     for number, (time, row) in enumerate(zip(times, rows, strict=True)):
-        np.testing.assert_array_equal(seen[number], shown[time][row])
+        np.testing.assert_array_equal(sampled[number], past[time][row])
     np.testing.assert_array_equal(replay.column("actions", times, rows), np.stack(taken)[times, rows])
 
 
 @given(
-    num_envs=st.integers(1, 3), capacity=st.integers(1, 40), added=st.integers(5, 60), ahead=st.integers(0, 3),
+    num_envs=st.integers(1, 3),
+    capacity=st.integers(1, 40),
+    added=st.integers(5, 60),
+    ahead=st.integers(0, 3),
     starts=st.integers(1, 9),
-)  # fmt: skip
+)
 def test_every_draw_can_be_rebuilt_in_full(num_envs: int, capacity: int, added: int, ahead: int, starts: int) -> None:
     replay = Replay(STACKED, num_envs, max(capacity, 8) * num_envs, {"time": ((), np.int64)})
     for time in range(added):

@@ -33,11 +33,16 @@ def test_learners_see_rewards_by_their_sign_and_lost_lives_as_ends_only_where_th
 ) -> None:
     no = np.zeros(3, dtype=np.bool_)
     step = Transition(
-        observations=np.zeros((3, 1), dtype=np.float32), starts=no, actions=np.zeros(3, dtype=np.int64),
-        rewards=np.array([7.0, 0.0, -0.5], dtype=np.float32), terminated=np.array([True, False, False]), truncated=no,
-        life_lost=np.array([False, True, False]), final_observations=np.zeros((3, 1), dtype=np.float32),
+        observations=np.zeros((3, 1), dtype=np.float32),
+        starts=no,
+        actions=np.zeros(3, dtype=np.int64),
+        rewards=np.array([7.0, 0.0, -0.5], dtype=np.float32),
+        terminated=np.array([True, False, False]),
+        truncated=no,
+        life_lost=np.array([False, True, False]),
+        final_observations=np.zeros((3, 1), dtype=np.float32),
         returns=np.array([20.0, np.nan, np.nan], dtype=np.float32),
-    )  # fmt: skip
+    )
     learnt = next(as_learnt(iter([step]), clip_rewards=clip, lives_as_episodes=lives))
     assert learnt.rewards.tolist() == ([1.0, 0.0, -1.0] if clip else [7.0, 0.0, -0.5])
     assert learnt.terminated.tolist() == [True, lives, False]
@@ -56,10 +61,10 @@ def test_a_transition_is_what_was_seen_done_and_what_came_of_it() -> None:
 
     transitions = rollout(environments, policy)
     for number in range(80):
-        seen, starts = control.observations, control.starts
+        observations, starts = control.observations, control.starts
         transition = next(transitions)
         step = control.step(chosen[number])
-        np.testing.assert_array_equal(transition.observations, seen)
+        np.testing.assert_array_equal(transition.observations, observations)
         np.testing.assert_array_equal(transition.starts, starts)
         np.testing.assert_array_equal(transition.actions, chosen[number])
         for name in step._fields:
@@ -70,21 +75,21 @@ def test_a_transition_is_what_was_seen_done_and_what_came_of_it() -> None:
 def test_each_row_plays_the_same_number_of_games_from_its_first_on(episodes: int, num_envs: int) -> None:
     games: dict[int, list[float]] = {}
 
-    def seen(transition: Transition) -> None:
+    def count(transition: Transition) -> None:
         for row in np.flatnonzero(transition.terminated | transition.truncated):
             games.setdefault(int(row), []).append(float(transition.returns[row]))
 
-    told: list[int] = []
+    finished: list[int] = []
     returns = play(
-        CARTPOLE, at_random(CARTPOLE), episodes, 3, num_envs=num_envs, on_step=seen, on_progress=told.append
+        CARTPOLE, at_random(CARTPOLE), episodes, 3, num_envs=num_envs, on_step=count, on_progress=finished.append
     ).returns
     rows = min(episodes, num_envs)
     quotas = [len(share) for share in np.array_split(np.arange(episodes), rows)]
     assert returns.tolist() == [score for row in range(rows) for score in games[row][: quotas[row]]]
     assert len(returns) == episodes
     assert set(games) == set(range(rows))
-    assert told[-1] == episodes
-    assert told == sorted(told)
+    assert finished[-1] == episodes
+    assert finished == sorted(finished)
 
 
 def test_short_games_are_not_counted_more_often_than_long_ones() -> None:

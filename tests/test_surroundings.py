@@ -112,13 +112,13 @@ def test_the_usual_is_left_again_when_it_fails() -> None:
 
 def booleans() -> list[tuple[type, str]]:
     """Every field of every public configuration that is to be True or False."""
-    found = []
+    fields = []
     for name in rldistill.__all__:
         kind = getattr(rldistill, name)
         if dataclasses.is_dataclass(kind) and name.endswith(("Config", "Options")):
             hints = typing.get_type_hints(kind)
-            found += [(kind, field) for field, hint in hints.items() if bool in {hint, *typing.get_args(hint)}]
-    return found
+            fields += [(kind, field) for field, hint in hints.items() if bool in {hint, *typing.get_args(hint)}]
+    return fields
 
 
 @pytest.mark.parametrize(("kind", "field"), booleans(), ids=lambda item: getattr(item, "__name__", item))

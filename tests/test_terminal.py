@@ -164,13 +164,24 @@ def started(words: list[str], environment: dict[str, str], **streams: object) ->
         ["inspect", "{shelf}/Übung µ"],
         ["dataset", "info", "{shelf}/data", "--json", "{out}/info.json"],
         ["dataset", "head", "{shelf}/data"],
-        ["export", "{shelf}/Übung µ", "--format", "torchscript", "--out", "{out}/policy.pt", "--states", "50", "--episodes", "0"],
+        [
+            "export",
+            "{shelf}/Übung µ",
+            "--format",
+            "torchscript",
+            "--out",
+            "{out}/policy.pt",
+            "--states",
+            "50",
+            "--episodes",
+            "0",
+        ],
         ["evaluate", "{shelf}/Übung µ", *GAMES, "--json", "{out}/scores.json"],
         ["--help"],
         ["--version"],
     ],
     ids=lambda words: words[0] + "-" + words[-1].rsplit("/", 1)[-1],
-)  # fmt: skip
+)
 def test_no_stream_brings_a_traceback(
     tmp_path: Path, shelf: Path, environment: dict[str, str], words: list[str]
 ) -> None:

@@ -90,9 +90,19 @@ def test_a_task_comes_back_through_a_file_ranges_without_bounds_included(task: T
 def test_plain_data_of_a_discrete_task_is_what_it_always_was() -> None:
     """Checksums of policy folders and cards of datasets made before other actions were understood hang on it."""
     assert list(Task("CartPole-v1", 2, (4,), "float32").as_dict()) == [
-        "env", "num_actions", "observation_shape", "observation_dtype", "frame_skip", "frame_stack", "sticky_actions",
-        "noop_max", "max_frames", "fire_when_idle", "difficulty_ramping", "random_score",
-    ]  # fmt: skip
+        "env",
+        "num_actions",
+        "observation_shape",
+        "observation_dtype",
+        "frame_skip",
+        "frame_stack",
+        "sticky_actions",
+        "noop_max",
+        "max_frames",
+        "fire_when_idle",
+        "difficulty_ramping",
+        "random_score",
+    ]
     shipped = Path(__file__).parents[1] / "policies" / "pong"
     if shipped.is_dir():  # not in a source distribution
         assert load_policy(shipped).task.as_dict() == json.loads((shipped / "policy.json").read_text())["task"]
@@ -152,7 +162,7 @@ def test_a_range_without_bounds_is_valid_json_and_comes_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("numbers", "said"),
+    ("numbers", "message"),
     [
         (dict(games=0), "--games is at least 1, not 0"),
         (dict(num_envs=-3), "--num-envs is at least 2, not -3"),
@@ -163,21 +173,21 @@ def test_a_range_without_bounds_is_valid_json_and_comes_back() -> None:
         (dict(rate=math.inf), "--rate is a positive number, not inf"),
     ],
 )
-def test_a_number_out_of_its_range_is_told_with_its_flag(numbers: dict[str, float], said: str) -> None:
+def test_a_number_out_of_its_range_is_refused_by_its_flag(numbers: dict[str, float], message: str) -> None:
     config = SimpleNamespace(**{"games": 1, "num_envs": 2, "epsilon": 0.0, "rate": 1e-3} | numbers)
     with pytest.raises(UserError) as caught:
         check_numbers(config, least={"games": 1, "num_envs": 2}, shares=["epsilon"], positive=["rate"])
-    assert str(caught.value) == said
+    assert str(caught.value) == message
 
 
 def test_whole_numbers_are_whole_and_seeds_are_what_generators_take() -> None:
-    for config, said in (
+    for config, message in (
         (EvaluateConfig(episodes=2.0), "--episodes is a whole number, not 2.0"),  # type: ignore[arg-type]  # wrong on purpose
         (EvaluateConfig(seed=2**63), f"--seed is at most {2**63 - 1}, not {2**63}"),
     ):
         with pytest.raises(UserError) as caught:
             check_numbers(config, least={"episodes": 1, "seed": 0})
-        assert str(caught.value) == said
+        assert str(caught.value) == message
     check_numbers(EvaluateConfig(seed=2**63 - 1), least={"seed": 0})
 
 

@@ -125,8 +125,7 @@ class Boundary:
 
     def _call(self, name: str, function: Callable[[], Any]) -> Any:
         try:
-            with self._surroundings:
-                return self._surroundings.call(self._own, function)
+            return self._surroundings.call(self._own, function)
         except (UserError, KeyboardInterrupt):
             raise
         except BaseException as error:  # SystemExit, and what simulators in other languages panic with

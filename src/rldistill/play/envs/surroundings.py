@@ -44,12 +44,15 @@ class Surroundings:
         self._depth -= 1
 
     def call(self, own: Own, function: Callable[[], Any]) -> Any:
-        """What the function returns.
+        """What the function returns. Outside of a block the call is a block of its own.
 
         Args:
             own: the environment's settings; they are updated.
             function: calls into the environment.
         """
+        if self._depth == 0:
+            with self:
+                return self.call(own, function)
         if self._lent is not None:
             sys.stdout = sys.stderr = self._lent
         for number, value in own.items():
