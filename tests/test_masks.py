@@ -497,7 +497,7 @@ def test_distillation_killed_with_masks_ends_in_the_same_weights(tmp_path: Path,
     config = changed(SMALL, steps=600, driver="mixture", evaluate_episodes=1, checkpoint_seconds=0.0)
     whole = distill(walker, tmp_path / "whole", config)
     process = multiprocessing.get_context("fork").Process(
-        target=distill, args=(_Ambushed(walker, 600 // SMALL.num_envs), tmp_path / "killed", config)
+        target=distill, args=(_Ambushed(walker, 600 // SMALL.driving.num_envs), tmp_path / "killed", config)
     )
     process.start()
     process.join()
