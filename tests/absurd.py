@@ -143,8 +143,8 @@ def targets(folder: Path, *, programs: bool = True) -> dict[str, Target]:
     from rldistill.datasets import convert, create_dataset, head, head_table, info, info_lines, merge, open_dataset
     from rldistill.runs.folder import Run
     from rldistill.runs.scores import read_scores, remarks, score_table
+    from rldistill.teachers import note_in
     from rldistill.teachers.detect import kind_of
-    from rldistill.teachers.exported import exported_in
     from rldistill.verbs.distill.labels import fitting_dataset
     from rldistill.verbs.export import ExportConfig
     from rldistill.verbs.push import PushConfig, push
@@ -273,7 +273,7 @@ def targets(folder: Path, *, programs: bool = True) -> dict[str, Target]:
 
         script = folder / "p.pt"
         export(policy, script, "torchscript", quick)
-        read_script = partial(exported_in, "torchscript", script)
+        read_script = partial(note_in, "torchscript", script)
         found["TorchScript export"] = Target(*_in_zip(script, "rldistill.json"), read_script)
         export(policy, folder / "p.onnx", "onnx", quick)
         model = onnx.load(folder / "p.onnx")
@@ -283,7 +283,7 @@ def targets(folder: Path, *, programs: bool = True) -> dict[str, Target]:
             said.value = text.encode(errors="replace").decode()
             (folder / "p.onnx").write_bytes(model.SerializeToString())
 
-        found["ONNX export"] = Target(json.loads(said.value), put_said, lambda: exported_in("onnx", folder / "p.onnx"))
+        found["ONNX export"] = Target(json.loads(said.value), put_said, lambda: note_in("onnx", folder / "p.onnx"))
     try:
         export(policy, folder / "p.c", "c", quick)
         source = (folder / "p.c").read_text()
@@ -293,7 +293,7 @@ def targets(folder: Path, *, programs: bool = True) -> dict[str, Target]:
             (folder / "p.c").write_text(f"{first}\n/* {text} */\n{rest}", errors="replace")
 
         found["C export"] = Target(
-            json.loads(second[3:-3]), put_c, lambda: exported_in(kind_of(folder / "p.c"), folder / "p.c")
+            json.loads(second[3:-3]), put_c, lambda: note_in(kind_of(folder / "p.c"), folder / "p.c")
         )
     except UserError:
         pass

@@ -37,7 +37,7 @@ def good_files(folder: Path) -> list[Path]:
     played(create_dataset(folder / "data", STACKED, "q_values", TEACHER), 30, num_envs=2, shard_steps=30)
     run = folder / "run"
     shutil.copytree(folder / "policy", run / "policy")
-    task = json.loads((run / "policy" / "policy.json").read_text())["task"]
+    task = json.loads((run / "policy" / "policy.json").read_text())["heads"][0]["task"]
     config = {"verb": "distill", "teacher": "none", "task": task, "seed": 0, "student": "mlp:8", "steps": 300}
     (run / "config.json").write_text(json.dumps(config))
     records: list[dict[str, Any]] = [{"event": "teacher", "mean": 9.5, "ci_low": 9.0, "ci_high": 10.0, "episodes": 3}]

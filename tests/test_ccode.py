@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from rldistill.formats.c import CPolicy, c_policy, compiled, compiler, read_c, render
+from rldistill.formats.c.compiling import compiled, compiler
+from rldistill.formats.c.numbers import CPolicy, c_policy
+from rldistill.formats.c.reading import read_c
+from rldistill.formats.c.rendering import render
 from rldistill.play.actions import chosen, score_width
 from rldistill.students.networks import Architecture
 from rldistill.types import Observations, ScoreKind, Task, UserError
@@ -62,9 +65,9 @@ def rendered(
     name = {PIXELS: "cnn:4,6,5:7", WIDE: "cnn:32,24,5:7"}.get(task, "mlp:9,5")
     network = made(Architecture(name, shape, score_width(task, kind), normalization))  # type: ignore[arg-type]  # a word of a case
     network._score_kind = kind
-    seen = observations_of(task, 99, seed=1) if int8 else None
-    known = {"note": "a */ /* b"}
-    return c_policy(network, task, prefix=prefix, header="policy.h", calibration=seen, known=known), network
+    calibration = observations_of(task, 99, seed=1) if int8 else None
+    facts = {"note": "a */ /* b"}
+    return c_policy(network, task, prefix=prefix, header="policy.h", calibration=calibration, facts=facts), network
 
 
 def observations_of(task: Task, number: int, seed: int) -> Observations:
@@ -98,10 +101,10 @@ def test_a_program_with_the_file_does_what_the_network_does(name: str, tmp_path:
     )
     assert built.returncode == 0, built.stderr
     observations = observations_of(task, 50, seed=0)
-    said = subprocess.run([tmp_path / "main"], input=observations.tobytes(), capture_output=True, check=True).stdout
+    output = subprocess.run([tmp_path / "main"], input=observations.tobytes(), capture_output=True, check=True).stdout
     width = score_width(task, kind)
     record = np.dtype([("scores", "<f4", (width,)), ("action", "<f4" if task.continuous else "<i4", (length,))])
-    rows = np.frombuffer(said, record)
+    rows = np.frombuffer(output, record)
     scores = network(torch.from_numpy(observations))
     assert len(rows) == 50
     ours = torch.from_numpy(rows["scores"].copy())
@@ -145,10 +148,10 @@ int main() {{
     ):
         built = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert built.returncode == 0, built.stderr
-    said = subprocess.run([tmp_path / "main"], capture_output=True, text=True, check=True).stdout
+    output = subprocess.run([tmp_path / "main"], capture_output=True, text=True, check=True).stdout
     observation = np.zeros(task.observation_shape, task.observation_dtype)
     observation.reshape(-1)[0] = 1
-    assert float(said) == pytest.approx(float(network(torch.from_numpy(observation[None]))[0, 0]), abs=1e-4)
+    assert float(output) == pytest.approx(float(network(torch.from_numpy(observation[None]))[0, 0]), abs=1e-4)
 
 
 @NO_COMPILER
@@ -172,8 +175,8 @@ def test_no_line_about_the_interface_leaves_its_comment(tmp_path: Path) -> None:
 def test_int8_net3_of_18_actions_takes_less_than_80_kilobytes() -> None:
     task = Task("Pixels-v0", 18, (4, 84, 84))
     network = made(Architecture("net3", (4, 84, 84), 18))
-    seen = observations_of(task, 8, seed=0)
-    policy = c_policy(network, task, prefix="net", header="policy.h", calibration=seen, known={})
+    calibration = observations_of(task, 8, seed=0)
+    policy = c_policy(network, task, prefix="net", header="policy.h", calibration=calibration, facts={})
     assert 61_954 <= policy.weight_bytes < 64_000
 
 
@@ -208,10 +211,10 @@ def test_a_file_with_a_line_of_somebody_elses_is_never_compiled(tmp_path: Path) 
         text.replace('"observation_shape": [6]', '"observation_shape": [600000000]'),
     ):
         assert harmed != text
-        with pytest.raises(UserError) as said:
+        with pytest.raises(UserError) as error:
             read_c(harmed, "p.c")
-        assert len(str(said.value).splitlines()) == 1
-        assert str(said.value).startswith("p.c ")
+        assert len(str(error.value).splitlines()) == 1
+        assert str(error.value).startswith("p.c ")
     assert not witness.exists()
     # Numbers are data: others make another policy.
     first = text.index("weights_1[")
@@ -237,7 +240,7 @@ def test_observations_of_another_shape_are_refused_before_c_reads_them() -> None
 def test_names_that_c_cannot_take_are_refused(prefix: str, header: str) -> None:
     network = made(Architecture("mlp:4", (6,), 3))
     with pytest.raises(UserError, match=r"no prefix of C names|cannot include"):
-        c_policy(network, NUMBERS, prefix=prefix, header=header, known={})
+        c_policy(network, NUMBERS, prefix=prefix, header=header, facts={})
 
 
 def test_without_a_compiler_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,7 @@ def test_a_teacher_that_learnt_from_floats_with_channels_last_is_given_them_so(w
     model = sb3.PPO("MlpPolicy", gymnasium.make(env), n_steps=8, batch_size=8, seed=0, policy_kwargs={"net_arch": [8]})
     model.save(tmp_path / "ppo.zip")
     teacher = load_teacher(tmp_path / "ppo.zip", env=env)
-    assert mismatches_of(teacher.foreign, teacher.task, teacher.score_kind) == []  # type: ignore[union-attr]
+    assert mismatches_of(teacher.foreign, teacher.task) == []  # type: ignore[union-attr]
     assert (teacher.task.observation_shape, own_shape(teacher.task)) == ((3, 7, 7), (7, 7, 3))
     environments = stepped(env, 0, rows=64)
     ours = teacher(torch.from_numpy(environments.observations)).log_softmax(dim=1)

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import rldistill
-from rldistill.formats.c import compiler
-from rldistill.formats.interface import description
+from rldistill.formats.c.compiling import compiler
+from rldistill.formats.note import note_of
 from rldistill.formats.onnx.int8 import to_onnx_int8
 from rldistill.formats.sb3.writing import sb3_actions, to_sb3
 from rldistill.formats.torchscript.writing import to_torchscript
@@ -23,8 +23,7 @@ from rldistill.play.actions import score_width
 from rldistill.play.envs import make_task
 from rldistill.policies import SavedPolicy, save_policy
 from rldistill.students.networks import Architecture, Network, build
-from rldistill.teachers import ForeignTeacher, load_policy, trial
-from rldistill.teachers.exported import exported_in, read_exported
+from rldistill.teachers import ForeignTeacher, load_policy, note_in, read_exported, trial
 from rldistill.types import ScoreKind, Task, UserError
 from rldistill.verbs.evaluate import EvaluateConfig, evaluate
 from rldistill.verbs.export import BOUNDS, ExportConfig, Format, export, export_table
@@ -93,13 +92,13 @@ def test_what_was_exported_plays_as_the_policy_does(format: Format, student: Pat
     # The command takes the file wherever it takes a policy.
     scores = evaluate([student, out], EvaluateConfig(episodes=2, epsilon=0.0, seed=3))
     assert min(scores[1].returns) > 100
-    told = json.loads(report.read_text())
-    assert told == json.loads(json.dumps(done.as_dict()))
-    assert told["states"] == 300
-    assert told["agreement"] >= BOUNDS[format].agreement
-    assert [row["format"] for row in told["policies"]] == ["eager torch", format]
-    assert told["policies"][1]["mean"] == pytest.approx(told["policies"][0]["mean"], rel=0.2)
-    assert all(row["microseconds"] > 0 and row["bytes"] > 0 for row in told["policies"])
+    written = json.loads(report.read_text())
+    assert written == json.loads(json.dumps(done.as_dict()))
+    assert written["states"] == 300
+    assert written["agreement"] >= BOUNDS[format].agreement
+    assert [row["format"] for row in written["policies"]] == ["eager torch", format]
+    assert written["policies"][1]["mean"] == pytest.approx(written["policies"][0]["mean"], rel=0.2)
+    assert all(row["microseconds"] > 0 and row["bytes"] > 0 for row in written["policies"])
     assert [row["format"] for row in export_table(done)] == ["eager torch", format]
     left = {path.name for path in out.parent.iterdir() if path.name.startswith(".")}
     assert not left, "nothing written aside stays"
@@ -124,10 +123,10 @@ def test_torchscript_needs_nothing_of_rldistill(student: Path, exports: dict[str
         "x = torch.tensor([[0., 0., 1., 1.], [0., 0., -1., -1.], [0., 0., 2., 0.]])\n"
         "print(policy.act(x).tolist(), list(policy(x).shape), 'rldistill' in sys.modules)\n"
     )
-    said = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True)
     wanted = load_policy(student).predict(np.float32([[0, 0, 1, 1], [0, 0, -1, -1], [0, 0, 2, 0]]))[0].tolist()
     assert wanted[0] != wanted[1]
-    assert said.stdout.strip() == f"{wanted} [3, 2] False"
+    assert done.stdout.strip() == f"{wanted} [3, 2] False"
 
 
 def test_onnx_is_one_file_with_both_outputs_and_any_batch(exports: dict[str, Any]) -> None:
@@ -171,9 +170,9 @@ def observations_of(task: Task, number: int) -> Any:
 
 def read(data: bytes, kind: str, path: Path) -> Any:
     path.write_bytes(data)
-    found = exported_in(kind, path)
-    assert found is not None
-    return read_exported(kind, path, found)
+    note = note_in(kind, path)
+    assert note is not None
+    return read_exported(kind, path, note)
 
 
 KINDS: list[tuple[Task, ScoreKind]] = [
@@ -191,14 +190,14 @@ def test_every_kind_of_action_is_in_the_file(task: Task, kind: ScoreKind, tmp_pa
     network = made(Architecture("mlp:16,16", (6,), score_width(task, kind), reads=(5, 0, 1, 2)))
     network._score_kind = kind
     policy = saved(network, task)
-    told = description(task, kind, {})
-    seen = observations_of(task, 200)
-    wanted = policy.predict(seen)[0]
-    scripted = torch.jit.load(_file(tmp_path / "p.ts", to_torchscript(policy, told)))
-    np.testing.assert_allclose(scripted.act(torch.from_numpy(seen)).numpy(), wanted, atol=1e-5)
-    session = runtime.InferenceSession(to_onnx_int8(policy, told, seen))
-    action, scores = session.run(["action", "scores"], {"observation": seen})
-    ours = policy(torch.from_numpy(seen)).numpy()
+    note = note_of(task, kind, {})
+    observations = observations_of(task, 200)
+    wanted = policy.predict(observations)[0]
+    scripted = torch.jit.load(_file(tmp_path / "p.ts", to_torchscript(policy, note)))
+    np.testing.assert_allclose(scripted.act(torch.from_numpy(observations)).numpy(), wanted, atol=1e-5)
+    session = runtime.InferenceSession(to_onnx_int8(policy, note, observations))
+    action, scores = session.run(["action", "scores"], {"observation": observations})
+    ours = policy(torch.from_numpy(observations)).numpy()
     assert 0 < np.abs(scores - ours).max() < 0.05 * (ours.max() - ours.min())
     if task.continuous:
         assert np.abs(action - wanted).max() < 0.25
@@ -220,11 +219,11 @@ def test_int8_net2_has_at_most_27_hundredths_of_the_bytes(normalization: Any, tm
     pytest.importorskip("onnxruntime")
     network = build(Architecture("net2", (4, 84, 84), 6, normalization), 0).eval().requires_grad_(False)
     network.standardize(torch.tensor([100.0]), torch.tensor([0.02]))
-    policy, seen = saved(network, FRAMES), observations_of(FRAMES, 32)
-    data = to_onnx_int8(policy, description(FRAMES, "q_values", {}), seen)
+    policy, observations = saved(network, FRAMES), observations_of(FRAMES, 32)
+    data = to_onnx_int8(policy, note_of(FRAMES, "q_values", {}), observations)
     assert len(data) <= 0.27 * 4 * sum(parameter.numel() for parameter in network.parameters())
-    theirs = read(data, "onnx", tmp_path / "p.onnx").network(torch.from_numpy(seen))
-    ours = network(torch.from_numpy(seen))
+    theirs = read(data, "onnx", tmp_path / "p.onnx").network(torch.from_numpy(observations))
+    ours = network(torch.from_numpy(observations))
     assert 0 < float((theirs - ours).abs().max()) < 0.05 * float(ours.max() - ours.min())
 
 
@@ -245,29 +244,29 @@ def test_stable_baselines3_plays_the_zip_as_the_policy_does(
     pytest.importorskip("stable_baselines3")
     network = made(Architecture(name, task.observation_shape, score_width(task, kind)))
     network._score_kind = kind
-    policy, seen = saved(network, task), observations_of(task, 40)
-    data, notes = to_sb3(policy, description(task, kind, {}), seen)
+    policy, observations = saved(network, task), observations_of(task, 40)
+    data, notes = to_sb3(policy, note_of(task, kind, {}), observations)
     foreign = read(data, "sb3", tmp_path / "p.zip")
-    wanted = policy.predict(seen)[0]
-    np.testing.assert_allclose(sb3_actions(tmp_path / "p.zip", policy, seen), wanted, atol=1e-4)
+    wanted = policy.predict(observations)[0]
+    np.testing.assert_allclose(sb3_actions(tmp_path / "p.zip", policy, observations), wanted, atol=1e-4)
     assert len(np.unique(wanted, axis=0)) > 1
     width = task.num_actions
-    ours = policy(torch.from_numpy(seen))
+    ours = policy(torch.from_numpy(observations))
     torch.testing.assert_close(
-        foreign.network(torch.from_numpy(seen))[:, :width], ours[:, :width], atol=1e-3, rtol=1e-3
+        foreign.network(torch.from_numpy(observations))[:, :width], ours[:, :width], atol=1e-3, rtol=1e-3
     )
     assert any("channels" in note for note in notes) == (task is FRAMES)
 
 
 def test_networks_beyond_the_standard_classes_are_refused(tmp_path: Path) -> None:
     pytest.importorskip("stable_baselines3")
-    told: dict[str, Any] = description(FRAMES, "q_values", {})
+    note: dict[str, Any] = note_of(FRAMES, "q_values", {})
     normalized = saved(made(Architecture("cnn:3,5,4:6", (4, 84, 84), 6, "layer")), FRAMES)
     wide = saved(made(Architecture("cnn:33,5,4:6", (4, 84, 84), 6)), FRAMES)
     with pytest.raises(UserError, match="its layers are normalized"):
-        to_sb3(normalized, told, observations_of(FRAMES, 1))
+        to_sb3(normalized, note, observations_of(FRAMES, 1))
     with pytest.raises(UserError, match="none of a Nature CNN"):
-        to_sb3(wide, told, observations_of(FRAMES, 1))
+        to_sb3(wide, note, observations_of(FRAMES, 1))
 
 
 # What goes wrong
@@ -303,9 +302,9 @@ def test_wrong_input_is_one_line_and_no_file(
     out: str, format: Any, config: ExportConfig, says: str, student: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "there.pt").write_text("precious")
-    with pytest.raises(UserError, match=says) as said:
+    with pytest.raises(UserError, match=says) as error:
         export(student, tmp_path / out, format, config)
-    assert len(str(said.value).splitlines()) == 1
+    assert len(str(error.value).splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["there.pt"]
     assert (tmp_path / "there.pt").read_text() == "precious"
 
@@ -361,8 +360,8 @@ def test_a_file_of_another_tool_is_not_exported_and_not_our_policy(
 def test_what_a_file_says_of_itself_is_checked(student: Path, tmp_path: Path) -> None:
     policy = load_policy(student)
     assert isinstance(policy, SavedPolicy)
-    good = description(CARTPOLE, "q_values", {})
-    for told in (
+    good = note_of(CARTPOLE, "q_values", {})
+    for note in (
         {**good, "format_version": 2},
         {**good, "score_kind": "gaussian"},
         {**good, "score_kind": ["q_values"]},
@@ -370,17 +369,17 @@ def test_what_a_file_says_of_itself_is_checked(student: Path, tmp_path: Path) ->
         {},
     ):
         path = tmp_path / "p.pt"
-        path.write_bytes(to_torchscript(policy, told))
-        with pytest.raises(UserError, match="what it says of itself is damaged") as said:
+        path.write_bytes(to_torchscript(policy, note))
+        with pytest.raises(UserError, match="what it says of itself is damaged") as error:
             load_policy(path)
-        assert len(str(said.value).splitlines()) == 1
+        assert len(str(error.value).splitlines()) == 1
 
 
 def test_what_else_a_file_says_of_itself_cannot_pass_for_what_it_is(student: Path, tmp_path: Path) -> None:
     policy, path = load_policy(student), tmp_path / "p.pt"
     assert isinstance(policy, SavedPolicy)
     lies = {"sha256": "0" * 64, "format": "other", "parameters": "many", "path": 7, "network": "mlp:2"}
-    path.write_bytes(to_torchscript(policy, {**lies, **description(CARTPOLE, "q_values", {}), "parameters": "many"}))
+    path.write_bytes(to_torchscript(policy, {**lies, **note_of(CARTPOLE, "q_values", {}), "parameters": "many"}))
     read_back = load_policy(path)
     assert read_back.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert read_back.provenance["format"] == "TorchScript"

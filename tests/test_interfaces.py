@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from rldistill.formats.c import compiler
-from rldistill.formats.interface import description, interface_of
+from rldistill.formats.c.compiling import compiler
+from rldistill.formats.interface import interface_of
+from rldistill.formats.note import note_of
 from rldistill.formats.onnx.int8 import to_onnx_int8
 from rldistill.play.envs import features_text, make_task
 from rldistill.policies import SavedPolicy, load_policy, save_policy
@@ -152,8 +153,10 @@ def test_an_int8_file_loads_without_a_warning(
     task = make_task(env)
     width = task.num_actions * (2 if task.continuous else 1)
     policy = SavedPolicy(build(Architecture(network, task.observation_shape, width, normalization), 0, kind), task)
-    seen = np.random.default_rng(0).integers(0, 255, size=(16, *task.observation_shape)).astype(task.observation_dtype)
-    model = to_onnx_int8(policy, description(task, kind, {}), seen)  # type: ignore[arg-type]  # of either type
+    observations = (
+        np.random.default_rng(0).integers(0, 255, size=(16, *task.observation_shape)).astype(task.observation_dtype)
+    )
+    model = to_onnx_int8(policy, note_of(task, kind, {}), observations)  # type: ignore[arg-type]  # of either type
     options = runtime.SessionOptions()
     options.log_severity_level = 2  # its own default
     runtime.InferenceSession(model, options)

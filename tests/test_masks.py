@@ -20,7 +20,8 @@ from masked import IDS, MOVES, SIDE, Square, Unmasked, Walker
 from rldistill.configurations import changed
 from rldistill.datasets import load_replay, open_dataset
 from rldistill.datasets.merging import merge
-from rldistill.formats.c import c_policy, render
+from rldistill.formats.c.numbers import c_policy
+from rldistill.formats.c.rendering import render
 from rldistill.lessons.dqn import DQN, DQNSettings, q_targets
 from rldistill.lessons.exploration import EZGreedy
 from rldistill.lessons.learning import Learning
@@ -595,7 +596,7 @@ def test_who_deploys_a_policy_is_told_to_leave_masked_actions_out(tmp_path: Path
     network = build(Architecture("mlp:4", task.observation_shape, 4), 0)
     for masks in (False, True):
         played = replace(task, action_masks=masks)
-        policy = c_policy(network, played, prefix="square", header="square.h", calibration=None, known={})
+        policy = c_policy(network, played, prefix="square", header="square.h", calibration=None, facts={})
         assert ("allowed scores" in render(policy)[1]) == masks
     done = export(
         SavedPolicy(network.eval(), task), tmp_path / "square.pt", "torchscript", ExportConfig(states=50, episodes=1)

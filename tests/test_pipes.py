@@ -145,7 +145,7 @@ OPTIONAL = {"README", "statistics beside", "metrics", "curve", "metrics of push"
 
 
 READ_ELSEWHERE = {
-    "reporting/page.py": "its own template",
+    "verbs/report/page.py": "its own template",
     "teachers/trial.py": "/proc/self/statm",
     "terminal.py": "/dev/null",
 }

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from hub_server import TOKEN, Hub, serving
-from rldistill.formats.c import compiler
+from rldistill.formats.c.compiling import compiler
 from rldistill.formats.hub.download import Card, read_card
-from rldistill.formats.interface import description
+from rldistill.formats.note import note_of
 from rldistill.formats.torchscript.writing import to_torchscript
 from rldistill.play.envs import make_task
 from rldistill.policies import SavedPolicy, load_policy, save_policy
@@ -312,7 +312,7 @@ def test_files_that_are_no_exports_of_this_policy_are_refused(shelf: Path, task:
     # It says that it is this policy's, and is not.
     own, other = load_policy(run), load_policy(saved(tmp_path / "other", task, 5))
     (tmp_path / "liar.pt").write_bytes(
-        to_torchscript(other, description(task, "logits", {"policy_sha256": own.sha256, "parameters": 53}))
+        to_torchscript(other, note_of(task, "logits", {"policy_sha256": own.sha256, "parameters": 53}))
     )
     refused(
         "the liar.pt export chooses the policy's action in", run, "me/x", QUICK, files=[tmp_path / "liar.pt"], **before

@@ -24,6 +24,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from foreign_files import SIDE, acting_zip, balancing_zip, space_of
+from rldistill.configurations import changed
 from rldistill.datasets import open_dataset
 from rldistill.play.envs import make_task
 from rldistill.policies import SavedPolicy, save_policy
@@ -173,8 +174,8 @@ def test_scores_are_those_of_the_normalized_observations(tmp_path: Path, monkeyp
     x = np.random.default_rng(0).normal(size=(10, 6)).astype(np.float32)
     x[9] = 100
 
-    def scores(seen: Any) -> Any:
-        hidden = layers(draw.tensors, "mlp_extractor.policy_net", seen, 1, np.tanh, last=True)
+    def scores(observations: Any) -> Any:
+        hidden = layers(draw.tensors, "mlp_extractor.policy_net", observations, 1, np.tanh, last=True)
         return dense(draw.tensors, "action_net", hidden)
 
     wanted = scores(np.minimum((x.astype(np.float64) - 0.5) / 2, 10))
@@ -207,8 +208,8 @@ def test_a_teacher_is_another_one_with_other_statistics_or_another_word_about_it
     accepting = replace(options, accept_mismatch=True)
     refused(distill, path, tmp_path / "run", QUICK, resume=True, options=accepting, says="begun with teacher_sha256")
     net = of_kind("state dict", tmp_path)
-    said = [TeacherOptions(teacher_network=f"mlp:8,5{activation}") for activation in ("", ":tanh")]
-    relu_net, tanh_net = (foreign(net, env="CartPole-v1", options=options) for options in said)
+    options_of = [TeacherOptions(teacher_network=f"mlp:8,5{activation}") for activation in ("", ":tanh")]
+    relu_net, tanh_net = (foreign(net, env="CartPole-v1", options=options) for options in options_of)
     assert relu_net.sha256 != tanh_net.sha256
 
 
@@ -262,12 +263,12 @@ def test_lunar_lander_of_before_is_played_as_it_is_today(tmp_path: Path) -> None
 
 def test_next_version_that_lacks_a_package_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And not that the version before is unknown. MuJoCo's versions 2 and 3 end in an ImportError of their own."""
-    known = gymnasium.make
+    make = gymnasium.make
 
     def lacking(env: str, **options: Any) -> Any:
         if env == "HalfCheetah-v4":
             raise gymnasium.error.DependencyNotInstalled("MuJoCo is not installed")
-        return known(env, **options)
+        return make(env, **options)
 
     monkeypatch.setattr(gymnasium, "make", lacking)
     path = acting_zip(tmp_path / "ppo-HalfCheetah-v3.zip", spaces.Box(-9, 9, (17,)), spaces.Box(-1, 1, (6,)))
@@ -404,8 +405,8 @@ def pendulum(low: float, high: float, dimensions: int = 1) -> Callable[[Path], P
 
 
 def cartpole(observations: int = 4, actions: spaces.Space[Any] | None = None) -> Callable[[Path], Path]:
-    seen, chosen = spaces.Box(-9, 9, (observations,)), actions or spaces.Discrete(2)
-    return lambda folder: acting_zip(folder / "ppo-CartPole-v1.zip", seen, chosen)
+    box, chosen = spaces.Box(-9, 9, (observations,)), actions or spaces.Discrete(2)
+    return lambda folder: acting_zip(folder / "ppo-CartPole-v1.zip", box, chosen)
 
 
 class Flat(gymnasium.Env[Any, Any]):
@@ -426,8 +427,8 @@ class Flat(gymnasium.Env[Any, Any]):
 
 def flat(shape: tuple[int, ...], dtype: Any) -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
-        seen = spaces.Box(0, 255, shape, dtype)
-        return acting_zip(folder / "ppo-Flat-v0.zip", seen, spaces.Discrete(2))
+        box = spaces.Box(0, 255, shape, dtype)
+        return acting_zip(folder / "ppo-Flat-v0.zip", box, spaces.Discrete(2))
 
     return write
 
@@ -455,7 +456,7 @@ HOPELESS: dict[str, tuple[Callable[[Path], Path], str]] = {
 
 
 def verbs(path: Path, out: Path) -> list[Callable[[TeacherOptions | None], Any]]:
-    config = replace(QUICK, steps=24, warmup=4, evaluate_episodes=1)
+    config = changed(QUICK, steps=24, warmup=4, evaluate_episodes=1)
     return [
         lambda options: distill(path, out / "run", config, options=options),
         lambda options: record(path, out / "data", RecordConfig(steps=8, num_envs=2), options=options),
@@ -496,9 +497,9 @@ def test_accepted_mismatch_goes_on_and_is_said(tmp_path: Path, case: str) -> Non
         verb(ACCEPT)
     assert {made.name for made in out.iterdir()} == {"run", "data", "scores.json"}
     assert json.loads((out / "run" / "config.json").read_text())["teacher_options"]["accept_mismatch"] is True
-    heard = Heard()
-    load_fitting(path, options=ACCEPT, progress=heard)
-    warned = [line for line in heard.lines if line.startswith(f"warning: {path.name}: ")]
+    progress = Heard()
+    load_fitting(path, options=ACCEPT, progress=progress)
+    warned = [line for line in progress.lines if line.startswith(f"warning: {path.name}: ")]
     assert len(warned) == len(foreign(path).mismatches)
     assert any(re.search(says, line) for line in warned)
 
@@ -522,7 +523,7 @@ def test_resuming_with_other_options_of_the_teacher_is_refused(tmp_path: Path) -
 def test_teacher_no_better_than_chance_is_refused_when_it_is_first_played(tmp_path: Path) -> None:
     """It pushes the pole down: some 9 steps a game, where random play gets 22."""
     path = balancing_zip(tmp_path / "ppo-CartPole-v1.zip", sign=-1.0)
-    config = replace(QUICK, evaluate_episodes=10)
+    config = changed(QUICK, evaluate_episodes=10)
     for _ in range(2):  # the same command can be given again
         refused(
             distill,
@@ -532,11 +533,11 @@ def test_teacher_no_better_than_chance_is_refused_when_it_is_first_played(tmp_pa
             says=r"mean return in 10 games is \d\.\d, that of random play \d+\.\d \[.*--accept-mism",
         )
         assert not (tmp_path / "run").exists()
-    heard = Heard()
-    distill(path, tmp_path / "run", config, options=ACCEPT, progress=heard)
+    progress = Heard()
+    distill(path, tmp_path / "run", config, options=ACCEPT, progress=progress)
     assert any(
         re.match(r"warning: the teacher's mean return in 10 games is \d\.\d, that of random", line)
-        for line in heard.lines
+        for line in progress.lines
     )
     level = next(line for line in read_metrics(tmp_path / "run") if line["event"] == "teacher")
     assert level["mean"] < 12
@@ -550,7 +551,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A zip that balances, and the run folder of its student."""
     root = tmp_path_factory.mktemp("made")
     teacher = balancing_zip(root / "ppo-CartPole-v1.zip")
-    distill(teacher, root / "run", replace(QUICK, student="mlp:8", steps=3000, num_envs=8))
+    distill(teacher, root / "run", changed(QUICK, student="mlp:8", steps=3000, num_envs=8))
     return teacher, root / "run"
 
 
@@ -598,8 +599,8 @@ def test_page_names_the_foreign_teachers_algorithm(tmp_path: Path, made: tuple[P
     assert [score.network for score in read_scores(run / "scores.json")] == ["PPO", "mlp:8"]
     assert hashlib.sha256(teacher.read_bytes()).hexdigest() in page
     elsewhere = ReportConfig(episodes=0, seconds=0, teacher=str(shutil.copy(teacher, tmp_path / "moved.zip")))
-    told = report(run, tmp_path / "moved.html", config=elsewhere).read_text()
-    assert "<dt>algorithm</dt><dd>PPO</dd>" in told, "the run says what it plays, its name no longer does"
+    moved = report(run, tmp_path / "moved.html", config=elsewhere).read_text()
+    assert "<dt>algorithm</dt><dd>PPO</dd>" in moved, "the run says what it plays, its name no longer does"
 
 
 def test_dataset_of_a_zip_is_distilled_with_the_same_zip(tmp_path: Path) -> None:
@@ -611,14 +612,14 @@ def test_dataset_of_a_zip_is_distilled_with_the_same_zip(tmp_path: Path) -> None
     lean = shard.frames @ SIDE.astype(np.float64)
     np.testing.assert_allclose(shard.values, 20 * np.tanh(np.stack([-lean, lean], axis=1)), rtol=1e-4, atol=1e-4)
 
-    config = replace(QUICK, dataset=str(tmp_path / "data"), updates=30, augment=0.5)
+    config = changed(QUICK, dataset=str(tmp_path / "data"), updates=30, augment=0.5)
     distill(teacher, tmp_path / "same", config)
     other = balancing_zip(tmp_path / "other" / "ppo-CartPole-v1.zip", scale=10.0)
     refused(
         distill, other, tmp_path / "run", config, says="another teacher labelled the dataset .*--augment 0 --accept"
     )
     assert not (tmp_path / "run").exists()
-    alone = replace(config, augment=0.0)
+    alone = changed(config, augment=0.0)
     refused(distill, other, tmp_path / "run", alone, says="another teacher labelled the dataset .*--accept-mismatch")
     distill(other, tmp_path / "run", alone, options=TeacherOptions(accept_mismatch=True))
     refused(record, other, tmp_path / "data", RecordConfig(steps=8), append=True, says="recorded with teacher = ")
@@ -627,7 +628,7 @@ def test_dataset_of_a_zip_is_distilled_with_the_same_zip(tmp_path: Path) -> None
 
 def test_stopped_run_of_a_foreign_teacher_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     teacher = balancing_zip(tmp_path / "ppo-CartPole-v1.zip")
-    config = replace(QUICK, steps=400, evaluate_every=100)
+    config = changed(QUICK, steps=400, evaluate_every=100)
     distill(teacher, tmp_path / "whole", config)
     with pytest.raises(KeyboardInterrupt):
         distill(teacher, tmp_path / "run", config, progress=PressesCtrlC(1, after=5))  # the teacher played 3 of them
@@ -658,7 +659,7 @@ def test_deterministic_and_gaussian_files_teach_continuous_actions(
         )
     teacher = foreign(path)
     assert (teacher.score_kind, teacher.mismatches) == (kind, ())
-    student = distill(path, tmp_path / "run", replace(QUICK, steps=1000), options=ACCEPT)
+    student = distill(path, tmp_path / "run", changed(QUICK, steps=1000), options=ACCEPT)
     assert student.score_kind == kind
     losses = [line["loss"] for line in read_metrics(tmp_path / "run") if line["event"] == "train"]
     assert np.mean(losses[-10:]) < np.mean(losses[:3])

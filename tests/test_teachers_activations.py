@@ -170,7 +170,7 @@ def test_the_script_beside_a_cleanrl_file_says_its_activation(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("activation", "forward", "known"),
+    ("activation", "forward", "expected"),
     [
         ("nn.Tanh()", "", "tanh"),
         ("nn.ReLU(inplace=True)", "", "relu"),
@@ -191,10 +191,10 @@ def test_the_script_beside_a_cleanrl_file_says_its_activation(tmp_path: Path) ->
         ("nn.ReLU()", f"return {'(' * 5000}{')' * 5000}", None),
     ],
 )
-def test_a_script_is_read_and_never_run(tmp_path: Path, activation: str, forward: str, known: str | None) -> None:
+def test_a_script_is_read_and_never_run(tmp_path: Path, activation: str, forward: str, expected: str | None) -> None:
     path = write_script(tmp_path / "x.cleanrl_model", "layer", activation, forward).with_suffix(".py")
     path.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n" + path.read_text())
-    assert activation_in(path, ["layer"]) == known
+    assert activation_in(path, ["layer"]) == expected
     assert activation_in(path, ["layer", "other"]) is None
     assert not (tmp_path / "ran").exists()
 

@@ -36,7 +36,7 @@ def test_an_archive_may_be_bytes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "text"),
     [
         (b"/etc/passwd", "absolute"),
         (b"C:/data", "absolute"),
@@ -48,14 +48,14 @@ def test_an_archive_may_be_bytes() -> None:
         (b"", "no proper name"),
     ],
 )
-def test_names_that_lead_elsewhere_are_refused(name: bytes, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_names_that_lead_elsewhere_are_refused(name: bytes, text: str) -> None:
+    with pytest.raises(UserError, match=text):
         read_members(raw_zip(name, b"{}", declared=2, method=0), everything, name="x.zip")
 
 
-@pytest.mark.parametrize(("mode", "said"), [(stat.S_IFLNK | 0o777, "is a link"), (stat.S_IFIFO, "no regular file")])
-def test_links_and_pipes_are_refused(mode: int, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+@pytest.mark.parametrize(("mode", "text"), [(stat.S_IFLNK | 0o777, "is a link"), (stat.S_IFIFO, "no regular file")])
+def test_links_and_pipes_are_refused(mode: int, text: str) -> None:
+    with pytest.raises(UserError, match=text):
         read_members(raw_zip(b"data", b"/etc/passwd", declared=11, method=0, mode=mode), everything)
 
 

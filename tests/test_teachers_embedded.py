@@ -17,9 +17,10 @@ import safetensors.torch
 import torch
 
 from rldistill.formats.embedded import take_statistics
+from rldistill.formats.tensors import files as tensor_files
 from rldistill.formats.tensors.files import load_tensors
 from rldistill.progress import Silent
-from rldistill.teachers import ForeignTeacher, TeacherOptions, load_fitting, load_teacher, tensors
+from rldistill.teachers import ForeignTeacher, TeacherOptions, load_fitting, load_teacher
 from rldistill.types import UserError
 
 MEAN = np.array([1.0, -2.0, 0.5, 3.0])
@@ -150,9 +151,9 @@ class RunningMeanStd:
         self.mean, self.var, self.count, self.eps, self.clip_max = MEAN, DEVIATION**2, 9, epsilon, limit
 
 
-@pytest.mark.parametrize(("module", "known"), [("tianshou.utils.statistics", True), ("mine.moments", False)])
+@pytest.mark.parametrize(("module", "admitted"), [("tianshou.utils.statistics", True), ("mine.moments", False)])
 def test_moments_of_a_class_are_those_of_its_tool(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, known: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, admitted: bool
 ) -> None:
     for end in range(1, module.count(".") + 2):
         monkeypatch.setitem(sys.modules, ".".join(module.split(".")[:end]), ModuleType(module))
@@ -160,7 +161,7 @@ def test_moments_of_a_class_are_those_of_its_tool(
     monkeypatch.setattr(RunningMeanStd, "__module__", module)
     path = saved(tmp_path / "policy.pt", {"model": network(), "obs_rms": RunningMeanStd(1e-4, 3.0)})
     teacher = loaded(path)
-    if not known:
+    if not admitted:
         assert any("obs_rms" in mismatch for mismatch in teacher.mismatches)
         return
     normalized = np.clip((ROWS - MEAN) / np.sqrt(DEVIATION**2 + 1e-4), -3, 3)
@@ -290,8 +291,8 @@ def test_deviations_beside_the_layers_make_a_gaussian(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--teacher-scores gaussian or deterministic"):
         load_teacher(path, env="Pendulum-v1", options=options)
     for kind, width in (("gaussian", 2), ("deterministic", 1)):
-        said = TeacherOptions(teacher_network="mlp:8:tanh", teacher_scores=kind)  # type: ignore[arg-type]
-        assert load_teacher(path, env="Pendulum-v1", options=said)(torch.zeros(2, 3)).shape == (2, width)
+        chosen = TeacherOptions(teacher_network="mlp:8:tanh", teacher_scores=kind)  # type: ignore[arg-type]
+        assert load_teacher(path, env="Pendulum-v1", options=chosen)(torch.zeros(2, 3)).shape == (2, width)
 
 
 def test_q_networks_of_a_checkpoint_are_known_by_the_name_of_their_part(tmp_path: Path) -> None:
@@ -326,14 +327,14 @@ def test_cases_play_with_their_statistics(
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "text"),
     [
         (b"K\x05\x85", b"K\x50\x85", "does not fit its storage"),  # the size of a tensor of five numbers
         (b"K\x01\x85", b"K\x09\x85", "does not fit its storage"),  # its stride
         (b"K\x05t", b"K\x06t", "declares 24 bytes"),  # the length of its storage
     ],
 )
-def test_a_tensor_beside_an_object_stays_within_its_storage(tmp_path: Path, old: bytes, new: bytes, said: str) -> None:
+def test_a_tensor_beside_an_object_stays_within_its_storage(tmp_path: Path, old: bytes, new: bytes, text: str) -> None:
     path = saved(tmp_path / "a.pt", {"weight": torch.arange(5.0), "array": MEAN})
     assert load_tensors(path.read_bytes(), "a")["weight"].tolist() == [0, 1, 2, 3, 4]
     with zipfile.ZipFile(path) as archive:
@@ -343,7 +344,7 @@ def test_a_tensor_beside_an_object_stays_within_its_storage(tmp_path: Path, old:
             patched = content.replace(old, new, 1) if name.endswith("data.pkl") else content
             assert patched != content or not name.endswith("data.pkl")
             archive.writestr(name, patched)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=text):
         load_tensors(path.read_bytes(), "a")
 
 
@@ -376,7 +377,7 @@ def test_thousands_of_statistics_are_taken_once_each() -> None:
 def test_views_of_one_storage_again_and_again_are_not_copied_without_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensors, "MOST_BYTES", 8 << 20)
+    monkeypatch.setattr(tensor_files, "MOST_BYTES", 8 << 20)
     copies: list[int] = []
     contiguous = torch.Tensor.contiguous
     monkeypatch.setattr(torch.Tensor, "contiguous", lambda self: copies.append(self.nbytes) or contiguous(self))

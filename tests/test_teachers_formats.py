@@ -22,7 +22,8 @@ from rldistill.formats.beside import statistics_files
 from rldistill.formats.chain import parse_architecture
 from rldistill.formats.cleanrl.reading import read_cleanrl
 from rldistill.formats.hub.download import Card, fetch, find_policy_file, parse_ref, read_card
-from rldistill.formats.onnx.reading import contents_of, read_onnx
+from rldistill.formats.onnx.contents import contents_of
+from rldistill.formats.onnx.reading import read_onnx
 from rldistill.formats.tensors.state_dict import read_state_dict
 from rldistill.formats.torchscript.reading import read_torchscript
 from rldistill.policies import save_policy

@@ -173,6 +173,6 @@ def test_biases_that_are_modules_of_their_own_are_their_layers(tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["minatar-breakout-dqn.pt"])
 def test_minatar_s_files_load_and_play(cases: Path, name: str) -> None:
-    known = inspect(cases / "policies" / name, InspectConfig(env="MinAtar/Breakout-v0", play=2), options=Q_VALUES)
-    assert known["does not fit"] == []
-    assert "in 2 games" in known["plays"]
+    inspected = inspect(cases / "policies" / name, InspectConfig(env="MinAtar/Breakout-v0", play=2), options=Q_VALUES)
+    assert inspected["does not fit"] == []
+    assert "in 2 games" in inspected["plays"]

@@ -49,7 +49,7 @@ class Parts(gymnasium.Env[dict[str, Any], Any]):
         return self.observation_space.sample(), 0.0, False, False, {}
 
 
-def said(space: spaces.Space[Any]) -> dict[str, Any]:
+def json_of(space: spaces.Space[Any]) -> dict[str, Any]:
     """What a zip's JSON says of an observation space with parts, where only the pickle tells of these."""
     kind = f"{type(space).__module__}.{type(space).__qualname__}"
     pickled = base64.b64encode(pickle.dumps(space)).decode()
@@ -59,7 +59,7 @@ def said(space: spaces.Space[Any]) -> dict[str, Any]:
 def zip_of(path: Path, space: spaces.Space[Any], inputs: int = 6) -> Path:
     """A PPO policy for two levers."""
     draw = actor_critic(inputs, 8, outputs=5)
-    return make_zip(path, "PPO", draw.tensors, VECTOR, spaces.MultiDiscrete([2, 3]), changes=said(space))
+    return make_zip(path, "PPO", draw.tensors, VECTOR, spaces.MultiDiscrete([2, 3]), changes=json_of(space))
 
 
 @pytest.mark.parametrize("name", ["PPO", "DQN", "SAC"])
@@ -78,9 +78,9 @@ def test_scores_of_named_parts_are_those_of_stable_baselines3(tmp_path: Path, na
     assert policy.observation_space is not None
     assert policy.observation_space.keys == (("dial", 2), ("door", 3), ("lamps", 2), ("wind", 4), ("zone", 5))
     PARTS.seed(0)
-    seen = [PARTS.sample() for _ in range(20)]
-    together = {key: np.stack([one[key] for one in seen]) for key in PARTS}
-    flat = torch.from_numpy(np.stack([spaces.flatten(PARTS, one) for one in seen]).astype(np.float32))
+    samples = [PARTS.sample() for _ in range(20)]
+    together = {key: np.stack([one[key] for one in samples]) for key in PARTS}
+    flat = torch.from_numpy(np.stack([spaces.flatten(PARTS, one) for one in samples]).astype(np.float32))
     scores = policy.network(flat)
     if name == "PPO":
         wanted = model.policy.get_distribution(model.policy.obs_to_tensor(together)[0]).distribution

@@ -28,7 +28,7 @@ UNIT = torch.tanh(OBSERVATIONS @ WEIGHT.T)
 @pytest.fixture(autouse=True)
 def fewer_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundred observations tell as much of these policies as a thousand."""
-    monkeypatch.setattr("rldistill.formats.outputs._STEPS", 100)
+    monkeypatch.setattr("rldistill.formats.units._STEPS", 100)
 
 
 def load(path: Path, env: str = "Pendulum-v1", **options: Any) -> ForeignTeacher:
@@ -125,16 +125,16 @@ def unit_actor(request: Any, tmp_path: Path) -> Path:
 
 def test_actions_of_minus_one_to_one_in_a_wider_range_are_asked_about(unit_actor: Path) -> None:
     """Pendulum's are -2 to 2: played as they are, a good actor is at half its strength."""
-    said: dict[str, Any] = {} if unit_actor.suffix == ".onnx" else {"teacher_scores": "deterministic"}
-    text = refused(unit_actor, says="--teacher-actions unit", **said)
+    options: dict[str, Any] = {} if unit_actor.suffix == ".onnx" else {"teacher_scores": "deterministic"}
+    text = refused(unit_actor, says="--teacher-actions unit", **options)
     assert "--teacher-actions environment" in text
-    spread = load(unit_actor, teacher_actions="unit", **said)
+    spread = load(unit_actor, teacher_actions="unit", **options)
     torch.testing.assert_close(spread(OBSERVATIONS), 2 * UNIT)
     np.testing.assert_allclose(spread.predict(OBSERVATIONS[0].numpy())[0], 2 * UNIT[0], rtol=1e-6)
-    plain = load(unit_actor, teacher_actions="environment", **said)
+    plain = load(unit_actor, teacher_actions="environment", **options)
     torch.testing.assert_close(plain(OBSERVATIONS), UNIT)
     assert plain.sha256 != spread.sha256
-    torch.testing.assert_close(load(unit_actor, accept_mismatch=True, **said)(OBSERVATIONS), UNIT)
+    torch.testing.assert_close(load(unit_actor, accept_mismatch=True, **options)(OBSERVATIONS), UNIT)
 
 
 def test_actions_that_leave_minus_one_to_one_are_in_the_environments_units(tmp_path: Path) -> None:
@@ -143,11 +143,11 @@ def test_actions_that_leave_minus_one_to_one_are_in_the_environments_units(tmp_p
 
 def test_a_state_dict_without_its_tanh_is_asked_about_too(tmp_path: Path) -> None:
     torch.save({"mu.weight": 0.05 * WEIGHT, "mu.bias": torch.zeros(1)}, tmp_path / "p.pt")
-    said: dict[str, Any] = {"teacher_scores": "deterministic", "teacher_network": None}
-    refused(tmp_path / "p.pt", says="--teacher-actions unit", **said)
-    spread = load(tmp_path / "p.pt", teacher_actions="unit", **said)
+    options: dict[str, Any] = {"teacher_scores": "deterministic", "teacher_network": None}
+    refused(tmp_path / "p.pt", says="--teacher-actions unit", **options)
+    spread = load(tmp_path / "p.pt", teacher_actions="unit", **options)
     torch.testing.assert_close(spread(OBSERVATIONS), 0.1 * OBSERVATIONS @ WEIGHT.T)
-    assert not any("environment's units" in note for note in spread.notes)  # the user has said otherwise
+    assert not any("environment's units" in note for note in spread.notes)  # the user names the units
 
 
 def test_a_state_dict_of_continuous_actions_is_asked_for_its_tanh(tmp_path: Path) -> None:
@@ -165,11 +165,11 @@ def test_a_state_dict_of_continuous_actions_is_asked_for_its_tanh(tmp_path: Path
 
 def test_means_of_rl_games_beyond_one_are_asked_about_too(tmp_path: Path) -> None:
     torch.save({"model": {"a2c_network.mu.weight": WEIGHT, "a2c_network.mu.bias": torch.zeros(1)}}, tmp_path / "p.pth")
-    said: dict[str, Any] = {"teacher_scores": "deterministic"}
-    refused(tmp_path / "p.pth", says="rl_games.*--teacher-actions unit", **said)
+    options: dict[str, Any] = {"teacher_scores": "deterministic"}
+    refused(tmp_path / "p.pth", says="rl_games.*--teacher-actions unit", **options)
     means = OBSERVATIONS @ WEIGHT.T
     for units, factor in (("unit", 2.0), ("environment", 1.0)):
-        teacher = load(tmp_path / "p.pth", teacher_actions=units, **said)
+        teacher = load(tmp_path / "p.pth", teacher_actions=units, **options)
         torch.testing.assert_close(teacher(OBSERVATIONS), factor * means)
 
 
@@ -314,9 +314,9 @@ def test_a_value_beside_the_scores_is_left_out_by_its_width(tmp_path: Path) -> N
 @pytest.mark.parametrize("names", [{"56": "ArgMax"}, {"action": "ArgMax", "value": "ReduceSum"}])
 def test_actions_are_no_scores_and_the_line_says_what_to_export(tmp_path: Path, names: dict[str, str]) -> None:
     path = linear(tmp_path / "p.onnx", 2, names)
-    for said in (None, "logits"):
+    for scores in (None, "logits"):
         text = refused(
-            path, env="CartPole-v1", teacher_scores=said, teacher_output=next(iter(names)), says="gives actions"
+            path, env="CartPole-v1", teacher_scores=scores, teacher_output=next(iter(names)), says="gives actions"
         )
         assert "get_distribution(observation).distribution.logits" in text
 
@@ -332,8 +332,8 @@ def test_the_number_of_an_action_as_a_float_in_a_row_is_no_score(tmp_path: Path,
     outputs: dict[str, list[Any]] = {**{name: ["batch"] for name in beside}, "action": ["batch", 1]}
     weight, axis = np.eye(4, 2, dtype=np.float32), np.array([1])
     path = onnx_file(tmp_path / "p.onnx", nodes, outputs, inputs={"obs": ["batch", 4]}, w=weight, axis=axis)
-    for said in (None, "logits"):
-        text = refused(path, env="CartPole-v1", teacher_scores=said, says="gives actions")
+    for scores in (None, "logits"):
+        text = refused(path, env="CartPole-v1", teacher_scores=scores, says="gives actions")
         assert "'action'" in text
 
 
@@ -423,9 +423,9 @@ def test_a_mean_beside_its_deviation_may_stand_before_a_tanh(tmp_path: Path) -> 
         w=WEIGHT.T.numpy(),
     )
     assert "such as 'mean'" in refused(path, says="--teacher-output")
-    said: dict[str, Any] = {"teacher_output": "mean", "teacher_scores": "deterministic"}
-    refused(path, says=r"torch.tanh\(mean\)", **said)
-    torch.testing.assert_close(load(path, accept_mismatch=True, **said)(OBSERVATIONS), OBSERVATIONS @ WEIGHT.T)
+    options: dict[str, Any] = {"teacher_output": "mean", "teacher_scores": "deterministic"}
+    refused(path, says=r"torch.tanh\(mean\)", **options)
+    torch.testing.assert_close(load(path, accept_mismatch=True, **options)(OBSERVATIONS), OBSERVATIONS @ WEIGHT.T)
 
 
 def test_an_option_for_outputs_has_no_effect_on_other_files(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from gymnasium.wrappers import NormalizeObservation
 from numpy.testing import assert_array_equal
 
 from hostile_pickles import payload, pickle_bomb
-from rldistill.formats.pickles import Inert, admits_statistics, array, interpret
+from rldistill.formats.arrays import admits_statistics, array
+from rldistill.formats.pickles import Inert, interpret
 from rldistill.formats.statistics import read_normalization, read_statistics
 from rldistill.types import UserError
 
@@ -119,7 +120,7 @@ def test_rewards_alone_are_no_normalization(tmp_path: Path, fake: Any, trust: bo
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "text"),
     [
         ({"obs_rms": {}}, "dictionary"),
         ({"obs_rms": None}, "no VecNormalize"),
@@ -128,8 +129,8 @@ def test_rewards_alone_are_no_normalization(tmp_path: Path, fake: Any, trust: bo
         ({"clip_obs": "ten"}, "missing or damaged"),
     ],
 )
-def test_statistics_that_cannot_be_used_say_why(tmp_path: Path, fake: Any, changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=f"s.pkl.*{said}"):
+def test_statistics_that_cannot_be_used_say_why(tmp_path: Path, fake: Any, changes: dict[str, Any], text: str) -> None:
+    with pytest.raises(UserError, match=f"s.pkl.*{text}"):
         read_statistics(write(tmp_path / "s.pkl", normalizer(fake, **changes)))
 
 
@@ -152,10 +153,10 @@ def test_moments_of_gymnasiums_own_wrapper_are_statistics_too(tmp_path: Path, tr
     path = write(tmp_path / "obs_rms.pkl", wrapped.obs_rms)
     statistics = read_statistics(path, trust_pickle=trust_pickle)
     wrapped.update_running_mean = False
-    seen = np.array([0.3, -0.9, 4.0])
-    expected = wrapped.observation(seen)
-    found = statistics(torch.from_numpy(seen)[None])[0].numpy()
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    observation = np.array([0.3, -0.9, 4.0])
+    expected = wrapped.observation(observation)
+    normalized = statistics(torch.from_numpy(observation)[None])[0].numpy()
+    np.testing.assert_allclose(normalized, expected, rtol=1e-5)
     assert statistics.limit == 10
 
 

@@ -19,6 +19,7 @@ import torch
 from gymnasium.wrappers import FrameStackObservation
 
 from foreign_files import balancing_zip
+from rldistill.configurations import changed
 from rldistill.formats.tensors.state_dict import read_state_dict
 from rldistill.play.envs import make_task
 from rldistill.teachers import TeacherOptions, load_fitting, load_teacher
@@ -253,13 +254,13 @@ def test_copies_that_learn_slower_are_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("own", [True, False])
 def test_an_id_whose_version_is_gone_says_what_is_played_wherever_it_is_named(tmp_path: Path, own: bool) -> None:
-    heard = Heard()
+    progress = Heard()
     path = own_folder(tmp_path) if own else balancing_zip(tmp_path / "ppo-CartPole-v1.zip")
     gymnasium.register("CartPole-v7", "gymnasium.envs.classic_control.cartpole:CartPoleEnv", max_episode_steps=50)
     try:
-        load_fitting(path, env="CartPole-v5", progress=heard)
-        assert heard.lines[-1].endswith("CartPole-v5 is no longer there: played as CartPole-v7")
-        task = distill(path, tmp_path / "run", DistillConfig.of(**{**vars(QUICK), "env": "CartPole-v5"})).task
+        load_fitting(path, env="CartPole-v5", progress=progress)
+        assert progress.lines[-1].endswith("CartPole-v5 is no longer there: played as CartPole-v7")
+        task = distill(path, tmp_path / "run", changed(QUICK, env="CartPole-v5")).task
         assert task.env == "CartPole-v7"
     finally:
         del gymnasium.registry["CartPole-v7"]

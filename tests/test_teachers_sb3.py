@@ -423,8 +423,8 @@ def test_a_limit_of_0_on_the_means_is_none(tmp_path: Path) -> None:
     x = observed(VECTOR)
     mean = dense(tensors, "actor.mu", layers(tensors, "actor.latent_pi", x, 2, relu, last=True))
     assert np.abs(mean).max() > 2
-    found = policy.network(torch.from_numpy(x)).numpy()[:, : mean.shape[1]]
-    np.testing.assert_allclose(found, mean, rtol=1e-4)
+    means = policy.network(torch.from_numpy(x)).numpy()[:, : mean.shape[1]]
+    np.testing.assert_allclose(means, mean, rtol=1e-4)
 
 
 @pytest.mark.parametrize("algorithm", ["TD3", "DDPG"])
@@ -526,7 +526,7 @@ def test_a_missing_number_of_actions_is_read_from_the_pickle_as_data(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("observations", "actions", "said"),
+    ("observations", "actions", "text"),
     [
         (spaces.Dict(a=VECTOR), spaces.Discrete(3), "a space of its data is damaged or no pickle"),
         (spaces.Discrete(5), spaces.Discrete(3), "a space of its data is damaged or no pickle"),
@@ -534,11 +534,11 @@ def test_a_missing_number_of_actions_is_read_from_the_pickle_as_data(tmp_path: P
         (VECTOR, spaces.MultiBinary(3), "kind MultiBinary"),
     ],
 )
-def test_other_spaces_are_refused(tmp_path: Path, observations: Any, actions: Any, said: str) -> None:
+def test_other_spaces_are_refused(tmp_path: Path, observations: Any, actions: Any, text: str) -> None:
     kinds = {":type:": f"<class '{type(observations).__module__}.{type(observations).__name__}'>"}
     changes = {"observation_space": kinds} if observations is not VECTOR else {}
     draw = actor_critic(5, 8, outputs=3)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=text):
         read_sb3(make_zip(tmp_path / "x.zip", "PPO", draw.tensors, VECTOR, actions, changes=changes))
 
 
@@ -595,22 +595,22 @@ def test_data_and_weights_of_different_algorithms_are_refused(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("module", "said"),
+    ("module", "text"),
     [
         ("sb3_contrib.common.recurrent.policies", "RecurrentPPO"),
         ("sb3_contrib.crossq.policies", "CrossQ"),
         ("sb3_contrib.ars.policies", "ARS"),
     ],
 )
-def test_algorithms_that_act_otherwise_are_refused(tmp_path: Path, module: str, said: str) -> None:
+def test_algorithms_that_act_otherwise_are_refused(tmp_path: Path, module: str, text: str) -> None:
     draw = actor_critic(5, 8, outputs=3)
     changes = {"policy_class": {"__module__": module}}
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=text):
         read_sb3(make_zip(tmp_path / "x.zip", "PPO", draw.tensors, VECTOR, spaces.Discrete(3), changes=changes))
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "said"),
+    ("kwargs", "text"),
     [
         ({"activation_fn": "<class '__main__.Mine'>"}, "activation .*Mine"),
         ({"features_extractor_class": "<class '__main__.Mine'>"}, "features extractor of its author's own"),
@@ -621,9 +621,9 @@ def test_algorithms_that_act_otherwise_are_refused(tmp_path: Path, module: str, 
         ({"features_extractor_class": "<class '__main__.FlattenExtractor'>"}, "features extractor of its author's own"),
     ],
 )
-def test_code_of_the_author_is_not_guessed_at(tmp_path: Path, kwargs: dict[str, Any], said: str) -> None:
+def test_code_of_the_author_is_not_guessed_at(tmp_path: Path, kwargs: dict[str, Any], text: str) -> None:
     draw = actor_critic(5, 8, outputs=3)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=text):
         read_sb3(make_zip(tmp_path / "x.zip", "PPO", draw.tensors, VECTOR, spaces.Discrete(3), kwargs=kwargs))
 
 
@@ -705,10 +705,10 @@ def test_statistics_are_found_beside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zip_name: str, statistics: str
 ) -> None:
     path = ppo(tmp_path / zip_name)
-    found = write_statistics(tmp_path / statistics, 5, monkeypatch)
+    written = write_statistics(tmp_path / statistics, 5, monkeypatch)
     policy = read_sb3(path)
     assert policy.normalization is not None
-    assert policy.normalization.source == str(found)
+    assert policy.normalization.source == str(written)
     assert policy.normalization_expected
     assert policy.env == ("Acrobot-v1" if "Acrobot" in zip_name else None)
 
@@ -840,7 +840,7 @@ def test_tensors_are_read_from_both_layouts_of_pytorch() -> None:
 
 @pytest.mark.parametrize("today", [True, False])
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "text"),
     [
         ({"a": torch.zeros(1).expand(10**9)}, "declares 4,000,000,000 bytes and has fewer"),
         ({"a": torch.full((1,), torch.inf)}, "NaN or infinity in 'a'"),
@@ -850,8 +850,8 @@ def test_tensors_are_read_from_both_layouts_of_pytorch() -> None:
         ({"a": Path("x")}, r"wants to call pathlib\.PosixPath"),
     ],
 )
-def test_what_is_no_state_dict_says_why(value: Any, said: str, today: bool) -> None:
-    with pytest.raises(UserError, match=said):
+def test_what_is_no_state_dict_says_why(value: Any, text: str, today: bool) -> None:
+    with pytest.raises(UserError, match=text):
         load_state_dict(saved(value, today=today), "x.pth")
 
 

@@ -44,11 +44,11 @@ def test_the_only_fitting_pickle_is_used_whatever_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zip_name: str, name: str, changes: dict[str, Any]
 ) -> None:
     path = ppo(tmp_path / zip_name, **changes)
-    found = write_statistics(tmp_path / name, 5, monkeypatch)
+    written = write_statistics(tmp_path / name, 5, monkeypatch)
     (tmp_path / "replay_buffer.pkl").write_bytes(b"\x80\x04N.")
     policy = read_sb3(path)
     assert policy.normalization is not None
-    assert policy.normalization.source == str(found)
+    assert policy.normalization.source == str(written)
     assert name in notes(policy)
 
 

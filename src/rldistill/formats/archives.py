@@ -1,7 +1,7 @@
 """Reading members of a stranger's zip file: every size is checked as declared and again as it streams in.
 
-Nothing is ever unpacked to disk. Links, climbing paths and the like are refused all the same: a file that holds them was
-made to harm, and whoever unpacks it by hand should know.
+Nothing is unpacked to disk. Links, climbing paths and the like are refused all the same, since a file that holds them was made
+to harm whoever unpacks it.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from rldistill.types import UserError
 from rldistill.types import printable as printable  # the readers of files take it from here
 
 MIB = 2**20
-PATH_LENGTH = 4096
-"""Of a path in a message: the user's own, shown as a whole."""
+MOST_BYTES = 256 * MIB
+"""Of a policy file, and of all its tensors together: some 60 million parameters, the copies of target networks among them."""
 
 
 class Limits(NamedTuple):
-    """What an archive may hold at most. No policy that anybody has published comes near."""
+    """What an archive may hold at most. Published policies hold far less."""
 
     members: int = 10_000
     total: int = 2048 * MIB
     """Sum of the declared sizes of all members, whether they are read or not."""
-    member: int = 256 * MIB
+    member: int = MOST_BYTES
     """Size of a member that is read."""
     ratio: int = 200
     """Of size to compressed size, for members above `ratio_from`. (JSON has some 10; a bomb has 1000.)"""
@@ -72,18 +72,28 @@ def read_file(path: Path, limit: int, *, what: str) -> bytes:
         UserError: it is missing, no regular file, unreadable or longer than `limit`.
     """
     if not path.exists():
-        raise UserError(f"no {what} at {printable(path, PATH_LENGTH)}")
+        raise UserError(f"no {what} at {path}")
     if not path.is_file():
-        raise UserError(f"{printable(path, PATH_LENGTH)} is no file; name the {what} itself")
+        raise UserError(f"{path} is no file; name the {what} itself")
     try:
         with open_regular(path) as file:
             data = file.read(limit + 1)
     except OSError as error:
-        raise UserError(f"cannot read {printable(path, PATH_LENGTH)}: {error.strerror}") from None
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
     if len(data) > limit:
-        raise UserError(
-            f"{printable(path, PATH_LENGTH)} is longer than the {_size(limit)} that a {what} may have; it is something else"
-        )
+        raise UserError(f"{path} is longer than the {_size(limit)} that a {what} may have; it is something else")
+    return data
+
+
+def read_policy(path: Path) -> bytes:
+    """A policy file as a whole.
+
+    Raises:
+        UserError: it is missing, empty, absurdly large, or no plain file.
+    """
+    data = read_file(path, MOST_BYTES, what="policy file")
+    if not data:
+        raise UserError(f"{path} is empty; get the file anew")
     return data
 
 
@@ -109,7 +119,7 @@ def read_members(
         UserError: the archive is missing, damaged, encrypted, too big as declared or as read, or holds links,
             duplicate names or names that climb out. The message names the archive and the member.
     """
-    title = printable(name if name is not None else source if isinstance(source, Path) else "the archive", PATH_LENGTH)
+    title = str(name if name is not None else source if isinstance(source, Path) else "the archive")
     if isinstance(source, Path):
         if not source.exists():
             raise UserError(f"no file at {title}")
@@ -121,16 +131,16 @@ def read_members(
             with zipfile.ZipFile(bounded) as archive:
                 infos = archive.infolist()
                 _check_directory(infos, title, limits)
-                found = {}
+                members = {}
                 left = limits.total
                 for info in infos:
                     most = wanted(info.filename)
                     if most is None or info.is_dir():
                         continue
                     most = min(most, limits.member, left)
-                    found[info.filename] = _read(archive, info, most, title, limits)
+                    members[info.filename] = _read(archive, info, most, title, limits)
                     left -= info.file_size
-                return found
+                return members
     except UserError:
         raise
     except OSError as error:
@@ -143,16 +153,16 @@ def read_members(
 def _check_directory(infos: list[zipfile.ZipInfo], title: str, limits: Limits) -> None:
     if len(infos) > limits.members:
         raise UserError(f"{title} lists {len(infos)} members, more than {limits.members}; it is no policy")
-    seen = set()
+    names = set()
     total = 0
     for info in infos:
         member = info.orig_filename
         unsafe = _unsafe(info)
         if unsafe:
             raise UserError(f"{title} is refused: its member {printable(member)!r} {unsafe}")
-        if member in seen:
+        if member in names:
             raise UserError(f"{title} is refused: it has two members {printable(member)!r}")
-        seen.add(member)
+        names.add(member)
         total += info.file_size
     if total > limits.total:
         raise UserError(
@@ -211,7 +221,7 @@ def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int, title: str
 
 
 class _Bounded:
-    """A file that answers no long read: zipfile reads the whole list of members before anybody can look at it."""
+    """A file that refuses long reads, since zipfile reads the whole list of members before anybody can check it."""
 
     def __init__(self, file: BinaryIO, most: int) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""Statistics of observations that lie beside a policy: pickles whose first bytes say so, whatever their names are."""
+"""Statistics of observations that lie beside a policy: pickles that are recognized by their first bytes, not their names."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from rldistill.files import open_regular
-from rldistill.formats.archives import PATH_LENGTH, printable
 from rldistill.formats.foreign import ForeignPolicy, Statistics
 from rldistill.formats.options import TeacherOptions
 from rldistill.formats.statistics import read_normalization, read_statistics
-from rldistill.types import Task, UserError
+from rldistill.types import Task, UserError, printable
 
 _START = 512
 """Bytes at the beginning of a pickle that hold the name of its class."""
@@ -23,10 +22,35 @@ _MOST_FILES = 4096
 _POLICY_ENDINGS = (".zip", ".cleanrl_model", ".onnx", ".safetensors", ".pth", ".pt", ".bin")
 # Words of file names that say what a file holds, not whose it is.
 _WORDS = frozenset(
-    {"vec", "normalize", "normalized", "vecnormalize", "vecnorm", "norm", "normalization", "normalizer", "stats", "obs",
-     "statistics", "rms", "env", "envs", "running", "mean", "std", "pkl", "model", "policy", "agent", "zip", "weights",
-     "checkpoint", "ckpt", "data"}
-)  # fmt: skip
+    [
+        "vec",
+        "normalize",
+        "normalized",
+        "vecnormalize",
+        "vecnorm",
+        "norm",
+        "normalization",
+        "normalizer",
+        "stats",
+        "obs",
+        "statistics",
+        "rms",
+        "env",
+        "envs",
+        "running",
+        "mean",
+        "std",
+        "pkl",
+        "model",
+        "policy",
+        "agent",
+        "zip",
+        "weights",
+        "checkpoint",
+        "ckpt",
+        "data",
+    ]
+)
 
 
 class Shape(NamedTuple):
@@ -37,7 +61,7 @@ class Shape(NamedTuple):
 
 
 class Beside(NamedTuple):
-    """What was found beside a policy."""
+    """Statistics that lie beside a policy."""
 
     statistics: Statistics | None = None
     normalized: bool | None = None
@@ -70,8 +94,8 @@ def find_beside(
         path: of the policy. Its folder is searched; a file there may be another policy's.
         observations: that the statistics are to fit.
         folders: of the policy alone, searched as well.
-        normalized: what the policy itself tells of its observations, None where it does not.
-        refutes: whether the policy's own last observations tell that it was not trained with these statistics.
+        normalized: whether the policy itself says that its observations were normalized; None where it does not say.
+        refutes: whether the policy's own last observations show that it was not trained with these statistics.
         trust_pickle: as of `read_normalization`.
 
     Raises:
@@ -82,11 +106,11 @@ def find_beside(
     own = [*statistics_files(folders), *(file for file, owner in owners.items() if owner == path.name)]
     choices = []
     for file in own:
-        found = read_normalization(file, trust_pickle=trust_pickle)
-        arranged = None if found is None else found.arranged(*observations)
-        if found is not None and arranged is None:
+        statistics = read_normalization(file, trust_pickle=trust_pickle)
+        arranged = None if statistics is None else statistics.arranged(*observations)
+        if statistics is not None and arranged is None:
             raise UserError(
-                f"{printable(file, PATH_LENGTH)} lies beside the teacher, but {found.misfit(*observations)} "
+                f"{file} lies beside the teacher, but {statistics.misfit(*observations)} "
                 "(--normalization names the right one)"
             )
         choices.append((file, arranged))
@@ -103,10 +127,10 @@ def find_beside(
             if fits(file, observations):
                 notes.append(f"{title} is not used, for this policy {why} (--normalization uses it)")
             continue
-        found = read_normalization(file, trust_pickle=trust_pickle)
-        arranged = None if found is None else found.arranged(*observations)
-        if found is not None and arranged is None:
-            notes.append(f"{title} {found.misfit(*observations)}; it is another policy's")
+        statistics = read_normalization(file, trust_pickle=trust_pickle)
+        arranged = None if statistics is None else statistics.arranged(*observations)
+        if statistics is not None and arranged is None:
+            notes.append(f"{title} {statistics.misfit(*observations)}; it is another policy's")
         elif arranged is not None and refutes(arranged):
             notes.append(f"{title} is not used, for the policy's last observations were not normalized with it")
         else:
@@ -117,10 +141,10 @@ def find_beside(
 def fits(file: Path, observations: Shape) -> bool:
     """Whether a file holds statistics for such observations; False too where it cannot be read. Nothing in it is trusted."""
     try:
-        found = read_normalization(file)
+        statistics = read_normalization(file)
     except UserError:
         return False
-    return found is not None and found.arranged(*observations) is not None
+    return statistics is not None and statistics.arranged(*observations) is not None
 
 
 def statistics_above(path: Path, observations: Shape, *, refutes: Callable[[Statistics], bool]) -> list[str]:
@@ -135,11 +159,11 @@ def statistics_above(path: Path, observations: Shape, *, refutes: Callable[[Stat
     for file in statistics_files([path.parent / ".."]):
         if not fits(file, observations):
             continue
-        found = read_normalization(file)
-        arranged = None if found is None else found.arranged(*observations)
+        statistics = read_normalization(file)
+        arranged = None if statistics is None else statistics.arranged(*observations)
         if arranged is not None and not refutes(arranged):
             lines.append(
-                f"{printable(file, PATH_LENGTH)}, one folder up, holds statistics of such observations: name it with "
+                f"{file}, one folder up, holds statistics of such observations: name it with "
                 "--normalization where it is this policy's"
             )
     return lines
@@ -189,7 +213,7 @@ def with_statistics(
 
 
 def _distinct(choices: Sequence[tuple[Path, Statistics | None]]) -> list[tuple[Path, Statistics | None]]:
-    """Each content once."""
+    """The choices without those whose contents occur twice."""
     kept: list[tuple[Path, Statistics | None]] = []
     for file, statistics in choices:
         if not any(_same(statistics, other) for _, other in kept):
@@ -205,8 +229,7 @@ def _chosen(
     if len(choices) > 1:
         names = ", ".join(printable(file.name) for file, _ in choices[:5])
         raise UserError(
-            f"several statistics of observations lie beside {printable(path, PATH_LENGTH)} ({names}): "
-            "name its own with --normalization"
+            f"several statistics of observations lie beside {path} ({names}): name its own with --normalization"
         )
     file, statistics = choices[0]
     if statistics is None:
@@ -214,7 +237,7 @@ def _chosen(
         return Beside(None, False, tuple(notes))
     if normalized is False:
         raise UserError(
-            f"{printable(path, PATH_LENGTH)} says that its observations were not normalized, and {printable(file.name)} lies "
+            f"{path} says that its observations were not normalized, and {printable(file.name)} lies "
             "beside it: name the statistics with --normalization, or move them elsewhere"
         )
     notes.append(f"observations are normalized with {printable(file.name)}, which lies beside it")

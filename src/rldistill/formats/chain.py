@@ -1,4 +1,4 @@
-"""Networks out of named tensors: convolutions and linear layers one after the other, told by their shapes."""
+"""Networks out of named tensors: convolutions and linear layers one after the other, recognized by their shapes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from rldistill.formats.foreign import Numbers, Pixels, holds_bytes, observations_of
-from rldistill.formats.programs import unknown_range
+from rldistill.formats.foreign import Numbers, Pixels, holds_bytes, observations_of, unknown_range
 from rldistill.students.networks import PAPER_NETWORKS
 from rldistill.types import UserError
 
@@ -54,7 +53,7 @@ class Layer(NamedTuple):
 
     @property
     def kind(self) -> Literal["convolution", "linear", "norm"]:
-        """By the weight's shape: 4-D, 2-D, or that of what is normalized."""
+        """What the weight's shape shows: 4-D, 2-D, or that of what is normalized."""
         if self.bias is not None and self.bias.shape == self.weight.shape:
             return "norm"
         if self.weight.ndim == 4:
@@ -112,7 +111,7 @@ class Standardize(nn.Module):
 
 
 class Rescale(nn.Module):
-    """A tanh, and from -1..1 to the range of the actions."""
+    """A tanh whose range of -1 to 1 is spread over the range of the actions."""
 
     def __init__(self, scale: Tensor, bias: Tensor) -> None:
         super().__init__()
@@ -146,22 +145,20 @@ def parse_architecture(name: str) -> Spec:
     """
     spec = PAPER_NETWORKS.get(name, name)
     numbers = r"\d{1,5}(?:,\d{1,5})*"
-    found = re.fullmatch(
+    match = re.fullmatch(
         rf"(?:cnn:({numbers}):(?={numbers}|:|$)|mlp:(?=\d))((?:{numbers})?)(?::({'|'.join(ACTIVATIONS)})(:tanh)?)?",
         spec,
     )
-    if found is None:
+    if match is None:
         raise UserError(
             f"unknown network {name!r}: take {', '.join(PAPER_NETWORKS)}, cnn:32,64,64:512 or mlp:64,64, "
             f"with :tanh behind it where it has no ReLUs ({', '.join(ACTIVATIONS)} are known), "
             "with :relu:tanh where a tanh follows its last layer too"
         )
-    channels = tuple(int(number) for number in found.group(1).split(",")) if found.group(1) else ()
-    activation: Activation = "relu"
-    for known in ACTIVATIONS:
-        activation = known if known == found.group(3) else activation
-    hidden = tuple(int(number) for number in found.group(2).split(",") if number)
-    return Spec(channels, hidden, activation, squashed=found.group(4) is not None)
+    channels = tuple(int(number) for number in match.group(1).split(",")) if match.group(1) else ()
+    activation: Activation = next((kind for kind in ACTIVATIONS if kind == match.group(3)), "relu")
+    hidden = tuple(int(number) for number in match.group(2).split(",") if number)
+    return Spec(channels, hidden, activation, squashed=match.group(4) is not None)
 
 
 def layers_of(tensors: Mapping[str, Tensor], path: Path) -> list[Layer]:
@@ -267,69 +264,90 @@ def build_chain(
         UserError: sizes do not fit each other or the observations, or strides cannot be told.
     """
     main = [layer for layer in layers if layer.kind != "norm"]
-    convolutions = [layer for layer in main if layer.kind == "convolution"]
     if not main or main[-1].kind != "linear":
         raise UserError(f"{path}: its last layer is not linear, so it gives no score per action")
     supposed: list[str] = []
-    if convolutions:
-        kernels = [tuple(layer.weight.shape[2:]) for layer in convolutions]
-        if observation_shape is None:
-            if max(kernel[0] for kernel in kernels) < 4:
-                raise UserError(f"{path}: the size of its images cannot be told; name the environment (--env)")
-            observation_shape = (int(convolutions[0].weight.shape[1]), 84, 84)
-            supposed.append("observations are 84 x 84 pixels")
-        _check_images(convolutions[0], observation_shape, path)
-        flat = next(layer for layer in main if layer.kind == "linear").weight.shape[1]
-        strides = _strides(convolutions, observation_shape, int(flat), layers, path)
-        supposed.append(f"strides of the convolutions are {', '.join(map(str, strides))}")
-    else:
+    shape, strides = _read_shape(layers, observation_shape, path, supposed)
+    front = [standardization] if standardization is not None else _scaling(shape, pixels, numbers, path, supposed)
+    modules = _modules(layers, front, shape, strides, ACTIVATIONS[activation], path, supposed)
+    network = nn.Sequential(*modules)
+    network.eval().requires_grad_(False)
+    spelled = spell(*sizes_of(layers), activation)
+    return Chain(network, shape, int(main[-1].weight.shape[0]), spelled, supposed)
+
+
+def _read_shape(
+    layers: Sequence[Layer], observation_shape: tuple[int, ...] | None, path: Path, supposed: list[str]
+) -> tuple[tuple[int, ...], list[int]]:
+    """Shape of the observations that layers read, and the strides of their convolutions."""
+    main = [layer for layer in layers if layer.kind != "norm"]
+    convolutions = [layer for layer in main if layer.kind == "convolution"]
+    if not convolutions:
         size = int(main[0].weight.shape[1])
         observation_shape = (size,) if observation_shape is None else observation_shape
         if prod(observation_shape) != size:
             raise UserError(f"{path} takes {size} numbers, but the observations have shape {observation_shape}")
-        strides = []
-    modules: list[nn.Module] = []
-    space = observations_of(observation_shape, numbers)
-    if standardization is not None:
-        modules.append(standardization)
-    elif holds_bytes(space):
-        if pixels is None and observations_of(observation_shape).dtype != space.dtype:
+        return observation_shape, []
+    if observation_shape is None:
+        if max(int(layer.weight.shape[2]) for layer in convolutions) < 4:
+            raise UserError(f"{path}: the size of its images cannot be told; name the environment (--env)")
+        observation_shape = (int(convolutions[0].weight.shape[1]), 84, 84)
+        supposed.append("observations are 84 x 84 pixels")
+    _check_images(convolutions[0], observation_shape, path)
+    flat = next(layer for layer in main if layer.kind == "linear").weight.shape[1]
+    strides = _strides(convolutions, observation_shape, int(flat), layers, path)
+    supposed.append(f"strides of the convolutions are {', '.join(map(str, strides))}")
+    return observation_shape, strides
+
+
+def _scaling(
+    shape: tuple[int, ...], pixels: Pixels | None, numbers: Numbers | None, path: Path, supposed: list[str]
+) -> list[nn.Module]:
+    """The module that turns observations into the floats that layers take; none where they are floats already."""
+    space = observations_of(shape, numbers)
+    if holds_bytes(space):
+        if pixels is None and observations_of(shape).dtype != space.dtype:
             raise unknown_range(path)
-        modules.append(Scale(1.0 if pixels == "bytes" else 255.0))
         supposed += [] if pixels else ["pixels are divided by 255 (--pixels bytes leaves them as they are)"]
-    elif space.dtype == "uint8":
-        modules.append(Scale(1.0))  # layers take floats alone
-    modules += [] if convolutions else [nn.Flatten()]
-    shape = observation_shape
-    flattened = not convolutions
-    stride = iter(strides)
-    make = ACTIVATIONS[activation]
+        return [Scale(1.0 if pixels == "bytes" else 255.0)]
+    return [Scale(1.0)] if space.dtype == "uint8" else []
+
+
+def _modules(
+    layers: Sequence[Layer],
+    front: Sequence[nn.Module],
+    shape: tuple[int, ...],
+    strides: Sequence[int],
+    activation: type[nn.Module],
+    path: Path,
+    supposed: list[str],
+) -> list[nn.Module]:
+    """The modules of a chain, an activation after each layer but the last."""
+    modules = list(front) if strides else [*front, nn.Flatten()]
+    left = list(strides)
+    last = [layer for layer in layers if layer.kind != "norm"][-1]
     for layer in layers:
         if layer.kind == "norm":
             if not any(isinstance(module, nn.Conv2d | nn.Linear) for module in modules) or layer is layers[-1]:
                 raise UserError(f"{path}: {layer.name!r} normalizes before the first layer or after the last one")
-            if not isinstance(modules[-1], make):
+            if not isinstance(modules[-1], activation):
                 raise UserError(f"{path}: {layer.name!r} is a second normalization of one layer")
             modules.insert(-1, _norm(layer, shape, path, supposed))
             continue
         if layer.kind == "convolution":
             out, depth, height, width = (int(size) for size in layer.weight.shape)
-            step = next(stride)
+            step = left.pop(0)
             module: nn.Module = nn.Conv2d(depth, out, (height, width), step, bias=layer.bias is not None)
             shape = (out, (shape[1] - height) // step + 1, (shape[2] - width) // step + 1)
         else:
-            if not flattened:
+            if not any(isinstance(earlier, nn.Flatten) for earlier in modules):
                 modules.append(nn.Flatten())
-                flattened = True
             out, features = (int(size) for size in layer.weight.shape)
             module = nn.Linear(features, out, bias=layer.bias is not None)
             shape = (out,)
         _fill(module, layer)
-        modules += [module] if layer is main[-1] else [module, make()]
-    network = nn.Sequential(*modules)
-    network.eval().requires_grad_(False)
-    spelled = spell(*sizes_of(layers), activation)
-    return Chain(network, observation_shape, shape[0], spelled, supposed)
+        modules += [module] if layer is last else [module, activation()]
+    return modules
 
 
 def sizes_of(layers: Sequence[Layer]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -350,8 +368,8 @@ def spell(channels: Sequence[int], hidden: Sequence[int], activation: Activation
 def check_spec(spec: Spec, sizes: tuple[tuple[int, ...], tuple[int, ...]], path: object) -> None:
     """Raises UserError where the named architecture has other sizes than the file's, as `sizes_of` has them."""
     if sizes != (spec.channels, spec.hidden):
-        named, found = spell(spec.channels, spec.hidden), spell(*sizes)
-        raise UserError(f"--teacher-network names {named}, but {path} holds {found}: name {found} and its activation")
+        named, held = spell(spec.channels, spec.hidden), spell(*sizes)
+        raise UserError(f"--teacher-network names {named}, but {path} holds {held}: name {held} and its activation")
 
 
 def _fits(layers: Sequence[Layer]) -> bool:
@@ -388,9 +406,9 @@ def _strides(
     usual = [_NATURE_STRIDES.get(kernel, 1) for kernel in kernels]
     if _flat(convolutions, usual, observation_shape) == flat:
         return usual
-    known = all(kernel in _NATURE_STRIDES for kernel in kernels)  # then others would be an accident of the sizes
+    published = all(kernel in _NATURE_STRIDES for kernel in kernels)  # then others would be an accident of the sizes
     choices: Iterable[tuple[int, ...]] = (
-        () if known else itertools.product(*(range(1, min(kernel, 4) + 1) for kernel in kernels))
+        () if published else itertools.product(*(range(1, min(kernel, 4) + 1) for kernel in kernels))
     )
     fitting = [list(choice) for choice in choices if _flat(convolutions, choice, observation_shape) == flat]
     normalized = [tuple(layer.weight.shape) for layer in layers if layer.kind == "norm" and layer.weight.ndim == 3]

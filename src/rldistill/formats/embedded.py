@@ -1,6 +1,6 @@
-"""Statistics of observations in the same file as the policy, whatever their names: taken out of its tensors, and applied.
+"""Statistics of observations that stand in the policy's own file: taken out of its tensors, and applied.
 
-Which formula belongs to them is known for these tools (their sources were read); the others' are named, and not applied.
+The formulas of these tools are known from their sources. Statistics of other tools are named, and not applied.
 
 | tool | names | formula |
 |---|---|---|
@@ -23,11 +23,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from rldistill.formats.archives import printable
-from rldistill.formats.foreign import Statistics
-from rldistill.formats.pickles import Inert, plain_array
-from rldistill.formats.statistics import attributes, checked_statistics
-from rldistill.types import UserError
+from rldistill.formats.arrays import plain_array
+from rldistill.formats.foreign import Statistics, checked_statistics
+from rldistill.formats.pickles import Inert, attributes
+from rldistill.types import UserError, printable
 
 _DEPTH = 8
 # `running_mean`, `_std`, `obs_var`, `variance`: what stands before the word belongs together.
@@ -41,9 +40,28 @@ _SUSPECT = re.compile(
 )
 # Of a dotted name: what normalizes something else than the observations of the part that acts.
 _OTHERS = frozenset(
-    {"value", "values", "vf", "reward", "rewards", "rew", "ret", "return", "returns", "critic", "privileged", "target",
-     "action", "actions", "adv", "advantage", "advantages", "cost", "costs"}
-)  # fmt: skip
+    [
+        "value",
+        "values",
+        "vf",
+        "reward",
+        "rewards",
+        "rew",
+        "ret",
+        "return",
+        "returns",
+        "critic",
+        "privileged",
+        "target",
+        "action",
+        "actions",
+        "adv",
+        "advantage",
+        "advantages",
+        "cost",
+        "costs",
+    ]
+)
 _OBSERVATIONS = frozenset({"obs", "ob", "observation", "observations", "state", "states", "input", "inputs"})
 
 
@@ -64,7 +82,7 @@ class Group(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """What was found in a file."""
+    """What a file holds, statistics apart."""
 
     rest: Any
     """The file's contents without the statistics."""
@@ -77,7 +95,7 @@ def take_statistics(value: Any) -> Taken:
     """Takes every pair of a mean and a variance out of a file's contents.
 
     Args:
-        value: nested dictionaries of tensors, and of arrays and objects as `tensors.load_tensors` leaves them.
+        value: nested dictionaries of tensors, and of arrays and objects as `tensors.files.load_tensors` leaves them.
     """
     groups: list[Group] = []
     rest = _without(value, "", groups, 0)
@@ -85,7 +103,7 @@ def take_statistics(value: Any) -> Taken:
 
 
 def _without(value: Any, name: str, groups: list[Group], depth: int) -> Any:
-    """A copy of what is nested, less the statistics, which are added to the groups."""
+    """A copy of nested contents without the statistics, which are added to the groups."""
     if isinstance(value, list | tuple) and type(value) in (list, tuple) and depth < _DEPTH:
         return type(value)(_without(item, name, groups, depth + 1) for item in value)
     if not isinstance(value, Mapping) or depth >= _DEPTH or "optim" in name.lower():
@@ -123,10 +141,10 @@ def _without(value: Any, name: str, groups: list[Group], depth: int) -> Any:
 
 
 def _is_object(item: Any, name: str, groups: list[Group]) -> bool:
-    """Whether it is an object with a mean and a variance, which is added to the groups then."""
+    """Whether it is an object with a mean and a variance. If so, it is added to the groups."""
     if not isinstance(item, Inert):
         return False
-    state = dict(attributes(item))
+    state = attributes(item.state)
     mean, variance = _numbers(state.get("mean")), _numbers(state.get("var"))
     if mean is None or variance is None or mean.shape != variance.shape or not (variance >= 0).all():
         return False

@@ -1,9 +1,12 @@
-"""What a file of another tool turns into: a network in plain PyTorch, and all that the file says of itself."""
+"""A policy of another tool: a network in plain PyTorch, and all that its file says of itself."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -11,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from rldistill.types import is_large_image
+from rldistill.types import ScoreKind, UserError, is_large_image
 
 ForeignScores: TypeAlias = Literal["q_values", "logits", "gaussian", "deterministic"]
 """What the network gives for each observation, (B, K) float32:
@@ -22,12 +25,45 @@ ForeignScores: TypeAlias = Literal["q_values", "logits", "gaussian", "determinis
 * `deterministic`: K = D actions in the environment's units.
 """
 
+FOREIGN_SCORES: Mapping[ScoreKind, ForeignScores] = {
+    "q_values": "q_values",
+    "logits": "logits",
+    "gaussian": "gaussian",
+    "squashed_gaussian": "gaussian",
+    "actions": "deterministic",
+}
+"""Kinds of scores of rldistill's own policies, as files of other tools name them; `squashed` tells the two Gaussians apart."""
+
 Pixels: TypeAlias = Literal["bytes", "unit"]
 """What a network of images takes: numbers from 0 to 255, or from 0 to 1."""
 Numbers: TypeAlias = Literal["bytes", "binary", "floats"]
 """What an environment's observations are made of: bytes from 0 to 255, bytes that are 0 or 1 (MinAtar's planes), or floats."""
 
+# Words in the names of layers and of outputs, which people choose alike.
+_ACTION_VALUES = {"q", "qf", "qs", "qnet", "qnetwork", "qvalue", "qvalues", "qhead", "dqn"}
+_POLICIES = {"pi", "actor", "policy", "logit", "logits", "dist", "action", "actions"}
+
 ALL_OF_MINATAR = "; MinAtar's ids that end in -v0 have all six actions"
+
+
+def scores_named(names: Iterable[str]) -> ForeignScores | None:
+    """`q_values` or `logits` where such names of layers or outputs say so, else None."""
+    words = words_of(names)
+    if words & _ACTION_VALUES or {"action", "value"} <= words or {"action", "values"} <= words:
+        return "q_values"
+    return "logits" if words & _POLICIES else None
+
+
+def words_of(names: Iterable[str]) -> set[str]:
+    """The words in names such as `policy_net.fc1` or `valueHead`, in small letters."""
+    return {word for name in names for word in re.split(r"[^a-z]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower())}
+
+
+def unknown_range(path: Path) -> UserError:
+    """To be raised where nothing says how pixels are scaled."""
+    return UserError(
+        f"{path} takes images but does not say of which range: say --pixels bytes (0 to 255) or --pixels unit (0 to 1)"
+    )
 
 
 class BoxSpace(NamedTuple):
@@ -63,7 +99,7 @@ class DiscreteSpace(NamedTuple):
 
     sizes: tuple[int, ...]
     divided: bool = True
-    """False where the file tells how many scores there are in all, and not how many actions at once they are for."""
+    """False where the file says how many scores there are in all, and not how many actions at once they are for."""
 
 
 class Statistics(NamedTuple):
@@ -117,11 +153,28 @@ class Statistics(NamedTuple):
         return self._replace(mean=mean, variance=variance, untouched=untouched if untouched.any() else None)
 
     def misfit(self, shape: tuple[int, ...], keys: tuple[tuple[str, int], ...] = ()) -> str:
-        """Why `arranged` gave None, to follow the name of the file."""
+        """The reason why `arranged` gave None, as a clause that follows the name of the file."""
         if not self.keys:
             return f"is for observations of shape {self.mean.shape}, not {shape}"
         own, given = (", ".join(f"{name} ({size})" for name, size in parts[:8]) for parts in (self.keys, keys))
         return f"is for observations with the parts {own}, not {given or f'of shape {shape} without parts'}"
+
+
+def checked_statistics(
+    mean: npt.NDArray[np.float64], variance: npt.NDArray[np.float64], epsilon: float, limit: float, source: str
+) -> Statistics:
+    """Statistics after a check: mean and variance have one shape and are finite, and nothing is divided by zero.
+
+    Raises:
+        UserError: they are not.
+    """
+    if mean.shape != variance.shape:
+        raise UserError(f"the mean has shape {mean.shape}, the variance {variance.shape}")
+    if not (np.isfinite(mean).all() and np.isfinite(variance).all() and (variance >= 0).all()):
+        raise UserError("a mean is not finite, or a variance not finite or negative")
+    if not (0 <= epsilon < math.inf and limit > 0) or not ((variance + epsilon) > 0).all():
+        raise UserError(f"epsilon {epsilon} and limit {limit} are no such numbers")
+    return Statistics(mean, variance, epsilon, limit, source)
 
 
 def acted(**options: object) -> frozenset[str]:
@@ -148,20 +201,29 @@ class ForeignPolicy:
     masked: bool = False
     """Whether it was trained with action masks."""
     normalization: Statistics | None = None
-    """Statistics to apply before the network, where they were found."""
+    """Statistics to apply before the network, where there are some."""
     normalization_expected: bool = False
     """Whether the file says, or lets suppose, that observations were normalized in training."""
     unknown_statistics: tuple[str, ...] = ()
     """Names of statistics in the file that seem to be of its observations, where it is not known how they are applied."""
     env: str | None = None
-    """Environment id, where the file, its folder or its name tells one."""
+    """Environment id, where the file, its folder or its name says one."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Versions, control steps and whatever else the file says; plain JSON data."""
     mismatches: tuple[str, ...] = ()
-    """What its reader saw that does not fit, a line each."""
+    """What does not fit by its reader's account, a line each."""
     units_supposed: bool = False
     """Of continuous actions: whether nothing says that they are in the environment's units."""
     used: frozenset[str] = frozenset()
-    """Names of the fields of `TeacherOptions` that acted while it was read. The loader refuses the others."""
+    """Names of the fields of `TeacherOptions` that had an effect while it was read. The loader refuses the others."""
     decided: Mapping[str, str] = field(default_factory=dict)
-    """Names of those that were given and contradict what the file says itself, each with what that is."""
+    """Names of the options that contradict the file, each with what the file says."""
+
+    @property
+    def score_kind(self) -> ScoreKind:
+        """What its scores are, as policies of rldistill name it."""
+        if self.scores == "deterministic":
+            return "actions"
+        if self.scores == "gaussian":
+            return "squashed_gaussian" if self.squashed else "gaussian"
+        return self.scores

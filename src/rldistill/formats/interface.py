@@ -1,28 +1,17 @@
-"""What goes into an exported file and what comes out, in words: a deployed policy has no environment that could be asked."""
+"""What an exported policy reads and gives, in words: where it runs there is no environment to ask."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from rldistill.play.envs import action_names, declared_spaces, features_text, is_atari, is_minatar
-from rldistill.types import ScoreKind, Task, UserError
+from rldistill.types import Task, UserError
 
-FORMAT = "rldistill-export"
-VERSION = 1
-MEMBER = "rldistill.json"
-"""Where an exported file keeps what it says of itself: a member of zips and TorchScript archives; of ONNX a property, without
-the ending."""
 _MOST_LINES = 60
-
-
-def description(task: Task, score_kind: ScoreKind, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What an exported file says of itself, plain JSON data: the task, the kind of scores, and further facts."""
-    named = {"format": FORMAT, "format_version": VERSION, "task": task.as_dict(), "score_kind": score_kind}
-    return {**named, **facts}
 
 
 def interface_of(task: Task, reads: Sequence[int] = ()) -> list[str]:

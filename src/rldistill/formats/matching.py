@@ -8,30 +8,29 @@ from typing import Any
 
 import numpy as np
 
-from rldistill.formats.archives import printable
 from rldistill.formats.foreign import BoxSpace, DiscreteSpace, ForeignPolicy, Statistics
 from rldistill.play.actions import describe, score_width
 from rldistill.play.envs import gives_action_masks, is_minatar, observation_bounds, observed_range, own_shape
-from rldistill.types import ScoreKind, Task, UserError, unbounded
+from rldistill.types import Task, UserError, printable, unbounded
 
 _INFINITE = 1e30  # some environments declare the largest float32
 _ANOTHER_SCALE = 10.0
 _RANDOM_STEPS = 200
 
 
-def mismatches_of(foreign: ForeignPolicy, task: Task, score_kind: ScoreKind) -> list[str]:
-    """What does not fit, a line each."""
-    found = []
+def mismatches_of(foreign: ForeignPolicy, task: Task) -> list[str]:
+    """Everything about a policy that does not fit a task, a line each."""
+    lines = []
     try:
-        score_width(task, score_kind)
+        score_width(task, foreign.score_kind)
     except UserError as error:
-        found.append(str(error))
+        lines.append(str(error))
     if foreign.observation_space is not None:
-        found += _unlike(foreign.observation_space, task)
+        lines += _unlike(foreign.observation_space, task)
         keys = foreign.observation_space.keys
         if keys and keys != task.observation_keys:
             parts = ", ".join(name for name, _ in task.observation_keys) or "none"
-            found.append(
+            lines.append(
                 f"it reads the parts {', '.join(printable(name, 40) for name, _ in keys[:20])} of observations, "
                 f"{task.env} gives {parts}, in this order"
             )
@@ -39,37 +38,37 @@ def mismatches_of(foreign: ForeignPolicy, task: Task, score_kind: ScoreKind) -> 
     if isinstance(actions, DiscreteSpace):
         sizes = task.choices
         if actions.sizes != (sizes if actions.divided or not sizes else (task.mask_size,)):
-            found.append(
+            lines.append(
                 f"it chooses among {' x '.join(map(str, actions.sizes))} actions, {task.env} has {describe(task)}"
             )
     elif isinstance(actions, BoxSpace) and task.continuous:
         low, high = np.asarray(task.action_low), np.asarray(task.action_high)
         ends = [np.array([unbounded(float(n)) for n in side.ravel()]) for side in (actions.low, actions.high)]
         if actions.low.size != low.size:
-            found.append(f"its actions have {actions.low.size} dimensions, {task.env} has {describe(task)}")
+            lines.append(f"its actions have {actions.low.size} dimensions, {task.env} has {describe(task)}")
         elif not (np.allclose(ends[0], low) and np.allclose(ends[1], high)):
-            found.append(
+            lines.append(
                 f"its actions lie in {_range(actions.low, actions.high)}, those of {task.env} in {_range(low, high)}"
             )
     if foreign.unknown_statistics and foreign.normalization is None:
         names = ", ".join(foreign.unknown_statistics[:5])
-        found.append(
+        lines.append(
             f"it holds statistics of observations ({names}), and how they are applied is not known: write them to a JSON file, "
             '{"mean": [...], "std": [...], "clip": null}, and name it with --normalization'
         )
     elif foreign.normalization_expected and foreign.normalization is None:
-        found.append(
+        lines.append(
             "it was trained on normalized observations, and their statistics are not here: name them with --normalization "
             "(a VecNormalize of rewards alone needs none)"
         )
     statistics: Statistics | None = foreign.normalization
     read = foreign.observation_space.shape if foreign.observation_space is not None else task.observation_shape
     if statistics is not None and statistics.mean.shape not in ((), task.observation_shape, read):
-        found.append(f"its statistics are of shape {statistics.mean.shape}, observations of {task.observation_shape}")
+        lines.append(f"its statistics are of shape {statistics.mean.shape}, observations of {task.observation_shape}")
     stack = foreign.provenance.get("frame_stack")
     if isinstance(stack, int) and stack != task.frame_stack:
-        found.append(f"it was trained on a stack of {stack} observations, {task.env} gives {task.frame_stack}")
-    return found
+        lines.append(f"it was trained on a stack of {stack} observations, {task.env} gives {task.frame_stack}")
+    return lines
 
 
 def with_masks(foreign: ForeignPolicy, task: Task) -> tuple[Task, list[str]]:
@@ -113,15 +112,15 @@ def _scaled_otherwise(space: BoxSpace, task: Task) -> list[str]:
     if bounds is None:
         return []
     sides = np.stack([space.low, space.high, *bounds])
-    known = (np.abs(sides) < _INFINITE).all(axis=0) & (sides[1] > sides[0]) & (sides[3] > sides[2])
-    low, high, own_low, own_high = sides[:, known]
-    if not known.any() or (np.allclose(low, own_low, rtol=1e-3) and np.allclose(high, own_high, rtol=1e-3)):
+    bounded = (np.abs(sides) < _INFINITE).all(axis=0) & (sides[1] > sides[0]) & (sides[3] > sides[2])
+    low, high, own_low, own_high = sides[:, bounded]
+    if not bounded.any() or (np.allclose(low, own_low, rtol=1e-3) and np.allclose(high, own_high, rtol=1e-3)):
         return []
     text = f"it reads observations of {_range(low, high)}, {task.env} declares {_range(own_low, own_high)}: another scaling"
     factor = (high - low) / (own_high - own_low)
     if (factor > _ANOTHER_SCALE).any() or (factor < 1 / _ANOTHER_SCALE).any():
         return [text]
-    least, largest = (side[known] for side in observed_range(task, _RANDOM_STEPS))
+    least, largest = (side[bounded] for side in observed_range(task, _RANDOM_STEPS))
     slack = 0.1 * (high - low)
     return [text] if (least < low - slack).any() or (largest > high + slack).any() else []
 

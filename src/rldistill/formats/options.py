@@ -1,4 +1,4 @@
-"""What a user says of a teacher's file where the file itself does not say it, and whether each of it acts."""
+"""What a user states about a teacher's file where the file itself does not say it, and whether each option has an effect."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from typing import Any, Literal
 
 from rldistill.types import UserError, check_booleans
 
-# These two permit something, and say nothing of the file: a permission that is not needed does no harm.
+# These two permit something and state nothing about the file: a permission that is not needed does no harm.
 _PERMISSIONS = ("trust_pickle", "accept_mismatch")
 
 
 @dataclass(frozen=True)
 class TeacherOptions:
-    """What a file of another tool may leave unsaid. Policy folders of rldistill need none of it."""
+    """What a file of another tool may not say of itself. Policy folders of rldistill need none of these options."""
 
     teacher_network: str | None = None
     """Of a plain state dict: `dqn`, `cnn:32,64,64:512`, `mlp:64,64`, `mlp:64,64:tanh`; `mlp:256,256:relu:tanh` has a tanh
     behind its last layer too, spread over the range of the actions."""
     teacher_scores: Literal["q_values", "logits", "gaussian", "deterministic"] | None = None
-    """What the network gives, where the file does not tell."""
+    """What the network gives, where the file does not say it."""
     normalization: Path | None = None
     """File of statistics of observations, which goes before all others: of `VecNormalize`, a pickle of Gymnasium's
     `NormalizeObservation.obs_rms`, or JSON with mean, std and clip."""
     pixels: Literal["bytes", "unit"] | None = None
-    """Of ONNX, TorchScript and plain state dicts: whether images go in as 0 to 255 or as 0 to 1, where the file does not tell."""
+    """Of ONNX, TorchScript and plain state dicts: whether images go in as 0 to 255 or as 0 to 1, where the file does not say it."""
     trust_pickle: bool = False
     """Unpickle statistics as Python does. That runs whatever program their author put into the file: only for your own."""
     accept_mismatch: bool = False
-    """Go on although something does not fit (it is still said)."""
+    """Go on although something does not fit; it is still reported."""
     teacher_actions: Literal["unit", "environment"] | None = None
     """Of ONNX, TorchScript and plain state dicts with continuous actions: whether -1 to 1 stands for the range of each action,
     as in an actor of SAC, TD3 or DDPG by itself, or actions are in the environment's units."""
@@ -55,11 +55,11 @@ class TeacherOptions:
         Raises:
             UserError: it holds what no options hold.
         """
-        known = vars(TeacherOptions())
+        default = vars(TeacherOptions())
         if not isinstance(data, Mapping):
             raise UserError(f"teacher_options in the run's config.json is {data!r}, not a table")
         for name, value in data.items():
-            if name not in known or not isinstance(value, bool if isinstance(known[name], bool) else str | None):
+            if name not in default or not isinstance(value, bool if isinstance(default[name], bool) else str | None):
                 raise UserError(
                     f"teacher_options in the run's config.json has {name} = {value!r}, unknown to rldistill"
                 )
@@ -68,7 +68,7 @@ class TeacherOptions:
         return TeacherOptions(**given)
 
     def given(self) -> dict[str, Any]:
-        """Names and values of what is said of the file, permissions left out."""
+        """Names and values of what is stated about the file, permissions left out."""
         default = vars(TeacherOptions())
         return {
             name: value for name, value in vars(self).items() if name not in _PERMISSIONS and value != default[name]
@@ -83,7 +83,7 @@ def flag(name: str) -> str:
 def check_acting(
     options: TeacherOptions | None, used: Collection[str], subject: str, decided: Mapping[str, str] | None = None
 ) -> None:
-    """Refuses options that act nowhere.
+    """Refuses options without an effect.
 
     Args:
         options: as a user gave them.

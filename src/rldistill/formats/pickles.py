@@ -3,28 +3,20 @@
 Python's own unpickler calls whatever a file names, and even with its imports restricted it can be led to allocate
 gigabytes (a huge memo index) or to hash for years (tuples in tuples as keys). The reader here knows three kinds of things:
 plain values, plain containers, and `Inert`: the *name* of a class or function with the arguments it was to be called
-with. What is needed of those (numpy's arrays and scalars, the state of a few classes) is then read out by hand.
+with. What is needed of those (numpy's arrays and scalars, the state of a few classes) is then read out by hand, see `arrays`.
 """
 
 from __future__ import annotations
 
 import io
-import math
 import pickletools
-import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
+from rldistill.types import UserError, printable
 
-from rldistill.formats.archives import MIB, PATH_LENGTH, printable
-from rldistill.types import UserError
-
-MOST_BYTES = 64 * MIB
-"""Of a statistics file. Those of eight stacks of 84 x 84 frames are some 2 MiB."""
 MOST_OPERATIONS = 300_000
 """Of a pickle. The statistics of an environment are some 500, a network's tensors 20 each."""
 _MOST_KEY_BITS = 4096
@@ -107,18 +99,49 @@ def interpret(
         UserError: a name is not admitted, or the pickle is damaged, too long, or made to exhaust memory or time.
     """
     try:
-        return _Reader(admits, persistent, budget=4 * len(data) + MIB).read(data, start)
+        return _Reader(admits, persistent, budget=4 * len(data) + 2**20).read(data, start)
     except UserError:  # of `persistent`
         raise
     except _Refused as refused:
-        raise UserError(f"{printable(source, PATH_LENGTH)} is refused: its pickle {refused}") from None
+        raise UserError(f"{source} is refused: its pickle {refused}") from None
     except _Unknown as unknown:
-        raise UserError(
-            f"{printable(source, PATH_LENGTH)} is refused: its pickle wants to call {printable(unknown, 60)}{hint}"
-        ) from None
+        raise UserError(f"{source} is refused: its pickle wants to call {printable(unknown, 60)}{hint}") from None
     except _DAMAGE as error:
         reason = printable(error) or type(error).__name__
-        raise UserError(f"{printable(source, PATH_LENGTH)} is damaged or no pickle ({reason}); get it anew") from None
+        raise UserError(f"{source} is damaged or no pickle ({reason}); get it anew") from None
+
+
+_PLAIN = {
+    "INT",
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "LONG",
+    "LONG1",
+    "LONG4",
+    "FLOAT",
+    "BINFLOAT",
+    "STRING",
+    "BINSTRING",
+    "SHORT_BINSTRING",
+    "UNICODE",
+    "SHORT_BINUNICODE",
+    "BINUNICODE",
+    "BINUNICODE8",
+    "BINBYTES",
+    "BINBYTES8",
+    "SHORT_BINBYTES",
+}
+"""Operations whose argument is the value."""
+_MADE: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_LIST": list,
+    "EMPTY_SET": list,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_DICT": dict,
+}
 
 
 class _Reader:
@@ -144,50 +167,47 @@ class _Reader:
         raise _Damaged("it has no end")
 
     def _step(self, name: str, argument: Any) -> None:
-        stack = self._stack
+        if name in ("PROTO", "FRAME"):
+            return
+        if name in _PLAIN:
+            self._stack.append(argument)
+        elif name in _MADE:
+            self._stack.append(_MADE[name]())
+        elif not (
+            self._moves(name) or self._fills(name) or self._remembers(name, argument) or self._names(name, argument)
+        ):  # EXT1, EXT2, EXT4, NEXT_BUFFER, READONLY_BUFFER
+            raise _Refused(f"uses {name}, which no statistics or weights need")
+
+    def _moves(self, name: str) -> bool:
+        """Takes an operation on the stack and its marks; False where the operation is another."""
         match name:
-            case "PROTO" | "FRAME":
-                pass
-            case "NONE":
-                stack.append(None)
-            case "NEWTRUE":
-                stack.append(True)
-            case "NEWFALSE":
-                stack.append(False)
-            case (
-                "INT" | "BININT" | "BININT1" | "BININT2" | "LONG" | "LONG1" | "LONG4" | "FLOAT" | "BINFLOAT"
-                | "STRING" | "BINSTRING" | "SHORT_BINSTRING" | "UNICODE" | "SHORT_BINUNICODE" | "BINUNICODE"
-                | "BINUNICODE8" | "BINBYTES" | "BINBYTES8" | "SHORT_BINBYTES"
-            ):  # fmt: skip
-                stack.append(argument)
-            case "BYTEARRAY8":
-                stack.append(bytes(argument))
-            case "EMPTY_LIST" | "EMPTY_SET":
-                stack.append([])
-            case "EMPTY_TUPLE":
-                stack.append(())
-            case "EMPTY_DICT":
-                stack.append({})
             case "MARK":
-                self._marks.append(len(stack))
+                self._marks.append(len(self._stack))
             case "POP":
-                if self._marks and self._marks[-1] == len(stack):
+                if self._marks and self._marks[-1] == len(self._stack):
                     self._marks.pop()
                 else:
                     self._pop()
             case "POP_MARK":
                 self._to_mark()
             case "DUP":
-                stack.append(self._top())
+                self._stack.append(self._top())
+            case _:
+                return False
+        return True
+
+    def _fills(self, name: str) -> bool:
+        """Takes an operation that makes or fills a container; False where the operation is another."""
+        match name:
             case "TUPLE":
-                stack.append(tuple(self._to_mark()))
+                self._stack.append(tuple(self._to_mark()))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 items = [self._pop() for _ in range(int(name[-1]))]
-                stack.append(tuple(reversed(items)))
+                self._stack.append(tuple(reversed(items)))
             case "LIST" | "FROZENSET":
-                stack.append(self._to_mark())
+                self._stack.append(self._to_mark())
             case "DICT":
-                stack.append(self._pairs({}, self._to_mark()))
+                self._stack.append(self._pairs({}, self._to_mark()))
             case "APPEND":
                 item = self._pop()
                 self._list().append(item)
@@ -200,43 +220,60 @@ class _Reader:
             case "SETITEMS":
                 pairs = self._to_mark()
                 self._pairs(self._top(), pairs)
+            case _:
+                return False
+        return True
+
+    def _remembers(self, name: str, argument: Any) -> bool:
+        """Takes an operation on the memo, or one that asks for an object elsewhere; False where the operation is another."""
+        match name:
+            case "BYTEARRAY8":
+                self._stack.append(bytes(argument))
             case "PUT" | "BINPUT" | "LONG_BINPUT":
                 self._memo[argument] = self._top()
             case "MEMOIZE":
                 self._memo[len(self._memo)] = self._top()
             case "GET" | "BINGET" | "LONG_BINGET":
-                stack.append(self._memo[argument])
+                self._stack.append(self._memo[argument])
+            case "PERSID" | "BINPERSID":
+                if self._persistent is None:
+                    raise _Refused("asks for objects outside of the file")
+                self._stack.append(self._persistent(argument if name == "PERSID" else self._pop()))
+            case _:
+                return False
+        return True
+
+    def _names(self, name: str, argument: Any) -> bool:
+        """Takes an operation that names or calls something; False where the operation is another."""
+        match name:
             case "GLOBAL":
                 module, _, attribute = argument.partition(" ")
-                stack.append(self._named(module, attribute))
+                self._stack.append(self._named(module, attribute))
             case "STACK_GLOBAL":
                 attribute, module = self._pop(), self._pop()
-                stack.append(self._named(module, attribute))
+                self._stack.append(self._named(module, attribute))
             case "REDUCE" | "NEWOBJ":
                 arguments, function = self._pop(), self._pop()
-                stack.append(self._call(function, arguments, made=name == "NEWOBJ"))
+                self._stack.append(self._call(function, arguments, made=name == "NEWOBJ"))
             case "NEWOBJ_EX":
                 _, arguments, function = self._pop(), self._pop(), self._pop()
-                stack.append(self._call(function, arguments, made=True))
+                self._stack.append(self._call(function, arguments, made=True))
             case "INST":
                 module, _, attribute = argument.partition(" ")
                 arguments = tuple(self._to_mark())
-                stack.append(self._call(self._named(module, attribute), arguments, made=True))
+                self._stack.append(self._call(self._named(module, attribute), arguments, made=True))
             case "OBJ":
                 function, *rest = self._to_mark()
-                stack.append(self._call(function, tuple(rest), made=True))
+                self._stack.append(self._call(function, tuple(rest), made=True))
             case "BUILD":
                 state, made = self._pop(), self._top()
                 if isinstance(made, Inert):
                     made.state = state
                 elif not isinstance(made, dict):  # an OrderedDict of PyTorch has attributes, which nobody needs
                     raise _Damaged("it gives a state to a plain value")
-            case "PERSID" | "BINPERSID":
-                if self._persistent is None:
-                    raise _Refused("asks for objects outside of the file")
-                stack.append(self._persistent(argument if name == "PERSID" else self._pop()))
-            case _:  # EXT1, EXT2, EXT4, NEXT_BUFFER, READONLY_BUFFER
-                raise _Refused(f"uses {name}, which no statistics or weights need")
+            case _:
+                return False
+        return True
 
     def _pop(self) -> Any:
         if not self._stack or (self._marks and self._marks[-1] >= len(self._stack)):
@@ -350,111 +387,12 @@ _BUILDERS: dict[str, Callable[..., Any]] = {
     "builtins.bytes": _bytes,
     "builtins.bytearray": _bytes,
 }
-_ARRAY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
-_BUFFER_MODULES = ("numpy.core.numeric", "numpy._core.numeric")
-_SCALARS = {
-    name: np.dtype(name)
-    for name in (
-        "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
-    )
-}  # fmt: skip
-_NAMES = (
-    {f"{module}.{name}" for module in _ARRAY_MODULES for name in ("_reconstruct", "scalar")}
-    | {f"{module}._frombuffer" for module in _BUFFER_MODULES}
-    | {f"numpy.{name}" for name in (*_SCALARS, "bool_", "ndarray", "dtype")}
-    | {"builtins.object", "builtins.tuple", "builtins.float", "builtins.int", "builtins.bool"}
-    | _RECONSTRUCTORS
-    | set(_BUILDERS)
-)
-STATE_MODULES = re.compile(
-    r"(gym|gymnasium)\.spaces(\.\w+)?"
-    r"|(gym|gymnasium)\.wrappers\.(normalize|utils)"
-    r"|stable_baselines3?\.common\.(vec_env(\.\w+)*|running_mean_std)"
-    r"|numpy\.random(\.\w+)?|numpy\.dtypes"
-)
-"""Whose classes are only state to us. Functions of these modules may be named too; nothing calls them."""
+UNDERSTOOD = frozenset(_BUILDERS) | _RECONSTRUCTORS
+"""Names whose calls the reader carries out itself."""
 
 
-def admits_statistics(module: str, name: str) -> bool:
-    """Names that a `VecNormalize` and its spaces need, from 2020 to today."""
-    return f"{module}.{name}" in _NAMES or (STATE_MODULES.fullmatch(module) is not None and name.isidentifier())
-
-
-def number(value: Any) -> float:
-    """A Python or NumPy number.
-
-    Raises:
-        UserError: it is something else.
-    """
-    values = array(value)
-    if values.size != 1:
-        raise UserError("a number is missing")
-    return float(values.reshape(()))
-
-
-def array(value: Any) -> npt.NDArray[np.float64]:
-    """An array or number of a pickle, its bytes counted before anything is made of them.
-
-    Raises:
-        UserError: it is no array of numbers, or its shape does not fit its bytes.
-    """
-    return plain_array(value).astype(np.float64)
-
-
-def plain_array(value: Any) -> npt.NDArray[Any]:
-    """As `array`, in the type of its own elements.
-
-    Raises:
-        UserError: as there.
-    """
-    try:
-        return _array(value)
-    except _DAMAGE as error:
-        raise UserError(f"an array is missing or damaged ({printable(error)})") from None
-
-
-def _array(value: Any) -> npt.NDArray[Any]:
-    if isinstance(value, bool | int | float | np.ndarray | np.generic):  # arrays come from a trusted pickle
-        made = np.asarray(value)
-        if made.dtype.kind not in "biuf":
-            raise _Damaged("no numbers")
-        return made
-    if not isinstance(value, Inert):
-        raise _Damaged("no array")
-    module, _, function = value.name.rpartition(".")
-    if module in _ARRAY_MODULES and function == "_reconstruct":
-        _, shape, kind, fortran, raw = value.state
-        return _from_bytes(raw, _dtype(kind), shape, "F" if fortran else "C")
-    if module in _ARRAY_MODULES and function == "scalar":
-        kind, raw = value.arguments
-        return _from_bytes(raw, _dtype(kind), (), "C")
-    if module in _BUFFER_MODULES and function == "_frombuffer":
-        raw, kind, shape, order = value.arguments
-        return _from_bytes(raw, _dtype(kind), shape, "F" if order == "F" else "C")
-    if module == "numpy" and function in _SCALARS and len(value.arguments) == 1:  # numpy.float64(3.0)
-        return _array(value.arguments[0])
-    raise _Damaged(f"{printable(value.name, 60)} is no array")
-
-
-def _from_bytes(raw: Any, kind: np.dtype[Any], shape: Any, order: Any) -> npt.NDArray[Any]:
-    if not isinstance(raw, bytes) or not isinstance(shape, tuple) or len(shape) > 16:
-        raise _Damaged("no bytes or no shape")
-    if not all(isinstance(length, int) and 0 <= length <= MOST_BYTES for length in shape):
-        raise _Damaged("absurd shape")
-    if math.prod(shape) * kind.itemsize != len(raw):
-        raise _Damaged("its shape does not fit its bytes")
-    return np.frombuffer(raw, dtype=kind).reshape(shape, order=order)
-
-
-def _dtype(value: Any) -> np.dtype[Any]:
-    if isinstance(value, Named) and value.module == "numpy" and value.name in _SCALARS:
-        return _SCALARS[value.name]
-    if not isinstance(value, Inert) or value.name != "numpy.dtype" or not value.arguments:
-        raise _Damaged("no type of numbers")
-    code = value.arguments[0]
-    if not isinstance(code, str) or not re.fullmatch(r"[<>=|]?(\?|b1|[iu][1248]|f[248])", code):
-        raise _Damaged("its elements are no plain numbers")
-    order = value.state[1] if isinstance(value.state, tuple) and len(value.state) > 1 else "="
-    if order not in ("<", ">", "=", "|"):
-        raise _Damaged("its byte order is unknown")
-    return np.dtype(f"{order}{code.lstrip('<>=|')}")
+def attributes(state: Any) -> dict[str, Any]:
+    """What an object has by name, out of the state that its pickle gives it; empty where it has none."""
+    if isinstance(state, tuple) and len(state) == 2 and isinstance(state[0], dict):  # of a class with slots
+        state = state[0]
+    return {name: value for name, value in state.items() if isinstance(name, str)} if isinstance(state, dict) else {}

@@ -1,4 +1,4 @@
-"""What ONNX and TorchScript have in common: programs that somebody else wrote, run in batches of sizes that were tried."""
+"""What ONNX and TorchScript have in common: they are programs, which run here in batches of sizes that were tried before."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from rldistill.formats.archives import printable
 from rldistill.formats.foreign import (
     ALL_OF_MINATAR,
     BoxSpace,
@@ -19,7 +18,7 @@ from rldistill.formats.foreign import (
     ForeignScores,
     holds_bytes,
 )
-from rldistill.types import UserError
+from rldistill.types import UserError, printable
 
 UNITS = "actions are in the environment's units"
 _LARGEST_BATCH = 256
@@ -29,14 +28,14 @@ _NUMBERS_OF_BATCH = 2**20
 def batch_sizes(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The batches in which a program is fed: powers of two, up to 256 vectors or a million numbers.
 
-    They are few so that all of them can be tried (see `trial`) before the program is trusted with any.
+    They are few so that all of them can be tried (see `teachers.trial`) before the program is trusted with any.
     """
     most = max(1, min(_LARGEST_BATCH, _NUMBERS_OF_BATCH // max(1, math.prod(shape))))
     return tuple(2**power for power in range(most.bit_length()))
 
 
 def in_batches(run: Callable[[Tensor], Tensor], observations: Tensor) -> Tensor:
-    """`run` of all rows, in batches of the tried sizes; what is missing to one is filled up with the last row."""
+    """Runs all rows in batches of the tried sizes; the last batch is filled up with copies of its last row."""
     sizes = batch_sizes(tuple(observations.shape[1:]))
     parts = []
     for part in torch.split(observations, sizes[-1]):
@@ -71,7 +70,7 @@ def policy_of(
         reason: what went wrong, in one line, of an error of the program's runtime.
         mismatches: what does not fit, a line each.
         used: names of the options that acted.
-        provenance: what else is known.
+        provenance: what else the file says.
 
     Raises:
         UserError: the program does not run on such observations, or gives no scores for as many actions.
@@ -111,16 +110,9 @@ class LogProbabilities(nn.Module):
         self.network = network
 
     def forward(self, observations: Tensor) -> Tensor:
-        """Logarithms; of a probability that is 0 in float32, of the least number that is not."""
+        """Logarithms of the probabilities. A probability that is 0 in float32 counts as the least positive number."""
         probabilities = cast(Tensor, self.network(observations))
         return probabilities.clamp(min=torch.finfo(torch.float32).tiny).log()
-
-
-def unknown_range(path: Path) -> UserError:
-    """To be raised where nothing tells how pixels are scaled."""
-    return UserError(
-        f"{path} takes images but does not say of which range: say --pixels bytes (0 to 255) or --pixels unit (0 to 1)"
-    )
 
 
 def last_line(error: Exception) -> str:
@@ -129,13 +121,13 @@ def last_line(error: Exception) -> str:
 
 
 def _are_probabilities(out: Tensor) -> bool:
-    """Whether rows are distributions, as logits are by an accident that does not happen."""
+    """Whether each row is a distribution. That logits add up to 1 would be an accident."""
     sums = out.double().sum(dim=1)
     return out.shape[1] > 1 and bool((out >= 0).all()) and bool(((sums - 1).abs() < 1e-5).all())
 
 
 def _checked_outputs(out: Any, num_actions: int | None, scores: ForeignScores, path: Path, hint: str) -> int:
-    """How many numbers a probe of two observations gave for each. The hint follows where there are six."""
+    """How many numbers a probe of two observations gave for each of them. The hint ends the message where there are six."""
     if not isinstance(out, Tensor) or out.ndim != 2 or out.shape[0] != 2 or not 1 <= out.shape[1] <= 65_536:
         got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise UserError(f"{path} should give one row of scores for each of 2 observations, but gives {got}")

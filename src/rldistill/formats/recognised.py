@@ -1,4 +1,4 @@
-"""Policies of other tools that are not read: what they are, and how they are brought here all the same.
+"""Policies of other tools that are not read: what they are, and how they can be converted.
 
 Nothing in a file is executed: pickles are read as data (`pickles`), of other formats the first bytes and the names of members.
 """
@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from rldistill.files import open_regular
-from rldistill.formats.archives import PATH_LENGTH, printable, read_file, read_members
-from rldistill.formats.pickles import MOST_BYTES, Inert, admits_statistics, interpret
+from rldistill.formats.archives import read_file, read_members
+from rldistill.formats.arrays import MOST_PICKLE_BYTES, admits_statistics
+from rldistill.formats.pickles import Inert, interpret
 from rldistill.types import UserError
 
 _START = 32
@@ -40,13 +41,13 @@ def refuse_recognised(path: Path) -> None:
     Raises:
         UserError: it is recognised; the message says what it is and what to do.
     """
-    name = printable(path, PATH_LENGTH)
+    name = str(path)
     try:
-        found = _folder(path, name) if path.is_dir() else _file(path, name)
+        refusal = _folder(path, name) if path.is_dir() else _file(path, name)
     except OSError:  # whoever reads it says so
         return
-    if found is not None:
-        raise UserError(found)
+    if refusal is not None:
+        raise UserError(refusal)
 
 
 def _folder(folder: Path, name: str) -> str | None:
@@ -56,16 +57,16 @@ def _folder(folder: Path, name: str) -> str | None:
     checkpoints = sorted(folder.glob("checkpoint_p*/*.pth"))
     if checkpoints:
         best = next((file for file in checkpoints if file.name.startswith("best")), checkpoints[-1])
-        return f"{name} is a folder of Sample-Factory's: name one of its checkpoints, {printable(best, PATH_LENGTH)}"
+        return f"{name} is a folder of Sample-Factory's: name one of its checkpoints, {best}"
     if "saved_model.pb" in held:
         return f"{name} is a model of TensorFlow: {_TENSORFLOW}"
     if {"manifest.ocdbt", "_METADATA", "_CHECKPOINT_METADATA"} & held:
         return f"{name} is a checkpoint of JAX (Orbax) and holds no network: write its arrays to a state dict, {_ARRAYS_SECTION}"
     pickles = [folder / file for file in sorted(held) if file.endswith((".pkl", ".pickle", ".npy", ".npz"))]
     for file in islice(pickles, 5):
-        found = _file(file, printable(file, PATH_LENGTH)) if file.is_file() else None
-        if found is not None:
-            return found
+        refusal = _file(file, str(file)) if file.is_file() else None
+        if refusal is not None:
+            return refusal
     return None
 
 
@@ -110,9 +111,9 @@ def _zip(path: Path, name: str) -> str | None:
 
 
 def _pickle(path: Path, name: str) -> str | None:
-    """Of a pickle that holds arrays and plain values and calls nothing else; None of any other."""
+    """The refusal of a pickle that holds arrays and plain values and calls nothing else; None for any other."""
     if path.name in _RLLIB_STATES:
-        return _rllib(path.parent, printable(path.parent, PATH_LENGTH))
+        return _rllib(path.parent, str(path.parent))
     called: list[str] = []
 
     def admits(module: str, attribute: str) -> bool:
@@ -122,7 +123,7 @@ def _pickle(path: Path, name: str) -> str | None:
         return True
 
     try:
-        value, _ = interpret(read_file(path, MOST_BYTES, what="policy file"), admits, source=str(path))
+        value, _ = interpret(read_file(path, MOST_PICKLE_BYTES, what="policy file"), admits, source=str(path))
     except UserError:  # its reader says what it wants to call
         return None
     if _is_table(value) or _TABLE.search(path.stem):
@@ -153,7 +154,7 @@ def _table(name: str) -> str:
 
 
 def _rllib(folder: Path, name: str) -> str:
-    """With the file that holds the tensors, and what makes a state dict of it."""
+    """The refusal of a checkpoint of RLlib: it names the file of tensors, and the call that makes a state dict of it."""
     files = [file for file in islice(_files(folder), _MOST_FILES) if file.name in _RLLIB_STATES]
     files.sort(key=lambda file: (file.name != "module_state.pkl", "default_policy" not in file.parts, len(file.parts)))
     if not files:

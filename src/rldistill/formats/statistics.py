@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from rldistill.documents import parse_json
-from rldistill.formats.archives import PATH_LENGTH, printable, read_file
-from rldistill.formats.foreign import Statistics
-from rldistill.formats.pickles import MOST_BYTES, STATE_MODULES, Inert, admits_statistics, array, interpret, number
-from rldistill.types import UserError
+from rldistill.formats.archives import read_file
+from rldistill.formats.arrays import MOST_PICKLE_BYTES, STATE_MODULES, admits_statistics, array, number
+from rldistill.formats.foreign import Statistics, checked_statistics
+from rldistill.formats.pickles import Inert, attributes, interpret
+from rldistill.types import UserError, printable
 
 _MOST_PARTS = 1024
 TRUST_HINT = (
@@ -40,15 +41,13 @@ def read_statistics(path: Path, *, trust_pickle: bool = False) -> Statistics:
     """
     statistics = read_normalization(path, trust_pickle=trust_pickle)
     if statistics is None:
-        raise UserError(
-            f"{printable(path, PATH_LENGTH)} says that observations were not normalized (norm_obs=False); leave it out"
-        )
+        raise UserError(f"{path} says that observations were not normalized (norm_obs=False); leave it out")
     return statistics
 
 
 def read_normalization(path: Path, *, trust_pickle: bool = False) -> Statistics | None:
     """As `read_statistics`, but None where the file says that only rewards were normalized."""
-    data = read_file(path, MOST_BYTES, what="statistics file")
+    data = read_file(path, MOST_PICKLE_BYTES, what="statistics file")
     if data[:1] == b"{":
         return _of_json(data, path)
     if trust_pickle:
@@ -58,20 +57,18 @@ def read_normalization(path: Path, *, trust_pickle: bool = False) -> Statistics 
     try:
         return _normalization(root, str(path))
     except UserError as error:
-        raise UserError(f"{printable(path, PATH_LENGTH)} holds no statistics that can be used: {error}") from None
+        raise UserError(f"{path} holds no statistics that can be used: {error}") from None
 
 
 def _unpickled(data: bytes, path: Path) -> Any:
     try:
         return _Trusting(io.BytesIO(data)).load()
     except Exception as error:  # it has run a stranger's code, which may raise anything
-        raise UserError(
-            f"{printable(path, PATH_LENGTH)} cannot be unpickled: {printable(error) or type(error).__name__}"
-        ) from None
+        raise UserError(f"{path} cannot be unpickled: {printable(error) or type(error).__name__}") from None
 
 
 class _Trusting(pickle.Unpickler):
-    """Python's own, except that the classes of Gym and SB3 need not be installed."""
+    """Python's unpickler, for which the classes of Gym and SB3 need not be installed."""
 
     def find_class(self, module: str, name: str) -> Any:
         if STATE_MODULES.fullmatch(module) and not module.startswith("numpy"):
@@ -84,7 +81,7 @@ class _StandIn:
     state: Any = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Whatever is called for."""
+        """Takes whatever arguments the pickle gives."""
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -105,25 +102,8 @@ def _normalization(root: Any, source: str) -> Statistics | None:
     return checked_statistics(mean, variance, epsilon, limit, source)
 
 
-def checked_statistics(
-    mean: npt.NDArray[np.float64], variance: npt.NDArray[np.float64], epsilon: float, limit: float, source: str
-) -> Statistics:
-    """Statistics of one shape, finite, without a division by zero.
-
-    Raises:
-        UserError: they are not.
-    """
-    if mean.shape != variance.shape:
-        raise UserError(f"the mean has shape {mean.shape}, the variance {variance.shape}")
-    if not (np.isfinite(mean).all() and np.isfinite(variance).all() and (variance >= 0).all()):
-        raise UserError("a mean is not finite, or a variance not finite or negative")
-    if not (0 <= epsilon < math.inf and limit > 0) or not ((variance + epsilon) > 0).all():
-        raise UserError(f"epsilon {epsilon} and limit {limit} are no such numbers")
-    return Statistics(mean, variance, epsilon, limit, source)
-
-
 def _of_parts(parts: Mapping[Any, Any], names: Any, epsilon: float, limit: float, source: str) -> Statistics:
-    """Of a dictionary of observations: the parts' numbers one after the other."""
+    """The statistics of a dictionary of observations: the parts' numbers one after the other."""
     wanted = list(parts) if names is None else names
     if not isinstance(wanted, list | tuple) or not 1 <= len(wanted) <= _MOST_PARTS:
         raise UserError("they are of a dictionary of observations without parts")
@@ -149,13 +129,13 @@ def _moments(value: Any) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float6
 
 def _of_json(data: bytes, path: Path) -> Statistics:
     """Statistics that a user wrote down: `{"mean": [...], "std": [...], "clip": 10}`, `clip` null or absent for none."""
-    title = printable(path, PATH_LENGTH)
+    title = str(path)
     try:
-        said = parse_json(data, "it")
-        if not isinstance(said, dict) or not {"mean", "std"} <= set(said) <= {"mean", "std", "clip"}:
+        content = parse_json(data, "it")
+        if not isinstance(content, dict) or not {"mean", "std"} <= set(content) <= {"mean", "std", "clip"}:
             raise UserError("it should have mean, std and clip (null for none)")
-        mean, deviation = (np.asarray(said[name], dtype=np.float64) for name in ("mean", "std"))
-        limit = math.inf if said.get("clip") is None else float(said["clip"])
+        mean, deviation = (np.asarray(content[name], dtype=np.float64) for name in ("mean", "std"))
+        limit = math.inf if content.get("clip") is None else float(content["clip"])
         return checked_statistics(mean, np.where(deviation > 0, deviation**2, np.nan), 0.0, limit, str(path))
     except UserError as error:
         raise UserError(f"{title} holds no statistics that can be used: {error}") from None
@@ -163,20 +143,7 @@ def _of_json(data: bytes, path: Path) -> Statistics:
         raise UserError(f"{title} holds no statistics that can be used: {printable(error, 120)}") from None
 
 
-def _class_and_state(value: Any) -> tuple[str, Mapping[Any, Any]]:
+def _class_and_state(value: Any) -> tuple[str, Mapping[str, Any]]:
     if isinstance(value, Inert):
-        name, state = value.name, value.state
-    elif isinstance(value, _StandIn):
-        name, state = value.origin, value.state
-    else:
-        return "", {}
-    if isinstance(state, tuple) and len(state) == 2 and isinstance(state[0], dict):  # with slots
-        state = state[0]
-    return name, state if isinstance(state, dict) else {}
-
-
-def attributes(value: Any) -> Iterator[tuple[str, Any]]:
-    """Name and value of everything that an object of a pickle has, nothing where it is no object."""
-    for name, item in _class_and_state(value)[1].items():
-        if isinstance(name, str):
-            yield name, item
+        return value.name, attributes(value.state)
+    return (value.origin, attributes(value.state)) if isinstance(value, _StandIn) else ("", {})

@@ -1,150 +1,63 @@
-"""Policies trained elsewhere: `load_teacher` makes a teacher of any of them, and says what does not fit."""
+"""Policies trained elsewhere: `load_teacher` makes a teacher of any of them, and reports what does not fit."""
 
 from __future__ import annotations
 
-import hashlib
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from rldistill.arguments import checked_arguments
-from rldistill.formats.beside import with_statistics
-from rldistill.formats.foreign import ForeignPolicy
+from rldistill.formats.beside import folders_in, with_statistics
+from rldistill.formats.c.compiling import compiled
+from rldistill.formats.c.reading import read_note as read_c_note
+from rldistill.formats.cleanrl.reading import read_cleanrl
+from rldistill.formats.foreign import FOREIGN_SCORES, BoxSpace, ForeignPolicy
 from rldistill.formats.hub.download import PREFIX, fetch, find_policy_file, read_card
 from rldistill.formats.matching import mismatches_of, with_masks
+from rldistill.formats.note import Note, read_zipped_note
+from rldistill.formats.onnx.reading import read_note as read_onnx_note
 from rldistill.formats.options import TeacherOptions, check_acting
-from rldistill.formats.outputs import unit_mismatch, unit_tool, with_units
-from rldistill.formats.programs import last_line
 from rldistill.formats.recognised import refuse_recognised
-from rldistill.formats.sb3.files import PARAMETERS, content_of, is_unpacked
+from rldistill.formats.sb3 import PARAMETERS, is_unpacked
+from rldistill.formats.sb3.files import read_note as read_sb3_note
+from rldistill.formats.sb3.reading import read_sb3
+from rldistill.formats.tensors.state_dict import read_state_dict
+from rldistill.formats.units import unit_mismatch, unit_tool, with_units
 from rldistill.machine import usual_torch
-from rldistill.play.actions import describe, score_width
-from rldistill.play.envs import arguments_of, chosen_task, name_environment, newest_task, same_game, unlike
-from rldistill.play.envs.own import Predicting
-from rldistill.policies import MultiTaskPolicy, NamedPolicy, SavedPolicy, load_heads, name_of, named_heads
+from rldistill.play.envs import arguments_of, chosen_task, name_environment, newest_task
+from rldistill.policies import NamedPolicy, SavedPolicy, name_of
 from rldistill.policies import load_policy as load_folder
 from rldistill.progress import Progress
-from rldistill.teachers.detect import kind_of
-from rldistill.teachers.exported import Exported, exported_in, read_exported
+from rldistill.teachers.detect import check_readable, kind_of
+from rldistill.teachers.foreign import ForeignTeacher, origin_of, supposed_notes
 from rldistill.teachers.python import PythonTeacher
-from rldistill.teachers.reading import read_kind
-from rldistill.types import ScoreKind, Task, Teacher, UserError, first_line
+from rldistill.teachers.request import Request, asked_task, own_task, renamed
+from rldistill.teachers.trial import read_program
+from rldistill.types import Task, Teacher, UserError
 
 __all__ = [
     "ForeignTeacher",
     "PythonTeacher",
     "TeacherOptions",
     "as_policy",
+    "card_of",
     "check_all_act",
-    "known_of",
     "load_all",
     "load_fitting",
     "load_own",
     "load_policy",
-    "load_several",
     "load_teacher",
+    "note_in",
+    "read_exported",
     "teacher_beside",
 ]
 
 Ref: TypeAlias = str | os.PathLike[str]
-
-
-@dataclass(frozen=True)
-class ForeignTeacher(Predicting):
-    """A policy of another tool, with the task that it plays; called like a policy of our own."""
-
-    foreign: ForeignPolicy
-    task: Task
-    score_kind: ScoreKind
-    path: Path
-    mismatches: tuple[str, ...] = ()
-    """What does not fit, a line each: a teacher that plays badly because of it, plays badly for the student too."""
-    notes: tuple[str, ...] = ()
-    """What was supposed, since the file does not say."""
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    said: Mapping[str, str] = field(default_factory=dict)
-    """What a user said of its network, pixels and scores."""
-
-    @property
-    def used(self) -> frozenset[str]:
-        """Names of the options that acted when it was loaded."""
-        return self.foreign.used
-
-    @property
-    def sha256(self) -> str:
-        """Tells whether two teachers are the same: of the file, and where its scores depend on more, of that too."""
-        told = [self.provenance["sha256"], *self._beside]
-        return told[0] if len(told) == 1 else hashlib.sha256("\n".join(told).encode()).hexdigest()
-
-    @property
-    def _beside(self) -> list[str]:
-        """What changes the scores and is not in the file: statistics of observations, and what a user has said."""
-        statistics = self.foreign.normalization
-        found = [f"{name} = {value}" for name, value in sorted(self.said.items())]
-        if statistics is not None:
-            parts = [statistics.mean, statistics.variance]
-            parts += [] if statistics.untouched is None else [statistics.untouched.astype(np.float64)]
-            numbers = np.concatenate([part.ravel() for part in parts])
-            limits = np.array([statistics.epsilon, statistics.limit])
-            found.append(hashlib.sha256(np.concatenate([numbers, limits]).tobytes()).hexdigest())
-        return found
-
-    @property
-    def network(self) -> nn.Module:
-        """With its parameters."""
-        return self.foreign.network
-
-    @property
-    def name(self) -> str:
-        """What a table calls its network: the algorithm, or the format where the file tells none."""
-        return self.foreign.algorithm if self.foreign.algorithm != "unknown" else self.foreign.format
-
-    def weights(self) -> bytes:
-        """The file."""
-        return content_of(self.path)
-
-    def __call__(self, observations: Tensor) -> Tensor:
-        """Scores (B, K) float32 of observations (B, *obs), normalized as in training.
-
-        Raises:
-            UserError: it cannot be played at all: observations of another shape, or another number of scores.
-        """
-        space, shape = self.foreign.observation_space, tuple(observations.shape[1:])
-        if space is not None and space.shape != shape:
-            observations = self._as_declared(observations, space.shape)
-        if self.foreign.normalization is not None:
-            observations = self.foreign.normalization(observations)
-        with torch.no_grad():
-            try:
-                scores = cast(Tensor, self.foreign.network(observations)).to(torch.float32)
-            except Exception as error:  # of the runtimes, which have kinds of their own
-                if isinstance(error, UserError) or self.foreign.format not in ("ONNX", "TorchScript"):
-                    raise
-                reason = (first_line if self.foreign.format == "ONNX" else last_line)(error)
-                raise UserError(f"{self.path} fails on an observation of {self.task.env}: {reason}") from None
-        width = score_width(self.task, self.score_kind)
-        if scores.shape[1:] != (width,):
-            raise UserError(
-                f"{self.path} cannot play {self.task.env}: it gives {tuple(scores.shape[1:])} scores, "
-                f"{describe(self.task)} need {width} ({self.score_kind})"
-            )
-        return scores
-
-    def _as_declared(self, observations: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Observations (B, *obs) as the environment declares them, channels last or as a table, for a teacher that reads that."""
-        given = tuple(observations.shape[1:])
-        if len(shape) == 3 and given == shape[2:] + shape[:2]:
-            return observations.permute(0, 2, 3, 1).contiguous()
-        if len(shape) in (0, 2) and given in ((math.prod(shape),), (1, *shape)):
-            return observations.reshape(len(observations), *shape)
-        raise UserError(f"{self.path} cannot play {self.task.env}: it reads {shape}, and is given {given}")
 
 
 @usual_torch()
@@ -176,8 +89,8 @@ def _load(
     ref: Ref, env: str | None, options: TeacherOptions, env_kwargs: Sequence[str] = (), like: Task | None = None
 ) -> SavedPolicy | ForeignTeacher:
     """As `load_teacher`, whether or not the options act; where no `env` is given, it plays what `like` is."""
-    given = options
-    path, head = _located(ref)
+    place = os.fspath(ref)
+    path = fetch(place) if place.startswith(PREFIX) else Path(place)
     if path.name == PARAMETERS and is_unpacked(path.parent):  # a part of a policy, which says less than the whole
         path = path.parent
     kind = kind_of(path)
@@ -186,13 +99,12 @@ def _load(
     if kind in ("policy folder", "run folder") or (path.is_dir() and kind == "unknown") or not path.exists():
         if kind == "unknown" and path.is_dir():
             refuse_recognised(path)
-        return load_folder(path, head)
-    _refuse_head(path, head)
-    exported = exported_in(kind, path)
-    if exported is not None:
-        made = _exported(kind, path, exported, _asked(env, env_kwargs, like, exported.task), env_kwargs)
-        return replace(made, notes=tuple(_renamed(env, made.task)))
-    asked = _asked(env, env_kwargs, like)
+        return load_folder(path)
+    note = note_in(kind, path)
+    if note is not None:
+        exported = _exported(kind, path, note, asked_task(env, env_kwargs, like, note.task), env_kwargs)
+        return replace(exported, notes=tuple(renamed(env, exported.task)))
+    asked = asked_task(env, env_kwargs, like)
     named = asked.env if env is None and asked is not None else env
     folder = None
     if kind == "hub folder":
@@ -201,37 +113,58 @@ def _load(
         path = find_policy_file(path)
         kind = kind_of(path)
     task = asked if asked is not None or named is None else newest_task(named, env_kwargs)
-    foreign = read_kind(kind, path, task, options, folder)
-    if given.teacher_scores == foreign.scores:  # what agrees with the file is checked by it, and acts so
+    foreign = _READERS.get(kind, _refuse)(path, Request(task, options, folder))
+    if options.teacher_scores == foreign.scores:  # what agrees with the file is checked by it, and acts so
         foreign = replace(foreign, used=foreign.used | {"teacher_scores"})
-    if task is None:
-        if foreign.env is None:
-            raise UserError(f"{path} does not say which environment it plays: name it with --env")
-        try:
-            task = newest_task(foreign.env, env_kwargs)
-        except UserError as error:
-            raise UserError(
-                f"{error} ({path} or what lies beside it is named so; --env names the environment itself)"
-            ) from None
+    task = own_task(foreign, path, env_kwargs) if task is None else task
+    return _fitted(foreign, path, task, options, named, folder, finds_statistics=kind != "sb3")
+
+
+def _fitted(
+    foreign: ForeignPolicy,
+    path: Path,
+    task: Task,
+    options: TeacherOptions,
+    named: str | None,
+    folder: Path | None,
+    *,
+    finds_statistics: bool,
+) -> ForeignTeacher:
+    """The teacher of a policy and a task, with everything that lies beside its file and all that does not fit.
+
+    Args:
+        foreign: the policy as it was read.
+        path: of its file.
+        task: that it plays.
+        options: what the file does not say.
+        named: the environment id that was asked for, if one was.
+        folder: of the model, where that was named.
+        finds_statistics: whether statistics of observations are still to be looked for.
+    """
     foreign = with_units(foreign, options.teacher_actions, task, path)
-    notes = [str(note) for note in (*foreign.provenance.get("notes", ()), *_supposed(foreign))]
-    if kind != "sb3":
+    notes = [str(note) for note in (*foreign.provenance.get("notes", ()), *supposed_notes(foreign))]
+    if finds_statistics:
         foreign, of_statistics = with_statistics(foreign, path, folder, task, options)
         notes += of_statistics
     task, of_masks = with_masks(foreign, task)
     notes += of_masks
-    notes += _renamed(named or foreign.env, task)
-    score_kind = _score_kind(foreign)
-    mismatches = [*mismatches_of(foreign, task, score_kind), *foreign.mismatches]
-    provenance = {"format": foreign.format, "algorithm": foreign.algorithm, "sha256": _sha256(path)}
-    known = provenance | dict(foreign.provenance)
+    notes += renamed(named or foreign.env, task)
+    mismatches = [*mismatches_of(foreign, task), *foreign.mismatches]
     # Statistics count by their contents, wherever they lie.
-    said = {name: str(value) for name, value in given.given().items() if name in foreign.used - {"normalization"}}
-    teacher = ForeignTeacher(foreign, task, score_kind, path, tuple(mismatches), tuple(notes), known, said)
+    acting = foreign.used - {"normalization"}
+    teacher = ForeignTeacher(
+        foreign,
+        task,
+        path,
+        tuple(mismatches),
+        tuple(notes),
+        origin_of(foreign, path) | dict(foreign.provenance),
+        {name: str(value) for name, value in options.given().items() if name in acting},
+    )
     if not foreign.units_supposed or mismatches or not task.continuous:
         return teacher
-    wrong = unit_tool(foreign, task) or unit_mismatch(teacher)
-    return teacher if wrong is None else replace(teacher, mismatches=(wrong,))
+    unlike = unit_tool(foreign, task) or unit_mismatch(teacher)
+    return teacher if unlike is None else replace(teacher, mismatches=(unlike,))
 
 
 @usual_torch()
@@ -245,15 +178,14 @@ def load_policy(path: Ref) -> SavedPolicy | ForeignTeacher:
     Raises:
         UserError: nothing there, a file that is damaged, or one that another tool made (`load_teacher` reads those).
     """
-    place, head = _located(path)
+    place = Path(path)
     kind = kind_of(place)
     if place.is_dir() or not place.exists():
-        return load_folder(place, head)
-    _refuse_head(place, head)
-    exported = exported_in(kind, place)
-    if exported is None:
+        return load_folder(place)
+    note = note_in(kind, place)
+    if note is None:
         raise UserError(f"{place} was not exported by rldistill; load_teacher reads the files of other tools")
-    return _exported(kind, place, exported, None, ())
+    return _exported(kind, place, note, None, ())
 
 
 def load_own(policy: Ref | SavedPolicy, *, verb: str) -> SavedPolicy:
@@ -265,40 +197,12 @@ def load_own(policy: Ref | SavedPolicy, *, verb: str) -> SavedPolicy:
     if isinstance(policy, SavedPolicy):
         return policy
     place = os.fspath(policy)
-    path, head = _located(policy)
+    path = fetch(place) if place.startswith(PREFIX) else Path(place)
     if path.is_file() or kind_of(path) in ("hub folder", "sb3"):
         raise UserError(
             f"{place} is no policy folder: {verb} takes policies of rldistill; distil this one into a student first"
         )
-    return load_folder(path, head)
-
-
-def load_several(policy: object) -> MultiTaskPolicy | None:
-    """A policy of several tasks by its place, or loaded; None where it is anything else.
-
-    Raises:
-        UserError: its folder is damaged.
-    """
-    if not isinstance(policy, str | os.PathLike):
-        return policy if isinstance(policy, MultiTaskPolicy) else None
-    path, head = _located(policy)
-    if head is not None or kind_of(path) not in ("policy folder", "run folder"):
-        return None
-    loaded = load_heads(path)
-    return loaded if isinstance(loaded, MultiTaskPolicy) else None
-
-
-def _located(ref: Ref) -> tuple[Path, str | None]:
-    """The path of a reference, fetched where it is on the hub, and the task that it names after a `#`."""
-    place, head = os.fspath(ref), None
-    if "#" in place and not Path(place).exists():
-        place, _, head = place.rpartition("#")
-    return (fetch(place) if place.startswith(PREFIX) else Path(place)), head
-
-
-def _refuse_head(path: Path, head: str | None) -> None:
-    if head is not None:
-        raise UserError(f"{path} is no policy folder of several tasks: name it without #{head}")
+    return load_folder(path)
 
 
 def teacher_beside(
@@ -309,7 +213,7 @@ def teacher_beside(
     options: TeacherOptions | None = None,
     say: Callable[[str], None],
 ) -> SavedPolicy | ForeignTeacher | None:
-    """The teacher that a policy is shown beside, None where there is none; why one cannot be loaded is told.
+    """The teacher that a policy is compared with; None where there is none, or where it cannot be loaded.
 
     Args:
         named: the teacher's place, as the student's run or provenance has it.
@@ -348,7 +252,7 @@ def load_fitting(
     alone: bool = True,
     progress: Progress,
 ) -> SavedPolicy | ForeignTeacher:
-    """As `load_teacher`, for a verb that goes on with it: what was supposed is said, and what does not fit stops it.
+    """As `load_teacher`, for a verb that goes on with it: suppositions are reported, and what does not fit stops it.
 
     Args:
         ref: where it is.
@@ -367,7 +271,7 @@ def load_fitting(
     if alone:
         check_all_act(options, [teacher], [os.fspath(ref)])
     if not isinstance(teacher, ForeignTeacher):
-        for note in _renamed(env, chosen_task(teacher.task, env, env_kwargs)) if env is not None else ():
+        for note in renamed(env, chosen_task(teacher.task, env, env_kwargs)) if env is not None else ():
             progress.say(f"{os.fspath(ref)}: {note}")
         return teacher
     if teacher.mismatches and not (options and options.accept_mismatch):
@@ -380,16 +284,14 @@ def load_fitting(
 
 
 def load_all(
-    policies: Sequence[Ref | Teacher | MultiTaskPolicy],
+    policies: Sequence[Ref | Teacher],
     *,
     env: str | None = None,
     env_kwargs: Sequence[str] = (),
     options: TeacherOptions | None = None,
     progress: Progress,
 ) -> list[NamedPolicy]:
-    """Several policies that a verb compares; of a policy of several tasks each head.
-
-    What a file does not say of its task, the first policy says, or the one among several tasks that has its environment.
+    """Several policies that a verb compares. What a file does not say of its task, the first policy says.
 
     Args:
         policies: places, loaded policies, or anything that is a `Teacher`.
@@ -399,41 +301,27 @@ def load_all(
         progress: given a line for each thing that was supposed.
 
     Raises:
-        UserError: one cannot be loaded or does not fit, an option acts on none of them, or `env` is given beside a policy of
-            several tasks.
+        UserError: one cannot be loaded or does not fit, or an option acts on none of them.
     """
-    several = [load_several(given) for given in policies]
-    tasks = [task for one in several if one is not None for task in one.tasks.values()]
-    if tasks and (env is not None or env_kwargs):
-        raise UserError(
-            f"--env and --env-kwargs name one environment, and a policy here plays {len(tasks)}: take one head, REF#{tasks[0].env}"
-        )
     loaded: list[NamedPolicy] = []
-    files: list[NamedPolicy] = []
-    for given, whole in zip(policies, several, strict=True):
-        if whole is not None or isinstance(given, MultiTaskPolicy):
-            assert whole is not None
-            loaded += named_heads(whole, given if isinstance(given, str | os.PathLike) else whole)
-        elif not isinstance(given, str | os.PathLike):
+    for given in policies:
+        if not isinstance(given, str | os.PathLike):
             policy = as_policy(given)
             loaded.append(NamedPolicy(name_of(policy), policy, policy.task.env))
-        else:
-            like = None if tasks or not loaded else loaded[0].policy.task
-            read = load_fitting(
-                given, env=env, env_kwargs=env_kwargs, like=like, options=options, alone=False, progress=progress
-            )
-            own = (read.foreign.env if isinstance(read, ForeignTeacher) else None) or read.task.env
-            alike = [task for task in tasks if same_game(task.env, own) and unlike(task, read.task) is None]
-            if alike and isinstance(read, ForeignTeacher):
-                read = replace(read, task=alike[0])
-            files.append(NamedPolicy(name_of(given), read, own))
-            loaded.append(files[-1])
+            continue
+        like = loaded[0].policy.task if loaded else None
+        read = load_fitting(
+            given, env=env, env_kwargs=env_kwargs, like=like, options=options, alone=False, progress=progress
+        )
+        own = read.foreign.env if isinstance(read, ForeignTeacher) else None
+        loaded.append(NamedPolicy(name_of(given), read, own or read.task.env))
+    files = [one for one, given in zip(loaded, policies, strict=True) if isinstance(given, str | os.PathLike)]
     check_all_act(options, [one.policy for one in files], [one.name for one in files])
     return loaded
 
 
 def check_all_act(options: TeacherOptions | None, policies: Sequence[object], names: Sequence[str]) -> None:
-    """Refuses options that act on none of one or several policies.
+    """Refuses options that have an effect on none of one or several policies.
 
     Args:
         options: as a user gave them.
@@ -454,7 +342,7 @@ def _used(policy: object) -> frozenset[str]:
 
 
 def as_policy(teacher: Teacher) -> SavedPolicy | ForeignTeacher | PythonTeacher:
-    """A teacher as what every verb works on. Objects of users get observations of their own, ours do not change theirs.
+    """A teacher as every verb takes it. Objects of users are given copies of observations, since they may change them.
 
     Raises:
         UserError: it lacks a task or a kind of scores.
@@ -462,8 +350,8 @@ def as_policy(teacher: Teacher) -> SavedPolicy | ForeignTeacher | PythonTeacher:
     return teacher if isinstance(teacher, SavedPolicy | ForeignTeacher | PythonTeacher) else PythonTeacher(teacher)
 
 
-def known_of(teacher: Teacher, path: str | None) -> dict[str, Any]:
-    """For the card of a dataset: which teacher it was, and where it came from.
+def card_of(teacher: Teacher, path: str | None) -> dict[str, Any]:
+    """What a dataset's card says of its teacher: which one it was, and where it came from.
 
     Args:
         teacher: any.
@@ -472,54 +360,117 @@ def known_of(teacher: Teacher, path: str | None) -> dict[str, Any]:
     if not isinstance(teacher, SavedPolicy | ForeignTeacher):
         kind = teacher.teacher if isinstance(teacher, PythonTeacher) else teacher
         return {"path": path, "sha256": None, "kind": type(kind).__name__}
-    known = {
+    card = {
         "path": path if path is not None or teacher.path is None else str(teacher.path),
         "sha256": teacher.sha256,
         "provenance": dict(teacher.provenance),
     }
-    return known | (
-        {"architecture": teacher.network.architecture.as_dict()} if isinstance(teacher, SavedPolicy) else {}
+    return card | ({"architecture": teacher.network.architecture.as_dict()} if isinstance(teacher, SavedPolicy) else {})
+
+
+def _exported(kind: str, path: Path, note: Note, asked: Task | None, env_kwargs: Sequence[str]) -> ForeignTeacher:
+    """A file of `export`, which says all that there is to know."""
+    foreign = read_exported(kind, path, note)
+    task = chosen_task(note.task, None, env_kwargs) if asked is None else asked
+    provenance = {**foreign.provenance, **note.facts, **origin_of(foreign, path), "supposed": [], "notes": []}
+    mismatches = () if asked is None else tuple(mismatches_of(foreign, task))
+    return ForeignTeacher(replace(foreign, used=frozenset()), task, path, mismatches, (), provenance)
+
+
+# --- files that export wrote
+
+_NOTES: Mapping[str, Callable[[Path], Note | None]] = {
+    "c": read_c_note,
+    "onnx": read_onnx_note,
+    "sb3": read_sb3_note,
+    "torchscript": read_zipped_note,
+}
+
+
+def note_in(kind: str, path: Path) -> Note | None:
+    """What `export` wrote into a file; None where `export` did not make it.
+
+    Args:
+        kind: as of `detect.kind_of`.
+        path: the file.
+
+    Raises:
+        UserError: the file or the note is damaged.
+    """
+    read = _NOTES.get(kind)
+    return None if read is None else read(path)
+
+
+def read_exported(kind: str, path: Path, note: Note) -> ForeignPolicy:
+    """The policy in a file that `export` wrote, ready to be called.
+
+    Raises:
+        UserError: the file is damaged, or what runs it is missing (the message names the extra, or the compiler).
+    """
+    task = note.task
+    shape, scores = task.observation_shape, FOREIGN_SCORES[note.score_kind]
+    if kind == "sb3":
+        # What lies beside it may be another policy's: this one has its normalization inside.
+        return read_sb3(path, folders=None)
+    if kind == "c":
+        foreign = ForeignPolicy(compiled(note.contents, str(path)), scores, "unknown", "C99", None, None)
+    else:
+        # Anybody can write that a file is of this kind, so it is tried as any other.
+        output = {"output": "scores"} if kind == "onnx" else {}
+        foreign = read_program(
+            kind, path, observation_shape=shape, num_actions=task.num_actions, scores=scores, pixels="bytes", **output
+        )
+    top = np.full(shape, 255.0 if task.observation_dtype == "uint8" else np.inf)
+    low = np.zeros(shape) if task.observation_dtype == "uint8" else -top
+    return replace(
+        foreign,
+        observation_space=BoxSpace(shape, low, top, task.observation_dtype),
+        action_space=None,
+        squashed=note.score_kind == "squashed_gaussian",
     )
 
 
-def _asked(env: str | None, env_kwargs: Sequence[str], like: Task | None, own: Task | None = None) -> Task | None:
-    """What a file is to play by the user's word or like another policy; None where its own word counts."""
-    if env is not None:
-        return chosen_task(own, env, env_kwargs) if own is not None and own.env == env else newest_task(env, env_kwargs)
-    return None if like is None else chosen_task(like, None, env_kwargs)
+# --- one reader for each kind of file
 
 
-def _exported(
-    kind: str, path: Path, exported: Exported, asked: Task | None, env_kwargs: Sequence[str]
-) -> ForeignTeacher:
-    """A file of `export`, which says all that there is to know."""
-    foreign = read_exported(kind, path, exported)
-    task = chosen_task(exported.task, None, env_kwargs) if asked is None else asked
-    # Stable-Baselines3 keeps deterministic actions as the means of a Gaussian.
-    score_kind = _score_kind(foreign) if kind == "sb3" else exported.score_kind
-    own = {"format": foreign.format, "algorithm": foreign.algorithm, "sha256": _sha256(path)}
-    provenance: dict[str, Any] = {**foreign.provenance, **exported.known, **own, "supposed": [], "notes": []}
-    mismatches = () if asked is None else tuple(mismatches_of(foreign, task, score_kind))
-    return ForeignTeacher(replace(foreign, used=frozenset()), task, score_kind, path, mismatches, (), provenance)
+def _read_sb3(path: Path, request: Request) -> ForeignPolicy:
+    return read_sb3(
+        path,
+        architecture=request.options.teacher_network,
+        normalization=request.options.normalization,
+        folders=folders_in(request.folder),
+        trust_pickle=request.options.trust_pickle,
+    )
 
 
-def _renamed(named: str | None, task: Task) -> list[str]:
-    """What to say where another id is played than was named, since that version is gone."""
-    return [] if named is None or task.env == named else [f"{named} is no longer there: played as {task.env}"]
+def _read_cleanrl(path: Path, request: Request) -> ForeignPolicy:
+    architecture = request.options.teacher_network
+    return read_cleanrl(path, observation_shape=request.shape, architecture=architecture, numbers=request.numbers)
 
 
-def _supposed(foreign: ForeignPolicy) -> list[str]:
-    supposed = foreign.provenance.get("supposed", ())
-    return [f"supposed, since the file does not say: {', '.join(map(str, supposed))}"] if supposed else []
+def _read_program(kind: str, path: Path, request: Request) -> ForeignPolicy:
+    output, inputs = request.options.teacher_output, request.options.teacher_input
+    return read_program(kind, path, output=output, inputs=inputs, **request.outputs)
 
 
-def _score_kind(foreign: ForeignPolicy) -> ScoreKind:
-    if foreign.scores == "deterministic":
-        return "actions"
-    if foreign.scores == "gaussian":
-        return "squashed_gaussian" if foreign.squashed else "gaussian"
-    return foreign.scores
+def _read_state_dict(path: Path, request: Request) -> ForeignPolicy:
+    refuse_recognised(path)
+    return read_state_dict(path, architecture=request.options.teacher_network, **request.outputs)
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(content_of(path)).hexdigest()
+def _refuse(path: Path, request: Request) -> ForeignPolicy:
+    check_readable(path)
+    refuse_recognised(path)
+    raise UserError(
+        f"{path} is no policy that rldistill knows: it reads policy folders, Stable-Baselines3 zips, CleanRL "
+        "checkpoints, ONNX, TorchScript, plain state dicts and what its own export wrote"
+    )
+
+
+_READERS: Mapping[str, Callable[[Path, Request], ForeignPolicy]] = {
+    "sb3": _read_sb3,
+    "cleanrl": _read_cleanrl,
+    "onnx": partial(_read_program, "onnx"),
+    "torchscript": partial(_read_program, "torchscript"),
+    "state dict": _read_state_dict,
+}

@@ -1,4 +1,4 @@
-"""What kind of file a teacher is, by its content. Nothing is loaded, let alone executed."""
+"""What kind of file a teacher is, by its content. Nothing is loaded or executed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import Literal, TypeAlias
 from rldistill.documents import read_any_json
 from rldistill.files import open_regular
 from rldistill.formats.archives import read_members
-from rldistill.formats.c import FIRST_LINE
-from rldistill.formats.cleanrl.reading import is_msgpack
+from rldistill.formats.c.rendering import FIRST_LINE
 from rldistill.formats.hub.download import find_policy_file, read_card
-from rldistill.formats.sb3.files import SAVED_POLICY, is_unpacked
-from rldistill.formats.tensors.weights import is_safetensors
+from rldistill.formats.sb3 import SAVED_POLICY, is_unpacked
+from rldistill.formats.tensors.weights import is_msgpack, is_safetensors
 from rldistill.types import UserError
 
 Kind: TypeAlias = Literal[
@@ -37,7 +36,7 @@ _MODEL_FIELDS = {1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26}
 
 
 def kind_of(path: Path) -> Kind:
-    """What a reader of this package would take the path for; `unknown` is none of them, or nothing at all."""
+    """The kind of file or folder at a path; `unknown` where no reader of this package takes it, or nothing is there."""
     try:
         return _kind_of_folder(path) if path.is_dir() else _kind_of_file(path) if path.is_file() else "unknown"
     except (OSError, UserError):
@@ -121,20 +120,20 @@ def _kind_of_zip(path: Path, *, cleanrl: bool) -> Kind:
 
 
 def _strings(pickled: bytes) -> set[str]:
-    """Texts in a pickle, found by reading its operations one by one; none is carried out."""
-    found = set()
+    """Texts in a pickle. Its operations are read one by one and none is carried out."""
+    texts = set()
     try:
         for _, argument, _ in pickletools.genops(pickled):
             if isinstance(argument, str):
-                found.add(argument)
+                texts.add(argument)
     except Exception:  # of damaged pickles, whose reader says so
         pass
-    return found
+    return texts
 
 
 def _is_onnx(path: Path, size: int) -> bool:
     """Whether the outermost fields are those of a model, a graph among them; their contents are skipped."""
-    seen = set()
+    numbers = set()
     position = count = 0
     with open_regular(path) as file:
         while position < size:
@@ -146,13 +145,13 @@ def _is_onnx(path: Path, size: int) -> bool:
             number, kind = tag >> 3, tag & 7
             if count > _MAX_FIELDS or not length or not more or number not in _MODEL_FIELDS or kind not in (0, 2):
                 return False
-            seen.add(number)
+            numbers.add(number)
             position += length + more + (value if kind == 2 else 0)
-    return position == size and 7 in seen
+    return position == size and 7 in numbers
 
 
 def _varint(data: bytes) -> tuple[int, int]:
-    """A number, and how many bytes it took: none where it has no end."""
+    """A number, and how many bytes it takes; 0 bytes where it has no end."""
     value = 0
     for index, byte in enumerate(data[:10]):
         value |= (byte & 0x7F) << (7 * index)

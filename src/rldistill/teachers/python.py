@@ -16,7 +16,7 @@ from rldistill.types import ScoreKind, Task, Teacher, UserError, printable
 class PythonTeacher:
     """A user's object as a `KeptPolicy`. It is given observations of its own, so that it may change them.
 
-    What it does not tell of itself is empty: a network without parameters, no weights, no checksum.
+    What it does not say of itself is empty: a network without parameters, no weights, no checksum.
 
     Args:
         teacher: anything with a `task`, a `score_kind` and a call from observations (B, *obs) to scores (B, K).
@@ -54,13 +54,13 @@ class PythonTeacher:
 
     @property
     def network(self) -> nn.Module:
-        """Its own, if it is a module or has one."""
+        """The object itself if it is a module, or the module that it has."""
         inner = getattr(self.teacher, "network", self.teacher)
         return inner if isinstance(inner, nn.Module) else nn.Identity()
 
     @property
     def name(self) -> str:
-        """Its own, or that of its class."""
+        """The object's name, or that of its class."""
         name = getattr(self.teacher, "name", None)
         return name if isinstance(name, str) else type(self.teacher).__name__
 
@@ -72,18 +72,18 @@ class PythonTeacher:
 
     @property
     def provenance(self) -> Mapping[str, Any]:
-        """What it tells of its making."""
+        """What it says of its making."""
         made = getattr(self.teacher, "provenance", None)
         return made if isinstance(made, Mapping) else {}
 
     @property
     def sha256(self) -> str:
-        """Empty where it has none: nobody knows whether two are the same then."""
-        known = getattr(self.teacher, "sha256", None)
-        return known if isinstance(known, str) else ""
+        """The object's checksum; empty where it has none, since two objects cannot be compared then."""
+        checksum = getattr(self.teacher, "sha256", None)
+        return checksum if isinstance(checksum, str) else ""
 
     def weights(self) -> bytes:
-        """Its own, or nothing."""
+        """The object's weights; empty where it has none."""
         own = getattr(self.teacher, "weights", None)
         data = own() if callable(own) else b""
         return data if isinstance(data, bytes) else b""

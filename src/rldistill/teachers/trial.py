@@ -1,7 +1,7 @@
-"""Programs of strangers are tried in a process of their own, under limits of time and memory, before they run in ours.
+"""Tries programs of strangers in another process, under limits of time and memory, before they run in this one.
 
 A damaged file can crash the runtime that reads it, and a hostile one can ask it for years or for terabytes. What a program
-does in ours later it has done there already: it is fed in batches of the same sizes (`programs.in_batches`), and one whose
+does in this process later it has done there already: it is fed in batches of the same sizes (`programs.in_batches`), and one whose
 course depends on more than these is refused by its reader. The process is started once and forks for each file, since
 starting anew takes seconds.
 """
@@ -31,7 +31,7 @@ from rldistill.types import UserError
 SECONDS = 5
 """Of the processor's time that a trial may take."""
 CLOCK_SECONDS = 9
-"""Of the clock's: more, for where other programs use the processor too, an honest file takes longer."""
+"""Of the clock's time. It is more, since an honest file takes longer where other programs use the processor too."""
 MEMORY = 1 << 30
 """Bytes that a trial may take beyond what PyTorch takes by itself."""
 _IDLE_SECONDS = 60
@@ -51,7 +51,7 @@ def read_program(kind: str, path: Path, **options: Any) -> ForeignPolicy:
     Raises:
         UserError: the reader refuses it, the program takes more than `SECONDS`, `CLOCK_SECONDS` or `MEMORY`, or crashes.
     """
-    answer = ask({"kind": kind, "path": str(path.absolute()), "shown": str(path), "options": options})
+    answer = ask({"kind": kind, "path": str(path.absolute()), "name": str(path), "options": options})
     if answer["error"] is not None:
         raise UserError(answer["error"])
     return _READERS[kind](path, **options)
@@ -119,7 +119,7 @@ def _started() -> subprocess.Popen[bytes]:
 
 
 def serve() -> None:
-    """The other process: a question a line comes in, an answer a line goes out, until nobody asks for a minute."""
+    """Runs the other process: answers each line of its input with a line, and ends after a minute without questions."""
     torch.set_num_threads(1)
     while select.select([sys.stdin], [], [], _IDLE_SECONDS)[0]:
         line = os.read(0, 1 << 20)
@@ -135,7 +135,7 @@ def serve() -> None:
         with os.fdopen(there, "rb") as pipe:
             text = pipe.read()
         _, status, used = os.wait4(child, 0)
-        error = text.decode() if status == 0 else _cause(status, question["shown"])
+        error = text.decode() if status == 0 else _cause(status, question["name"])
         answer = {
             "error": error or None,
             "peak": used.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
@@ -145,7 +145,7 @@ def serve() -> None:
 
 
 def _child(question: dict[str, Any], pipe: int) -> None:
-    """Never returns: writes what the reader refuses, or nothing, and ends; or is ended by a limit."""
+    """Writes why the reader refuses a file, or nothing, and ends the process; a limit may end it first. Never returns."""
     try:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(CLOCK_SECONDS)
@@ -170,9 +170,9 @@ def _tried(question: dict[str, Any]) -> str:
     options = question["options"]
     if options.get("observation_shape") is not None:
         options["observation_shape"] = tuple(options["observation_shape"])
-    name = question["path"]
+    place = question["path"]
     try:
-        policy = _READERS[question["kind"]](Path(name), **options)
+        policy = _READERS[question["kind"]](Path(place), **options)
         space = policy.observation_space
         assert space is not None  # both readers know it
         for size in batch_sizes(space.shape):
@@ -180,22 +180,20 @@ def _tried(question: dict[str, Any]) -> str:
             for _ in range(3):  # TorchScript makes its program anew after its first runs
                 policy.network(zeros)
     except UserError as error:
-        return str(error).replace(name, question["shown"])
+        return str(error).replace(place, question["name"])
     except Exception as error:  # of the runtimes
         last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        return f"{question['shown']} does not run on many observations at once: {last[:200]}"
+        return f"{question['name']} does not run on many observations at once: {last[:200]}"
     return ""
 
 
-def _cause(status: int, shown: str) -> str:
+def _cause(status: int, name: str) -> str:
     number = os.waitstatus_to_exitcode(status)
     if -number in (signal.SIGXCPU, signal.SIGKILL):
-        return (
-            f"{shown} is refused: its program was tried and took more than {SECONDS} seconds; a policy takes far less"
-        )
+        return f"{name} is refused: its program was tried and took more than {SECONDS} seconds; a policy takes far less"
     if -number == signal.SIGALRM:
         return (
-            f"{shown} is refused: its program was tried and did not end in {CLOCK_SECONDS} seconds; "
+            f"{name} is refused: its program was tried and did not end in {CLOCK_SECONDS} seconds; "
             "try again when the machine has less to do"
         )
-    return f"{shown} is damaged or refused: its program was tried and crashed or took more than {MEMORY >> 30} GiB"
+    return f"{name} is damaged or refused: its program was tried and crashed or took more than {MEMORY >> 30} GiB"

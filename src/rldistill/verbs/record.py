@@ -37,7 +37,7 @@ from rldistill.play.envs import Environments, cut_in_words, fitting_task, with_l
 from rldistill.play.rollout import EpsilonGreedy, rollout
 from rldistill.progress import Progress, Silent
 from rldistill.runs.folder import command_line
-from rldistill.teachers import TeacherOptions, as_policy, check_all_act, known_of, load_fitting
+from rldistill.teachers import TeacherOptions, as_policy, card_of, check_all_act, load_fitting
 from rldistill.types import (
     MOST_ENVIRONMENTS,
     ScoreKind,
@@ -127,7 +127,7 @@ def record(
         check_all_act(options, (), ())
         teacher = as_policy(teacher)
     task = with_longest_game(fitting_task(teacher.task, config.env, config.env_kwargs), config.max_episode_steps)
-    known = known_of(teacher, name)
+    known = card_of(teacher, name)
     with ExitStack() as held:
         held.enter_context(held_folder(path, taken=None if append else taken))
         before = _dataset_in(path)

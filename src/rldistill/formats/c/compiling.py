@@ -54,8 +54,8 @@ class CNetwork(nn.Module):
 def compiler() -> list[str] | None:
     """The words that call the system's C compiler: `$CC`, or the first of cc, gcc and clang; None where there is none."""
     named = shlex.split(os.environ.get("CC", ""))
-    found = [*filter(None, map(shutil.which, named[:1] if named else ("cc", "gcc", "clang")))]
-    return [found[0], *named[1:]] if found else None
+    programs = [*filter(None, map(shutil.which, named[:1] if named else ("cc", "gcc", "clang")))]
+    return [programs[0], *named[1:]] if programs else None
 
 
 def compiled(policy: CPolicy, name: str) -> CNetwork:

@@ -1,4 +1,4 @@
-"""What a C file is rendered from: a description, and a network's numbers as they lie in it."""
+"""What a C file is rendered from: a description, and a network's numbers in the file's order."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class CPolicy(NamedTuple):
 
     description: Mapping[str, Any]
     """Plain JSON data: `architecture`, `task`, `score_kind`, `prefix` of the functions, name of the `header`, `weights`
-    (float32 or int8), and whatever else is to be known."""
+    (float32 or int8), and further facts."""
     arrays: Arrays
     """The numbers by name, each flat."""
 
@@ -51,7 +51,7 @@ def c_policy(
     prefix: str,
     header: str,
     calibration: Observations | None = None,
-    known: Mapping[str, Any],
+    facts: Mapping[str, Any],
 ) -> CPolicy:
     """A network's numbers, ready to be rendered.
 
@@ -62,13 +62,13 @@ def c_policy(
         header: file name of the header that the C file includes.
         calibration: observations (B, *obs), some hundreds; with them the weights are rounded to -127 to 127 with one scale an
             output (`lowering.int8_layers`), and biases and everything else stay float32.
-        known: goes into the description too.
+        facts: go into the description too.
 
     Raises:
         UserError: the prefix is no C name, or the header has no plain file name.
     """
     description = {
-        **known,
+        **facts,
         "architecture": network.architecture.as_dict(),
         "score_kind": network.score_kind,
         "task": task.as_dict(),

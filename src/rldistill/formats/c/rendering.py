@@ -30,8 +30,15 @@ def render(policy: CPolicy) -> tuple[str, str]:
     lowered = skeleton(policy)
     task, prefix = policy.task, str(policy.description["prefix"])
     # An asterisk escaped is the same asterisk to JSON, and can end no comment.
-    told = json.dumps(policy.description, sort_keys=True).replace("*", "\\u002a")
-    parts = [FIRST_LINE, f"/* {told} */", f'#include "{policy.description["header"]}"', "", "#include <math.h>", ""]
+    description = json.dumps(policy.description, sort_keys=True).replace("*", "\\u002a")
+    parts = [
+        FIRST_LINE,
+        f"/* {description} */",
+        f'#include "{policy.description["header"]}"',
+        "",
+        "#include <math.h>",
+        "",
+    ]
     parts += [_array(name, array) for name, array in policy.arrays.items()]
     if task.continuous:
         parts += [
@@ -55,8 +62,10 @@ def render(policy: CPolicy) -> tuple[str, str]:
         parts.append(_layer(number, layer, source if number == 1 else "float", policy, first=number == 1))
     calls, at = [], "observation"
     if lowered.shift is not None:
-        calls += [f"    for (int i = 0; i < {lowered.shift.size}; i++)",
-                  "        standardized[i] = ((float)observation[i] - shift[i]) * scale[i];"]  # fmt: skip
+        calls += [
+            f"    for (int i = 0; i < {lowered.shift.size}; i++)",
+            "        standardized[i] = ((float)observation[i] - shift[i]) * scale[i];",
+        ]
         at = "standardized"
     for number in range(1, len(lowered.layers) + 1):
         to = "scores" if number == len(lowered.layers) else ("even", "odd")[(number - 1) % 2]
@@ -99,7 +108,7 @@ static void normalize(float *x, int units, int channels, const float *weight, co
 
 
 def _layer(number: int, layer: Affine, source: str, policy: CPolicy, *, first: bool) -> str:
-    """A function from one buffer to the next."""
+    """The function of a layer, from one buffer to the next."""
     kind, weight, result = _numbers_of(number, layer, policy)
     outputs = layer.outputs[0]
     lines = [f"static void layer_{number}(const {source} *in, float *out)", "{"]
@@ -230,12 +239,19 @@ def _act(policy: CPolicy, task: Task, prefix: str, kind: str) -> str:
         extra = [_array("least", least), _array("most", most)]
         unit = "least[d] + (tanhf(scores[d]) + 1.0f) / 2.0f * (most[d] - least[d])"
     extra = [line.replace("static const", "    static const", 1) for line in extra]
-    return "\n".join([
-        f"void {prefix}_act(const {kind} *observation, float *action)", "{",
-        *extra, f"    static float scores[{width}];", f"    {prefix}_scores(observation, scores);",
-        f"    for (int d = 0; d < {task.action_dimensions}; d++)",
-        f"        action[d] = fminf(fmaxf({unit}, low[d]), high[d]);", "}", "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"void {prefix}_act(const {kind} *observation, float *action)",
+            "{",
+            *extra,
+            f"    static float scores[{width}];",
+            f"    {prefix}_scores(observation, scores);",
+            f"    for (int d = 0; d < {task.action_dimensions}; d++)",
+            f"        action[d] = fminf(fmaxf({unit}, low[d]), high[d]);",
+            "}",
+            "",
+        ]
+    )
 
 
 def _header(policy: CPolicy, task: Task, prefix: str, kind: str) -> str:
@@ -260,10 +276,12 @@ def _header(policy: CPolicy, task: Task, prefix: str, kind: str) -> str:
     if task.action_masks:
         action = f"/* {MASKED}. */\n{action}"
     meaning = {
-        "q_values": "action values", "logits": "unnormalized logits", "actions": "actions",
+        "q_values": "action values",
+        "logits": "unnormalized logits",
+        "actions": "actions",
         "gaussian": f"means, then log standard deviations (to be held to {LOG_STD_RANGE[0]:g} to {LOG_STD_RANGE[1]:g})",
         "squashed_gaussian": "means before tanh, then log standard deviations",
-    }[policy.score_kind]  # fmt: skip
+    }[policy.score_kind]
     return f"""\
 /* A policy of rldistill. No allocation, nothing but libm; its buffers are static, so one thread at a time.
 {_comment(policy.description.get("interface", ()))} */
@@ -292,7 +310,7 @@ void {prefix}_scores(const {kind} *observation, float *scores);
 
 
 def _comment(lines: Any) -> str:
-    """Lines of a comment. They may be a stranger's, so nothing in them ends it."""
+    """Lines of a comment. They may be a stranger's, so what would end the comment is altered."""
     texts = [str(line) for line in lines] if isinstance(lines, list) else []
     plain = ["".join(letter if " " <= letter <= "~" and letter != "\\" else "?" for letter in text) for text in texts]
     return "\n".join(" * " + text.replace("*/", "* /").replace("/*", "/ *") for text in plain)

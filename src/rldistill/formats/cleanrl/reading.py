@@ -1,6 +1,6 @@
 """CleanRL's checkpoints: `<experiment>.cleanrl_model`, written by `torch.save` in its single-file scripts.
 
-Which script wrote a file is told by the names of its tensors:
+The names of a file's tensors show which script wrote it:
 
 | names | script | activation there | gives |
 |---|---|---|---|
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rldistill.formats.archives import read_policy
 from rldistill.formats.chain import (
     Activation,
     Chain,
@@ -46,7 +48,7 @@ from rldistill.formats.cleanrl.scripts import activation_in
 from rldistill.formats.embedded import choose_statistics, take_statistics
 from rldistill.formats.foreign import BoxSpace, DiscreteSpace, ForeignPolicy, Numbers, acted, observations_of
 from rldistill.formats.hub.download import read_card
-from rldistill.formats.tensors.weights import read_bytes, read_tensor_file, state_dict_of
+from rldistill.formats.tensors.weights import is_msgpack, read_tensor_file, state_dict_of
 from rldistill.types import UserError
 
 FORMAT = "CleanRL checkpoint"
@@ -55,7 +57,7 @@ _LOG_STD_MIN, _LOG_STD_MAX = -5.0, 2.0
 
 
 class _Source(NamedTuple):
-    """A file, and what is said of its network."""
+    """A file, and what a user states about its network."""
 
     path: Path
     shape: tuple[int, ...] | None
@@ -108,7 +110,7 @@ def read_cleanrl(
 
     Args:
         path: the `.cleanrl_model` file.
-        observation_shape: where it is known; else the file's own layers tell it (images are supposed to be 84 x 84).
+        observation_shape: where it is known; else it follows from the file's own layers (images are supposed to be 84 x 84).
         architecture: such as `mlp:64,64:tanh`; needed where there are no convolutions and the script does not lie beside the file.
         numbers: what the observations are made of, where it is known.
 
@@ -121,74 +123,76 @@ def read_cleanrl(
         raise UserError(
             f"{path} says itself what follows its last layer: leave the second activation out of --teacher-network"
         )
-    data = read_bytes(path)
+    data = read_policy(path)
     if data[:2] != b"PK" and is_msgpack(data[:1]):
         raise UserError(
             f"{path} is of one of CleanRL's JAX scripts (*_jax.py), which are not understood; "
             "take the PyTorch variant or export it to ONNX"
         )
     taken = take_statistics(read_tensor_file(path))
-    value = taken.rest
-    args: dict[str, Any] = {}
-    if isinstance(value, Mapping) and isinstance(value.get("args"), Mapping):
-        args = {str(name): item for name, item in value["args"].items() if _is_plain(item)}
-    if isinstance(value, list | tuple):  # the actor first, then its critics
-        if not value:
-            raise UserError(f"{path} is an empty {type(value).__name__}; get the file anew")
-        value = value[0]
-    tensors = state_dict_of(value, path)
-    if any("res_block" in name for name in tensors):
-        raise UserError(f"{path} is of IMPALA's residual network, which is not understood; export it to ONNX")
-    roots = {name.partition(".")[0] for name in tensors}
-    if "actor_mean" in roots:
-        policy = _gaussian(tensors, source)
-    elif {"fc_mu", "action_scale", "action_bias"} <= roots:
-        policy = _deterministic(tensors, source)
-    elif {"fc_mean", "fc_logstd"} <= roots:
-        policy = _squashed(tensors, source)
-    elif "fc_logits" in roots:
-        policy = _discrete(tensors, "SAC", "relu", source)
-    elif {"network", "actor"} <= roots:
-        policy = _discrete(tensors, "PPO", "relu", source)
-    elif roots == {"actor", "critic"}:
-        policy = _discrete(tensors, "PPO", "tanh", source)
-    elif "network" in roots:
-        policy = _values(tensors, source)
-    else:
-        named = ", ".join(repr(name) for name in list(tensors)[:3])
-        raise UserError(f"{path} is of no CleanRL script that is understood: it holds {named}; export it to ONNX")
+    args = _arguments(taken.rest)
+    tensors = state_dict_of(_actor_of(taken.rest, path), path)
+    policy = _by_names(tensors, source)
     env, script = _run(path)
-    env = args["env_id"] if isinstance(args.get("env_id"), str) else env
-    supposed = policy.provenance.get("supposed", [])
     assert policy.observation_space is not None
     chosen = choose_statistics(taken, policy.observation_space.shape, path)
-    provenance = {
-        "script": args.get("exp_name", script),
-        "args": args,
-        "supposed": supposed,
-        "notes": list(chosen.notes),
-    }
-    return ForeignPolicy(
+    return replace(
+        policy,
         network=policy.network.eval().requires_grad_(False),
-        scores=policy.scores,
-        algorithm=policy.algorithm,
-        format=FORMAT,
-        observation_space=policy.observation_space,
-        action_space=policy.action_space,
-        squashed=policy.squashed,
         normalization=chosen.statistics,
-        normalization_expected=policy.normalization_expected,
         unknown_statistics=chosen.unknown,
-        env=env,
-        provenance=provenance,
+        env=args["env_id"] if isinstance(args.get("env_id"), str) else env,
+        provenance={
+            "script": args.get("exp_name", script),
+            "args": args,
+            "supposed": policy.provenance.get("supposed", []),
+            "notes": list(chosen.notes),
+        },
         used=acted(teacher_network=None if source.decided else architecture),
         decided=source.decided,
     )
 
 
-def is_msgpack(start: bytes) -> bool:
-    """Whether a file that begins so is Flax's: a MessagePack map or array. (A pickle begins with 0x80 too: an empty map.)"""
-    return bool(start) and (0x81 <= start[0] <= 0x9F or 0xDC <= start[0] <= 0xDF)
+def _arguments(value: Any) -> dict[str, Any]:
+    """The script's arguments, where the file has them; plain JSON data."""
+    args = value.get("args") if isinstance(value, Mapping) else None
+    return {str(name): item for name, item in args.items() if _is_plain(item)} if isinstance(args, Mapping) else {}
+
+
+def _actor_of(value: Any, path: Path) -> Any:
+    """The actor of a list or tuple, whose first it is, before its critics; anything else as it is."""
+    if not isinstance(value, list | tuple):
+        return value
+    if not value:
+        raise UserError(f"{path} is an empty {type(value).__name__}; get the file anew")
+    return value[0]
+
+
+def _by_names(tensors: Mapping[str, Tensor], source: _Source) -> ForeignPolicy:
+    """The policy of the script that names its tensors so.
+
+    Raises:
+        UserError: no script that is understood does, or the tensors do not fit.
+    """
+    if any("res_block" in name for name in tensors):
+        raise UserError(f"{source.path} is of IMPALA's residual network, which is not understood; export it to ONNX")
+    roots = {name.partition(".")[0] for name in tensors}
+    if "actor_mean" in roots:
+        return _gaussian(tensors, source)
+    if {"fc_mu", "action_scale", "action_bias"} <= roots:
+        return _deterministic(tensors, source)
+    if {"fc_mean", "fc_logstd"} <= roots:
+        return _squashed(tensors, source)
+    if "fc_logits" in roots:
+        return _discrete(tensors, "SAC", "relu", source)
+    if {"network", "actor"} <= roots:
+        return _discrete(tensors, "PPO", "relu", source)
+    if roots == {"actor", "critic"}:
+        return _discrete(tensors, "PPO", "tanh", source)
+    if "network" in roots:
+        return _values(tensors, source)
+    named = ", ".join(repr(name) for name in list(tensors)[:3])
+    raise UserError(f"{source.path} is of no CleanRL script that is understood: it holds {named}; export it to ONNX")
 
 
 def _values(tensors: Mapping[str, Tensor], source: _Source) -> ForeignPolicy:
@@ -220,8 +224,8 @@ def _discrete(tensors: Mapping[str, Tensor], algorithm: str, activation: Activat
 
 def _gaussian(tensors: Mapping[str, Tensor], source: _Source) -> ForeignPolicy:
     path = source.path
-    known = {"actor_mean", "actor_logstd", "critic"}
-    _refuse_others(tensors, known, path)
+    roots = {"actor_mean", "actor_logstd", "critic"}
+    _refuse_others(tensors, roots, path)
     chain = _chain({name: t for name, t in tensors.items() if name.startswith("actor_mean.")}, "tanh", source)
     log_std = tensors.get("actor_logstd", torch.zeros(0)).reshape(-1)
     if len(log_std) != chain.outputs:
@@ -300,7 +304,7 @@ def _chain(tensors: Mapping[str, Tensor], published: Activation, source: _Source
     Args:
         tensors: of the part that acts.
         published: the activation in CleanRL's own script.
-        source: the file, and what is said of it.
+        source: the file, and what a user states about it.
     """
     path, spec = source.path, source.spec
     layers = in_order(layers_of(tensors, path), path)
@@ -336,7 +340,7 @@ def _chain(tensors: Mapping[str, Tensor], published: Activation, source: _Source
 
 def _range(tensors: Mapping[str, Tensor], size: int, path: Path) -> tuple[Tensor, Tensor]:
     """Scale and bias of the actions, (D,) each; older scripts kept a row for each environment."""
-    found = []
+    rows = []
     for name in ("action_scale", "action_bias"):
         tensor = tensors.get(name, torch.zeros(0))
         row = tensor.reshape(-1, size)[0] if tensor.numel() and tensor.numel() % size == 0 else tensor.reshape(-1)
@@ -344,8 +348,8 @@ def _range(tensors: Mapping[str, Tensor], size: int, path: Path) -> tuple[Tensor
             row = tensor.reshape(1).expand(size).clone()
         if row.shape != (size,):
             raise UserError(f"{path}: {name!r} has {tensor.numel()} numbers for {size} dimensions of the actions")
-        found.append(row)
-    return found[0], found[1]
+        rows.append(row)
+    return rows[0], rows[1]
 
 
 def _actions(scale: Tensor, bias: Tensor) -> BoxSpace:
@@ -353,9 +357,9 @@ def _actions(scale: Tensor, bias: Tensor) -> BoxSpace:
     return BoxSpace((len(scale),), np.asarray(low), np.asarray(high), "float32")
 
 
-def _refuse_others(tensors: Mapping[str, Tensor], known: set[str], path: Path) -> None:
+def _refuse_others(tensors: Mapping[str, Tensor], roots: set[str], path: Path) -> None:
     for name in tensors:
-        if name.partition(".")[0] not in known:
+        if name.partition(".")[0] not in roots:
             raise UserError(f"{path}: {name!r} is left over: no CleanRL script that is understood has it")
 
 
@@ -363,9 +367,9 @@ def _run(path: Path) -> tuple[str | None, str]:
     """Environment and script, as the folder of the run (`runs/<env>__<script>__<seed>__<time>`) or of the hub tells."""
     script = path.name.removesuffix(".cleanrl_model")
     for pattern in (r"(.+?)__.+__\d+__\d+", rf"(.+)-{re.escape(script)}-seed\d+"):
-        found = re.fullmatch(pattern, path.resolve().parent.name)
-        if found:
-            return found.group(1), script
+        match = re.fullmatch(pattern, path.resolve().parent.name)
+        if match:
+            return match.group(1), script
     return read_card(path.parent).env, script
 
 

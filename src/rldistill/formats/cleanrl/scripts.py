@@ -35,10 +35,10 @@ def activation_in(script: Path, layers: Sequence[str]) -> Activation | None:
         owners = [
             node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and set(layers) <= {*_assigned(node)}
         ]
-        found = {_of_class(owner, layer) for owner in owners for layer in layers}
+        activations = {_of_class(owner, layer) for owner in owners for layer in layers}
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
-    return found.pop() if len(found) == 1 else None
+    return activations.pop() if len(activations) == 1 else None
 
 
 def _of_class(owner: ast.ClassDef, layer: str) -> Activation | None:
@@ -65,8 +65,8 @@ def _of_module(call: ast.Call) -> set[Activation | None]:
 
 def _of_function(call: ast.Call) -> Activation | None:
     module, _, name = _dotted(call.func).rpartition(".")
-    known: Activation | None = next((known for known in ACTIVATIONS if known == name), None)
-    return known if _MODULES.fullmatch(module) and len(call.args) == 1 and not call.keywords else None
+    activation: Activation | None = next((kind for kind in ACTIVATIONS if kind == name), None)
+    return activation if _MODULES.fullmatch(module) and len(call.args) == 1 and not call.keywords else None
 
 
 def _calls(node: ast.expr, layer: str) -> bool:

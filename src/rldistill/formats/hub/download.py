@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rldistill.files import open_regular
-from rldistill.formats.sb3.files import is_unpacked
+from rldistill.formats.sb3 import is_unpacked
 from rldistill.types import UserError, first_line
 
 PREFIX = "hf://"
@@ -78,10 +78,10 @@ def fetch(ref: str) -> Path:
         raise UserError(f"cannot fetch {ref}: {first_line(error)}; fetch it by hand and name its folder") from None
     if file is None:
         return Path(folder)
-    found = Path(folder, *file.split("/"))
-    if not found.is_file():
+    place = Path(folder, *file.split("/"))
+    if not place.is_file():
         raise UserError(f"the model {owner}/{name} has no file {file}")
-    return found
+    return place
 
 
 def parse_ref(ref: str) -> tuple[str, str, str | None]:
@@ -91,10 +91,10 @@ def parse_ref(ref: str) -> tuple[str, str, str | None]:
         UserError: it is not of that form.
     """
     part = r"[A-Za-z0-9][\w.-]*"
-    found = re.fullmatch(rf"{PREFIX}({part})/({part})((?:/{part})*)/?", ref)
-    if found is None or ".." in ref:
+    match = re.fullmatch(rf"{PREFIX}({part})/({part})((?:/{part})*)/?", ref)
+    if match is None or ".." in ref:
         raise UserError(f"{ref!r} names no model of the hub: write hf://owner/name or hf://owner/name/file")
-    return found.group(1), found.group(2), found.group(3).removeprefix("/") or None
+    return match.group(1), match.group(2), match.group(3).removeprefix("/") or None
 
 
 def find_policy_file(folder: Path) -> Path:
@@ -109,12 +109,12 @@ def find_policy_file(folder: Path) -> Path:
         raise UserError(f"no folder at {folder}")
     files = sorted(file for file in folder.iterdir() if file.is_file() and not _unwanted(file))
     for kind in _KINDS:
-        found = [file for file in files if file.name.endswith(kind)]
-        if len(found) > 1:
-            names = ", ".join(file.name for file in found[:5])
+        policies = [file for file in files if file.name.endswith(kind)]
+        if len(policies) > 1:
+            names = ", ".join(file.name for file in policies[:5])
             raise UserError(f"{folder} has several policies ({names}); name one of them")
-        if found:
-            return found[0]
+        if policies:
+            return policies[0]
     unpacked = sorted(inner for inner in folder.iterdir() if is_unpacked(inner))
     if len(unpacked) > 1:
         names = ", ".join(inner.name for inner in unpacked[:5])
@@ -134,10 +134,10 @@ def read_card(folder: Path) -> Card:
             text = file.read(_MAX_CARD).decode("utf-8", "replace")
     except OSError:
         return Card()
-    found = re.match(r"\ufeff?\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*\r?$", text, re.DOTALL | re.MULTILINE)
-    if found is None:
+    match = re.match(r"\ufeff?\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*\r?$", text, re.DOTALL | re.MULTILINE)
+    if match is None:
         return Card()
-    block = found.group(1)
+    block = match.group(1)
     tool = _value(block, "library_name")
     dataset = re.search(r"^[ \t-]*dataset:[ \t]*\r?\n((?:[ \t].*(?:\r?\n|$))+)", block, re.MULTILINE)
     env = None
@@ -154,8 +154,8 @@ def read_card(folder: Path) -> Card:
 
 def _value(block: str, name: str) -> str | None:
     """Of the first line `name: value`."""
-    found = re.search(rf"^[ \t-]*{name}:[ \t]*(\S[^\r\n]*?)[ \t]*\r?$", block, re.MULTILINE)
-    value = _bare(found.group(1)) if found else ""
+    match = re.search(rf"^[ \t-]*{name}:[ \t]*(\S[^\r\n]*?)[ \t]*\r?$", block, re.MULTILINE)
+    value = _bare(match.group(1)) if match else ""
     return value if value and value.isprintable() and len(value) <= 200 else None
 
 

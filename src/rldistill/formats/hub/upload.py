@@ -1,4 +1,4 @@
-"""What is asked of the Hugging Face hub: who we are, what a repository holds, and to take a folder."""
+"""Requests to the Hugging Face hub: who the token belongs to, what a repository holds, and the upload of a folder."""
 
 from __future__ import annotations
 
@@ -40,25 +40,25 @@ def check_hub(repo: str, *, private: bool, force: bool) -> None:
     from huggingface_hub import errors
 
     api = _api()
-    with _told(api, repo):
+    with _one_line(api, repo):
         api.whoami()
         try:
-            known = api.model_info(repo)
+            model = api.model_info(repo)
         except errors.RepositoryNotFoundError:
             return
-    tool = known.library_name
-    names = {file.rfilename for file in known.siblings or ()}
+    tool = model.library_name
+    names = {file.rfilename for file in model.siblings or ()}
     if tool != "rldistill" and names - _BARE and not force:
         raise UserError(
             f"{repo} holds {f'a model of {tool}' if tool else 'something else'}: choose another --repo, or put the policy "
             "over it with --force"
         )
-    if private and not known.private:
+    if private and not model.private:
         raise UserError(f"{repo} is there already, and public: make it private in its settings, or leave --private out")
 
 
 def upload(folder: Path, repo: str, *, private: bool, message: str, progress: Progress) -> str:
-    """Makes the repository if it is not there, and commits a folder to it; where it is to be seen.
+    """Makes the repository if it is not there, and commits a folder to it. Returns the repository's address.
 
     Of an earlier push, what this one does not replace is removed.
 
@@ -70,7 +70,7 @@ def upload(folder: Path, repo: str, *, private: bool, message: str, progress: Pr
     size = sum(path.stat().st_size for path in files)
     progress.say(f"uploading {len(files)} files, {size / 2**20:.1f} MiB, to {api.endpoint}/{repo}")
     progress.start("upload", len(files), "files")
-    with _told(api, repo, after=f"; all that was written is in {folder}, and `hf upload {repo} {folder}` sends it"):
+    with _one_line(api, repo, after=f"; all that was written is in {folder}, and `hf upload {repo} {folder}` sends it"):
         place = api.create_repo(repo, repo_type="model", private=private or None, exist_ok=True)
         api.upload_folder(
             repo_id=repo, repo_type="model", folder_path=folder, commit_message=message, delete_patterns=_STALE
@@ -86,8 +86,8 @@ def _api() -> Any:
 
 
 @contextmanager
-def _told(api: Any, repo: str, after: str = "") -> Iterator[None]:
-    """One line of whatever the hub, the network or the client of this year says."""
+def _one_line(api: Any, repo: str, after: str = "") -> Iterator[None]:
+    """Turns whatever the hub, the network or the client says into one line."""
     from huggingface_hub import errors
 
     try:
@@ -102,7 +102,7 @@ def _told(api: Any, repo: str, after: str = "") -> Iterator[None]:
         reason = (str(getattr(error, "server_message", None) or error).strip().splitlines() or [type(error).__name__])[
             0
         ]
-        said = reason[:200].rstrip(".")
+        answer = reason[:200].rstrip(".")
         owner = repo.split("/")[0]
         if status == 401:
             text = (
@@ -110,11 +110,11 @@ def _told(api: Any, repo: str, after: str = "") -> Iterator[None]:
             )
         elif status in (403, 404):
             text = (
-                f"{api.endpoint} refuses {repo}: {said}; {owner} must be your name or an organisation of yours, and the token "
+                f"{api.endpoint} refuses {repo}: {answer}; {owner} must be your name or an organisation of yours, and the token "
                 "one that may write"
             )
         elif status is not None:
-            text = f"{api.endpoint} refuses {repo} ({status}): {said}"
+            text = f"{api.endpoint} refuses {repo} ({status}): {answer}"
         else:
-            text = f"cannot reach {api.endpoint}: {said}"
+            text = f"cannot reach {api.endpoint}: {answer}"
         raise UserError(f"{text}{after}") from None

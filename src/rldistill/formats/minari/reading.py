@@ -32,7 +32,7 @@ class MinariData(NamedTuple):
 
     @property
     def card(self) -> Any:
-        """What rldistill's dataset said of itself, as it stands in the metadata."""
+        """The card of rldistill's dataset, as it stands in the metadata."""
         return self.metadata[KEY]
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from rldistill.formats.archives import printable
-from rldistill.formats.tensors.files import MOST_BYTES
 from rldistill.types import UserError
 
 # Of onnx.proto, which never changes a number: message -> field -> the message in it.
@@ -25,17 +23,6 @@ _MESSAGES: dict[str, dict[int, str]] = {
     "entry": {},
 }
 _ATTRIBUTE_FLOAT = 2
-# Loops, whose end nobody can foresee; branches, so that one run says what every other takes; searches for whole sentences.
-_REFUSED_OPERATORS = {
-    "Loop": "whose end nobody can foresee",
-    "Scan": "whose end nobody can foresee",
-    "SequenceMap": "whose end nobody can foresee",
-    "If": "so that nobody can foresee what it does",
-    "BeamSearch": "whose end nobody can foresee",
-    "GreedySearch": "whose end nobody can foresee",
-    "Sampling": "whose end nobody can foresee",
-}
-_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}  # that onnxruntime brings along
 _METADATA = 14
 _MAX_DEPTH = 32
 _MAX_FIELDS = 1_000_000
@@ -105,16 +92,16 @@ def metadata_of(data: bytes, path: Path) -> dict[str, str]:
     Raises:
         UserError: it is no ONNX model.
     """
-    found = {}
+    texts = {}
     budget = iter(range(_MAX_FIELDS))
     try:
         for number, value in _fields(memoryview(data), budget):
             if number == _METADATA and isinstance(value, memoryview):
                 entry = {key: bytes(part) for key, part in _fields(value, budget) if isinstance(part, memoryview)}
-                found[entry.get(1, b"").decode("utf-8", "replace")] = entry.get(2, b"").decode("utf-8", "replace")
+                texts[entry.get(1, b"").decode("utf-8", "replace")] = entry.get(2, b"").decode("utf-8", "replace")
     except (ValueError, IndexError, struct.error) as error:
         raise UserError(f"{path} is damaged or no ONNX model ({error}); get the file anew") from None
-    return found
+    return texts
 
 
 def _walk(
@@ -250,39 +237,3 @@ def _varints(data: memoryview) -> Iterator[int]:
     while position < len(data):
         value, position = _varint(data, position)
         yield value
-
-
-def check_contents(contents: Contents, path: Path) -> None:
-    """Refuses what has loops or branches, operators of others, absurd tensors, and weights elsewhere.
-
-    Raises:
-        UserError: any of these.
-    """
-    domains = _DOMAINS | {function.domain for function in contents.functions}
-    for node in contents.nodes:
-        if node.operator in _REFUSED_OPERATORS:
-            why = _REFUSED_OPERATORS[node.operator]
-            raise UserError(f"{path} is refused: it has a {node.operator}, {why} and no network needs")
-        if node.domain not in domains:
-            raise UserError(
-                f"{path} is refused: its operator {printable(node.operator, 60)!r} is of {printable(node.domain, 60)!r}, "
-                "which is not known here; export it with ONNX's own operators"
-            )
-    if contents.largest * 4 > MOST_BYTES:
-        raise UserError(f"{path} is refused: it declares a tensor of {contents.largest:,} numbers")
-    if contents.nan:
-        raise UserError(f"{path}: the weights hold NaN; the policy is of no use")
-    folder = path.resolve().parent
-    for location in contents.external:
-        place = PurePosixPath(location)
-        if not location or place.is_absolute() or ".." in place.parts or "\\" in location or not location.isprintable():
-            raise UserError(f"{path} is refused: its weights are in {printable(location)!r}, outside of its folder")
-        file = folder / place
-        if not file.is_file():
-            raise UserError(f"{path} lacks the file of its weights, {printable(location)!r}, beside it")
-        if file.stat().st_size > MOST_BYTES:
-            raise UserError(
-                f"{path} is refused: its weights in {printable(location)!r} are larger than any known policy"
-            )
-        if file.resolve() != file:
-            raise UserError(f"{path} is refused: its weights are behind a link, {printable(location)!r}")

@@ -1,7 +1,7 @@
 """The format `onnx-int8`: the same model in 8 bits, as a graph of quantize and dequantize pairs (QDQ) that any ONNX runtime
 fuses into integer convolutions.
 
-The graph is written here, not by `onnxruntime.quantization`, which knows nothing of what is known here: bytes are integers
+The graph is written here and not by `onnxruntime.quantization`, which lacks what the policy says: bytes are integers
 already, so the first convolution of images reads them without any rounding, and the scores, whose differences decide, stay
 float32. Vectors too go into their first layer as float32: a scale for all features would drown the small ones.
 """
@@ -16,10 +16,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rldistill.formats.onnx.writing import OPSET, describe
+from rldistill.formats.deployed import NetworkPolicy
+from rldistill.formats.onnx.writing import OPSET, add_note
 from rldistill.machine import check_packages
 from rldistill.play.actions import action_layout, bounds
-from rldistill.policies import SavedPolicy
 from rldistill.students.lowering import Affine, Norm, Rounded, activations, int8_layers, lower
 from rldistill.types import Observations, Task, as_tensor
 
@@ -47,9 +47,9 @@ class _Graph:
         self.constants.append(self.numbers.from_array(np.asarray(array, dtype=dtype), name))
         return name
 
-    def rounded(self, x: str, seen: Tensor, *, flat: bool = False) -> tuple[str, float]:
-        """x in 256 steps over the range that was seen, and the width of a step."""
-        low, high = min(float(seen.min()), 0.0), max(float(seen.max()), 0.0)
+    def rounded(self, x: str, values: Tensor, *, flat: bool = False) -> tuple[str, float]:
+        """x in 256 steps over the range of these values, and the width of a step."""
+        low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
         step = float(np.float32((high - low) / 255)) or 1.0
         scale, zero = self.constant(step, np.float32), self.constant(round(-low / step), np.uint8)
         x = self.add("QuantizeLinear", x, scale, zero)
@@ -85,7 +85,7 @@ class _Graph:
         weight, bias = (self.constant(side.reshape(shape), np.float32) for side in (norm.weight, norm.bias))
         return self.add("Add", self.add("Mul", self.add("Div", centred, deviation), weight), bias)
 
-    def action(self, scores: str, policy: SavedPolicy) -> None:
+    def action(self, scores: str, policy: NetworkPolicy) -> None:
         """The output `action`, as `actions.chosen`."""
         task = policy.task
         if not task.continuous and not task.action_sizes:
@@ -107,12 +107,12 @@ class _Graph:
         return self.add("Slice", x, *(self.constant([number], np.int64) for number in (start, end, 1)))
 
 
-def to_onnx_int8(policy: SavedPolicy, told: Mapping[str, Any], calibration: Observations) -> bytes:
+def to_onnx_int8(policy: NetworkPolicy, note: Mapping[str, Any], calibration: Observations) -> bytes:
     """A model as `to_onnx` makes it, weights int8 with a scale an output, activations uint8 with a scale a layer.
 
     Args:
         policy: the student.
-        told: what the file says of itself.
+        note: what the file says of itself, as `note_of` has it.
         calibration: observations (B, *obs), some hundreds, whose activations give the ranges.
 
     Raises:
@@ -125,7 +125,7 @@ def to_onnx_int8(policy: SavedPolicy, told: Mapping[str, Any], calibration: Obse
     task, graph = policy.task, _Graph()
     bytes_in = task.observation_dtype == "uint8"
     with torch.no_grad():
-        seen, rounded = activations(lowered, as_tensor(calibration)), int8_layers(lowered, as_tensor(calibration))
+        outputs, rounded = activations(lowered, as_tensor(calibration)), int8_layers(lowered, as_tensor(calibration))
     step: float | None = None
     x = "observation"
     flat_next = not lowered.layers[0].stride and len(task.observation_shape) > 1
@@ -139,7 +139,7 @@ def to_onnx_int8(policy: SavedPolicy, told: Mapping[str, Any], calibration: Obse
         x = graph.add("DequantizeLinear", x, graph.constant(1.0, np.float32), graph.constant(0, np.uint8))
     else:
         x, step = graph.rounded(x, as_tensor(calibration), flat=flat_next)
-    for number, (layer, (before, after)) in enumerate(zip(lowered.layers, seen, strict=True), 1):
+    for number, (layer, (before, after)) in enumerate(zip(lowered.layers, outputs, strict=True), 1):
         last = number == len(lowered.layers)
         flat = not last and bool(layer.stride) and not lowered.layers[number].stride
         x = graph.affine(x, layer, rounded[number - 1], step, "scores" if last else None)
@@ -149,10 +149,10 @@ def to_onnx_int8(policy: SavedPolicy, told: Mapping[str, Any], calibration: Obse
         if not last:
             x, step = graph.rounded(graph.add("Relu", x), after, flat=flat)
     graph.action("scores", policy)
-    return _model(graph, task, lowered.layers[-1].outputs[0], told)
+    return _model(graph, task, lowered.layers[-1].outputs[0], note)
 
 
-def _model(graph: _Graph, task: Task, width: int, told: Mapping[str, Any]) -> bytes:
+def _model(graph: _Graph, task: Task, width: int, note: Mapping[str, Any]) -> bytes:
     import onnx
 
     kind, info = onnx.TensorProto, graph.helper.make_tensor_value_info
@@ -168,6 +168,6 @@ def _model(graph: _Graph, task: Task, width: int, told: Mapping[str, Any]) -> by
     model = graph.helper.make_model(
         made, opset_imports=[graph.helper.make_opsetid("", OPSET)], ir_version=_IR_VERSION, producer_name="rldistill"
     )
-    describe(model, told)
+    add_note(model, note)
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())

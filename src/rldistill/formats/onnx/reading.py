@@ -7,14 +7,14 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rldistill.formats.archives import printable
+from rldistill.formats.archives import MOST_BYTES, read_policy
 from rldistill.formats.foreign import (
     ForeignPolicy,
     ForeignScores,
@@ -23,13 +23,14 @@ from rldistill.formats.foreign import (
     acted,
     holds_bytes,
     observations_of,
+    unknown_range,
 )
-from rldistill.formats.onnx.contents import Contents, check_contents, contents_of
+from rldistill.formats.note import MEMBER, Note, parse_note
+from rldistill.formats.onnx.contents import Contents, contents_of, metadata_of
 from rldistill.formats.onnx.sizes import check_sizes
 from rldistill.formats.outputs import ActionRange, Wanted, before_tanh, choose_output, constants, is_memory, scores_of
-from rldistill.formats.programs import in_batches, policy_of, unknown_range
-from rldistill.formats.tensors.weights import read_bytes
-from rldistill.types import UserError, first_line
+from rldistill.formats.programs import in_batches, policy_of
+from rldistill.types import UserError, first_line, printable
 
 _DTYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,
@@ -48,6 +49,19 @@ _MAX_MEMORY = 1 << 30
 _MAX_SECONDS = 5.0
 _PROBED = 16  # rows: one number that is drawn may be the same twice, sixteen are not
 _MAX_BATCH = 1024  # that a model may fix
+
+
+# Loops, whose end nobody can foresee; branches, so that one run says what every other takes; searches for whole sentences.
+_REFUSED_OPERATORS = {
+    "Loop": "whose end nobody can foresee",
+    "Scan": "whose end nobody can foresee",
+    "SequenceMap": "whose end nobody can foresee",
+    "If": "so that nobody can foresee what it does",
+    "BeamSearch": "whose end nobody can foresee",
+    "GreedySearch": "whose end nobody can foresee",
+    "Sampling": "whose end nobody can foresee",
+}
+_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}  # that onnxruntime brings along
 
 
 class OnnxNetwork(nn.Module):
@@ -144,43 +158,25 @@ def read_onnx(
         UserError: the file is damaged, refused, or does not run on such observations or give scores for them; or
             something that it does not say is not given; or onnxruntime is not installed.
     """
-    data = read_bytes(path)
+    data = read_policy(path)
     contents = contents_of(data, path)
-    check_contents(contents, path)
+    _check_contents(contents, path)
     check_sizes(contents, path)
     # By its path where there are files beside it, by the bytes that were looked at where there are none.
     session = _session(str(path) if contents.external else data, threads, path)
     filled = constants(inputs)
     model_input = _observed(session, filled, path)
     shape, channels_last = _input(model_input, observation_shape, path)
-    used = acted(teacher_scores=scores, teacher_output=output, teacher_input=inputs)
     takes_bytes = model_input.type == "tensor(uint8)"
     space = observations_of(shape, numbers or ("bytes" if takes_bytes else None))
     as_floats = holds_bytes(space) and not takes_bytes
-    used |= acted(pixels=as_floats and pixels)
     divide = as_floats and _divide(contents, pixels, path)
     network = OnnxNetwork(session, model_input, filled=filled, channels_last=channels_last, divide=divide)
-    mismatches = [
-        f"its input {printable(name)!r} looks like the memory of a recurrent network, which is {number:g} at every step here"
-        for name, number in filled.items()
-        if is_memory(name)
-    ]
     wanted = Wanted(output, scores, num_actions, action_range)
+    metadata = session.get_modelmeta()
     with _stopped_in_time(network):
-        zeros = torch.zeros((network.batch or _PROBED, *shape), dtype=torch.uint8 if takes_bytes else torch.float32)
-        try:
-            first, second = network.outputs(zeros), network.outputs(zeros)
-        except Exception as error:  # of the runtime, which has kinds of its own
-            raise UserError(f"{path} does not run on observations of shape {shape}: {first_line(error)}") from None
-        drawn = {name for name in first if not torch.equal(first[name].nan_to_num(), second[name].nan_to_num())}
-        name = choose_output(first, wanted, path, drawn)
-        said = session.get_modelmeta().custom_metadata_map.get("score_kind")
-        scores = scores_of(name, first[name], wanted, path, said=said)
-        network.output = name
-        if action_range is not None:
-            mismatches += before_tanh(name, first)
-        if name in drawn:
-            mismatches.append(f"its output {printable(name)!r} is drawn at random, another at each call")
+        kind = metadata.custom_metadata_map.get("score_kind")
+        scores, mismatches = _choose_output(network, shape, takes_bytes, wanted, path, score_kind=kind)
         return policy_of(
             network,
             space,
@@ -189,16 +185,112 @@ def read_onnx(
             format="ONNX",
             path=path,
             reason=first_line,
-            mismatches=tuple(mismatches),
-            used=used,
+            mismatches=(*_memories(filled), *mismatches),
+            used=acted(
+                teacher_scores=wanted.scores,
+                teacher_output=output,
+                teacher_input=inputs,
+                pixels=as_floats and pixels,
+            ),
             provenance={
-                "output": name,
+                "output": network.output,
                 "parameters": contents.parameters,
                 "channels_last": channels_last,
-                "producer": printable(session.get_modelmeta().producer_name),
+                "producer": printable(metadata.producer_name),
                 "supposed": [] if not as_floats else [f"pixels from 0 to {1 if divide else 255}"],
             },
         )
+
+
+def _memories(filled: Mapping[str, float]) -> list[str]:
+    """A line for each input that looks like a memory and is filled with a number."""
+    return [
+        f"its input {printable(name)!r} looks like the memory of a recurrent network, which is {number:g} at every step here"
+        for name, number in filled.items()
+        if is_memory(name)
+    ]
+
+
+def _choose_output(
+    network: OnnxNetwork,
+    shape: tuple[int, ...],
+    takes_bytes: bool,
+    wanted: Wanted,
+    path: Path,
+    *,
+    score_kind: str | None,
+) -> tuple[ForeignScores, list[str]]:
+    """Sets the output that a network gives; returns what that is, and a line for each thing about it that does not fit.
+
+    Args:
+        network: is run twice on observations of zeros.
+        shape: of an observation.
+        takes_bytes: whether observations are bytes.
+        wanted: what a user and the environment say of the outputs.
+        path: the file, for messages.
+        score_kind: what the file says of its scores.
+
+    Raises:
+        UserError: the model does not run, or no output can be meant.
+    """
+    zeros = torch.zeros((network.batch or _PROBED, *shape), dtype=torch.uint8 if takes_bytes else torch.float32)
+    try:
+        first, second = network.outputs(zeros), network.outputs(zeros)
+    except Exception as error:  # of the runtime, which has kinds of its own
+        raise UserError(f"{path} does not run on observations of shape {shape}: {first_line(error)}") from None
+    drawn = {name for name in first if not torch.equal(first[name].nan_to_num(), second[name].nan_to_num())}
+    name = choose_output(first, wanted, path, drawn)
+    scores = scores_of(name, first[name], wanted, path, score_kind=score_kind)
+    network.output = name
+    mismatches = [] if wanted.action_range is None else before_tanh(name, first)
+    if name in drawn:
+        mismatches.append(f"its output {printable(name)!r} is drawn at random, another at each call")
+    return scores, mismatches
+
+
+def read_note(path: Path) -> Note | None:
+    """What `export` wrote into a model; None where `export` did not make it.
+
+    Raises:
+        UserError: the model or the note is damaged.
+    """
+    return parse_note(metadata_of(read_policy(path), path).get(Path(MEMBER).stem), path)
+
+
+def _check_contents(contents: Contents, path: Path) -> None:
+    """Refuses what has loops or branches, operators of others, absurd tensors, and weights elsewhere.
+
+    Raises:
+        UserError: any of these.
+    """
+    domains = _DOMAINS | {function.domain for function in contents.functions}
+    for node in contents.nodes:
+        if node.operator in _REFUSED_OPERATORS:
+            why = _REFUSED_OPERATORS[node.operator]
+            raise UserError(f"{path} is refused: it has a {node.operator}, {why} and no network needs")
+        if node.domain not in domains:
+            raise UserError(
+                f"{path} is refused: its operator {printable(node.operator, 60)!r} is of {printable(node.domain, 60)!r}, "
+                "which is not known here; export it with ONNX's own operators"
+            )
+    if contents.largest * 4 > MOST_BYTES:
+        raise UserError(f"{path} is refused: it declares a tensor of {contents.largest:,} numbers")
+    if contents.nan:
+        raise UserError(f"{path}: the weights hold NaN; the policy is of no use")
+    folder = path.resolve().parent
+    for location in contents.external:
+        place = PurePosixPath(location)
+        if not location or place.is_absolute() or ".." in place.parts or "\\" in location or not location.isprintable():
+            raise UserError(f"{path} is refused: its weights are in {printable(location)!r}, outside of its folder")
+        file = folder / place
+        if not file.is_file():
+            raise UserError(f"{path} lacks the file of its weights, {printable(location)!r}, beside it")
+        if file.stat().st_size > MOST_BYTES:
+            raise UserError(
+                f"{path} is refused: its weights in {printable(location)!r} are larger than any known policy"
+            )
+        if file.resolve() != file:
+            raise UserError(f"{path} is refused: its weights are behind a link, {printable(location)!r}")
 
 
 def _session(source: str | bytes, threads: int, path: Path) -> Any:
@@ -304,9 +396,9 @@ def _input(model_input: Any, wanted: tuple[int, ...] | None, path: Path) -> tupl
     if wanted is None:
         if None in sizes or not sizes:
             raise UserError(f"{path} does not say what it sees (its input is {sizes}); name the environment (--env)")
-        known = tuple(size for size in sizes if size is not None)
-        last = len(known) == 3 and known[2] < min(known[:2])
-        return ((known[2], *known[:2]), True) if last else (known, False)
+        shape = tuple(size for size in sizes if size is not None)
+        last = len(shape) == 3 and shape[2] < min(shape[:2])
+        return ((shape[2], *shape[:2]), True) if last else (shape, False)
     if _matches(sizes, wanted):
         return wanted, False
     if len(wanted) == 3 and _matches(sizes, (*wanted[1:], wanted[0])):

@@ -1,6 +1,6 @@
 """Whether the shapes of all tensors in an ONNX model follow from the shape of its input alone.
 
-Then one run on anything of that shape says how long every other takes and how much memory (see `trial`). It is decided by
+Then one run on anything of that shape says how long every other takes and how much memory (see `teachers.trial`). It is decided by
 lists of operators: of those whose result has the shape that the shapes of its inputs give, of those where the contents of
 some inputs decide it, and of those where contents always do. An operator on none of them is refused.
 """
@@ -9,21 +9,47 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rldistill.formats.archives import printable
 from rldistill.formats.onnx.contents import Contents, Node
-from rldistill.types import UserError
+from rldistill.types import UserError, printable
 
 # Operators where the contents of the inputs at these places decide the shape of the result.
 _SIZES: dict[str, tuple[int, ...]] = {
-    "AffineGrid": (1,), "BlackmanWindow": (0,), "CenterCropPad": (1,), "Col2Im": (1, 2), "ConstantOfShape": (0,),
-    "ConvTransposeWithDynamicPads": (2,), "CropAndResize": (3,), "DFT": (1, 2), "Expand": (1,), "ExpandDims": (1,),
-    "HammingWindow": (0,), "HannWindow": (0,), "MaxUnpool": (2,), "MelWeightMatrix": (0, 1, 2, 3, 4), "OneHot": (1,),
-    "Pad": (1, 3), "Range": (0, 1, 2), "Reshape": (1,), "Resize": (1, 2, 3), "STFT": (1, 3), "SequenceAt": (1,),
-    "SequenceErase": (1,), "SequenceInsert": (2,), "Slice": (1, 2, 3, 4), "Split": (1,), "SplitToSequence": (1,),
-    "Squeeze": (1,), "Tile": (1, 2), "TopK": (1,), "Unsqueeze": (1,), "Upsample": (1,),
-    **{f"Reduce{name}": (1,) for name in (
-        "L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")},
-}  # fmt: skip
+    "AffineGrid": (1,),
+    "BlackmanWindow": (0,),
+    "CenterCropPad": (1,),
+    "Col2Im": (1, 2),
+    "ConstantOfShape": (0,),
+    "ConvTransposeWithDynamicPads": (2,),
+    "CropAndResize": (3,),
+    "DFT": (1, 2),
+    "Expand": (1,),
+    "ExpandDims": (1,),
+    "HammingWindow": (0,),
+    "HannWindow": (0,),
+    "MaxUnpool": (2,),
+    "MelWeightMatrix": (0, 1, 2, 3, 4),
+    "OneHot": (1,),
+    "Pad": (1, 3),
+    "Range": (0, 1, 2),
+    "Reshape": (1,),
+    "Resize": (1, 2, 3),
+    "STFT": (1, 3),
+    "SequenceAt": (1,),
+    "SequenceErase": (1,),
+    "SequenceInsert": (2,),
+    "Slice": (1, 2, 3, 4),
+    "Split": (1,),
+    "SplitToSequence": (1,),
+    "Squeeze": (1,),
+    "Tile": (1, 2),
+    "TopK": (1,),
+    "Unsqueeze": (1,),
+    "Upsample": (1,),
+    **{
+        f"Reduce{name}": (1,)
+        for name in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
+    },
+}
 _RANDOM = {
     "Bernoulli",
     "Dropout",
@@ -104,8 +130,8 @@ def _sized_by_contents(contents: Contents) -> Node | None:
             if called or not (any(inputs) or node.operator in _RANDOM) or node.operator in _ONLY_SHAPES:
                 continue
             sizes = _SIZES.get(node.operator)
-            known = sizes is not None or node.operator in _SHAPED.get(node.domain, ())
-            if not known or any(place < len(inputs) and inputs[place] for place in sizes or ()):
+            listed = sizes is not None or node.operator in _SHAPED.get(node.domain, ())
+            if not listed or any(place < len(inputs) and inputs[place] for place in sizes or ()):
                 return node
             open_.update((node.scope, name) for name in node.outputs if name)
     return None

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rldistill.formats.interface import MEMBER
-from rldistill.formats.torchscript.writing import Deployed, example
+from rldistill.formats.deployed import Deployed, NetworkPolicy, example
+from rldistill.formats.note import MEMBER
 from rldistill.machine import check_packages
-from rldistill.policies import SavedPolicy
 
 OPSET = 18
 """In onnxruntime since 1.14, of February 2023."""
@@ -29,14 +28,14 @@ class _Both(Deployed):
         return self.choose(scores), scores
 
 
-def to_onnx(policy: SavedPolicy, told: Mapping[str, Any]) -> bytes:
+def to_onnx(policy: NetworkPolicy, note: Mapping[str, Any]) -> bytes:
     """A model with the input `observation` (B, *obs), uint8 or float32, and the outputs `action` and `scores`.
 
     Raises:
         UserError: the packages of the extra are missing.
     """
     check_packages("onnx", "onnxscript", "onnxruntime")
-    # It tells of operators of packages that are not there, and warns of its own calls.
+    # It warns of operators of packages that are not installed, and of its own calls.
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -64,16 +63,16 @@ def to_onnx(policy: SavedPolicy, told: Mapping[str, Any]) -> bytes:
     for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
         del value.metadata_props[:]
     del model.graph.metadata_props[:]
-    describe(model, told)
+    add_note(model, note)
     return bytes(model.SerializeToString())
 
 
-def describe(model: Any, told: Mapping[str, Any]) -> None:
-    """What the file says of itself, as properties; `score_kind` and `interface` stand alone too, where others look."""
+def add_note(model: Any, note: Mapping[str, Any]) -> None:
+    """Writes the note into a model's properties; `score_kind` and `interface` stand alone too, where others look."""
     del model.metadata_props[:]
-    texts = {Path(MEMBER).stem: json.dumps(told), "score_kind": str(told["score_kind"])}
-    if "interface" in told:
-        texts["interface"] = "\n".join(told["interface"])
+    texts = {Path(MEMBER).stem: json.dumps(note), "score_kind": str(note["score_kind"])}
+    if "interface" in note:
+        texts["interface"] = "\n".join(note["interface"])
     for key, text in texts.items():
         entry = model.metadata_props.add()
         entry.key, entry.value = key, text

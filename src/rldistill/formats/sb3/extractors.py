@@ -1,4 +1,4 @@
-"""Features extractors that are their author's own: layers one after the other, as a user says."""
+"""Features extractors of an author's own: layers that follow one another, whose activation a user names."""
 
 from __future__ import annotations
 
@@ -12,9 +12,15 @@ from rldistill.formats.sb3.networks import Weights, extractor_names
 
 # The first layer behind the features, by the layout.
 _AFTER = (
-    "q_net.q_net.0.weight", "quantile_net.quantile_net.0.weight", "mlp_extractor.shared_net.0.weight",
-    "mlp_extractor.policy_net.0.weight", "action_net.weight", "actor.latent_pi.0.weight", "actor.mu.0.weight", "actor.mu.weight",
-)  # fmt: skip
+    "q_net.q_net.0.weight",
+    "quantile_net.quantile_net.0.weight",
+    "mlp_extractor.shared_net.0.weight",
+    "mlp_extractor.policy_net.0.weight",
+    "action_net.weight",
+    "actor.latent_pi.0.weight",
+    "actor.mu.0.weight",
+    "actor.mu.weight",
+)
 
 
 def own_features(weights: Weights, prefix: str, observations: BoxSpace, activation: str) -> tuple[nn.Module, int]:
@@ -24,7 +30,7 @@ def own_features(weights: Weights, prefix: str, observations: BoxSpace, activati
         weights: of the policy.
         prefix: before the names of the part that acts.
         observations: as the network gets them; pixels are scaled before.
-        activation: a name of `sb3_networks.ACTIVATIONS`.
+        activation: a name of `networks.ACTIVATIONS`.
 
     Raises:
         UserError: they are no layers that follow one another, or strides cannot be told.
@@ -32,7 +38,7 @@ def own_features(weights: Weights, prefix: str, observations: BoxSpace, activati
     names = extractor_names(prefix)
     here = next((name for name in names if weights.has(name)), None)
     follows = next((name for name in _AFTER if name in weights), None)
-    spelled = next((known for known, kind in ACTIVATIONS.items() if kind.__name__ == activation), None)
+    spelled = next((name for name, kind in ACTIVATIONS.items() if kind.__name__ == activation), None)
     if here is None or follows is None or spelled is None or observations.keys:
         raise weights.error(
             "it has a features extractor of its author's own whose layers are not understood; export it to ONNX or TorchScript"

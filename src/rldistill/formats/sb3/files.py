@@ -12,24 +12,20 @@ import torch
 from torch import Tensor
 
 from rldistill.documents import parse_json
-from rldistill.files import read_regular
-from rldistill.formats.archives import MIB, PATH_LENGTH, printable, read_file, read_members
-from rldistill.formats.pickles import Inert, Named, admits_statistics
-from rldistill.formats.statistics import attributes
-from rldistill.formats.tensors.files import MOST_BYTES, load_state_dict, load_tensors, plain_state_dict
-from rldistill.types import UserError
+from rldistill.formats.archives import MIB, MOST_BYTES, read_file, read_members
+from rldistill.formats.arrays import admits_statistics
+from rldistill.formats.note import MEMBER, MOST_TEXT, Note, parse_note, read_zipped_note
+from rldistill.formats.pickles import Inert, Named, attributes
+from rldistill.formats.sb3 import NEEDED, PARAMETERS
+from rldistill.formats.tensors.files import load_state_dict, load_tensors, plain_state_dict
+from rldistill.types import UserError, printable
 
-PARAMETERS = "policy.pth"
-"""The member with the policy's tensors."""
 _MEMBERS = {
     "data": 32 * MIB,
     PARAMETERS: 256 * MIB,
     "_stable_baselines3_version": 1024,
     "system_info.txt": 64 * 1024,
 }
-_NEEDED = ("data", PARAMETERS)
-SAVED_POLICY = frozenset({"state_dict", "data", "observation_space", "action_space"})
-"""Texts in the pickle of every file of `policy.save`."""
 _CLASSES = re.compile(r"torch\.(nn|optim)(\.\w+)*|stable_baselines3(\.\w+)*|sb3_contrib(\.\w+)*")
 _COMPILED = re.compile(r"(^|\.)_orig_mod\.")
 
@@ -43,20 +39,8 @@ class Sb3File(NamedTuple):
     version: str
     system: list[str]
     keeps_class: bool
-    """Whether it tells the class of the policy."""
+    """Whether it names the class of the policy."""
     format: str
-
-
-def is_unpacked(folder: Path) -> bool:
-    """Whether a folder is a zip of Stable-Baselines3 that was unpacked."""
-    return all((folder / name).is_file() for name in _NEEDED)
-
-
-def content_of(path: Path) -> bytes:
-    """The bytes of a policy: of its file, or of the files of an unpacked zip that are read."""
-    if not path.is_dir():
-        return read_regular(path)
-    return b"".join(read_regular(path / name) for name in _NEEDED)
 
 
 def open_sb3(path: Path) -> Sb3File:
@@ -65,7 +49,7 @@ def open_sb3(path: Path) -> Sb3File:
     Raises:
         UserError: something is missing, damaged or hostile, or it is another tool's.
     """
-    source = printable(path, PATH_LENGTH)
+    source = str(path)
     if path.is_dir():
         members = {
             name: read_file(path / name, most, what="part of a Stable-Baselines3 policy")
@@ -74,7 +58,7 @@ def open_sb3(path: Path) -> Sb3File:
         }
     else:
         members = read_members(path, _MEMBERS.get)
-        if not set(_NEEDED) & set(members):
+        if not set(NEEDED) & set(members):
             saved = _saved_policy(path, source)
             if saved is not None:
                 return saved
@@ -83,7 +67,7 @@ def open_sb3(path: Path) -> Sb3File:
             f"{source} is of SBX, whose networks are JAX's: write its arrays (model.policy.actor_state.params) to a state "
             "dict, as docs/inspect.md shows under 'Arrays without a network'"
         )
-    for name in _NEEDED:
+    for name in NEEDED:
         if name not in members:
             raise UserError(
                 f"{source} is no Stable-Baselines3 zip: it has no member {name!r} (files of Stable-Baselines 2 are not supported)"
@@ -98,6 +82,18 @@ def open_sb3(path: Path) -> Sb3File:
         keeps_class=True,
         format="Stable-Baselines3 folder" if path.is_dir() else "Stable-Baselines3 zip",
     )
+
+
+def read_note(path: Path) -> Note | None:
+    """What `export` wrote into a zip or the folder that it was unpacked to; None where `export` did not make it.
+
+    Raises:
+        UserError: the zip or the note is damaged.
+    """
+    if not path.is_dir():
+        return read_zipped_note(path)
+    note = path / MEMBER
+    return parse_note(read_file(note, MOST_TEXT, what="description of a policy") if note.is_file() else None, path)
 
 
 def _json(raw: bytes, source: str) -> dict[str, Any]:
@@ -133,9 +129,9 @@ def _saved_policy(path: Path, source: str) -> Sb3File | None:
     loaded = load_tensors(read_file(path, MOST_BYTES, what="policy file"), source, admits=_admits)
     if not isinstance(loaded, dict) or not isinstance(loaded.get("data"), dict):
         return None
-    said: dict[str, Any] = loaded["data"]
-    spaces = {name: _space(said.get(name)) for name in ("observation_space", "action_space")}
-    kwargs = {name: _text(value) for name, value in said.items() if isinstance(name, str) and name not in spaces}
+    data: dict[str, Any] = loaded["data"]
+    spaces = {name: _space(data.get(name)) for name in ("observation_space", "action_space")}
+    kwargs = {name: _text(value) for name, value in data.items() if isinstance(name, str) and name not in spaces}
     return Sb3File(
         {**spaces, "policy_kwargs": kwargs},
         _uncompiled(plain_state_dict(loaded.get("state_dict"), source), source),
@@ -147,8 +143,8 @@ def _saved_policy(path: Path, source: str) -> Sb3File | None:
 
 
 def _admits(module: str, name: str) -> bool:
-    known = admits_statistics(module, name) or _CLASSES.fullmatch(module) is not None
-    return known or (module, name) == ("builtins", "getattr")  # of a schedule; it is named, and never called
+    admitted = admits_statistics(module, name) or _CLASSES.fullmatch(module) is not None
+    return admitted or (module, name) == ("builtins", "getattr")  # of a schedule; it is named, and never called
 
 
 def _text(value: Any) -> Any:
@@ -163,7 +159,7 @@ def _space(value: Any) -> dict[str, Any]:
     if not isinstance(value, Inert):
         return {}
     entry: dict[str, Any] = {":type:": f"<class '{value.name}'>", ":serialized:": value}
-    for name, item in attributes(value):
+    for name, item in attributes(value.state).items():
         if name in ("_shape", "shape") and isinstance(item, tuple):
             entry[name] = list(item)
         elif name == "dtype" and isinstance(item, Inert) and item.arguments:

@@ -1,6 +1,6 @@
-"""From the names and shapes of Stable-Baselines3's tensors to networks that act. Layer sizes are read off the tensors.
+"""Makes networks that act out of the names and shapes of Stable-Baselines3's tensors. Layer sizes are read off the tensors.
 
-Key layouts, 2020 to today (what is not said here is no part of acting and is left aside: critics, targets, value nets):
+Key layouts, 2020 to today (other tensors take no part in acting and are left aside: critics, targets, value nets):
 
 * DQN `q_net.q_net.N`, QR-DQN `quantile_net.quantile_net.N`;
 * PPO, A2C, TRPO `mlp_extractor.policy_net.N`, before 1.8 also `mlp_extractor.shared_net.N`, then `action_net`, `log_std`;
@@ -19,22 +19,47 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from rldistill.formats.archives import PATH_LENGTH, printable
 from rldistill.formats.foreign import BoxSpace, DiscreteSpace, ForeignScores
-from rldistill.types import UserError
+from rldistill.formats.sb3.modules import (
+    SDE_EPSILON,
+    Gaussian,
+    NetworkGaussian,
+    Plain,
+    QuantileMean,
+    Rescaled,
+    Scorer,
+    StateDependentGaussian,
+)
+from rldistill.types import UserError, printable
 
 Family: TypeAlias = Literal["dqn", "qrdqn", "actor-critic", "sac", "td3"]
 Activation: TypeAlias = Callable[[], nn.Module]
 
 ACTIVATIONS: dict[str, Activation] = {
-    "CELU": nn.CELU, "ELU": nn.ELU, "GELU": nn.GELU, "Hardswish": nn.Hardswish, "Hardtanh": nn.Hardtanh,
-    "Identity": nn.Identity, "LeakyReLU": nn.LeakyReLU, "Mish": nn.Mish, "ReLU": nn.ReLU, "ReLU6": nn.ReLU6,
-    "SELU": nn.SELU, "Sigmoid": nn.Sigmoid, "SiLU": nn.SiLU, "Softplus": nn.Softplus, "Softsign": nn.Softsign,
+    "CELU": nn.CELU,
+    "ELU": nn.ELU,
+    "GELU": nn.GELU,
+    "Hardswish": nn.Hardswish,
+    "Hardtanh": nn.Hardtanh,
+    "Identity": nn.Identity,
+    "LeakyReLU": nn.LeakyReLU,
+    "Mish": nn.Mish,
+    "ReLU": nn.ReLU,
+    "ReLU6": nn.ReLU6,
+    "SELU": nn.SELU,
+    "Sigmoid": nn.Sigmoid,
+    "SiLU": nn.SiLU,
+    "Softplus": nn.Softplus,
+    "Softsign": nn.Softsign,
     "Tanh": nn.Tanh,
-}  # fmt: skip
+}
 DEFAULT_ACTIVATION: dict[Family, str] = {
-    "dqn": "ReLU", "qrdqn": "ReLU", "actor-critic": "Tanh", "sac": "ReLU", "td3": "ReLU",
-}  # fmt: skip
+    "dqn": "ReLU",
+    "qrdqn": "ReLU",
+    "actor-critic": "Tanh",
+    "sac": "ReLU",
+    "td3": "ReLU",
+}
 _IDLE: dict[Family, tuple[str, ...]] = {
     "dqn": ("q_net_target.",),
     "qrdqn": ("quantile_net_target.",),
@@ -42,13 +67,11 @@ _IDLE: dict[Family, tuple[str, ...]] = {
     "sac": ("critic.", "critic_target."),
     "td3": ("critic.", "critic_target.", "actor_target."),
 }
-_LOG_STD_RANGE = (-20.0, 2.0)
-_SDE_EPSILON = 1e-6
 _NATURE = ((0, 32, 8, 4), (2, 64, 4, 2), (4, 64, 3, 1))  # position, channels, kernel, stride
 
 
 class Settings(NamedTuple):
-    """What the tensors do not tell."""
+    """What the tensors do not show."""
 
     activation: str | None = None
     """A name of `ACTIVATIONS`; None is the family's default."""
@@ -73,109 +96,6 @@ class Acting(NamedTuple):
     squashed: bool
 
 
-class Scorer(nn.Module):
-    """Observations (B, *shape) to scores (B, K) float32."""
-
-    def __init__(self, features: nn.Module, body: nn.Module, head: nn.Module, *, divisor: float) -> None:
-        super().__init__()
-        self.features = features
-        self.body = body
-        self.head = head
-        self.divisor = divisor
-
-    def forward(self, observations: Tensor) -> Tensor:
-        """Raw observations; pixels are scaled here."""
-        x = observations.to(torch.float32)
-        features = self.features(x / self.divisor if self.divisor != 1 else x)
-        scores: Tensor = self.head(self.body(features), features)
-        return scores
-
-
-class _Plain(nn.Module):
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, latent: Tensor, features: Tensor) -> Tensor:
-        scores: Tensor = self.layer(latent)
-        return scores
-
-
-class _QuantileMean(nn.Module):
-    """SB3 lays quantiles out as (quantile, action)."""
-
-    def __init__(self, layer: nn.Module, quantiles: int, actions: int) -> None:
-        super().__init__()
-        self.layer = layer
-        self.shape = (quantiles, actions)
-
-    def forward(self, latent: Tensor, features: Tensor) -> Tensor:
-        quantiles: Tensor = self.layer(latent)
-        return quantiles.view(-1, *self.shape).mean(dim=1)
-
-
-class _Gaussian(nn.Module):
-    """One log deviation a dimension, whatever the state."""
-
-    log_std: Tensor
-
-    def __init__(self, mean: nn.Module, log_std: Tensor) -> None:
-        super().__init__()
-        self.mean = mean
-        self.register_buffer("log_std", log_std)
-
-    def forward(self, latent: Tensor, features: Tensor) -> Tensor:
-        mean = self.mean(latent)
-        return torch.cat((mean, self.log_std.expand_as(mean)), dim=1)
-
-
-class _NetworkGaussian(nn.Module):
-    """The log deviation is a layer's output, clamped as SAC does."""
-
-    def __init__(self, mean: nn.Module, log_std: nn.Module) -> None:
-        super().__init__()
-        self.mean = mean
-        self.log_std = log_std
-
-    def forward(self, latent: Tensor, features: Tensor) -> Tensor:
-        return torch.cat((self.mean(latent), self.log_std(latent).clamp(*_LOG_STD_RANGE)), dim=1)
-
-
-class _StateDependentGaussian(nn.Module):
-    """gSDE: noise = latent @ Gaussian matrix, so the variance is latent^2 @ std^2 (Raffin et al., arXiv 2005.05719)."""
-
-    variance: Tensor
-
-    def __init__(self, mean: nn.Module, variance: Tensor, noise: nn.Module | None) -> None:
-        super().__init__()
-        self.mean = mean
-        self.register_buffer("variance", variance)
-        self.noise = noise
-        """From the features to what the noise depends on; None: it depends on the last hidden layer."""
-
-    def forward(self, latent: Tensor, features: Tensor) -> Tensor:
-        mean = self.mean(latent)
-        basis = latent if self.noise is None else self.noise(features)
-        variance = basis.square() @ self.variance + _SDE_EPSILON
-        return torch.cat((mean, (0.5 * variance.log()).expand_as(mean)), dim=1)
-
-
-class _Rescaled(nn.Module):
-    """tanh, then from -1..1 to the action range."""
-
-    low: Tensor
-    high: Tensor
-
-    def __init__(self, layer: nn.Module, low: Tensor, high: Tensor) -> None:
-        super().__init__()
-        self.layer = layer
-        self.register_buffer("low", low)
-        self.register_buffer("high", high)
-
-    def forward(self, latent: Tensor, features: Tensor) -> Tensor:
-        return self.low + 0.5 * (torch.tanh(self.layer(latent)) + 1.0) * (self.high - self.low)
-
-
 class Weights:
     """Tensors by name; it remembers which were used."""
 
@@ -190,6 +110,10 @@ class Weights:
     def has(self, prefix: str) -> bool:
         """Whether any name begins so."""
         return any(name.startswith(prefix) for name in self._tensors)
+
+    def dimensions(self, name: str) -> int | None:
+        """How many a tensor has; None where it is not there."""
+        return self._tensors[name].ndim if name in self._tensors else None
 
     def take(self, name: str, shape: Sequence[int | None]) -> Tensor:
         """A tensor, which counts as used then.
@@ -209,8 +133,10 @@ class Weights:
         )
         if not fits or not tensor.is_floating_point():
             wanted = "x".join("?" if length is None else str(length) for length in shape)
-            found = "x".join(str(length) for length in tensor.shape)
-            raise self.error(f"the tensor {name!r} is {found}, not {wanted}: its spaces and its weights do not fit")
+            shape_text = "x".join(str(length) for length in tensor.shape)
+            raise self.error(
+                f"the tensor {name!r} is {shape_text}, not {wanted}: its spaces and its weights do not fit"
+            )
         self._used.add(name)
         return tensor
 
@@ -237,8 +163,8 @@ class Weights:
             activation: makes a layer.
             outputs: of the last layer, which has no activation then; where None, every layer has one.
         """
-        found = re.compile(re.escape(prefix) + r"(\d{1,3})\.")
-        numbers = sorted({int(match[1]) for name in self._tensors if (match := found.match(name))})
+        numbered = re.compile(re.escape(prefix) + r"(\d{1,3})\.")
+        numbers = sorted({int(match[1]) for name in self._tensors if (match := numbered.match(name))})
         if numbers != list(range(0, 2 * len(numbers), 2)):
             raise self.error(
                 f"the layers {prefix}{'/'.join(map(str, numbers))} are not linear ones with activations between "
@@ -271,7 +197,7 @@ class Weights:
             self._used.add(name)
 
     def error(self, text: str) -> UserError:
-        """To be raised."""
+        """An error about these tensors, to be raised."""
         return UserError(f"{self.source}: {text}")
 
 
@@ -309,77 +235,105 @@ def build_acting(
         tensors: the policy's state dict.
         observations: as the network gets them (images channels first).
         actions: decides the number of outputs and what they are.
-        settings: what the tensors do not tell.
+        settings: what the tensors do not show.
         source: the file, for messages.
         features_of: reads a features extractor that is its author's own, with the name of the activation; None is SB3's.
 
     Raises:
         UserError: a tensor is missing, has another shape than the spaces and the other layers ask for, or is left over.
     """
-    weights = Weights(tensors, printable(source, PATH_LENGTH))
+    weights = Weights(tensors, source)
     name = settings.activation or DEFAULT_ACTIVATION[family]
-    activation = ACTIVATIONS[name]
     prefix = {"dqn": "q_net.", "qrdqn": "quantile_net.", "actor-critic": "", "sac": "actor.", "td3": "actor."}[family]
     if features_of is None:
         features, length = _features(weights, prefix, observations)
     else:
         features, length = features_of(weights, prefix, observations, name)
-    body: nn.Module = nn.Identity()
-    squashed = False
-    scores: ForeignScores
-    head: nn.Module
+    part = _Part(weights, settings, ACTIVATIONS[name], length)
     if family in ("dqn", "qrdqn"):
-        if not isinstance(actions, DiscreteSpace) or len(actions.sizes) != 1:
-            raise weights.error("it is a DQN, but its actions are not Discrete")
-        scores, count = "q_values", actions.sizes[0]
-        if family == "dqn":
-            head = _Plain(weights.mlp("q_net.q_net.", length, activation, count)[0])
-        else:
-            quantiles = settings.quantiles or _quantiles(weights, tensors, count)
-            layers = weights.mlp("quantile_net.quantile_net.", length, activation, count * quantiles)[0]
-            head = _QuantileMean(layers, quantiles, count)
+        acting = _values(part, family, actions)
     elif family == "actor-critic":
-        shared, latent = weights.mlp("mlp_extractor.shared_net.", length, activation)
-        own, latent = weights.mlp("mlp_extractor.policy_net.", latent, activation)
-        body = nn.Sequential(*shared, *own)
-        if isinstance(actions, DiscreteSpace):
-            scores = "logits"
-            head = _Plain(weights.linear("action_net.", latent, sum(actions.sizes)))
-        else:
-            scores, size = "gaussian", math.prod(actions.shape)
-            mean = weights.linear("action_net.", latent, size)
-            if "log_std" in weights and tensors["log_std"].ndim == 2:
-                head = _state_dependent(weights, "", mean, length, latent, size, activation, settings)
-                squashed = settings.squash_output
-            else:
-                head = _Gaussian(mean, weights.take("log_std", (size,)))
+        acting = _actor(part, actions)
     else:
-        if not isinstance(actions, BoxSpace):
-            raise weights.error("it is a policy for continuous actions, but its action space is another")
-        size = math.prod(actions.shape)
-        low, high = (torch.from_numpy(bound).float().flatten() for bound in (actions.low, actions.high))
-        if not bool((torch.isfinite(low) & torch.isfinite(high) & (low < high)).all()):
-            raise weights.error("its actions are rescaled to their range, but the range in the file is not finite")
-        if family == "td3":
-            scores = "deterministic"
-            head = _Rescaled(weights.mlp("actor.mu.", length, activation, size)[0], low, high)
-        else:
-            scores, squashed = "gaussian", True
-            body, latent = weights.mlp("actor.latent_pi.", length, activation)
-            if "actor.log_std" in weights:
-                clipped = "actor.mu.0.weight" in weights
-                mean = weights.linear("actor.mu.0." if clipped else "actor.mu.", latent, size)
-                limit = nn.Hardtanh(-settings.clip_mean, settings.clip_mean) if clipped else nn.Identity()
-                bounded = nn.Sequential(mean, limit)
-                head = _state_dependent(weights, "actor.", bounded, length, latent, size, activation, settings)
-            else:
-                mean = weights.linear("actor.mu.", latent, size)
-                head = _NetworkGaussian(mean, weights.linear("actor.log_std.", latent, size))
+        acting = _continuous(part, family, actions)
     weights.check_all_used(_IDLE[family])
     divisor = 255.0 if settings.scale_images and is_image(observations) else 1.0
-    network = Scorer(features, body, head, divisor=divisor)
+    network = Scorer(features, acting.body, acting.head, divisor=divisor)
     network.eval().requires_grad_(False)
-    return Acting(network, scores, squashed)
+    return Acting(network, acting.scores, acting.squashed)
+
+
+class _Part(NamedTuple):
+    """What the layers behind the features are made of."""
+
+    weights: Weights
+    settings: Settings
+    activation: Activation
+    features: int
+    """Length of the features."""
+
+
+class _Layers(NamedTuple):
+    """The layers behind the features."""
+
+    body: nn.Module
+    head: nn.Module
+    scores: ForeignScores
+    squashed: bool = False
+
+
+def _values(part: _Part, family: Family, actions: BoxSpace | DiscreteSpace) -> _Layers:
+    """The layers of DQN and QR-DQN."""
+    weights = part.weights
+    if not isinstance(actions, DiscreteSpace) or len(actions.sizes) != 1:
+        raise weights.error("it is a DQN, but its actions are not Discrete")
+    count = actions.sizes[0]
+    if family == "dqn":
+        layers = weights.mlp("q_net.q_net.", part.features, part.activation, count)[0]
+        return _Layers(nn.Identity(), Plain(layers), "q_values")
+    quantiles = part.settings.quantiles or _quantiles(weights, count)
+    layers = weights.mlp("quantile_net.quantile_net.", part.features, part.activation, count * quantiles)[0]
+    return _Layers(nn.Identity(), QuantileMean(layers, quantiles, count), "q_values")
+
+
+def _actor(part: _Part, actions: BoxSpace | DiscreteSpace) -> _Layers:
+    """The layers of PPO, A2C and TRPO."""
+    weights = part.weights
+    shared, latent = weights.mlp("mlp_extractor.shared_net.", part.features, part.activation)
+    own, latent = weights.mlp("mlp_extractor.policy_net.", latent, part.activation)
+    body = nn.Sequential(*shared, *own)
+    if isinstance(actions, DiscreteSpace):
+        return _Layers(body, Plain(weights.linear("action_net.", latent, sum(actions.sizes))), "logits")
+    size = math.prod(actions.shape)
+    mean = weights.linear("action_net.", latent, size)
+    if weights.dimensions("log_std") == 2:
+        head: nn.Module = _state_dependent(part, "", mean, latent, size)
+        return _Layers(body, head, "gaussian", part.settings.squash_output)
+    return _Layers(body, Gaussian(mean, weights.take("log_std", (size,))), "gaussian")
+
+
+def _continuous(part: _Part, family: Family, actions: BoxSpace | DiscreteSpace) -> _Layers:
+    """The layers of SAC, TQC, TD3 and DDPG."""
+    weights = part.weights
+    if not isinstance(actions, BoxSpace):
+        raise weights.error("it is a policy for continuous actions, but its action space is another")
+    size = math.prod(actions.shape)
+    low, high = (torch.from_numpy(bound).float().flatten() for bound in (actions.low, actions.high))
+    if not bool((torch.isfinite(low) & torch.isfinite(high) & (low < high)).all()):
+        raise weights.error("its actions are rescaled to their range, but the range in the file is not finite")
+    if family == "td3":
+        layers = weights.mlp("actor.mu.", part.features, part.activation, size)[0]
+        return _Layers(nn.Identity(), Rescaled(layers, low, high), "deterministic")
+    body, latent = weights.mlp("actor.latent_pi.", part.features, part.activation)
+    if "actor.log_std" not in weights:
+        mean = weights.linear("actor.mu.", latent, size)
+        head = NetworkGaussian(mean, weights.linear("actor.log_std.", latent, size))
+        return _Layers(body, head, "gaussian", squashed=True)
+    clipped = "actor.mu.0.weight" in weights
+    mean = weights.linear("actor.mu.0." if clipped else "actor.mu.", latent, size)
+    clip_mean = part.settings.clip_mean
+    bounded = nn.Sequential(mean, nn.Hardtanh(-clip_mean, clip_mean) if clipped else nn.Identity())
+    return _Layers(body, _state_dependent(part, "actor.", bounded, latent, size), "gaussian", squashed=True)
 
 
 def sizes_of(acting: Acting) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -387,7 +341,7 @@ def sizes_of(acting: Acting) -> tuple[tuple[int, ...], tuple[int, ...]]:
     network = acting.network
     assert isinstance(network, Scorer)
     modules = [*network.features.modules(), *network.body.modules()]
-    if isinstance(network.head, _Plain | _QuantileMean | _Rescaled) and isinstance(network.head.layer, nn.Sequential):
+    if isinstance(network.head, Plain | QuantileMean | Rescaled) and isinstance(network.head.layer, nn.Sequential):
         modules += list(network.head.layer)[:-1]
     channels = tuple(module.out_channels for module in modules if isinstance(module, nn.Conv2d))
     return channels, tuple(module.out_features for module in modules if isinstance(module, nn.Linear))
@@ -407,7 +361,7 @@ def extractor_names(prefix: str) -> list[str]:
 
 
 def _features(weights: Weights, prefix: str, observations: BoxSpace) -> tuple[nn.Module, int]:
-    """From observations to a vector: a Nature CNN where the file has its tensors, else the plain numbers."""
+    """The layers from observations to a vector: a Nature CNN where the file has its tensors, else the plain numbers."""
     names = extractor_names(prefix)
     here = next((name for name in names if weights.has(name)), None)
     if here is None:
@@ -432,46 +386,48 @@ def _features(weights: Weights, prefix: str, observations: BoxSpace) -> tuple[nn
     return nn.Sequential(*layers, nn.Flatten(), linear, nn.ReLU()), linear.out_features
 
 
-def _quantiles(weights: Weights, tensors: Mapping[str, Tensor], actions: int) -> int:
-    """From the last layer, where the file does not say it."""
-    found = [
+def _quantiles(weights: Weights, actions: int) -> int:
+    """The number of quantiles by the last layer, where the file does not say it."""
+    biases = weights.under("quantile_net.quantile_net.")
+    outputs = [
         (int(match[1]), tensor.shape[0])
-        for name, tensor in tensors.items()
-        if (match := re.fullmatch(r"quantile_net\.quantile_net\.(\d{1,3})\.bias", name)) and tensor.ndim == 1
+        for name, tensor in biases.items()
+        if (match := re.fullmatch(r"(\d{1,3})\.bias", name)) and tensor.ndim == 1
     ]
-    outputs = max(found)[1] if found else 0
-    if outputs < actions or outputs % actions:
-        raise weights.error(f"its {outputs} quantiles cannot be shared out among {actions} actions")
-    return outputs // actions
+    last = max(outputs)[1] if outputs else 0
+    if last < actions or last % actions:
+        raise weights.error(f"its {last} quantiles cannot be shared out among {actions} actions")
+    return last // actions
 
 
-def _state_dependent(
-    weights: Weights,
-    prefix: str,
-    mean: nn.Module,
-    features: int,
-    latent: int,
-    size: int,
-    activation: Activation,
-    settings: Settings,
-) -> nn.Module:
+def _state_dependent(part: _Part, prefix: str, mean: nn.Module, latent: int, size: int) -> nn.Module:
+    """The Gaussian of gSDE, whose noise depends on the last hidden layer, or on layers of its own.
+
+    Args:
+        part: what the layers are made of.
+        prefix: of the actor's names.
+        mean: from the last hidden layer to the means.
+        latent: length of the last hidden layer.
+        size: dimensions of the actions.
+    """
+    weights, settings = part.weights, part.settings
     noise: nn.Module | None = None
     length = latent
     if weights.has(f"{prefix}sde_features_extractor."):  # until 1.8
-        noise, length = weights.mlp(f"{prefix}sde_features_extractor.", features, activation)
+        noise, length = weights.mlp(f"{prefix}sde_features_extractor.", part.features, part.activation)
     elif settings.sde_net_is_empty:
-        noise, length = nn.Identity(), features
+        noise, length = nn.Identity(), part.features
     log_std = weights.take(f"{prefix}log_std", (length, None))
     if log_std.shape[1] not in (1, size):
         raise weights.error(f"its log_std has {log_std.shape[1]} columns for {size} actions")
-    return _StateDependentGaussian(mean, _deviation(log_std, settings.use_expln).square(), noise)
+    return StateDependentGaussian(mean, _deviation(log_std, settings.use_expln).square(), noise)
 
 
 def _deviation(log_std: Tensor, use_expln: bool) -> Tensor:
     if not use_expln:
         return log_std.exp()
     positive = log_std > 0
-    return torch.where(positive, torch.log1p(log_std.clamp(min=0) + _SDE_EPSILON) + 1.0, log_std.clamp(max=0).exp())
+    return torch.where(positive, torch.log1p(log_std.clamp(min=0) + SDE_EPSILON) + 1.0, log_std.clamp(max=0).exp())
 
 
 def _fixed(tensor: Tensor) -> nn.Parameter:

@@ -11,9 +11,8 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from rldistill.formats.archives import PATH_LENGTH, printable
 from rldistill.formats.beside import Shape, find_beside, statistics_above
 from rldistill.formats.chain import ACTIVATIONS as SPELLED
 from rldistill.formats.chain import NO_MEMORY, Activation, check_spec, parse_architecture, spell
@@ -33,7 +32,7 @@ from rldistill.formats.sb3.networks import (
 from rldistill.formats.sb3.spaces import MOST_ACTIONS, action_space, entry_of, integer, observation_space, text_of
 from rldistill.formats.sb3.training import LastObservations, Training, last_observations, own_folders, read_training
 from rldistill.formats.statistics import read_statistics
-from rldistill.types import UserError
+from rldistill.types import UserError, printable
 
 _RECURRENT = "sb3_contrib.common.recurrent.policies"
 _MASKABLE = "sb3_contrib.common.maskable.policies"
@@ -81,63 +80,32 @@ def read_sb3(
         UserError: a file is missing, damaged, hostile or of a kind that is not supported; tensors do not fit the spaces,
             or some are left over; the activation is not known, or another is named; the statistics do not fit the observations.
     """
-    source = printable(path, PATH_LENGTH)
+    source = str(path)
     file = open_sb3(path)
-    data, tensors = file.data, file.tensors
-    family = family_of(tensors)
-    module, name = _policy_class(data)
-    if module in _REFUSED:
-        raise UserError(f"{source} is a policy of {_REFUSED[module]}; export it to ONNX or TorchScript")
-    if module == _RECURRENT or any(name.startswith("lstm_") for name in tensors):
-        raise UserError(f"{source} is a recurrent policy, as RecurrentPPO's, {NO_MEMORY}")
-    if family is None:
-        names = ", ".join(printable(key, 60) for key in list(tensors)[:3])
-        raise UserError(f"{source} holds a network that is not known here (tensors {names or 'none'})")
-    said = _FAMILIES.get(module)
-    if said is not None and said != family:
-        raise UserError(f"{source}: its data tells of {module}, but its policy.pth holds a {family} network")
-    observations = observation_space(data, source)
-    actions = action_space(data, source)
-    settings = _settings(data, family, source)
-    extractor = _own_extractor(data)
+    module, name = _policy_class(file.data)
+    family = _family(file, module, source)
+    observations, actions = observation_space(file.data, source), action_space(file.data, source)
+    settings = _settings(file.data, family, source)
+    extractor = _own_extractor(file.data)
 
     def acting_with(activation: str | None) -> Acting:
         chosen = settings._replace(activation=activation)
         features_of = own_features if extractor else None
-        return build_acting(family, tensors, observations, actions, chosen, source=source, features_of=features_of)
+        return build_acting(family, file.tensors, observations, actions, chosen, source=source, features_of=features_of)
 
-    author = None
-    if not file.keeps_class:
-        own = settings.activation or DEFAULT_ACTIVATION[family]
-        author = f"it was written by policy.save, which does not keep the policy's class as model.save does (its data name {own})"
-    elif said is None:
-        named = printable(".".join(filter(None, (module, name))) or "that it does not name", 80)
-        author = f"its policy class {named} is its author's own"
-    elif extractor:
-        author = f"it has a features extractor of its author's own ({printable(extractor)})"
-    elif settings.activation is not None and settings.activation not in ACTIVATIONS:
-        author = f"its activation {printable(settings.activation, 80)} is its author's own"
-    own_activation = settings.activation or DEFAULT_ACTIVATION[family]
-    acting, contradicted = _activated(acting_with, architecture, author, own_activation, source)
-    algorithm, notes = _algorithm(family, data, module)
+    activation = settings.activation or DEFAULT_ACTIVATION[family]
+    author = _authors_own(file, module, name, extractor, activation)
+    acting, contradicted = _activated(acting_with, architecture, author, activation, source)
+    algorithm, notes = _algorithm(family, file.data, module)
     if author is not None:
         notes.append(f"{author}; its tensors were looked at, and what --teacher-network says of it")
     training = read_training(path, algorithm)
-    if training.wrapper is not None and "AtariWrapper" not in training.wrapper:
-        notes.append(f"it was trained in an environment wrapped by {training.wrapper}, which is not applied here")
-    if training.arguments is not None:
-        notes.append(f"its environment was made with {training.arguments}, here it is made without")
-    statistics, expected = None, False
-    mismatches: list[str] = []
+    notes += _unapplied(training)
+    normalized = _Normalized(None, False)
     if normalization is not None or folders is not None:
-        last = last_observations(data, observations, on_policy=family == "actor-critic")
+        last = last_observations(file.data, observations, on_policy=family == "actor-critic")
         searched = [*own_folders(path, training.env), *(folders or ())]
-        statistics, expected = _normalization(
-            path, normalization, observations, training, last, searched, trust_pickle, notes
-        )
-        if statistics is None and normalization is None and False not in (last.normalized, training.normalized):
-            wanted = Shape(observations.shape, observations.keys)
-            mismatches = statistics_above(path, wanted, refutes=last.refute)
+        normalized = _normalization(path, normalization, observations, training, last, searched, trust_pickle)
     return ForeignPolicy(
         network=acting.network,
         scores=acting.scores,
@@ -147,14 +115,62 @@ def read_sb3(
         action_space=actions,
         squashed=acting.squashed,
         masked=module == _MASKABLE,
-        normalization=statistics,
-        normalization_expected=expected,
+        normalization=normalized.statistics,
+        normalization_expected=normalized.expected,
         env=training.env,
-        provenance=_provenance(file, name, training, notes),
-        mismatches=tuple(mismatches),
+        provenance=_provenance(file, name, training, [*notes, *normalized.notes]),
+        mismatches=normalized.mismatches,
         used=acted(normalization=normalization, teacher_network=None if contradicted else architecture),
         decided={"teacher_network": contradicted} if contradicted else {},
     )
+
+
+def _family(file: Sb3File, module: str, source: str) -> Family:
+    """The layout of a file's tensors. Raises UserError where it is of a kind that is not supported."""
+    if module in _REFUSED:
+        raise UserError(f"{source} is a policy of {_REFUSED[module]}; export it to ONNX or TorchScript")
+    if module == _RECURRENT or any(name.startswith("lstm_") for name in file.tensors):
+        raise UserError(f"{source} is a recurrent policy, as RecurrentPPO's, {NO_MEMORY}")
+    family = family_of(file.tensors)
+    if family is None:
+        names = ", ".join(printable(key, 60) for key in list(file.tensors)[:3])
+        raise UserError(f"{source} holds a network that is not known here (tensors {names or 'none'})")
+    if _FAMILIES.get(module, family) != family:
+        raise UserError(f"{source}: its data tells of {module}, but its policy.pth holds a {family} network")
+    return family
+
+
+def _authors_own(file: Sb3File, module: str, name: str, extractor: str, activation: str) -> str | None:
+    """A clause that says why nothing names the activation; None where the file does.
+
+    Args:
+        file: the policy.
+        module: of its class.
+        name: of its class.
+        extractor: of `_own_extractor`.
+        activation: as the file's data name it.
+    """
+    if not file.keeps_class:
+        return (
+            "it was written by policy.save, which does not keep the policy's class as model.save does (its data name "
+            f"{activation})"
+        )
+    if module not in _FAMILIES:
+        named = printable(".".join(filter(None, (module, name))) or "that it does not name", 80)
+        return f"its policy class {named} is its author's own"
+    if extractor:
+        return f"it has a features extractor of its author's own ({printable(extractor)})"
+    return None if activation in ACTIVATIONS else f"its activation {printable(activation, 80)} is its author's own"
+
+
+def _unapplied(training: Training) -> list[str]:
+    """Notes on what the environment had in training and has not here."""
+    notes = []
+    if training.wrapper is not None and "AtariWrapper" not in training.wrapper:
+        notes.append(f"it was trained in an environment wrapped by {training.wrapper}, which is not applied here")
+    if training.arguments is not None:
+        notes.append(f"its environment was made with {training.arguments}, here it is made without")
+    return notes
 
 
 def _policy_class(data: Mapping[str, Any]) -> tuple[str, str]:
@@ -162,8 +178,8 @@ def _policy_class(data: Mapping[str, Any]) -> tuple[str, str]:
     entry = entry_of(data, "policy_class")
     module = entry.get("__module__")
     # The name stands in the texts of its methods, such as "<function SACPolicy.__init__ at 0x7f>".
-    found = re.match(r"<function (\w{1,80})\.__init__ at", text_of(entry, "__init__"))
-    return module if isinstance(module, str) else "", found[1] if found else ""
+    match = re.match(r"<function (\w{1,80})\.__init__ at", text_of(entry, "__init__"))
+    return module if isinstance(module, str) else "", match[1] if match else ""
 
 
 def _algorithm(family: Family, data: Mapping[str, Any], module: str) -> tuple[str, list[str]]:
@@ -201,8 +217,8 @@ def _settings(data: Mapping[str, Any], family: Family, source: str) -> Settings:
     kwargs = entry_of(data, "policy_kwargs")
     activation = None
     if kwargs.get("activation_fn") is not None:
-        found = re.fullmatch(r"<class 'torch\.nn\.modules\.\w+\.(\w+)'>", text_of(kwargs, "activation_fn"))
-        activation = found[1] if found else text_of(kwargs, "activation_fn") or "without a name"
+        match = re.fullmatch(r"<class 'torch\.nn\.modules\.\w+\.(\w+)'>", text_of(kwargs, "activation_fn"))
+        activation = match[1] if match else text_of(kwargs, "activation_fn") or "without a name"
     clip_mean = _real(kwargs.get("clip_mean", 2.0))
     if clip_mean is None:
         raise UserError(f"{source} is damaged: its clip_mean is no number")
@@ -274,6 +290,16 @@ def _real(value: Any) -> float | None:
     return real if math.isfinite(real) else None
 
 
+class _Normalized(NamedTuple):
+    """Whether and how observations were normalized in training."""
+
+    statistics: Statistics | None
+    expected: bool
+    """Whether anything says that they were."""
+    notes: tuple[str, ...] = ()
+    mismatches: tuple[str, ...] = ()
+
+
 def _normalization(
     path: Path,
     given: Path | None,
@@ -282,36 +308,38 @@ def _normalization(
     last: LastObservations,
     folders: Sequence[Path],
     trust_pickle: bool,
-    notes: list[str],
-) -> tuple[Statistics | None, bool]:
+) -> _Normalized:
     """Statistics where there are some, and whether observations were normalized as far as anybody can tell."""
     wanted = Shape(observations.shape, observations.keys)
     if given is not None:
         statistics = read_statistics(given, trust_pickle=trust_pickle)
         arranged = statistics.arranged(*wanted)
         if arranged is None:
-            raise UserError(
-                f"{printable(given, PATH_LENGTH)} {statistics.misfit(*wanted)}; name the one of this teacher"
-            )
-        return arranged, True
+            raise UserError(f"{given} {statistics.misfit(*wanted)}; name the one of this teacher")
+        return _Normalized(arranged, True)
     beside = find_beside(
         path, wanted, folders=folders, normalized=last.normalized, refutes=last.refute, trust_pickle=trust_pickle
     )
-    notes += beside.notes
-    if beside.statistics is not None or beside.normalized is False:
-        return beside.statistics, beside.statistics is not None
+    if beside.statistics is not None:
+        return _Normalized(beside.statistics, True, beside.notes)
+    mismatches: tuple[str, ...] = ()
+    if False not in (last.normalized, training.normalized):
+        mismatches = tuple(statistics_above(path, wanted, refutes=last.refute))
+    if beside.normalized is False:
+        return _Normalized(None, False, beside.notes, mismatches)
+    notes = list(beside.notes)
     if last.normalized is None and training.normalized is None:
         notes.append(
             "the file does not tell whether its observations were normalized (VecNormalize), and no statistics lie beside it; "
             "if they were, name them with --normalization"
         )
-    return None, training.normalized is True or last.normalized is True
+    return _Normalized(None, training.normalized is True or last.normalized is True, tuple(notes), mismatches)
 
 
 def _provenance(file: Sb3File, policy: str, training: Training, notes: list[str]) -> dict[str, Any]:
-    """What may be of use later, as plain JSON data."""
+    """Facts about the policy's making, as plain JSON data."""
     data = file.data
-    said = {
+    facts = {
         "stable_baselines3": file.version,
         "policy_class": policy or None,
         "control_steps": integer(data.get("num_timesteps")),
@@ -323,4 +351,4 @@ def _provenance(file: Sb3File, policy: str, training: Training, notes: list[str]
         "system": file.system or None,
         "notes": notes or None,
     }
-    return {name: value for name, value in said.items() if value is not None}
+    return {name: value for name, value in facts.items() if value is not None}

@@ -1,4 +1,4 @@
-"""The spaces that a Stable-Baselines3 zip tells of: readable copies in its JSON, and pickles that are read as data."""
+"""The spaces in a Stable-Baselines3 zip: readable copies in its JSON, and pickles that are read as data."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rldistill.formats.archives import printable
+from rldistill.formats.arrays import admits_statistics, array, number
 from rldistill.formats.foreign import BoxSpace, DiscreteSpace
-from rldistill.formats.pickles import Inert, admits_statistics, array, interpret, number
-from rldistill.formats.statistics import attributes
-from rldistill.types import UserError
+from rldistill.formats.pickles import Inert, attributes, interpret
+from rldistill.types import UserError, printable
 
 MOST_ACTIONS = 65_536
 _MOST_NUMBERS = 2**23  # of an observation
@@ -43,10 +42,10 @@ def integer(value: Any) -> int | None:
 
 def _space_kind(entry: Mapping[str, Any], what: str, source: str) -> str:
     kind = text_of(entry, ":type:")
-    found = re.fullmatch(r"<class '(?:gym|gymnasium)\.spaces\.(?:\w+\.)?(\w+)'>", kind)
-    if not found:
+    match = re.fullmatch(r"<class '(?:gym|gymnasium)\.spaces\.(?:\w+\.)?(\w+)'>", kind)
+    if not match:
         raise UserError(f"{source} does not say its {what}, or in an unknown way ({printable(kind) or 'missing'})")
-    return found[1]
+    return match[1]
 
 
 def observation_space(data: Mapping[str, Any], source: str) -> BoxSpace:
@@ -106,12 +105,12 @@ def _flat_bounds(part: Any, what: str) -> tuple[npt.NDArray[np.float64], npt.NDA
         raise UserError(
             f"{what} is of the kind {printable(kind) or 'unknown'}; vectors and discrete numbers are supported"
         )
-    said = dict(attributes(part))
+    values = attributes(part.state)
     try:
         if kind == "Box":
-            low, high = array(said.get("low")), array(said.get("high"))
+            low, high = array(values.get("low")), array(values.get("high"))
         else:
-            numbers = said.get("nvec" if kind == "MultiDiscrete" else "n")
+            numbers = values.get("nvec" if kind == "MultiDiscrete" else "n")
             # Of several axes `MultiBinary.n` is a tuple.
             sizes = (
                 np.concatenate([array(number).flatten() for number in numbers])
@@ -162,8 +161,8 @@ def _box(entry: Mapping[str, Any], what: str, source: str) -> BoxSpace:
         raise UserError(f"{source} does not say the shape of its {what}")
     if len(shape) > 8 or not 1 <= math.prod(shape) <= _MOST_NUMBERS:
         raise UserError(f"{source} is damaged: its {what} has an absurd shape")
-    found = re.search(r"(u?int|float)(8|16|32|64)", text_of(entry, "dtype"))
-    dtype = found[0] if found else "float32"
+    match = re.search(r"(u?int|float)(8|16|32|64)", text_of(entry, "dtype"))
+    dtype = match[0] if match else "float32"
     low, high = (_bound(entry, key, tuple(shape), dtype, what, source) for key in ("low", "high"))
     if np.isnan(low).any() or np.isnan(high).any() or (low > high).any():
         raise UserError(f"{source} is damaged: its {what} has a lowest value above the highest")
@@ -212,10 +211,11 @@ def _stored(entry: Mapping[str, Any], key: str, source: str) -> npt.NDArray[np.f
 
 def _attribute(entry: Mapping[str, Any], key: str, source: str) -> Any:
     """An attribute of the pickled space, read as data."""
-    for name, value in attributes(_pickled(entry, source)):
-        if name == key:
-            return value
-    raise UserError(f"{source} does not say the {printable(key)!r} of a space")
+    pickled = _pickled(entry, source)
+    values = attributes(pickled.state) if isinstance(pickled, Inert) else {}
+    if key not in values:
+        raise UserError(f"{source} does not say the {printable(key)!r} of a space")
+    return values[key]
 
 
 def _pickled(entry: Mapping[str, Any], source: str) -> Any:

@@ -1,4 +1,4 @@
-"""What a Stable-Baselines3 zip and the files around it tell of its training: environment, options, normalized observations."""
+"""What a Stable-Baselines3 zip and the files around it say of its training: environment, options, normalized observations."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from rldistill.formats.archives import MIB, printable, read_file
+from rldistill.formats.archives import MIB, read_file
+from rldistill.formats.arrays import admits_statistics, plain_array
 from rldistill.formats.foreign import BoxSpace, Statistics
-from rldistill.formats.pickles import admits_statistics, interpret, plain_array
+from rldistill.formats.pickles import interpret
 from rldistill.formats.sb3.spaces import entry_of, integer, text_of
-from rldistill.types import UserError
+from rldistill.types import UserError, printable
 
 _PREFIXES = ("ppo_mask", "maskable_ppo", "ppo", "a2c", "dqn", "qrdqn", "trpo", "sac", "td3", "ddpg", "tqc", "her")
 _ENVIRONMENT = r"[A-Za-z][\w.:-]*-v\d+"
 
 
 class Training(NamedTuple):
-    """What names and files beside a zip tell of its training."""
+    """What names and files beside a zip say of its training."""
 
     env: str | None = None
     normalized: bool | None = None
@@ -34,7 +35,7 @@ class Training(NamedTuple):
 
 
 def read_training(path: Path, algorithm: str = "") -> Training:
-    """What the file's name, its folders and the zoo's `args.yml` and `config.yml` tell.
+    """What the file's name, its folders and the zoo's `args.yml` and `config.yml` say.
 
     Args:
         path: of the zip.
@@ -45,14 +46,14 @@ def read_training(path: Path, algorithm: str = "") -> Training:
     """
     env = _env_of_names(path)
     arguments = _beside(path, env, "args.yml")
-    said, algo = _yaml(arguments, "env"), _yaml(arguments, "algo")
-    if said is not None and not re.fullmatch(r"[A-Za-z][\w.:/-]{0,99}", said):
-        said = None
+    written, algo = _yaml(arguments, "env"), _yaml(arguments, "algo")
+    if written is not None and not re.fullmatch(r"[A-Za-z][\w.:/-]{0,99}", written):
+        written = None
     plain = algorithm.replace("-", "").lower()
-    other_env = env is not None and said is not None and said.replace("/", "-") != env.replace("/", "-")
+    other_env = env is not None and written is not None and written.replace("/", "-") != env.replace("/", "-")
     if other_env or (algo is not None and algo.lower() in _PREFIXES and plain in _PREFIXES and algo.lower() != plain):
         return Training(env)  # a folder of many files, and these are about another
-    env = said or env
+    env = written or env
     config = _beside(path, env, "config.yml")
     normalized = _yaml(config, "normalize") or ""
     without = re.search(r"norm_obs['\"]*\s*[:=]\s*false", config, re.IGNORECASE)
@@ -62,22 +63,22 @@ def read_training(path: Path, algorithm: str = "") -> Training:
     # The zoo's copy on the hub has a file of them.
     made_with = _yaml(arguments, "env_kwargs") or _beside(path, env, "env_kwargs.yml").strip().replace("\n", ", ")
     return Training(
-        env, yes and not without if config else None, stack, *(_said(value) for value in (wrapper, made_with))
+        env, yes and not without if config else None, stack, *(_noted(value) for value in (wrapper, made_with))
     )
 
 
-def _said(value: str | None) -> str | None:
-    """For a note; None where it is empty in one of YAML's ways."""
+def _noted(value: str | None) -> str | None:
+    """A value for a note; None where YAML writes nothing in one of its ways."""
     empty = value is None or value.lower() in ("", "null", "none", "~", "{}", "[]", "false", "ordereddict()")
     return None if empty else printable(value, 200)
 
 
 def _env_of_names(path: Path) -> str | None:
     """`<env>_1/` of the zoo, `ppo-<env>.zip`, `<env>.zip`; None where it would be a guess."""
-    known = re.fullmatch(rf"(?i:(?:{'|'.join(_PREFIXES)})[-_])?({_ENVIRONMENT})", path.stem)
+    stem = re.fullmatch(rf"(?i:(?:{'|'.join(_PREFIXES)})[-_])?({_ENVIRONMENT})", path.stem)
     folder = re.fullmatch(rf"({_ENVIRONMENT})_\d+", path.absolute().parent.name)
-    found = known or folder
-    return re.sub("^ALE-", "ALE/", found[1]) if found else None  # no file's name has a slash
+    match = stem or folder
+    return re.sub("^ALE-", "ALE/", match[1]) if match else None  # no file's name has a slash
 
 
 def own_folders(path: Path, env: str | None) -> Iterator[Path]:
@@ -110,7 +111,7 @@ class LastObservations(NamedTuple):
     """What `data` keeps of the last step: `_last_obs`, as the policy got it, and `_last_original_obs`."""
 
     normalized: bool | None
-    """Whether they tell that the policy was trained on observations of `VecNormalize`; None where they do not tell."""
+    """Whether they show that the policy was trained on observations of `VecNormalize`; None where they do not show it."""
     received: npt.NDArray[np.float64] | None = None
     original: npt.NDArray[np.float64] | None = None
     """Of the same step under `VecNormalize`, of the step before without it. Both None where they cannot be compared."""
@@ -129,10 +130,10 @@ class LastObservations(NamedTuple):
 
 
 def last_observations(data: Mapping[str, Any], observations: BoxSpace, *, on_policy: bool) -> LastObservations:
-    """What the last observations in a zip's JSON tell.
+    """What the last observations in a zip's JSON show.
 
     On-policy algorithms keep the original observation only under `VecNormalize`. Off-policy ones always do, so that only the
-    type and the range of the last observation may tell.
+    type and the range of the last observation may show it.
 
     Args:
         data: the zip's JSON.

@@ -21,11 +21,11 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from rldistill.formats.interface import MEMBER
+from rldistill.formats.deployed import NetworkPolicy
+from rldistill.formats.note import MEMBER
 from rldistill.machine import check_packages
 from rldistill.play.actions import LOG_STD_RANGE, split_gaussian
 from rldistill.play.envs import declared_spaces
-from rldistill.policies import SavedPolicy
 from rldistill.students.lowering import Affine, lower
 from rldistill.types import Floats, Observations, Task, UserError, as_tensor
 
@@ -40,14 +40,14 @@ class _Spaces(gymnasium.Env[Any, Any]):
         self.action_space = _action_space(task)
 
 
-def to_sb3(policy: SavedPolicy, told: Mapping[str, Any], calibration: Observations) -> tuple[bytes, list[str]]:
+def to_sb3(policy: NetworkPolicy, note: Mapping[str, Any], calibration: Observations) -> tuple[bytes, list[str]]:
     """The zip, and what it does not hold of the policy, a line each.
 
     Q-values become a DQN; logits, Gaussians and deterministic actions a PPO; squashed Gaussians a SAC.
 
     Args:
         policy: the student.
-        told: what the file says of itself.
+        note: what the file says of itself, as `note_of` has it.
         calibration: observations (B, *obs), whose mean log standard deviation a PPO gets.
 
     Raises:
@@ -112,11 +112,11 @@ def to_sb3(policy: SavedPolicy, told: Mapping[str, Any], calibration: Observatio
         )
     model.save(buffer)
     with zipfile.ZipFile(buffer, "a") as archive:
-        archive.writestr(zipfile.ZipInfo(MEMBER), json.dumps(told))
+        archive.writestr(zipfile.ZipInfo(MEMBER), json.dumps(note))
     return buffer.getvalue(), notes
 
 
-def sb3_actions(path: Path, policy: SavedPolicy, observations: Observations) -> Any:
+def sb3_actions(path: Path, policy: NetworkPolicy, observations: Observations) -> Any:
     """What Stable-Baselines3 itself plays with the zip, (B,) or (B, dimensions)."""
     import stable_baselines3 as sb3
 
@@ -124,7 +124,7 @@ def sb3_actions(path: Path, policy: SavedPolicy, observations: Observations) -> 
     return algorithm.load(path, device="cpu").predict(observations, deterministic=True)[0]
 
 
-def _check(policy: SavedPolicy, layers: list[Affine], convolutions: list[Affine]) -> None:
+def _check(policy: NetworkPolicy, layers: list[Affine], convolutions: list[Affine]) -> None:
     """Raises UserError where the standard classes cannot hold the network."""
     own = "which Stable-Baselines3 takes only as code; export to onnx, torchscript or c"
     if any(layer.norm is not None for layer in layers):
@@ -158,9 +158,9 @@ def _widened(layers: list[Affine]) -> tuple[list[Affine], bool]:
         out.append(layer._replace(weight=weight, bias=bias, outputs=(channels, *layer.outputs[1:])))
         before = channels
     first = layers[3]
-    seen, cells = len(layers[2].bias), layers[2].outputs[1:]
+    channels_read, cells = len(layers[2].bias), layers[2].outputs[1:]
     weight = np.zeros((len(first.weight), before, *cells), np.float32)
-    weight[:, :seen] = first.weight.reshape(len(first.weight), seen, *cells)
+    weight[:, :channels_read] = first.weight.reshape(len(first.weight), channels_read, *cells)
     linear = first._replace(weight=weight.reshape(len(weight), -1), inputs=(weight[0].size,))
     return [*out, linear, *layers[4:]], wider
 
@@ -189,7 +189,7 @@ def _named(kind: str, dense: list[Affine], convolutions: list[Affine]) -> dict[s
     return tensors
 
 
-def _log_std(policy: SavedPolicy, calibration: Observations) -> tuple[Tensor, list[str]]:
+def _log_std(policy: NetworkPolicy, calibration: Observations) -> tuple[Tensor, list[str]]:
     """One log standard deviation a dimension, all that a PPO has."""
     if policy.score_kind == "actions":
         return torch.full((policy.task.action_dimensions,), LOG_STD_RANGE[0]), [

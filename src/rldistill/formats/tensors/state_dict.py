@@ -1,20 +1,20 @@
-"""Plain state dicts, whose architecture is named or told by the shapes in the file."""
+"""Plain state dicts, whose architecture is named by a user or follows from the shapes in the file."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rldistill.files import open_regular
-from rldistill.formats.archives import printable
 from rldistill.formats.chain import (
     Activation,
+    Chain,
     FixedDeviation,
     Layer,
     Rescale,
@@ -29,7 +29,7 @@ from rldistill.formats.chain import (
     sizes_of,
     spell,
 )
-from rldistill.formats.embedded import choose_statistics, take_statistics
+from rldistill.formats.embedded import Taken, choose_statistics, take_statistics
 from rldistill.formats.foreign import (
     ALL_OF_MINATAR,
     DiscreteSpace,
@@ -40,18 +40,22 @@ from rldistill.formats.foreign import (
     acted,
     holds_bytes,
     observations_of,
+    scores_named,
+    words_of,
 )
 from rldistill.formats.tensors.weights import Part, is_safetensors, part_of, read_tensor_file, state_dict_of
-from rldistill.types import UserError
+from rldistill.types import UserError, printable
 
 # Words in the names of layers, which people choose alike.
 _STATE_VALUES = {"v", "value", "values", "vf", "critic", "baseline", "target"}
-_ACTION_VALUES = {"q", "qf", "qs", "qnet", "qnetwork", "qvalue", "qvalues", "qhead", "dqn"}
-_POLICIES = {"pi", "actor", "policy", "logit", "logits", "dist", "action", "actions"}
 # Words in the names of files: the algorithm says what its network gives.
 _VALUE_ALGORITHMS = {"dqn", "ddqn", "pqn", "doubledqn"}
 _DEVIATION = re.compile(r"(\w*_)?(log)?(std|sigma)(_param(eter)?)?")
 _POLICY_ALGORITHMS = {"a2c", "a3c", "ppo", "acktr", "trpo", "reinforce", "impala"}
+_SUPPOSED_UNITS = (
+    "actions are in the environment's units as the last layer gives them (--teacher-network mlp:256,256:relu:tanh "
+    "names a tanh behind it)"
+)
 
 
 def read_state_dict(
@@ -78,42 +82,129 @@ def read_state_dict(
         observation_shape: (channels, height, width) or (features,), where it is known.
         num_actions: where it is known.
         action_range: the least and the largest of each dimension, where actions are continuous.
-        scores: what the head gives; needed where neither its name nor the file's tells.
+        scores: what the head gives; needed where neither its name nor the file's says so.
         pixels: whether bytes go in as 0 to 255 or as 0 to 1; needed where they are no large images.
         numbers: what the observations are made of, where it is known; None supposes bytes of large images, floats elsewhere.
 
     Raises:
-        UserError: the file is damaged or something else, does not fit what is said of it, or does not say enough.
+        UserError: the file is damaged or something else, does not fit what is stated about it, or does not say enough.
     """
+    spec = None if architecture is None else parse_architecture(architecture)
+    activation = "relu" if spec is None else spec.activation
+    file = _open(path, scores)
+    _check_activation(spec, file.layers, path)
+    chain = build_chain(
+        file.layers,
+        path,
+        activation=activation,
+        observation_shape=observation_shape,
+        standardization=file.standardization,
+        pixels=pixels,
+        numbers=numbers,
+    )
+    space = observations_of(chain.observation_shape, numbers)
+    _check_standardization(file.standardization, chain.observation_shape, path)
+    hint = ALL_OF_MINATAR if numbers == "binary" and chain.outputs == 6 else ""
+    _check_outputs(chain.outputs, num_actions, file.layers[-1].name, hint, path)
+    squash = _squash(spec, action_range, chain.outputs, scores, path)
+    kind, reason = ("deterministic", "the caller") if squash is not None else (scores, "the caller")
+    if kind is None:
+        kind, reason = _scores(file, path, action_range is not None, activation)
+    in_units = kind in ("deterministic", "gaussian") and squash is None
+    chosen = choose_statistics(file.taken, chain.observation_shape, path)
+    supposed = _supposed(file, chain, reason, names_activation=spec is not None)
+    return ForeignPolicy(
+        network=_network(chain, squash, file.deviation if kind == "gaussian" else None, path),
+        scores=kind,
+        algorithm="unknown",
+        format="safetensors" if _forgets_order(path) else "state dict",
+        observation_space=space,
+        action_space=None if kind in ("deterministic", "gaussian") else DiscreteSpace((chain.outputs,), divided=False),
+        normalization=chosen.statistics,
+        unknown_statistics=chosen.unknown,
+        provenance={
+            "architecture": chain.architecture if squash is None or architecture is None else architecture,
+            "layers": [layer.name for layer in file.layers],
+            "left_out": file.left_out,
+            "scores_told_by": reason,
+            "supposed": [*supposed, _SUPPOSED_UNITS] if in_units else supposed,
+            "notes": list(chosen.notes),
+        },
+        units_supposed=in_units,
+        used=acted(
+            teacher_network=architecture,
+            teacher_scores=scores,
+            pixels=holds_bytes(space) and file.standardization is None and pixels,
+        ),
+    )
+
+
+class _Deviation(NamedTuple):
+    """Of a Gaussian whose means the head gives."""
+
+    name: str
+    log_std: Tensor | None
+    """(1,) or (D,); None where it is not known whether the file has the deviation or its logarithm."""
+
+
+class _File(NamedTuple):
+    """What a file holds."""
+
+    layers: list[Layer]
+    """From observations to scores, in their order."""
+    left_out: list[str]
+    """Names of the layers that give state values."""
+    part: Part
+    """Of the checkpoint."""
+    deviation: _Deviation | None
+    standardization: nn.Module | None
+    """Of one of the house's own networks."""
+    taken: Taken
+    """Statistics of observations."""
+
+
+def _open(path: Path, scores: ForeignScores | None) -> _File:
     if scores is not None and scores not in get_args(ForeignScores):
         raise UserError(f"unknown kind of scores {scores!r}: take one of {', '.join(get_args(ForeignScores))}")
-    used = acted(teacher_network=architecture, teacher_scores=scores)
-    spec = None if architecture is None else parse_architecture(architecture)
     taken = take_statistics(read_tensor_file(path))
     part = part_of(taken.rest)
     tensors = state_dict_of(taken.rest, path)
-    supposed_part = [f"the part {printable(part.name)!r} of the file acts"] if part.others else []
     deviation = None if scores in ("q_values", "logits") else _take_deviation(tensors)
     if scores == "gaussian" and (deviation is None or deviation.log_std is None):
         raise UserError(f"{path}: a plain state dict does not say where its log standard deviations are; use ONNX")
     standardization: nn.Module | None = None
-    if {"shift", "scale"} <= set(tensors):  # one of the house's own networks
+    if {"shift", "scale"} <= set(tensors):
         standardization = Standardize(tensors.pop("shift"), tensors.pop("scale"))
+    layers, left_out = _acting_layers(tensors, path)
+    _refuse_dueling(layers, left_out, scores, path)
+    return _File(layers, left_out, part, deviation, standardization, taken)
+
+
+def _acting_layers(tensors: Mapping[str, Tensor], path: Path) -> tuple[list[Layer], list[str]]:
+    """The layers from observations to scores in their order, and names of those that give state values."""
     layers = layers_of({name: tensor for name, tensor in tensors.items() if not _is_state_value(name)}, path)
     left_out = sorted({name.rpartition(".")[0] for name in tensors if _is_state_value(name)})
     if not layers:  # everything is named `critic`: then that is the policy
         layers, left_out = layers_of(tensors, path), []
-    layers = natural_order(layers) if _forgets_order(path) else layers
-    layers = in_order(layers, path)
+    layers = in_order(natural_order(layers) if _forgets_order(path) else layers, path)
     if not layers:
         raise UserError(f"{path} holds no layers")
-    if _words([layer.name for layer in layers]) & {"advantage", "advantages", "adv"}:
+    return layers, left_out
+
+
+def _refuse_dueling(layers: list[Layer], left_out: list[str], scores: ForeignScores | None, path: Path) -> None:
+    """Raises UserError where the names of layers are, or may be, those of a dueling network."""
+    if words_of([layer.name for layer in layers]) & {"advantage", "advantages", "adv"}:
         raise UserError(f"{path}: {layers[-1].name!r} is of a dueling network, which is no chain; export it to ONNX")
-    if scores is None and "a" in _words([layers[-1].name]) and "v" in _words(left_out):
+    if scores is None and "a" in words_of([layers[-1].name]) and "v" in words_of(left_out):
         raise UserError(
             f"{path} has heads {layers[-1].name!r} and {left_out[0]!r}: of a dueling network, which is no chain (export it to "
             "ONNX), or an actor and a critic (say --teacher-scores logits)"
         )
+
+
+def _check_activation(spec: Spec | None, layers: list[Layer], path: Path) -> None:
+    """Raises UserError where the named network has other sizes, or none is named and the activation is not known."""
     if spec is not None:
         check_spec(spec, sizes_of(layers), path)
     elif [layer.name for layer in layers] == ["conv", "fc_hidden", "policy"]:
@@ -127,79 +218,29 @@ def read_state_dict(
             f"{path} does not say which activation stands between its layers: "
             f"name the architecture with --teacher-network mlp:{sizes} for ReLU or mlp:{sizes}:tanh (elu and others likewise)"
         )
-    chain = build_chain(
-        layers,
-        path,
-        activation="relu" if spec is None else spec.activation,
-        observation_shape=observation_shape,
-        standardization=standardization,
-        pixels=pixels,
-        numbers=numbers,
-    )
-    space = observations_of(chain.observation_shape, numbers)
-    used |= acted(pixels=holds_bytes(space) and standardization is None and pixels)
-    _check_standardization(standardization, chain.observation_shape, path)
-    hint = ALL_OF_MINATAR if numbers == "binary" and chain.outputs == 6 else ""
-    _check_outputs(chain.outputs, num_actions, layers[-1].name, hint, path)
-    squash = _squash(spec, action_range, chain.outputs, scores, path)
-    if squash is not None:
-        scores = "deterministic"
-    if scores is None and deviation is not None:
-        scores = _scores_beside(deviation, path)
-    kind, told_by = (
-        (scores, "the caller")
-        if scores is not None
-        else _scores(
-            layers, left_out, part, path, action_range is not None, "relu" if spec is None else spec.activation
-        )
-    )
-    network: list[nn.Module] = [*chain.network] if squash is None else [*chain.network, squash]
-    if kind == "gaussian" and deviation is not None and deviation.log_std is not None:
+
+
+def _network(chain: Chain, squash: Rescale | None, deviation: _Deviation | None, path: Path) -> nn.Sequential:
+    """The chain with what follows its last layer: a tanh, or the deviations of a Gaussian."""
+    modules: list[nn.Module] = [*chain.network] if squash is None else [*chain.network, squash]
+    if deviation is not None and deviation.log_std is not None:
         if deviation.log_std.numel() not in (1, chain.outputs):
             raise UserError(
                 f"{path}: {deviation.name!r} has {deviation.log_std.numel()} numbers for {chain.outputs} actions"
             )
-        network.append(FixedDeviation(deviation.log_std.reshape(-1)))
-    chosen = choose_statistics(taken, chain.observation_shape, path)
-    supposed = supposed_part + chain.supposed
-    if spec is None and len(layers) > 1:
+        modules.append(FixedDeviation(deviation.log_std.reshape(-1)))
+    return nn.Sequential(*modules).eval()
+
+
+def _supposed(file: _File, chain: Chain, reason: str, *, names_activation: bool) -> list[str]:
+    """What the file does not say of its network and its scores."""
+    supposed = [f"the part {printable(file.part.name)!r} of the file acts"] if file.part.others else []
+    supposed += chain.supposed
+    if not names_activation and len(file.layers) > 1:
         supposed.append(f"ReLU after each hidden layer (--teacher-network {chain.architecture}:tanh names another)")
-    if told_by.startswith("the value head"):
-        supposed.append(f"its head {layers[-1].name!r} gives logits, as {told_by} suggests")
-    if kind in ("deterministic", "gaussian") and squash is None:
-        supposed.append(
-            "actions are in the environment's units as the last layer gives them (--teacher-network mlp:256,256:relu:tanh "
-            "names a tanh behind it)"
-        )
-    provenance: dict[str, Any] = {
-        "architecture": chain.architecture if squash is None or architecture is None else architecture,
-        "layers": [layer.name for layer in layers],
-        "left_out": left_out,
-        "scores_told_by": told_by,
-        "supposed": supposed,
-        "notes": list(chosen.notes),
-    }
-    return ForeignPolicy(
-        network=nn.Sequential(*network).eval(),
-        scores=kind,
-        algorithm="unknown",
-        format="safetensors" if _forgets_order(path) else "state dict",
-        observation_space=space,
-        action_space=None if kind in ("deterministic", "gaussian") else DiscreteSpace((chain.outputs,), divided=False),
-        normalization=chosen.statistics,
-        unknown_statistics=chosen.unknown,
-        provenance=provenance,
-        units_supposed=kind in ("deterministic", "gaussian") and squash is None,
-        used=used,
-    )
-
-
-def scores_named(names: Iterable[str]) -> ForeignScores | None:
-    """`q_values` or `logits` where such names of layers or outputs tell, else None."""
-    words = _words(names)
-    if words & _ACTION_VALUES or {"action", "value"} <= words or {"action", "values"} <= words:
-        return "q_values"
-    return "logits" if words & _POLICIES else None
+    if reason.startswith("the value head"):
+        supposed.append(f"its head {file.layers[-1].name!r} gives logits, as {reason} suggests")
+    return supposed
 
 
 def _squash(
@@ -226,15 +267,16 @@ def _squash(
     return Rescale((high - low) / 2, (high + low) / 2)
 
 
-def _scores(
-    layers: list[Layer], left_out: list[str], part: Part, path: Path, continuous: bool, activation: Activation
-) -> tuple[ForeignScores, str]:
+def _scores(file: _File, path: Path, continuous: bool, activation: Activation) -> tuple[ForeignScores, str]:
     """What the head gives, and what says so.
 
     Raises:
         UserError: nothing says so, or what does speaks of logits where actions are continuous.
     """
-    kind, told_by = _scores_told(layers, [*left_out, *part.others], part, path)
+    layers = file.layers
+    if file.deviation is not None:
+        return _scores_beside(file.deviation, path), "the caller"
+    kind, reason = _scores_by_names(layers, [*file.left_out, *file.part.others], file.part, path)
     if kind is None or (kind == "logits" and continuous):
         if continuous:
             raise UserError(
@@ -245,7 +287,7 @@ def _scores(
             f"{path} does not say whether its head {layers[-1].name!r} gives Q-values, logits or continuous actions: name it with "
             "--teacher-scores q_values, logits or deterministic"
         )
-    return kind, told_by
+    return kind, reason
 
 
 def _with_tanh(layers: list[Layer], activation: Activation) -> str:
@@ -256,37 +298,31 @@ def _with_tanh(layers: list[Layer], activation: Activation) -> str:
     return f"--teacher-network {spell(channels, hidden)}:{activation}:tanh"
 
 
-def _scores_told(layers: list[Layer], beside: list[str], part: Part, path: Path) -> tuple[ForeignScores | None, str]:
+def _scores_by_names(
+    layers: list[Layer], beside: list[str], part: Part, path: Path
+) -> tuple[ForeignScores | None, str]:
     named = scores_named([layers[-1].name])
     # PyTorch's own tutorial calls DQN's online network `policy_net`, beside a `target_net`.
-    if named is not None and not (named == "logits" and any("target" in _words([name]) for name in beside)):
+    if named is not None and not (named == "logits" and any("target" in words_of([name]) for name in beside)):
         return named, f"the head's name {layers[-1].name!r}"
     if named is None and scores_named([part.name]) == "q_values":
         return "q_values", f"the name {printable(part.name)!r} of its part"
-    words = _words([path.stem.lower()])
+    words = words_of([path.stem.lower()])
     if bool(words & _VALUE_ALGORITHMS) != bool(words & _POLICY_ALGORITHMS):
         return ("q_values" if words & _VALUE_ALGORITHMS else "logits"), f"the file's name {path.name!r}"
-    values = [name for name in beside if {"v", "value", "critic", "vf"} & _words([name])]
+    values = [name for name in beside if {"v", "value", "critic", "vf"} & words_of([name])]
     return ("logits", f"the value head {printable(values[0])!r} beside it") if values else (None, "")
-
-
-class _Deviation(NamedTuple):
-    """Of a Gaussian whose means the head gives."""
-
-    name: str
-    log_std: Tensor | None
-    """(1,) or (D,); None where it is not known whether the file has the deviation or its logarithm."""
 
 
 def _take_deviation(tensors: dict[str, Tensor]) -> _Deviation | None:
     """Takes the deviations of continuous actions, which stand beside the layers, out of the tensors."""
     for name in list(tensors):
-        found = _DEVIATION.fullmatch(name.rpartition(".")[2])
-        if found is None or tensors[name].squeeze().ndim > 1:
+        match = _DEVIATION.fullmatch(name.rpartition(".")[2])
+        if match is None or tensors[name].squeeze().ndim > 1:
             continue
         given = tensors.pop(name)
         positive = bool((given > 0).all())
-        log_std = given if "log" in found[0] else given.log() if found[3] == "std" and positive else None
+        log_std = given if "log" in match[0] else given.log() if match[3] == "std" and positive else None
         return _Deviation(name, log_std)
     return None
 
@@ -302,14 +338,10 @@ def _scores_beside(deviation: _Deviation, path: Path) -> ForeignScores:
 
 
 def _is_state_value(name: str) -> bool:
-    words = _words([name.rpartition(".")[0]])
+    words = words_of([name.rpartition(".")[0]])
     return bool(words & {"target", "targ", "old"}) or (
         bool(words & _STATE_VALUES) and scores_named([name]) != "q_values"
     )
-
-
-def _words(names: Iterable[str]) -> set[str]:
-    return {word for name in names for word in re.split(r"[^a-z]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower())}
 
 
 def _forgets_order(path: Path) -> bool:

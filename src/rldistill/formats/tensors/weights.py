@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rldistill.formats.archives import printable, read_file
-from rldistill.formats.tensors.files import MOST_BYTES, load_tensors
-from rldistill.types import UserError
+from rldistill.formats.archives import read_policy
+from rldistill.formats.tensors.files import load_tensors
+from rldistill.types import UserError, printable
 
 # Checkpoints that hold more than the weights name them so.
 _WRAPPERS = (
@@ -49,25 +49,13 @@ _CRITICS = {
 _MOST_DIMENSIONS = 8
 
 
-def read_bytes(path: Path) -> bytes:
-    """The file as a whole.
-
-    Raises:
-        UserError: it is missing, empty, absurdly large, or no plain file.
-    """
-    data = read_file(path, MOST_BYTES, what="policy file")
-    if not data:
-        raise UserError(f"{path} is empty; get the file anew")
-    return data
-
-
 def read_tensor_file(path: Path) -> Any:
     """What a `.pth`, `.pt`, `.bin` or `.safetensors` file holds: tensors in plain dicts, lists and tuples.
 
     Raises:
         UserError: it is missing, damaged, something else, or its pickle names anything but tensors and plain values.
     """
-    data = read_bytes(path)
+    data = read_policy(path)
     if is_safetensors(data[:16], len(data)):
         import safetensors
         import safetensors.torch
@@ -84,6 +72,11 @@ def read_tensor_file(path: Path) -> Any:
 def is_safetensors(start: bytes, size: int) -> bool:
     """Whether a file of `size` bytes that begins so is safetensors: the length of a header, then the header's brace."""
     return len(start) > 8 and start[8:9] == b"{" and 2 <= int(struct.unpack("<Q", start[:8])[0]) <= size - 8
+
+
+def is_msgpack(start: bytes) -> bool:
+    """Whether a file that begins so is Flax's: a MessagePack map or array. (A pickle begins with 0x80 too: an empty map.)"""
+    return bool(start) and (0x81 <= start[0] <= 0x9F or 0xDC <= start[0] <= 0xDF)
 
 
 class Part(NamedTuple):
@@ -112,8 +105,8 @@ def state_dict_of(value: Any, path: Path) -> dict[str, Tensor]:
     if _is_checkpoint(value):
         acting = acting_part(value)
         if acting is None:
-            found = [printable(name) for name, item in value.items() if _holds_tensors(item)]
-            says = f"several: {', '.join(found[:5])}" if found else "none"
+            parts = [printable(name) for name, item in value.items() if _holds_tensors(item)]
+            says = f"several: {', '.join(parts[:5])}" if parts else "none"
             raise UserError(f"{path} should hold one state dict, but it holds {says}; save the policy's alone")
         value = value[acting]
     if not isinstance(value, Mapping):

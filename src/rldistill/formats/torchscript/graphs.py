@@ -1,9 +1,9 @@
 """Whether a TorchScript program takes the same course for all observations of one shape.
 
-Then one run on anything of that shape says how long every other takes and how much memory (see `trial`). It holds where the
-program has no loops, never makes a number out of a tensor's contents (numbers decide branches and sizes; a tensor's own shape
-is no secret of its contents), uses no operator whose result is as long as its input's contents say, and changes nothing
-about itself.
+Then one run on anything of that shape says how long every other takes and how much memory (see `teachers.trial`). It holds where
+the program has no loops, never makes a number out of a tensor's contents (numbers decide branches and sizes; a tensor's own shape
+is no secret of its contents), uses no operator whose result is as long as its input's contents say, and changes nothing about
+itself.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def _is_whole(value: Any, script: Any, depth: int) -> bool:
 
 
 def _attribute(value: Any, script: Any) -> Any:
-    """What the program keeps under a name, such as a buffer; None where it cannot be told."""
+    """What the program keeps under a name, such as a buffer; None where that is not clear."""
     names = []
     while value.node().kind() == "prim::GetAttr":
         names.append(value.node().s("name"))
@@ -163,12 +163,12 @@ def _is_of_sizes(node: Any) -> bool:
     """Whether a tensor that becomes a number was made of numbers by nothing but arithmetic, and is used for nothing else."""
     if not _CONVERSION.fullmatch(node.kind()):
         return False
-    left, seen = [value for value in node.inputs() if _holds(value.type(), {"TensorType"})], set()
+    left, visited = [value for value in node.inputs() if _holds(value.type(), {"TensorType"})], set()
     while left:
         value = left.pop()
-        if value.debugName() in seen:
+        if value.debugName() in visited:
             continue
-        seen.add(value.debugName())
+        visited.add(value.debugName())
         maker = value.node()
         users = (use.user.kind() for use in value.uses())
         if not _ARITHMETIC.fullmatch(maker.kind()) or not all(

@@ -6,13 +6,14 @@ import io
 import re
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rldistill.formats.archives import DEFAULT_LIMITS, printable, read_members
+from rldistill.formats.archives import DEFAULT_LIMITS, MOST_BYTES, read_members, read_policy
 from rldistill.formats.foreign import (
     ForeignPolicy,
     ForeignScores,
@@ -21,13 +22,12 @@ from rldistill.formats.foreign import (
     acted,
     holds_bytes,
     observations_of,
+    unknown_range,
 )
 from rldistill.formats.outputs import ActionRange, Wanted, choose_output, scores_of
-from rldistill.formats.programs import in_batches, last_line, policy_of, unknown_range
-from rldistill.formats.tensors.files import MOST_BYTES
-from rldistill.formats.tensors.weights import read_bytes
+from rldistill.formats.programs import in_batches, last_line, policy_of
 from rldistill.formats.torchscript.graphs import check_graph
-from rldistill.types import UserError
+from rldistill.types import UserError, printable
 
 # TorchScript has no imports and no Python, but it has these: files written and mapped (`torch.save` and `torch.from_file`
 # are operators like any other), calls to other machines, and loops, whose end nobody can foresee. A network needs none of
@@ -79,10 +79,10 @@ def _flat(given: Any, name: str = "") -> dict[str, Tensor]:
     if isinstance(given, Tensor):
         return {name: given}
     parts = given.items() if isinstance(given, dict) else enumerate(given) if isinstance(given, tuple | list) else ()
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for key, part in parts:
-        found |= _flat(part, f"{name}.{key}" if name else str(key))
-    return found
+        tensors |= _flat(part, f"{name}.{key}" if name else str(key))
+    return tensors
 
 
 def read_torchscript(
@@ -102,8 +102,8 @@ def read_torchscript(
     Such a file is a program of PyTorch operators, so running it is running a stranger's program, in an interpreter that
     knows neither Python nor the system. Its operators for files and other machines, loops, and operators of other libraries
     are refused before the program is loaded, and programs whose course depends on more than the shape of their input
-    before they are run (see `script_graphs`). What is left takes the same time and memory whenever it gets as many
-    observations, so that `trial` can measure them.
+    before they are run (see `torchscript.graphs`). What is left takes the same time and memory whenever it gets as many
+    observations, so that `teachers.trial` can measure them.
 
     Args:
         path: the file.
@@ -121,18 +121,7 @@ def read_torchscript(
             something that it does not say is not given.
     """
     data, members = _repacked(path)
-    sources = {name: member for name, member in members.items() if "/code/" in name}
-    if not sources:
-        raise UserError(f"{path} is no TorchScript file: it has no program in it")
-    text = _source(sources, path)
-    for pattern, what in _REFUSED.items():
-        found = re.search(pattern, text, re.MULTILINE)
-        if found:
-            # BatchNorm's own source has a loop over sizes, which is gone from what is traced or frozen.
-            mend = "; save it by torch.jit.freeze or torch.jit.trace, which leave none" if what == _LOOP else ""
-            raise UserError(
-                f"{path} is refused: its program {what} ({found.group().strip()!r}), which no network needs{mend}"
-            )
+    _check_source(members, path)
     if observation_shape is None:
         raise UserError(f"{path} is TorchScript, which does not say what it sees; name the environment (--env)")
     if inputs is not None:
@@ -140,6 +129,53 @@ def read_torchscript(
             f"{path} is TorchScript, which does not say how large its inputs are: leave --teacher-input out, and save a module "
             "that takes observations alone"
         )
+    script = _loaded(data, path)
+    check_graph(script, path)
+    space = observations_of(observation_shape, numbers)
+    _check_arguments(script, path)
+    network, supposed = _with_input(script, holds_bytes(space), observation_shape, pixels, path)
+    zeros = torch.zeros((_PROBED, *space.shape), dtype=torch.uint8 if space.dtype == "uint8" else torch.float32)
+    try:
+        first, second = network.outputs(zeros), network.outputs(zeros)
+    except Exception as error:  # of the interpreter
+        raise UserError(f"{path} does not run on observations of shape {space.shape}: {last_line(error)}") from None
+    if not first:
+        raise UserError(f"{path} gives no tensor for an observation; save a module that gives scores")
+    drawn = {name for name in first if not torch.equal(first[name].nan_to_num(), second[name].nan_to_num())}
+    wanted = Wanted(output, scores, num_actions, action_range)
+    network.output = choose_output(first, wanted, path, drawn)
+    return policy_of(
+        network,
+        space,
+        scores=scores_of(network.output, first[network.output], wanted, path),
+        num_actions=num_actions,
+        format="TorchScript",
+        path=path,
+        reason=last_line,
+        mismatches=("what it gives is drawn at random, another at each call",) if network.output in drawn else (),
+        used=acted(teacher_scores=scores, teacher_output=output, pixels=holds_bytes(space) and pixels),
+        provenance={"supposed": supposed, "parameters": sum(parameter.numel() for parameter in script.parameters())},
+    )
+
+
+def _check_source(members: Mapping[str, bytes], path: Path) -> None:
+    """Raises UserError where the program's text has what no network needs, or there is none."""
+    sources = {name: member for name, member in members.items() if "/code/" in name}
+    if not sources:
+        raise UserError(f"{path} is no TorchScript file: it has no program in it")
+    text = _source(sources, path)
+    for pattern, what in _REFUSED.items():
+        match = re.search(pattern, text, re.MULTILINE)
+        if match:
+            # BatchNorm's own source has a loop over sizes, which is gone from what is traced or frozen.
+            mend = "; save it by torch.jit.freeze or torch.jit.trace, which leave none" if what == _LOOP else ""
+            raise UserError(
+                f"{path} is refused: its program {what} ({match.group().strip()!r}), which no network needs{mend}"
+            )
+
+
+def _loaded(data: bytes, path: Path) -> Any:
+    """The program. Raises UserError where it is damaged, or a weight is not finite."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that TorchScript is old
@@ -155,34 +191,7 @@ def read_torchscript(
     for tensor in tensors:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise UserError(f"{path}: the weights hold NaN or infinity; the policy is of no use")
-    check_graph(script, path)
-    space = observations_of(observation_shape, numbers)
-    _check_arguments(script, path)
-    network, supposed = _with_input(script, holds_bytes(space), observation_shape, pixels, path)
-    zeros = torch.zeros((_PROBED, *space.shape), dtype=torch.uint8 if space.dtype == "uint8" else torch.float32)
-    try:
-        first, second = network.outputs(zeros), network.outputs(zeros)
-    except Exception as error:  # of the interpreter
-        raise UserError(f"{path} does not run on observations of shape {space.shape}: {last_line(error)}") from None
-    if not first:
-        raise UserError(f"{path} gives no tensor for an observation; save a module that gives scores")
-    drawn = {name for name in first if not torch.equal(first[name].nan_to_num(), second[name].nan_to_num())}
-    wanted = Wanted(output, scores, num_actions, action_range)
-    network.output = choose_output(first, wanted, path, drawn)
-    scores = scores_of(network.output, first[network.output], wanted, path)
-    mismatches = ("what it gives is drawn at random, another at each call",) if network.output in drawn else ()
-    return policy_of(
-        network,
-        space,
-        scores=scores,
-        num_actions=num_actions,
-        format="TorchScript",
-        path=path,
-        reason=last_line,
-        mismatches=mismatches,
-        used=acted(teacher_scores=wanted.scores, teacher_output=output, pixels=holds_bytes(space) and pixels),
-        provenance={"supposed": supposed, "parameters": sum(parameter.numel() for parameter in script.parameters())},
-    )
+    return script
 
 
 def _check_arguments(script: Any, path: Path) -> None:
@@ -237,12 +246,12 @@ def _is_scale(tensor: Tensor) -> bool:
 
 
 def _repacked(path: Path) -> tuple[bytes, dict[str, bytes]]:
-    """The archive written anew from its checked members, and these by name.
+    """The archive, written anew from its checked members, and the members by name.
 
     PyTorch reads archives with another library than Python's; so what was checked is what that library gets.
     """
     limits = DEFAULT_LIMITS._replace(total=MOST_BYTES)
-    members = read_members(read_bytes(path), lambda name: MOST_BYTES, name=str(path), limits=limits)
+    members = read_members(read_policy(path), lambda name: MOST_BYTES, name=str(path), limits=limits)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, member in members.items():
@@ -251,7 +260,7 @@ def _repacked(path: Path) -> tuple[bytes, dict[str, bytes]]:
 
 
 def _source(sources: dict[str, bytes], path: Path) -> str:
-    """All of the program."""
+    """The text of all modules of the program."""
     text = []
     for name, member in sources.items():
         if name.endswith(".debug_pkl"):

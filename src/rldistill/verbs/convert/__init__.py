@@ -19,7 +19,7 @@ from rldistill.machine import usual_torch
 from rldistill.play.envs import fitting_task
 from rldistill.progress import Progress, Silent
 from rldistill.runs.folder import command_line
-from rldistill.teachers import TeacherOptions, known_of, load_fitting
+from rldistill.teachers import TeacherOptions, card_of, load_fitting
 from rldistill.types import UserError
 from rldistill.verbs.convert.minari import from_others, from_own, to_minari
 
@@ -153,7 +153,7 @@ def _read(
             aside,
             labeller,
             task,
-            teacher_card=known_of(labeller, None),
+            teacher_card=card_of(labeller, None),
             recording=_recording_of(data),
             progress=progress,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rldistill.datasets.shards import Dataset, open_dataset, same_teacher
 from rldistill.play.envs import same_game, unlike
 from rldistill.progress import Progress
-from rldistill.teachers import TeacherOptions, known_of
+from rldistill.teachers import TeacherOptions, card_of
 from rldistill.types import Task, Teacher, UserError, printable
 
 
@@ -29,7 +29,7 @@ def fitting_dataset(path: str, teacher: Teacher, task: Task, *, augment: bool) -
         raise UserError(f"the dataset {path} holds {dataset.score_kind}, the teacher gives {teacher.score_kind}")
     doubts = []
     card = dataset.card["teacher"]
-    labelled_by, own = card.get("sha256"), known_of(teacher, None)
+    labelled_by, own = card.get("sha256"), card_of(teacher, None)
     if labelled_by is not None and own["sha256"] is not None and labelled_by != own["sha256"] and augment:
         raise UserError(
             f"another teacher labelled the dataset {path}, and composites would get labels from this one: "

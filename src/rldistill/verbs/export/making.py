@@ -12,8 +12,11 @@ import numpy as np
 
 import rldistill
 from rldistill.files import check_new_file, place_at, put_in_place, replace_file
-from rldistill.formats.c import c_policy, compiler, render
-from rldistill.formats.interface import description, interface_of
+from rldistill.formats.c.compiling import compiler
+from rldistill.formats.c.numbers import c_policy
+from rldistill.formats.c.rendering import render
+from rldistill.formats.interface import interface_of
+from rldistill.formats.note import note_of
 from rldistill.formats.onnx.int8 import to_onnx_int8
 from rldistill.formats.onnx.writing import to_onnx
 from rldistill.formats.sb3.writing import sb3_actions, to_sb3
@@ -278,16 +281,16 @@ def _written(
         "parameters": parameter_count(policy.network),
         "policy_sha256": policy.sha256,
     }
-    about = description(policy.task, policy.score_kind, facts)
+    note = note_of(policy.task, policy.score_kind, facts)
     single: dict[Format, Callable[[], bytes]] = {
-        "onnx": lambda: to_onnx(policy, about),
-        "onnx-int8": lambda: to_onnx_int8(policy, about, calibration),
-        "torchscript": lambda: to_torchscript(policy, about),
+        "onnx": lambda: to_onnx(policy, note),
+        "onnx-int8": lambda: to_onnx_int8(policy, note, calibration),
+        "torchscript": lambda: to_torchscript(policy, note),
     }
     if format in single:
         return {target.name: single[format]()}, []
     if format == "sb3":
-        zipped, notes = to_sb3(policy, about, calibration)
+        zipped, notes = to_sb3(policy, note, calibration)
         return {target.name: zipped}, notes
     header = target.with_suffix(".h").name
     rendered = c_policy(
@@ -296,7 +299,7 @@ def _written(
         prefix=config.prefix,
         header=header,
         calibration=calibration if format == "c-int8" else None,
-        known=facts,
+        facts=facts,
     )
     source, declared = render(rendered)
     return {target.name: source.encode(), header: declared.encode()}, []

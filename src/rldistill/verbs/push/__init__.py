@@ -16,17 +16,17 @@ from typing import Any, NamedTuple
 import rldistill
 from rldistill.arguments import checked_arguments
 from rldistill.files import read_regular, replace_file
-from rldistill.formats.c import render
+from rldistill.formats.c.rendering import render
 from rldistill.formats.hub.upload import check_hub, check_repo, upload
+from rldistill.formats.note import Note
 from rldistill.holding import new_folder
 from rldistill.machine import check_packages, usual_torch
 from rldistill.play.envs import confirm, decisions_per_second, unlike
 from rldistill.policies import SavedPolicy, name_of, named
 from rldistill.progress import Progress, Silent
 from rldistill.runs.scores import Score, read_scores, write_scores
-from rldistill.teachers import TeacherOptions, load_own, load_policy, teacher_beside
+from rldistill.teachers import TeacherOptions, load_own, load_policy, note_in, teacher_beside
 from rldistill.teachers.detect import kind_of
-from rldistill.teachers.exported import Exported, exported_in
 from rldistill.types import MOST_ENVIRONMENTS, Task, UserError, check_boolean, check_numbers
 from rldistill.verbs.export.checks import ROWS, Bound, compare, played_states, refuse_beyond
 from rldistill.verbs.export.making import Checks, ExportConfig, Format, make_export, output_files
@@ -182,7 +182,7 @@ class _Publication(NamedTuple):
     settings: Mapping[str, Any]
     """The configuration of the run, empty where there is none."""
     curve: bytes
-    exports: Sequence[tuple[Path, str, Exported]]
+    exports: Sequence[tuple[Path, str, Note]]
     """Made before; as `_check_exports` gives them."""
     scores: tuple[list[Score], int] | None
     """Made before; as `_given_scores` gives them."""
@@ -254,7 +254,7 @@ def _played(
 
 def _exports(
     source: SavedPolicy,
-    checked: Sequence[tuple[Path, str, Exported]],
+    checked: Sequence[tuple[Path, str, Note]],
     folder: Path,
     config: PushConfig,
     progress: Progress,
@@ -308,13 +308,13 @@ def _make_exports(
     return shipped
 
 
-def _check_exports(policy: SavedPolicy, files: Sequence[Path]) -> list[tuple[Path, str, Exported]]:
+def _check_exports(policy: SavedPolicy, files: Sequence[Path]) -> list[tuple[Path, str, Note]]:
     """Each file's kind and description, checked before anything is played.
 
     Raises:
         UserError: one is not there, no export, an export of another policy, or of the name of another one.
     """
-    checked: list[tuple[Path, str, Exported]] = []
+    checked: list[tuple[Path, str, Note]] = []
     names: set[str] = set()
     for file in files:
         if file.suffix == ".h":
@@ -322,14 +322,14 @@ def _check_exports(policy: SavedPolicy, files: Sequence[Path]) -> list[tuple[Pat
         if not file.is_file():
             raise UserError(f"no file at {file}")
         kind = kind_of(file)
-        exported = exported_in(kind, file)
-        if exported is None:
+        note = note_in(kind, file)
+        if note is None:
             raise UserError(f"{file} was not written by rldistill export: --with takes exports of the policy")
-        if exported.known.get("policy_sha256") != policy.sha256:
+        if note.facts.get("policy_sha256") != policy.sha256:
             raise UserError(f"{file} is an export of another policy: export this one (or leave the file out)")
-        if exported.c is not None:
-            header = file.with_name(str(exported.c.description["header"]))
-            if header.name != file.with_suffix(".h").name or _text(header) != render(exported.c)[1]:
+        if note.contents is not None:
+            header = file.with_name(str(note.contents.description["header"]))
+            if header.name != file.with_suffix(".h").name or _text(header) != render(note.contents)[1]:
                 raise UserError(
                     f"{file} is without its header {header.name} as export wrote it: export the policy to C anew"
                 )
@@ -337,7 +337,7 @@ def _check_exports(policy: SavedPolicy, files: Sequence[Path]) -> list[tuple[Pat
         if file.name in names:
             raise UserError(f"two exports are called {file.name}: rename one")
         names.add(file.name)
-        checked.append((file, kind, exported))
+        checked.append((file, kind, note))
     return checked
 
 
@@ -348,14 +348,14 @@ def _is_export(file: Path) -> bool:
     if file.suffix == ".h":
         file = file.with_suffix(".c")
     try:
-        return exported_in(kind_of(file), file) is not None
+        return note_in(kind_of(file), file) is not None
     except UserError:
         return False
 
 
 def _copy_exports(
     policy: SavedPolicy,
-    checked: Sequence[tuple[Path, str, Exported]],
+    checked: Sequence[tuple[Path, str, Note]],
     folder: Path,
     seed: int,
     progress: Progress,
@@ -371,12 +371,12 @@ def _copy_exports(
         UserError: a file that cannot be loaded, that plays otherwise, or whose name is taken by an export made now.
     """
     shipped = []
-    for file, kind, exported in checked:
+    for file, kind, note in checked:
         target = folder / file.name
         if target.exists():
             raise UserError(f"--exports makes a {file.name} already: rename {file}, or leave one out")
         replace_file(target, read_regular(file))
-        if exported.c is not None:
+        if note.contents is not None:
             replace_file(target.with_suffix(".h"), read_regular(file.with_suffix(".h")))
         made = load_policy(target)
         compared = compare(

@@ -1,0 +1,78 @@
+"""What a teacher's file is to be read for: the task that it is to play, and what its user says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rldistill.formats.foreign import ForeignPolicy, Numbers
+from rldistill.formats.options import TeacherOptions
+from rldistill.play.envs import chosen_task, is_minatar, newest_task
+from rldistill.types import Task, UserError
+
+
+class Request(NamedTuple):
+    """What a reader is given beside the file."""
+
+    task: Task | None
+    """What the policy is to play, where that is known."""
+    options: TeacherOptions
+    """What the file does not say."""
+    folder: Path | None
+    """Of a model, where the file lies in one; statistics are looked for in its folders too."""
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Of an observation."""
+        return None if self.task is None else self.task.observation_shape
+
+    @property
+    def numbers(self) -> Numbers | None:
+        """What observations are made of."""
+        if self.task is None:
+            return None
+        if self.task.observation_dtype != "uint8":
+            return "floats"
+        return "binary" if is_minatar(self.task.env) else "bytes"
+
+    @property
+    def outputs(self) -> dict[str, Any]:
+        """What ONNX, TorchScript and plain state dicts have in common."""
+        task = self.task
+        return {
+            "observation_shape": self.shape,
+            "num_actions": None if task is None else task.num_actions,
+            "action_range": (task.action_low, task.action_high) if task is not None and task.continuous else None,
+            "scores": self.options.teacher_scores,
+            "pixels": self.options.pixels,
+            "numbers": self.numbers,
+        }
+
+
+def asked_task(env: str | None, env_kwargs: Sequence[str], like: Task | None, own: Task | None = None) -> Task | None:
+    """What a file is to play by the user's choice or like another policy; None where the file decides."""
+    if env is not None:
+        return chosen_task(own, env, env_kwargs) if own is not None and own.env == env else newest_task(env, env_kwargs)
+    return None if like is None else chosen_task(like, None, env_kwargs)
+
+
+def renamed(named: str | None, task: Task) -> list[str]:
+    """A line where another id is played than was named, since the named version is gone."""
+    return [] if named is None or task.env == named else [f"{named} is no longer there: played as {task.env}"]
+
+
+def own_task(foreign: ForeignPolicy, path: Path, env_kwargs: Sequence[str]) -> Task:
+    """What a policy plays by its file or its file's name.
+
+    Raises:
+        UserError: neither names an environment, or that environment is not there.
+    """
+    if foreign.env is None:
+        raise UserError(f"{path} does not say which environment it plays: name it with --env")
+    try:
+        return newest_task(foreign.env, env_kwargs)
+    except UserError as error:
+        raise UserError(
+            f"{error} ({path} or what lies beside it is named so; --env names the environment itself)"
+        ) from None
