@@ -141,8 +141,8 @@ def targets(folder: Path, *, programs: bool = True) -> dict[str, Target]:
     from recorded import TEACHER, VECTOR, played
     from rldistill import DistillConfig, EvaluateConfig, ReportConfig, evaluate, export, load_policy, report
     from rldistill.datasets import convert, create_dataset, head, head_table, info, info_lines, merge, open_dataset
-    from rldistill.runs.folder import Run
     from rldistill.runs.scores import read_scores, remarks, score_table
+    from rldistill.runs.writing import Run
     from rldistill.teachers import note_in
     from rldistill.teachers.detect import kind_of
     from rldistill.verbs.distill.labels import fitting_dataset

@@ -17,7 +17,7 @@ from rldistill.formats.matching import mismatches_of
 from rldistill.play.actions import bounds, uniform_actions
 from rldistill.play.envs import EnvironmentFailed, Environments, make_task, observation_bounds, own_shape, repeats
 from rldistill.progress import Silent
-from rldistill.runs.folder import ENVIRONMENT_ERROR
+from rldistill.runs.writing import ENVIRONMENT_ERROR
 from rldistill.students.networks import Architecture, build
 from rldistill.types import Task, UserError
 

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from rldistill.play.games import play, play_scored
 from rldistill.play.rollout import uniform
 from rldistill.policies import SavedPolicy, load_policy, save_policy
 from rldistill.progress import Silent, Talking
-from rldistill.runs.folder import Run, read_metrics
+from rldistill.runs.folder import RunFolder, read_metrics
+from rldistill.runs.loop import Pace
 from rldistill.runs.scores import Score, read_scores, remarks, score_table
 from rldistill.stats import summarize
 from rldistill.students.networks import Architecture, build
@@ -374,9 +376,7 @@ def test_a_policy_is_safe_before_its_final_games_and_resuming_plays_them_alone(t
     policy = load_policy(tmp_path / "run")
     assert "score" not in policy.provenance
     before = weights(tmp_path / "run")
-    with Run(tmp_path / "run", json.loads((tmp_path / "run" / "config.json").read_text()), resume=True) as held:
-        assert held.finished
-        assert not held.scored
+    assert RunFolder(tmp_path / "run").status == "finished"
     lines = Lines()
     done = run("run", 2, lines, resume=True)
     assert weights(tmp_path / "run") == before
@@ -385,6 +385,7 @@ def test_a_policy_is_safe_before_its_final_games_and_resuming_plays_them_alone(t
     assert not any("loss" in figures for figures in lines.figures), "nothing is learnt again"
     assert not (tmp_path / "run" / "checkpoint").exists()
     whole = run("whole", 2)
+    assert RunFolder(tmp_path / "run").status == "scored"
     assert (weights(tmp_path / "whole"), whole.provenance["score"]) == (before, done.provenance["score"])
     events = [[row.get("event") for row in read_metrics(tmp_path / name)] for name in ("run", "whole")]
     assert events[0] == events[1]
@@ -412,7 +413,7 @@ def test_without_games_there_is_no_score_and_everything_copes(tmp_path: Path) ->
 def test_no_score_is_shown_before_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = policy_of("Corridor-v0", tmp_path / "teacher").path
     assert teacher is not None
-    monkeypatch.setattr("rldistill.verbs.distill._SHOWN_EVERY", 0.0)
+    monkeypatch.setattr("rldistill.verbs.distill.Pace", partial(Pace, showing=0.0))
     lines = Lines()
     distill(teacher, tmp_path / "run", changed(STUDENT, evaluate_every=0), progress=lines)
     assert any("loss" in figures for figures in lines.figures)

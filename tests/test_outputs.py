@@ -16,8 +16,8 @@ from rldistill.datasets import convert, head, info, merge
 from rldistill.holding import claimed
 from rldistill.play.envs import make_task
 from rldistill.policies import save_policy
-from rldistill.runs.folder import Run
 from rldistill.runs.scores import read_scores
+from rldistill.runs.writing import Run
 from rldistill.students.networks import Architecture, build
 from rldistill.types import UserError
 from rldistill.verbs.evaluate import EvaluateConfig, evaluate

@@ -21,8 +21,9 @@ from foreign_files import balancing_zip
 from rldistill.datasets import convert, head, info, load_replay, merge, open_dataset
 from rldistill.play.envs import make_task
 from rldistill.policies import save_policy
-from rldistill.runs.folder import Run
+from rldistill.runs.records import Evaluation
 from rldistill.runs.scores import read_scores
+from rldistill.runs.writing import Run
 from rldistill.students.networks import Architecture, build
 from rldistill.teachers import TeacherOptions, load_policy, load_teacher
 from rldistill.types import UserError
@@ -47,8 +48,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shelf")
     made = build(Architecture("mlp:4", CARTPOLE.observation_shape, CARTPOLE.num_actions), 0)
     with Run(folder / "run", CONFIG, resume=False) as run:
-        run.log(event="evaluation", control_steps=1, returns=[1.0])
-        run.log(event="evaluation", control_steps=2, returns=[1.0])
+        run.log(Evaluation(control_steps=1, returns=[1.0]))
+        run.log(Evaluation(control_steps=2, returns=[1.0]))
         run.checkpoint({})
         save_policy(run.policy_path, made, CARTPOLE, {"score": {}})
     (folder / "run" / "policy" / "curve.csv").write_text("control_steps,mean_return\n")

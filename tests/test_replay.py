@@ -137,3 +137,31 @@ def test_ten_hours_of_atari_fit_into_four_gibibytes() -> None:
     replay = Replay(make_task("PongNoFrameskip-v4"), 16, 540_000, DQN_COLUMNS)
     assert 540_000 * 84 * 84 < replay.nbytes < 4.0 * 2**30  # what lies in memory once it is full
     assert replay.capacity * 16 == 540_000
+
+
+@given(
+    capacity=st.integers(2, 6), slack=st.integers(0, 6), saved=st.integers(1, 20), since=st.integers(0, 20),
+    ahead=st.integers(0, 8),
+)  # fmt: skip
+def test_a_ring_must_be_saved_when_what_the_last_checkpoint_needs_would_be_overwritten(
+    tmp_path_factory: pytest.TempPathFactory, capacity: int, slack: int, saved: int, since: int, ahead: int
+) -> None:
+    replay = Replay(VECTOR, 1, capacity, {}, scratch=tmp_path_factory.mktemp("ring"), slack=slack)
+
+    def add(times: int) -> None:
+        for _ in range(times):
+            replay.add(np.zeros((1, 2), dtype=np.float32), np.zeros(1, dtype=np.bool_))
+
+    add(saved)
+    replay.state_dict()
+    add(since)
+    # Places of the ring that the checkpoint needs, and the time that stands in each of them later.
+    needed = {time % (capacity + slack): time for time in range(max(saved - capacity, 0), saved)}
+    later = {time % (capacity + slack): time for time in range(saved + since + ahead)}
+    assert replay.must_save(ahead) == any(later[place] != time for place, time in needed.items())
+
+
+def test_a_ring_in_memory_is_never_saved() -> None:
+    replay = Replay(VECTOR, 2, 20, COLUMNS)
+    filled(replay, range(50))
+    assert not replay.must_save(100)

@@ -6,13 +6,24 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rldistill.configurations import changed
 from rldistill.files import load_state, save_state
-from rldistill.runs.folder import CHECKPOINT_FORMAT, Run, command_line, curve_csv, read_metrics
+from rldistill.runs.folder import RunFolder, Status, read_metrics
+from rldistill.runs.provenance import command_line
+from rldistill.runs.records import (
+    Evaluation,
+    FinalScore,
+    Record,
+    Train,
+    curve_csv,
+)
+from rldistill.runs.writing import CHECKPOINT_FORMAT, Run, older_defaults
 from rldistill.types import UserError
 from rldistill.verbs.distill import DistillConfig, distill
 from rldistill.verbs.train import TrainConfig, train
@@ -125,7 +136,7 @@ def test_what_a_user_has_put_into_a_run_stays_when_it_is_finished_or_fails(tmp_p
     assert sorted(listing(tmp_path / "failed")) == sorted(mine)
     with Run(tmp_path / "run", CONFIG, resume=False, tensorboard=True) as run:
         put(run.path)
-        run.log(step=1)
+        run.log(Train(updates=1))
         run.checkpoint({})
     with Run(tmp_path / "run", CONFIG, resume=True, tensorboard=True) as run:
         finish(run)
@@ -162,7 +173,7 @@ def test_of_several_that_begin_one_run_at_once_one_does(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "checkpoint/state", "checkpoint/lock"])
 def test_pipes_in_a_run_folder_are_refused_at_once(tmp_path: Path, name: str) -> None:
     with Run(tmp_path / "run", CONFIG, resume=False) as run:
-        run.log(step=1)
+        run.log(Train(updates=1))
         run.checkpoint({})
     (tmp_path / "run" / name).unlink()
     os.mkfifo(tmp_path / "run" / name)
@@ -176,7 +187,6 @@ def test_pipes_in_a_run_folder_are_refused_at_once(tmp_path: Path, name: str) ->
         ({"steps": 200}, "begun with steps = 100, not 200"),
         ({"task": {"env": "b"}}, r'begun with task.env = "a", not "b"'),
         ({"task": {"env": "a", "new": 1}}, "begun with task.new = null, not 1"),
-        ({"task": {"env": "a", "new": None}}, r'begun with task = {"env": "a"}, not {"env": "a", "new": null}'),
         ({"extra": 1}, "begun with extra = null, not 1"),
     ],
 )
@@ -233,15 +243,15 @@ def test_what_was_logged_is_kept_where_a_run_has_lost_its_checkpoint(tmp_path: P
         assert all("begins anew" in remark for remark in run.remarks)
         assert read_metrics(out) == []
         assert len(list(out.glob("metrics.*.jsonl"))) == files
-        run.log(step=files)
+        run.log(Train(updates=files))
         run.close()
-    assert (out / "metrics.1.jsonl").read_text() == '{"step": 0}\n'
-    assert (out / "metrics.2.jsonl").read_text() == '{"step": 1}\n'
+    assert (out / "metrics.1.jsonl").read_text() == '{"event": "train", "updates": 0}\n'
+    assert (out / "metrics.2.jsonl").read_text() == '{"event": "train", "updates": 1}\n'
 
 
 def test_lost_lines_of_the_metrics_are_told(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", CONFIG, resume=False)
-    run.log(step=1)
+    run.log(Train(updates=1))
     run.checkpoint({})
     run.close()
     again = Run(tmp_path / "run", CONFIG, resume=True)
@@ -276,30 +286,30 @@ def test_a_checkpoint_goes_only_when_what_the_run_made_can_be_read(tmp_path: Pat
 
 def test_metrics_go_back_to_the_checkpoint_on_resume(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", CONFIG, resume=False)
-    run.log(step=1, loss=0.5)
+    run.log(Train(updates=1, loss=0.5))
     run.checkpoint({"step": 1})
-    run.log(step=2, loss=0.4)
+    run.log(Train(updates=2, loss=0.4))
     run.close()
     with open(tmp_path / "run" / "metrics.jsonl", "ab") as file:
         file.write(b'{"step": 3, "lo')  # the line of a kill
-    assert [record["step"] for record in read_metrics(tmp_path / "run")] == [1, 2]
+    assert [record["updates"] for record in read_metrics(tmp_path / "run")] == [1, 2]
     again = Run(tmp_path / "run", CONFIG, resume=True)
     assert again.state is not None
     assert again.state["step"] == 1
-    assert read_metrics(tmp_path / "run") == [{"step": 1, "loss": 0.5}]
-    again.log(step=2, loss=0.3)
-    assert [record["step"] for record in read_metrics(tmp_path / "run")] == [1, 2]
+    assert read_metrics(tmp_path / "run") == [{"event": "train", "updates": 1, "loss": 0.5}]
+    again.log(Train(updates=2, loss=0.3))
+    assert [record["updates"] for record in read_metrics(tmp_path / "run")] == [1, 2]
     again.close()
 
 
 def test_lines_of_metrics_that_are_no_records_are_passed_over(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_bytes(b'[1]\n{"step": 1}\n3\n{"step": 2}\n\xff\n{"step": 3}\n')
-    assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
+    (tmp_path / "metrics.jsonl").write_bytes(b'[1]\n{"updates": 1}\n3\n{"updates": 2}\n\xff\n{"updates": 3}\n')
+    assert [record["updates"] for record in read_metrics(tmp_path)] == [1, 2]
 
 
 def test_metrics_of_a_run_without_a_checkpoint_begin_anew(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", CONFIG, resume=False)
-    run.log(step=1)
+    run.log(Train(updates=1))
     run.close()
     Run(tmp_path / "run", CONFIG, resume=True).close()
     assert read_metrics(tmp_path / "run") == []
@@ -307,7 +317,7 @@ def test_metrics_of_a_run_without_a_checkpoint_begin_anew(tmp_path: Path) -> Non
 
 def test_a_finished_run_keeps_its_metrics_and_not_what_only_a_resumed_one_needs(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", CONFIG, resume=False)
-    run.log(step=1)
+    run.log(Train(updates=1))
     run.checkpoint({"step": 1})
     (run.scratch / "replay-frames").write_bytes(bytes(100))
     finish(run)
@@ -315,14 +325,14 @@ def test_a_finished_run_keeps_its_metrics_and_not_what_only_a_resumed_one_needs(
     run.close()
     assert sorted(listing(tmp_path / "run")) == ["config.json", "metrics.jsonl", "policy/policy.json"]
     again = Run(tmp_path / "run", CONFIG, resume=True)
-    assert again.finished
+    assert again.folder.finished
     again.close()
-    assert read_metrics(tmp_path / "run") == [{"step": 1}]
+    assert [record["updates"] for record in read_metrics(tmp_path / "run")] == [1]
 
 
 def test_a_damaged_checkpoint_is_refused_and_nothing_is_overwritten(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", CONFIG, resume=False)
-    run.log(step=1)
+    run.log(Train(updates=1))
     run.checkpoint({"step": 1})
     run.close()
     state = tmp_path / "run" / "checkpoint" / "state"
@@ -333,15 +343,20 @@ def test_a_damaged_checkpoint_is_refused_and_nothing_is_overwritten(tmp_path: Pa
     assert listing(tmp_path) == before
 
 
-def test_a_checkpoint_of_another_version_is_refused_and_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("made_by", "words"),
+    [("rldistill 0.0.1", "begun by rldistill 0.0.1, "), (None, "begun by another version of rldistill, ")],
+)
+def test_a_checkpoint_of_another_version_is_refused_and_kept(tmp_path: Path, made_by: str | None, words: str) -> None:
     out = tmp_path / "run"
     with Run(out, CONFIG, resume=False) as run:
-        run.log(steps=1)
+        run.log(Train(updates=1))
         run.checkpoint({"a": 1})
-    state = load_state(out / "checkpoint" / "state")
-    save_state(out / "checkpoint" / "state", state | {"format": state["format"] - 1})
+    state = load_state(out / "checkpoint" / "state") | {"format": CHECKPOINT_FORMAT - 1}
+    del state["made_by"]
+    save_state(out / "checkpoint" / "state", state | ({"made_by": made_by} if made_by else {}))
     before = listing(out)
-    with pytest.raises(UserError, match="begun by another version of rldistill.* start anew with another --out"):
+    with pytest.raises(UserError, match=f"{words}.* start anew with another --out"):
         Run(out, CONFIG, resume=True)
     assert listing(out) == before
 
@@ -366,7 +381,7 @@ def test_a_checkpoint_with_another_layout_has_another_number(tmp_path: Path) -> 
     found = {name: layout(load_state(tmp_path / name / "checkpoint" / "state")) for name in ("dqn", "pqn", "student")}
     told = hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
     # Another layout: put the new pair here, and count CHECKPOINT_FORMAT up, but where all that is new may be absent.
-    assert (CHECKPOINT_FORMAT, told) == (3, "09a8c919f50431c6")
+    assert (CHECKPOINT_FORMAT, told) == (3, "61f71dbd08b41ea5")
 
 
 def test_half_files_of_a_killed_process_are_swept_up(tmp_path: Path) -> None:
@@ -400,15 +415,15 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def test_events_hold_what_was_logged_and_a_resumed_run_repeats_no_point(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", CONFIG, resume=False, tensorboard=True)
-    run.log(event="train", control_steps=16, updates=1, loss=0.5)
+    run.log(Train(control_steps=16, updates=1, loss=0.5))
     run.checkpoint({})
-    run.log(event="train", control_steps=32, updates=2, loss=0.25)
+    run.log(Train(control_steps=32, updates=2, loss=0.25))
     run.close()
     run = Run(tmp_path / "run", CONFIG, resume=True, tensorboard=True)
-    run.log(event="train", control_steps=48, updates=3, loss=0.125)
-    run.log(event="evaluation", control_steps=48, mean=3.0, returns=[2.0, 4.0])
-    run.log(event="final_score", mean=2.0)  # tells no step
-    run.log(updates=5, loss=1.0)
+    run.log(Train(control_steps=48, updates=3, loss=0.125))
+    run.log(Evaluation(control_steps=48, mean=3.0, returns=[2.0, 4.0]))
+    run.log(FinalScore(mean=2.0))  # has no step of its own
+    run.log(Train(updates=5, loss=1.0))
     run.close()
     assert scalars(tmp_path / "run" / "tensorboard") == {
         "train/loss": [(16, 0.5), (48, 0.125), (5, 1.0)],
@@ -429,24 +444,24 @@ def test_missing_tensorboard_names_its_extra_before_there_is_a_folder(
 
 def test_a_disk_full_of_metrics_is_told_in_one_line_and_the_checkpoint_survives(tmp_path: Path, full_disk: Any) -> None:
     run = Run(tmp_path / "run", CONFIG, resume=False)
-    run.log(step=1)
+    run.log(Train(updates=1))
     run.checkpoint({"step": 1})
     there = (tmp_path / "run" / "metrics.jsonl").stat().st_size
     says = r"cannot write .*metrics.jsonl: File too large; .* go on with --resume"
     with full_disk(there + 4), pytest.raises(UserError, match=says):  # a part of the line fits, the rest does not
-        run.log(step=2)
+        run.log(Train(updates=2))
     run.close()
     again = Run(tmp_path / "run", CONFIG, resume=True)
     assert again.state is not None
     assert again.state["step"] == 1
-    assert read_metrics(tmp_path / "run") == [{"step": 1}]
+    assert [record["updates"] for record in read_metrics(tmp_path / "run")] == [1]
     again.close()
 
 
 def test_a_learning_curve_has_the_mean_of_recent_games_at_even_distances_and_at_the_end() -> None:
-    records: list[dict[str, Any]] = [{"control_steps": 10, "returns": []}]  # no game has ended yet
-    records += [{"control_steps": 10 * (k + 2), "returns": [float(k)]} for k in range(7)]
-    records += [{"event": "final_score", "returns": [99.0]}]
+    records: list[Record] = [Train(control_steps=10, returns=[])]  # no game has ended yet
+    records += [Train(control_steps=10 * (k + 2), returns=[float(k)]) for k in range(7)]
+    records += [FinalScore(returns=[99.0]), Train(control_steps=90, loss=1.0)]
     assert curve_csv(records, points=4, games=2).decode().splitlines() == [
         "control_steps,mean_return", "20,0.000", "40,1.500", "60,3.500", "80,5.500"
     ]  # fmt: skip
@@ -457,3 +472,138 @@ def test_a_learning_curve_has_the_mean_of_recent_games_at_even_distances_and_at_
 def test_the_command_in_a_card_can_be_typed_again(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
     monkeypatch.setattr(sys, "argv", [program, "train", "CartPole-v1", "--out", "my run"])
     assert command_line() == "rldistill train CartPole-v1 --out 'my run'"
+
+
+# Reading
+
+
+def state_of(path: Path) -> dict[str, tuple[bytes, int]]:
+    return {str(file): (file.read_bytes(), file.stat().st_mtime_ns) for file in path.rglob("*") if file.is_file()}
+
+
+def test_a_folder_says_how_its_run_stands_and_reading_changes_nothing(tmp_path: Path) -> None:
+    def read() -> Status:
+        before = state_of(tmp_path)
+        folder = RunFolder(tmp_path / "run")
+        assert folder.config() == (json.loads(json.dumps(CONFIG)) if folder.exists else {})
+        folder.records()
+        assert folder.scores() == []
+        status = folder.status
+        assert state_of(tmp_path) == before
+        return status
+
+    assert read() == "fresh"
+    with Run(tmp_path / "run", CONFIG, resume=False) as run:
+        assert read() == "running"
+        run.log(Train(updates=1))
+    assert read() == "fresh", "there is no checkpoint to go on from"
+    with Run(tmp_path / "run", CONFIG, resume=True) as run:
+        run.checkpoint({})
+    assert read() == "interrupted"
+    with Run(tmp_path / "run", CONFIG, resume=True) as run:
+        finish(run)
+        assert read() == "running"
+    assert read() == "finished"
+    (tmp_path / "run" / "policy" / "policy.json").write_text('{"provenance": {"score": {}}}')
+    assert read() == "scored"
+
+
+def test_a_run_that_another_process_reads_can_be_begun_and_resumed(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with Run(tmp_path / "run", CONFIG, resume=False) as run:
+        for _ in range(3):
+            assert folder.status == "running"
+        run.checkpoint({})
+    assert folder.status == "interrupted"
+    Run(tmp_path / "run", CONFIG, resume=True).close()
+
+
+def test_snapshots_are_listed_by_their_share(tmp_path: Path) -> None:
+    for name in ("0.5", "0.25", "mine", "0.75"):
+        (tmp_path / "snapshots" / name).mkdir(parents=True)
+        if name != "0.75":
+            (tmp_path / "snapshots" / name / "policy.json").touch()
+    assert RunFolder(tmp_path).snapshots == {0.25: tmp_path / "snapshots/0.25", 0.5: tmp_path / "snapshots/0.5"}
+
+
+def test_a_configuration_keeps_what_nobody_knows_and_has_defaults_inside_groups(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"steps": 5, "invented": 1, "dqn": {"n_step": 3}}')
+    assert RunFolder(tmp_path).config({"steps": 9, "seed": 0, "dqn": {"n_step": 1, "double": True}}) == {
+        "steps": 5, "seed": 0, "invented": 1, "dqn": {"n_step": 3, "double": True}
+    }  # fmt: skip
+
+
+# Older runs
+
+
+def test_what_an_older_run_lacks_or_has_more_is_at_its_default(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    before = {"steps": 5, "gone": "a", "group": {"old": 1}}
+    Run(out, before, resume=False).close()
+    options: dict[str, Any] = {"resume": True, "removed": {"gone": ("a", "b"), "group.old": (1,)}}
+    defaults = {"steps": 9, "new": None, "group": {"inner": 2}}
+    now = {"steps": 5, "new": 0.5, "group": {"inner": 2}}
+    # The user leaves `new` at its default, which stands for 0.5 here.
+    Run(out, now, defaults=older_defaults(defaults, {"new": None}, now), **options).close()
+    for change, words in (
+        ({"new": 0.7}, "new = null, not 0.7"),
+        ({"group": {"inner": 3}}, "group.inner = 2, not 3"),
+        ({"steps": 9}, "steps = 5, not 9"),
+    ):
+        given = {"new": 0.7} if "new" in change else {"new": None}
+        changed = now | change
+        with pytest.raises(UserError, match=f"begun with {words}"):
+            Run(out, changed, defaults=older_defaults(defaults, given, changed), **options)
+    with pytest.raises(UserError, match='begun with gone = "a", not null'):
+        Run(
+            out,
+            now,
+            defaults=older_defaults(defaults, {"new": None}, now),
+            resume=True,
+            removed={"gone": ("b",), "group.old": (1,)},
+        )
+
+
+OLDER: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("older_runs.json").read_text())
+"""`config.json` of runs of earlier commits, as they were written."""
+
+
+def begun(out: Path, name: str, **changes: Any) -> None:
+    out.mkdir()
+    (out / "config.json").write_text(json.dumps(OLDER[name] | changes))
+
+
+@pytest.mark.parametrize("algo", ["dqn", "pqn"])
+def test_trainings_from_before_some_options_are_resumed(tmp_path: Path, algo: Any) -> None:
+    begun(tmp_path / "run", algo)
+    config = TrainConfig(algo=algo, steps=1_000, final_episodes=1)
+    others = {"dqn": replace(config, double=False), "pqn": replace(config, weights_dtype="float16")}
+    with pytest.raises(
+        UserError, match="begun with (double = true, not false|weights_dtype = .float32., not .float16.)"
+    ):
+        train("CartPole-v1", tmp_path / "run", others[algo], resume=True)
+    train("CartPole-v1", tmp_path / "run", config, resume=True)
+    assert RunFolder(tmp_path / "run").status == "scored"
+
+
+def test_lost_lives_were_no_episodes_before_there_was_the_option(tmp_path: Path) -> None:
+    pong = {"env": "PongNoFrameskip-v4"}
+    with pytest.raises(KeyboardInterrupt):
+        train(pong["env"], tmp_path / "run", TrainConfig(steps=4_000, network="cnn:4,4,4:8"), progress=CtrlC(512))
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    del config["lives_as_episodes"]
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match="begun with lives_as_episodes = false, not true"):
+        train(pong["env"], tmp_path / "run", TrainConfig(steps=4_000, network="cnn:4,4,4:8"), resume=True)
+
+
+@pytest.mark.parametrize(("name", "preset"), [("distill", "none"), ("distill rusu2015", "rusu2015")])
+def test_distillations_from_before_some_options_are_resumed(tmp_path: Path, name: str, preset: Any) -> None:
+    teacher = train("CartPole-v1", tmp_path / "teacher", TrainConfig(steps=300, network="mlp:8", final_episodes=1))
+    begun(tmp_path / "run", name, teacher="a policy in memory", teacher_sha256=teacher.sha256)
+    config = DistillConfig.of(preset, student="mlp:8", steps=600, evaluate_episodes=1)
+    with pytest.raises(UserError, match="begun with targets = .raw., not .advantage."):
+        distill(teacher, tmp_path / "run", changed(config, targets="advantage"), resume=True)
+    distill(teacher, tmp_path / "run", config, resume=True)
+    assert RunFolder(tmp_path / "run").status == "scored"

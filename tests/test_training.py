@@ -16,7 +16,8 @@ import torch
 
 from rldistill.play.games import play_scored
 from rldistill.progress import Silent
-from rldistill.runs.folder import Run, read_metrics
+from rldistill.runs.folder import read_metrics
+from rldistill.runs.writing import Run
 from rldistill.types import UserError
 from rldistill.verbs.train import TrainConfig, train
 

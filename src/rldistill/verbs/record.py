@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import deque
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import rldistill
 from rldistill.arguments import checked_arguments
 from rldistill.datasets.shards import (
     CARD,
@@ -29,14 +29,15 @@ from rldistill.datasets.shards import (
 from rldistill.datasets.writing import DatasetWriter
 from rldistill.files import sweep
 from rldistill.holding import held_folder
-from rldistill.interrupts import deferred_interrupt
 from rldistill.lessons.streams import checked_labels
 from rldistill.machine import keep_freed_memory, usual_torch
 from rldistill.play.actions import score_width
 from rldistill.play.envs import Environments, cut_in_words, fitting_task, with_longest_game
 from rldistill.play.rollout import EpsilonGreedy, rollout
 from rldistill.progress import Progress, Silent
-from rldistill.runs.folder import command_line
+from rldistill.runs.loop import Pace, work_through
+from rldistill.runs.provenance import command_line, made_by
+from rldistill.runs.records import Record
 from rldistill.teachers import TeacherOptions, as_policy, card_of, check_all_act, load_fitting
 from rldistill.types import (
     MOST_ENVIRONMENTS,
@@ -97,7 +98,7 @@ def record(
         config: see `RecordConfig`.
         append: add to the dataset in `out`, if there is one.
         options: what a file of another tool does not say.
-        progress: told how it goes.
+        progress: shows how it goes.
 
     Raises:
         UserError: a wrong configuration, `out` exists and `append` is not set, the dataset there has another task,
@@ -149,7 +150,7 @@ def record(
             "environments_seed": seed,
             "num_envs": num_envs,
             "first_shard": len(before.shards) if before else 0,
-            "made_by": f"rldistill {rldistill.__version__}",
+            "made_by": made_by(),
             "command": command_line(),
         }
         dataset = before or empty_dataset(path, task, teacher.score_kind, known)
@@ -159,7 +160,7 @@ def record(
             write_card(dataset)
         driver = EpsilonGreedy(labels, task, config.epsilon, np.random.default_rng([seed, 1]))
         try:
-            _play(environments, driver, labels, writer, config.steps, progress)
+            _play(Recording(environments, driver, labels, writer, config.steps), progress)
         except BaseException:
             if before is None and not writer.dataset.shards:  # nothing was played: the name can be given again
                 (path / CARD).unlink(missing_ok=True)
@@ -200,60 +201,78 @@ class _Remembered:
         return values
 
 
-def _play(
-    environments: Environments,
-    driver: EpsilonGreedy,
-    labels: _Remembered,
-    writer: DatasetWriter,
-    steps: int,
-    progress: Progress,
-) -> None:
-    done = 0
-    whole = True
-    """Whether the writer is between two steps."""
-    recent: deque[float] = deque(maxlen=100)
-    progress.start(f"record {environments.task.env}", steps, "steps")
-    before = writer.dataset.control_steps
+class Recording:
+    """Play that is written down: an item is one control step of all environments.
 
-    def say_what_is_kept() -> None:
-        kept, path = writer.dataset.control_steps - before, writer.dataset.path
-        if kept:
-            progress.say(f"stopped: {kept:,} steps are safe in {path}; go on with --append --steps {steps - kept}")
+    Args:
+        environments: stepped here.
+        driver: acts.
+        labels: have the teacher's values of the step.
+        writer: takes each step.
+        steps: control steps to record.
+    """
 
-    with deferred_interrupt() as interrupted:
-        try:
-            for step in rollout(environments, driver):
-                keep = min(steps - done, environments.num_envs)
-                whole = False
-                writer.add(
-                    step.observations,
-                    step.starts,
-                    step.actions,
-                    step.rewards,
-                    step.terminated,
-                    step.truncated,
-                    labels.values,
-                    step.masks,
-                    keep=keep,
-                )
-                whole = True
-                done += keep
-                recent.extend(step.returns[~np.isnan(step.returns)].tolist())
-                progress.update(done, **({"score": float(np.mean(recent))} if recent else {}))
-                if done == steps or interrupted():
-                    break
-        except (
-            BaseException
-        ):  # of the environment, of the teacher, or a second Ctrl-C: what was played is kept all the same
-            if whole:
-                with suppress(UserError):  # a full disk too: the first error is the one to tell
-                    writer.flush()
-            say_what_is_kept()
-            raise
-        writer.flush()
-        if done < steps:
-            say_what_is_kept()
-            raise KeyboardInterrupt
+    unit = "steps"
+    must_save = False
+
+    def __init__(
+        self, environments: Environments, driver: EpsilonGreedy, labels: _Remembered, writer: DatasetWriter, steps: int
+    ) -> None:
+        self.environments, self.labels, self.writer = environments, labels, writer
+        self.total, self.done = steps, 0
+        self.between_steps = True
+        """Whether the writer has the last step as a whole."""
+        self._before = writer.dataset.control_steps
+        self._recent: deque[float] = deque(maxlen=100)
+        self._steps = rollout(environments, driver)
+
+    @property
+    def kept(self) -> int:
+        """Control steps that are safe in the dataset."""
+        return self.writer.dataset.control_steps - self._before
+
+    def advance(self) -> Sequence[Record]:
+        """One control step; nothing is logged."""
+        step = next(self._steps)
+        keep = min(self.total - self.done, self.environments.num_envs)
+        self.between_steps = False
+        self.writer.add(
+            step.observations,
+            step.starts,
+            step.actions,
+            step.rewards,
+            step.terminated,
+            step.truncated,
+            self.labels.values,
+            step.masks,
+            keep=keep,
+        )
+        self.between_steps = True
+        self.done += keep
+        self._recent.extend(step.returns[~np.isnan(step.returns)].tolist())
+        return ()
+
+    def figures(self) -> dict[str, float]:
+        """Mean return of the last 100 games."""
+        return {"score": float(np.mean(self._recent))} if self._recent else {}
+
+
+def _play(work: Recording, progress: Progress) -> None:
+    """Records to the end. Whatever ends it earlier, what was played is kept."""
+    try:
+        title = f"record {work.environments.task.env}"
+        work_through(work, title, progress, save=work.writer.flush, pace=Pace(showing=0.0))
+    except BaseException as error:  # of the environment, of the teacher, or Ctrl-C
+        if isinstance(error, KeyboardInterrupt) and work.done == work.total:
+            work.writer.flush()
+            return
+        if work.between_steps:
+            with suppress(UserError):  # a full disk: the first error is the one to report
+                work.writer.flush()
+        if work.kept:
+            rest = f"go on with --append --steps {work.total - work.kept}"
+            progress.say(f"stopped: {work.kept:,} steps are safe in {work.writer.dataset.path}; {rest}")
+        raise
 
 
 def _check_same(dataset: Dataset, task: Task, score_kind: ScoreKind, teacher: dict[str, Any]) -> None:

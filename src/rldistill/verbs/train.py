@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-import rldistill
 from rldistill.arguments import checked_arguments
 from rldistill.files import replace_file
-from rldistill.interrupts import deferred_interrupt
 from rldistill.lessons.dqn import DQN, DQNSettings, updates_due
 from rldistill.lessons.learning import Learning
 from rldistill.lessons.pqn import PQN, PQNSettings
@@ -27,7 +26,10 @@ from rldistill.play.envs import Environments, cut_in_words, make_task
 from rldistill.play.games import play_scored
 from rldistill.policies import SavedPolicy, add_provenance, load_policy, save_policy
 from rldistill.progress import Progress, Silent
-from rldistill.runs.folder import Run, command_line, curve_csv, read_metrics
+from rldistill.runs.loop import Clock, Hook, Pace, Stop, say_once, work_through
+from rldistill.runs.provenance import command_line, made_by
+from rldistill.runs.records import FinalScore, Record, Train, curve_csv
+from rldistill.runs.writing import Run, older_defaults
 from rldistill.stats import games_in_words, with_interval
 from rldistill.students.networks import Architecture, Network, Normalization, build, parameter_count
 from rldistill.types import (
@@ -138,7 +140,7 @@ def train(
         out: run folder, made here.
         config: see `TrainConfig`.
         resume: go on with the run in `out`; the result is the same as without the interruption.
-        progress: told how it goes.
+        progress: shows how it goes.
 
     Raises:
         UserError: a wrong configuration, an unknown environment or network, a run folder that cannot be used.
@@ -151,93 +153,157 @@ def train(
     network = _network(settings, task).to(device)
     keep_freed_memory()
     resolved = settings | {config.algo: asdict(_learning(settings, task))}
-    shown = {"verb": "train", "task": task.as_dict()} | resolved
-    with Run(Path(out), shown, resume=resume, defaults=asdict(TrainConfig()), tensorboard=config.tensorboard) as run:
+    with _run(out, config, {"verb": "train", "task": task.as_dict()} | resolved, resume=resume) as run:
         made_before = run.result(load_policy, progress.say, games=config.final_episodes)
         if made_before is not None:
-            return made_before if run.scored or not config.final_episodes else _finished(run, settings, progress)
-        learner = _learner(settings, task, network, run.scratch)
-        task = learner.environments.task
-        recent: deque[float] = deque(maxlen=100)
-        spent, began = 0.0, time.monotonic()
-        computed, computing = 0.0, time.process_time()
-        if run.state is not None:
-            progress.say(f"resuming {run.path} at {run.state['learner']['control_steps']:,} control steps")
-            learner.load_state_dict(run.state["learner"])
-            recent.extend(run.state["recent"])
-            spent, computed = float(run.state["seconds"]), float(run.state.get("cpu_seconds", 0.0))
-        first = learner.control_steps
-
-        def seconds() -> float:
-            return spent + time.monotonic() - began
-
-        def cpu_seconds() -> float:
-            return computed + time.process_time() - computing
-
-        def keep() -> None:
-            state = {"learner": learner.state_dict(), "recent": list(recent)}
-            run.checkpoint(state | {"seconds": seconds(), "cpu_seconds": cpu_seconds()})
-
-        def provenance() -> dict[str, Any]:
-            return {
-                "made_by": f"rldistill {rldistill.__version__}",
-                "command": command_line(),
-                "algorithm": config.algo,
-                "configuration": resolved,
-                "control_steps": learner.control_steps,
-                "updates": learner.updates,
-                "training_seconds": round(seconds(), 1),
-                "cpu_seconds": round(cpu_seconds(), 1),
-                "machine": machine_in_words(device),
-                "arithmetic": learner.network.arithmetic,
-            }
-
-        saved, cut = time.monotonic(), False
-        due = [share for share in sorted(config.snapshots) if share * config.steps > learner.control_steps]
-        progress.start(f"train {task.env} ({config.algo})", config.steps, "steps", done=first)
+            scored = run.folder.scored or not config.final_episodes
+            return made_before if scored else _finished(run, settings, progress)
+        work = Training(_learner(settings, task, network, run.scratch), config.steps)
         try:
-            safe = "go on from the last checkpoint with --resume (and --device cpu), or take a smaller --network"
-            with deferred_interrupt() as interrupted, device_failures(safe):
-                items = learner.learn()
-                while learner.control_steps < config.steps:
-                    record = next(items)
-                    loss = record["loss"]  # None while dqn warms up
-                    if loss is not None and not math.isfinite(loss):
-                        raise UserError(
-                            f"the loss became {loss} after {learner.control_steps} steps: lower --learning-rate, with another --out"
-                        )
-                    recent.extend(record["returns"])
-                    if learner.environments.cut and not cut:
-                        progress.say(cut_in_words(task))
-                        cut = True
-                    run.log(control_steps=learner.control_steps, seconds=round(seconds(), 2), **record)
-                    figures = {"loss": loss} if loss is not None else {}
-                    score = {"score": float(np.mean(recent))} if recent else {}
-                    progress.update(learner.control_steps, **figures, epsilon=record["epsilon"], **score)
-                    while due and learner.control_steps >= due[0] * config.steps:
-                        share = due.pop(0)
-                        at = run.path / "snapshots" / f"{share:g}"
-                        save_policy(at, learner.policy, task, provenance(), dtype="float16")
-                    if interrupted():
-                        keep()
-                        progress.say(f"stopped at {learner.control_steps:,} control steps: go on with --resume")
-                        raise KeyboardInterrupt
-                    if learner.must_save or time.monotonic() - saved >= config.checkpoint_seconds:
-                        keep()
-                        saved = time.monotonic()
+            if run.state is not None:
+                progress.say(f"resuming {run.path} at {run.state['learner']['control_steps']:,} control steps")
+                work.load_state_dict(run.state)
+            made = partial(_provenance, work, resolved)
+            _learn(work, config, run, made, progress)
         finally:
-            learner.environments.close()
-        keep()
-        made = provenance()
-        network = learner.policy.eval().cpu()
-        network.bfloat16 = False  # whoever loads it computes in float32
-        if config.weights_dtype == "float16":
-            _round_to_half(network)
-        with suppress(OSError):  # a full disk is told by what follows
-            run.policy_path.mkdir(exist_ok=True)
-        replace_file(run.policy_path / "curve.csv", curve_csv(read_metrics(run.path)))
-        save_policy(run.policy_path, network, task, made, dtype=config.weights_dtype)
+            work.close()
+        _keep(work, config, run, made())
         return _finished(run, settings, progress)
+
+
+_OLDER = {"lives_as_episodes": False}
+"""What runs from before an option did, where it is not what its default stands for."""
+
+
+def _run(out: str | os.PathLike[str], config: TrainConfig, resolved: dict[str, Any], *, resume: bool) -> Run:
+    defaults = older_defaults(asdict(TrainConfig()), asdict(config), resolved) | _OLDER
+    defaults |= {"dqn": asdict(DQNSettings()), "pqn": asdict(PQNSettings())}
+    return Run(Path(out), resolved, resume=resume, defaults=defaults, tensorboard=config.tensorboard)
+
+
+class Training:
+    """A learner at work: an item is one round of learning.
+
+    Args:
+        learner: that learns.
+        steps: control steps of the whole training.
+    """
+
+    unit = "steps"
+
+    def __init__(self, learner: DQN | PQN, steps: int) -> None:
+        self.learner, self.total = learner, steps
+        self.task = learner.environments.task
+        self.clock = Clock()
+        self._recent: deque[float] = deque(maxlen=100)
+        self._figures: dict[str, float] = {}
+        self._rounds = learner.learn()
+
+    @property
+    def done(self) -> int:
+        """Control steps."""
+        return self.learner.control_steps
+
+    @property
+    def must_save(self) -> bool:
+        """As the learner says."""
+        return self.learner.must_save
+
+    def advance(self) -> Sequence[Record]:
+        """One round of learning, which makes one record.
+
+        Raises:
+            UserError: the loss is no finite number.
+        """
+        learnt = next(self._rounds)
+        loss = learnt["loss"]  # None while dqn warms up
+        if loss is not None and not math.isfinite(loss):
+            raise UserError(
+                f"the loss became {loss} after {self.done} steps: lower --learning-rate, with another --out"
+            )
+        self._recent.extend(learnt["returns"])
+        self._figures = {"loss": loss} if loss is not None else {}
+        self._figures["epsilon"] = learnt["epsilon"]
+        return [Train(control_steps=self.done, seconds=round(self.clock.seconds, 2), **learnt)]
+
+    def figures(self) -> dict[str, float]:
+        """The last round's, and the mean return of the last 100 games."""
+        return self._figures | ({"score": float(np.mean(self._recent))} if self._recent else {})
+
+    def state_dict(self) -> dict[str, Any]:
+        """The learner's state, the last returns and the clock."""
+        return {"learner": self.learner.state_dict(), "recent": list(self._recent)} | self.clock.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Puts back what `state_dict` gave."""
+        self.learner.load_state_dict(state["learner"])
+        self._recent.extend(state["recent"])
+        self.clock.load_state_dict(state)
+
+    def close(self) -> None:
+        """Frees the environments."""
+        self.learner.environments.close()
+
+
+def _learn(
+    work: Training, config: TrainConfig, run: Run, made: Callable[[], dict[str, Any]], progress: Progress
+) -> None:
+    """From where the run stands to its last control step."""
+    learner = work.learner
+    safe = "go on from the last checkpoint with --resume (and --device cpu), or take a smaller --network"
+    with device_failures(safe):
+        work_through(
+            work,
+            f"train {work.task.env} ({config.algo})",
+            progress,
+            save=lambda: run.checkpoint(work.state_dict()),
+            log=run.log,
+            hooks=[
+                say_once(lambda: learner.environments.cut > 0, lambda: cut_in_words(work.task), progress.say),
+                _snapshots(work, config.snapshots, run.path / "snapshots", made),
+            ],
+            on_stop=lambda: progress.say(f"stopped at {work.done:,} control steps: go on with --resume"),
+            pace=Pace(saving=config.checkpoint_seconds, showing=0.0),  # a round takes long enough
+        )
+
+
+def _snapshots(work: Training, shares: Sequence[float], folder: Path, made: Callable[[], dict[str, Any]]) -> Hook:
+    """A hook that keeps the policy at some shares of the training."""
+    due = [share for share in sorted(shares) if share * work.total > work.done]
+
+    def hook(stop_if_asked: Stop) -> bool:
+        while due and work.done >= due[0] * work.total:
+            save_policy(folder / f"{due.pop(0):g}", work.learner.policy, work.task, made(), dtype="float16")
+        return False
+
+    return hook
+
+
+def _provenance(work: Training, resolved: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "made_by": made_by(),
+        "command": command_line(),
+        "algorithm": resolved["algo"],
+        "configuration": resolved,
+        "control_steps": work.done,
+        "updates": work.learner.updates,
+        "training_seconds": round(work.clock.seconds, 1),
+        "cpu_seconds": round(work.clock.cpu_seconds, 1),
+        "machine": machine_in_words(work.learner.network.device),
+        "arithmetic": work.learner.network.arithmetic,
+    }
+
+
+def _keep(work: Training, config: TrainConfig, run: Run, made: dict[str, Any]) -> None:
+    """Writes the policy, with its learning curve beside it."""
+    network = work.learner.policy.eval().cpu()
+    network.bfloat16 = False  # whoever loads it computes in float32
+    if config.weights_dtype == "float16":
+        _round_to_half(network)
+    with suppress(OSError):  # what follows reports a full disk
+        run.policy_path.mkdir(exist_ok=True)
+    replace_file(run.policy_path / "curve.csv", curve_csv(run.folder.records()[0]))
+    save_policy(run.policy_path, network, work.task, made, dtype=config.weights_dtype)
 
 
 def _finished(run: Run, settings: dict[str, Any], progress: Progress) -> SavedPolicy:
@@ -250,7 +316,7 @@ def _finished(run: Run, settings: dict[str, Any], progress: Progress) -> SavedPo
             policy.task, policy, games, 0.01, settings["seed"],
             num_envs=1 if settings["num_envs"] == 1 else 10, on_progress=progress.update, on_line=progress.say,
         )  # fmt: skip
-        run.log(event="final_score", **final)
+        run.log(FinalScore(**final))
         add_provenance(run.policy_path, {"score": final})
         mean = with_interval(final["mean"], final["ci_low"], final["ci_high"])
         score = f"mean return {mean} over {games_in_words(games, final['distinct'])}"

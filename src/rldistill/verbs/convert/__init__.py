@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-import rldistill
 from rldistill.arguments import checked_arguments
 from rldistill.datasets.episodes import find_episodes
 from rldistill.datasets.shards import CARD, open_dataset
@@ -18,7 +17,7 @@ from rldistill.holding import new_folder
 from rldistill.machine import usual_torch
 from rldistill.play.envs import fitting_task
 from rldistill.progress import Progress, Silent
-from rldistill.runs.folder import command_line
+from rldistill.runs.provenance import command_line, made_by
 from rldistill.teachers import TeacherOptions, card_of, load_fitting
 from rldistill.types import UserError
 from rldistill.verbs.convert.minari import from_others, from_own, to_minari
@@ -164,7 +163,7 @@ def _recording_of(data: MinariData) -> dict[str, Any]:
     return {
         "driver": "unknown",
         "first_shard": 0,
-        "made_by": f"rldistill {rldistill.__version__}",
+        "made_by": made_by(),
         "command": command_line(),
         "converted_from": {
             "format": "minari",

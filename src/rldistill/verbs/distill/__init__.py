@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,21 +14,22 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-import rldistill
 from rldistill.arguments import checked_arguments
 from rldistill.configurations import changed, flat
 from rldistill.datasets.shards import Dataset, load_replay
-from rldistill.interrupts import deferred_interrupt
 from rldistill.lessons.exploration import explorer
-from rldistill.lessons.streams import Composed, Driven, Driving, Offline, Stream, checked_labels, minibatches
+from rldistill.lessons.streams import Composed, Driven, Driving, Offline, Stream, checked_labels
 from rldistill.machine import keep_freed_memory, machine_in_words, usual_torch
 from rldistill.play.actions import describe, score_width
 from rldistill.play.envs import Environments, cut_in_words, features_of, fitting_task, with_longest_game
-from rldistill.play.games import play_scored
 from rldistill.play.replay import Replay, mask_column
 from rldistill.policies import SavedPolicy, add_provenance, check_finite, load_policy, save_policy
 from rldistill.progress import Progress, Silent
-from rldistill.runs.folder import Run, begun_with, command_line
+from rldistill.runs.folder import RunFolder
+from rldistill.runs.loop import Hook, Pace, say_once, work_through
+from rldistill.runs.provenance import command_line, made_by
+from rldistill.runs.records import Evaluation, TeacherScore
+from rldistill.runs.writing import Run, older_defaults
 from rldistill.schedules import constant, linear
 from rldistill.stats import figure, games_in_words, with_interval
 from rldistill.students.losses import WeightedLoss, parse_loss
@@ -40,6 +39,7 @@ from rldistill.types import ScoreKind, Task, Teacher, UserError, as_tensor, chec
 from rldistill.verbs.distill.config import DistillConfig, checked
 from rldistill.verbs.distill.labels import fitting_dataset, stop_or_say
 from rldistill.verbs.distill.update import Update
+from rldistill.verbs.distill.work import Distilling, Evaluations, Games
 
 __all__ = ["DistillConfig", "Update", "checked", "distill", "make_stream", "suited", "suited_architecture"]
 
@@ -63,13 +63,14 @@ def distill(
         config: see `DistillConfig`.
         resume: go on with the run in `out`; the result is the same as without the interruption.
         options: what a file of another tool does not say.
-        progress: told how it goes.
+        progress: shows how it goes.
 
     Raises:
         UserError: a wrong configuration or input; one line says which and how to mend it.
     """
     check_boolean("resume", resume)
     progress = progress or Silent()
+    given = flat(config or DistillConfig())
     config = checked(plain_numbers(config or DistillConfig()))
     keep_freed_memory()
     name = "a policy in memory"
@@ -110,7 +111,7 @@ def distill(
     resolved = {"verb": "distill", "teacher": name, "task": task.as_dict()} | flat(config)
     for setting in ("checkpoint_seconds", "tensorboard", "env_kwargs"):  # the last are in the task
         del resolved[setting]
-    if config.playing.env == teacher.task.env and begun_with(Path(out)).get("env") is None:
+    if config.playing.env == teacher.task.env and RunFolder(Path(out)).config().get("env") is None:
         resolved["env"] = None  # it only confirms the teacher's own, which older runs did not have to name
     if isinstance(teacher, ForeignTeacher):
         resolved["teacher_options"] = (options or TeacherOptions()).as_dict()
@@ -127,228 +128,106 @@ def distill(
         resolved["dataset_sha256"] = hashlib.sha256(shards.encode()).hexdigest()
     if not Path(out).exists():
         _check_teacher(teacher, task)
-    defaults = {**flat(DistillConfig()), "teacher_options": TeacherOptions().as_dict()}
-    with Run(Path(out), resolved, resume=resume, defaults=defaults, tensorboard=config.keeping.tensorboard) as run:
+    defaults = older_defaults(flat(DistillConfig()), given, resolved) | {"teacher_options": TeacherOptions().as_dict()}
+    with Run(
+        Path(out), resolved, resume=resume, defaults=defaults, removed=_REMOVED, tensorboard=config.keeping.tensorboard
+    ) as run:
         made_before = run.result(load_policy, progress.say, games=config.evaluating.evaluate_episodes)
         if made_before is not None:
-            return (
-                made_before
-                if run.scored or not config.evaluating.evaluate_episodes
-                else _finished(run, config, progress)
-            )
+            scored = run.folder.scored or not config.evaluating.evaluate_episodes
+            return made_before if scored else _finished(run, config, progress)
         stream = make_stream(teacher, network, task, config, run.scratch, progress, dataset)
+        work = Distilling(stream, _update(network, loss, config, stream.task, teacher.score_kind), config)
         try:
-            _Distillation(teacher, name, network, loss, config, stream, run, progress, options).learn()
+            games = Games(stream.task, config, progress, cache(progress.say), stream.environments)
+            evaluations = Evaluations(work, games, run.log)
+            if run.state is None:
+                _begin(work, teacher, games, run, options)
+            else:
+                progress.say(f"resuming {run.path}")
+                work.load_state_dict(run.state)
+                evaluations.load_state_dict(run.state)
+            work_through(
+                work,
+                f"distill {stream.task.env} to {config.student}",
+                progress,
+                save=lambda: run.checkpoint(work.state_dict() | evaluations.state_dict()),
+                log=run.log,
+                hooks=[_cut_remark(stream, games.say), evaluations],
+                pace=Pace(saving=config.keeping.checkpoint_seconds),
+            )
+            save_policy(run.policy_path, work.update.average, stream.task, _provenance(work, config, name, teacher))
         finally:
-            stream.close()
+            work.close()
         return _finished(run, config, progress)
 
 
-_SHOWN_EVERY = 0.5
-"""Seconds between two updates of the progress."""
+_REMOVED = {"preset": ("none", "rusu2015")}
+"""Settings of older runs: what a preset stood for is in the others."""
 
 
-class _Distillation:
-    """A run from where its folder stands to its end."""
-
-    def __init__(
-        self,
-        teacher: Teacher,
-        teacher_name: str,
-        network: Network,
-        loss: WeightedLoss,
-        config: DistillConfig,
-        stream: Stream,
-        run: Run,
-        progress: Progress,
-        options: TeacherOptions | None,
-    ) -> None:
-        self.options = options
-        self.teacher, self.teacher_name, self.task, self.config = teacher, teacher_name, stream.task, config
-        self.stream, self.run, self.progress = stream, run, progress
-        self.say = cache(progress.say)  # a line that each evaluation has again is said once
-        self.offline = config.dataset is not None
-        self.total = cast(int, config.updates) if self.offline else config.steps
-        self.unit = "updates" if self.offline else "steps"
-        warm = min(config.batches.warmup, config.steps)
-        drawn = (config.steps - warm) * config.batches.samples_per_step
-        updates = self.total if self.offline else max(int(drawn / config.batches.batch_size), 1)
-        self.update = Update(network, loss, config, updates, self.task, teacher.score_kind)
-        self.seconds = {"training": 0.0, "evaluation": 0.0}
-        self.score = math.nan
-        """Mean return of the last evaluation; NaN before the first one."""
-
-    @property
-    def done(self) -> int:
-        """Of `total`."""
-        return self.update.updates if self.offline else self.stream.teacher_steps + self.stream.student_steps
-
-    def learn(self) -> None:
-        """From where the run stands to its policy in its folder, which has no score yet."""
-        config, run, progress, update, stream = self.config, self.run, self.progress, self.update, self.stream
-        every = self.total // 5 if config.evaluating.evaluate_every is None else config.evaluating.evaluate_every
-        every = every if config.evaluating.evaluate_episodes and every else self.total
-        if run.state is not None:
-            progress.say(f"resuming {run.path}")
-            stream.load_state_dict(run.state["stream"])
-            update.load_state_dict(run.state["update"])
-            self.seconds, self.score = dict(run.state["seconds"]), float(run.state["score"])
-            # Another --evaluate-every than the run was begun with counts from here on.
-            next_evaluation = min(int(run.state["next_evaluation"]), (self.done // every + 1) * every)
-            next_log = int(run.state["next_log"])
-        else:
-            level = self._level()  # before anything is logged: a run that is refused leaves no folder
-            began = time.monotonic()
-            update.fit(stream.examples())
-            self.seconds["training"] += time.monotonic() - began
-            run.log(event="fit", temperature=update.temperature, spread=update.spread,
-                    shift=update.network.shift.tolist(), scale=update.network.scale.tolist())  # fmt: skip
-            if level:
-                run.log(event="teacher", **level)
-            next_evaluation, next_log = every, 0
-
-        def keep() -> None:
-            run.checkpoint(
-                {"stream": stream.state_dict(), "update": update.state_dict(), "seconds": dict(self.seconds),
-                 "score": self.score, "next_evaluation": next_evaluation, "next_log": next_log}
-            )  # fmt: skip
-
-        what = f"distill {self.task.env} to {config.student}"
-        progress.start(what, self.total, self.unit, done=self.done)
-        saved = told = time.monotonic()
-        with deferred_interrupt() as interrupted:
-
-            def check() -> None:
-                # A second Ctrl-C comes at any moment, so what it leaves is not kept.
-                if interrupted():
-                    keep()
-                    raise KeyboardInterrupt
-
-            while self.done < self.total:
-                if self.done >= next_evaluation:
-                    self._evaluate(check)
-                    next_evaluation += every
-                    progress.start(what, self.total, self.unit, done=self.done)
-                    keep()
-                    saved = time.monotonic()
-                check()
-                began = time.monotonic()
-                for batches in minibatches(next(stream), config.batches.batch_size):
-                    figures = update(batches)
-                now = time.monotonic()
-                self.seconds["training"] += now - began
-                if self.done >= next_log:
-                    next_log = self.done + max(self.total // 200, 1)
-                    if not math.isfinite(figures.loss):
-                        raise UserError(f"the loss became {figures.loss}: lower --learning-rate, with another --out")
-                    run.log(event="train", **self._position(), loss=figures.loss,
-                            agreement=figures.agreement, learning_rate=update.rate(update.updates))  # fmt: skip
-                if now - told > _SHOWN_EVERY:
-                    told = now
-                    score = {"score": self.score} if math.isfinite(self.score) else {}
-                    progress.update(self.done, loss=figures.loss, agreement=figures.agreement, **score)
-                if stream.environments is not None and stream.environments.cut:
-                    self.say(cut_in_words(self.task))
-                if now - saved >= config.keeping.checkpoint_seconds or stream.must_save:
-                    keep()
-                    saved = time.monotonic()
-            check()
-        keep()
-        save_policy(run.policy_path, update.average, self.task, self._provenance())
-
-    def _level(self) -> dict[str, Any]:
-        """The teacher's score, as its folder states it or as it is measured here."""
-        own = self.config.playing.env is None and self.teacher.task.max_episode_steps == self.task.max_episode_steps
-        known = getattr(self.teacher, "provenance", {}).get("score") if own else None
-        if known:
-            kept = ("mean", "ci_low", "ci_high", "episodes", "distinct", "epsilon")
-            return {name: known[name] for name in kept if name in known}
-        if not self.config.evaluating.evaluate_episodes:
-            return {}
-        with self._alone():
-            level = self._play(self.teacher, "score of the teacher")
-            if isinstance(self.teacher, ForeignTeacher):
-                self._check_level(level)
-        return level
-
-    def _check_level(self, level: dict[str, Any]) -> None:
-        """Stops at a teacher of another tool that plays no better than chance: something of its making is not as it was."""
-        random = self._play(None, "score of random play")
-        best = random["mean"] if random["ci_high"] is None else random["ci_high"]
-        if level["mean"] <= best:
-            chance = with_interval(random["mean"], random["ci_low"], random["ci_high"])
-            mean = figure(level["mean"], level["ci_low"], level["ci_high"])
-            stop_or_say(
-                f"the teacher's mean return in {level['episodes']} games is {mean}, "
-                f"that of random play {chance}: are its observations normalized, scaled, stacked and ordered as in its training?",
-                self.options, self.progress,
-            )  # fmt: skip
-
-    def _evaluate(self, check: Callable[[], None]) -> None:
-        began = time.monotonic()
-        with self._alone():
-            scores = self._play(self.update.average, "score of the student", check)
-        self.seconds["evaluation"] += time.monotonic() - began
-        self.score = float(scores["mean"])
-        self.run.log(event="evaluation", **self._position(), **scores)
-
-    def _alone(self) -> AbstractContextManager[None]:
-        """Within it games may be played: where there may be only one environment, the run's own is closed meanwhile."""
-        environments = self.stream.environments
-        return environments.released() if environments is not None and environments.num_envs == 1 else nullcontext()
-
-    def _play(
-        self, values: Teacher | Network | None, what: str, check: Callable[[], None] = lambda: None
-    ) -> dict[str, Any]:
-        return _games(self.task, values, what, self.config, self.progress, check, self.say)
-
-    def _position(self) -> dict[str, Any]:
-        return {
-            "control_steps": self.stream.teacher_steps + self.stream.student_steps,
-            "teacher_steps": self.stream.teacher_steps,
-            "student_steps": self.stream.student_steps,
-            "updates": self.update.updates,
-            "seconds": round(self.seconds["training"], 2),
-        }
-
-    def _provenance(self) -> dict[str, Any]:
-        made = getattr(self.teacher, "provenance", {})
-        return {
-            "made_by": f"rldistill {rldistill.__version__}",
-            "command": command_line(),
-            "teacher": self.teacher_name,
-            "teacher_made_by": made.get("command"),
-            "configuration": flat(self.config),
-            "temperature": self.update.temperature,
-            **self._position(),
-            "evaluation_seconds": round(self.seconds["evaluation"], 2),
-            "machine": machine_in_words(),
-            "arithmetic": self.update.network.arithmetic,
-        }
+def _update(network: Network, loss: WeightedLoss, config: DistillConfig, task: Task, teacher_kind: ScoreKind) -> Update:
+    played = config.steps - min(config.batches.warmup, config.steps)
+    updates = max(int(played * config.batches.samples_per_step / config.batches.batch_size), 1)
+    return Update(network, loss, config, config.updates or updates, task, teacher_kind)
 
 
-def _games(
-    task: Task,
-    values: Teacher | Network | None,
-    what: str,
-    config: DistillConfig,
-    progress: Progress,
-    check: Callable[[], None] = lambda: None,
-    say: Callable[[str], object] | None = None,
-) -> dict[str, Any]:
-    """The record of an evaluation's games; None plays at random."""
-    progress.start(what, config.evaluating.evaluate_episodes, "games")
-    return play_scored(
-        task,
-        values,
-        config.evaluating.evaluate_episodes,
-        config.evaluating.evaluate_epsilon,
-        config.seed,
-        num_envs=1 if config.driving.num_envs == 1 else 10,
-        on_progress=progress.update,
-        on_step=lambda transition: check(),
-        on_line=say or progress.say,
-    )
+def _cut_remark(stream: Stream, say: Callable[[str], object]) -> Hook:
+    environments = stream.environments
+    return say_once(lambda: environments is not None and environments.cut > 0, lambda: cut_in_words(stream.task), say)
+
+
+def _begin(work: Distilling, teacher: Teacher, games: Games, run: Run, options: TeacherOptions | None) -> None:
+    """Logs how the teacher plays, and what is derived from the first examples."""
+    level = _level(teacher, games, options)  # before anything is logged: a run that is refused leaves no folder
+    run.log(work.fit())
+    if level:
+        run.log(TeacherScore(**level))
+
+
+def _level(teacher: Teacher, games: Games, options: TeacherOptions | None) -> dict[str, Any]:
+    """The teacher's score, as its folder states it or as it is measured here."""
+    own = games.config.playing.env is None and teacher.task.max_episode_steps == games.task.max_episode_steps
+    stated = getattr(teacher, "provenance", {}).get("score") if own else None
+    if stated:
+        names = ("mean", "ci_low", "ci_high", "episodes", "distinct", "epsilon")
+        return {name: stated[name] for name in names if name in stated}
+    if not games.config.evaluating.evaluate_episodes:
+        return {}
+    level = games.play(teacher, "score of the teacher")
+    if isinstance(teacher, ForeignTeacher):
+        _check_level(level, games, options)
+    return level
+
+
+def _check_level(level: dict[str, Any], games: Games, options: TeacherOptions | None) -> None:
+    """Stops at a teacher of another tool that plays no better than chance: something of its making is not as it was."""
+    random = games.play(None, "score of random play")
+    best = random["mean"] if random["ci_high"] is None else random["ci_high"]
+    if level["mean"] <= best:
+        chance = with_interval(random["mean"], random["ci_low"], random["ci_high"])
+        mean = figure(level["mean"], level["ci_low"], level["ci_high"])
+        stop_or_say(
+            f"the teacher's mean return in {level['episodes']} games is {mean}, that of random play {chance}: are its observations "
+            "normalized, scaled, stacked and ordered as in its training?",
+            options,
+            games.progress,
+        )
+
+
+def _provenance(work: Distilling, config: DistillConfig, name: str, teacher: Teacher) -> dict[str, Any]:
+    return {
+        "made_by": made_by(),
+        "command": command_line(),
+        "teacher": name,
+        "teacher_made_by": getattr(teacher, "provenance", {}).get("command"),
+        "configuration": flat(config),
+        "temperature": work.update.temperature,
+        **work.position(),
+        "evaluation_seconds": round(work.seconds["evaluation"], 2),
+        "machine": machine_in_words(),
+        "arithmetic": work.update.network.arithmetic,
+    }
 
 
 _POSITION = ("control_steps", "teacher_steps", "student_steps", "updates", "seconds")
@@ -361,9 +240,9 @@ def _finished(run: Run, config: DistillConfig, progress: Progress) -> SavedPolic
     made, score = policy.provenance, "no games were played, so there is no score"
     if config.evaluating.evaluate_episodes:
         began = time.monotonic()
-        scores = _games(policy.task, policy, "score of the student", config, progress)
+        scores = Games(policy.task, config, progress, progress.say).play(policy, "score of the student")
         seconds = round(made["evaluation_seconds"] + time.monotonic() - began, 2)
-        run.log(event="evaluation", **{name: made[name] for name in _POSITION}, **scores)
+        run.log(Evaluation(**{name: made[name] for name in _POSITION}, **scores))
         add_provenance(run.policy_path, {"evaluation_seconds": seconds, "score": scores})
         mean = with_interval(scores["mean"], scores["ci_low"], scores["ci_high"])
         score = f"mean return {mean} over {games_in_words(scores['episodes'], scores['distinct'])}"

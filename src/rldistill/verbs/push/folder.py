@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from rldistill.documents import read_json
 from rldistill.files import read_regular
 from rldistill.formats.hub.download import PREFIX, read_card
 from rldistill.policies import SavedPolicy
 from rldistill.progress import Progress
-from rldistill.runs.folder import curve_csv, read_metrics
+from rldistill.runs.folder import RunFolder
+from rldistill.runs.records import Evaluation, curve_csv
 from rldistill.types import UserError
 
 POLICY_FILES = ("policy.json", "weights.safetensors")
@@ -80,17 +80,12 @@ def run_files(policy: str | os.PathLike[str] | SavedPolicy, source: SavedPolicy)
     if isinstance(policy, SavedPolicy):
         return {}, curve
     named = os.fspath(policy)
-    folder = source.path if named.startswith(PREFIX) else Path(named)
-    settings = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    if not curve and (folder / "metrics.jsonl").is_file():
-        played = [
-            record
-            for record in read_metrics(folder)
-            if record.get("event") == "evaluation" and isinstance(record.get("returns"), list) and record["returns"]
-        ]
-        if len({record.get("control_steps") for record in played}) > 1:  # a dataset is read without a step
-            curve = curve_csv(played, games=len(played[0]["returns"]))
-    return settings, curve
+    run = RunFolder(source.path if named.startswith(PREFIX) else Path(named))
+    if not curve:
+        played = [record for record in run.records()[0] if isinstance(record, Evaluation) and record.returns]
+        if len({record.control_steps for record in played}) > 1:  # a dataset is read without a step
+            curve = curve_csv(played, games=len(played[0].returns or ()))
+    return run.config(), curve
 
 
 def policy_bytes(source: SavedPolicy, name: str) -> bytes:

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from rldistill.arguments import checked_arguments
-from rldistill.documents import read_json
 from rldistill.files import place_at, read_regular, replace_file
 from rldistill.machine import usual_torch
 from rldistill.play.envs import confirm, unlike
 from rldistill.policies import KeptPolicy, SavedPolicy, load_policy
 from rldistill.progress import Progress, Silent
-from rldistill.runs.folder import read_metrics
+from rldistill.runs.folder import RunFolder
 from rldistill.runs.scores import Score, read_scores, write_scores
 from rldistill.teachers import ForeignTeacher, TeacherOptions, teacher_beside
 from rldistill.types import MOST_ENVIRONMENTS, Task, UserError, check_numbers
@@ -77,13 +76,14 @@ def report(
     config, progress = config or ReportConfig(), progress or Silent()
     folder = Path(run)
     _check(config)
-    if not (folder / "config.json").is_file():
+    begun = RunFolder(folder)
+    if not begun.exists:
         raise UserError(f"{folder} is no run folder: it has no config.json (policies are compared with `evaluate`)")
-    settings = read_json(folder / "config.json")
+    settings = begun.config()
     target = _writable(Path(out) if out is not None else folder / "report.html")
-    metrics = read_metrics(folder) if (folder / "metrics.jsonl").is_file() else []
+    metrics = [record.as_json() for record in begun.records()[0]]
     notes: list[str] = []
-    policy = load_policy(folder) if (folder / "policy" / "policy.json").is_file() else None
+    policy = load_policy(folder) if begun.finished else None
     if policy is None:
         notes.append("The run is not finished: there is no policy to play with yet.")
     if policy is not None:

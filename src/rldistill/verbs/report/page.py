@@ -266,7 +266,7 @@ def _curves(
     points = [
         record for record in metrics if record.get("event") == "evaluation" and "mean" in record and when in record
     ]
-    training = [record for record in metrics if "loss" in record and when in record]
+    training = [record for record in metrics if record.get("event") == "train" and when in record]
     level = _event(metrics, "teacher")
     random = _event(metrics, "random").get("mean", task.get("random_score"))
     if random is None and scores:
@@ -300,7 +300,7 @@ def _curves(
         text = f"Mean episode return of {name} after {curve.steps[-1]:,.0f} {axis}: {figure(curve.means[-1])}"
         text += f", {teacher.label} {figure(teacher.mean)}" if teacher else ""
         out += f'<p class="note">{caption}</p><div class="wide">{_inline(drawn, text, "curve")}</div>'
-    learnt = [record for record in training if record["loss"] is not None]  # it is None while dqn warms up
+    learnt = [record for record in training if "loss" in record]  # there is none while dqn warms up
     if len(learnt) > 1:
         steps, losses, agreement = _binned(learnt, when)
         label = f"loss ({settings['loss']})" if isinstance(settings.get("loss"), str) else "loss"
