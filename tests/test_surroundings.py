@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import rldistill
+from rldistill.configurations import changed
 from rldistill.datasets import info, merge
 from rldistill.machine import usual_torch
 from rldistill.teachers import load_policy, load_teacher
@@ -113,11 +114,11 @@ def test_the_usual_is_left_again_when_it_fails() -> None:
 def booleans() -> list[tuple[type, str]]:
     """Every field of every public configuration that is to be True or False."""
     fields = []
-    for name in rldistill.__all__:
-        kind = getattr(rldistill, name)
-        if dataclasses.is_dataclass(kind) and name.endswith(("Config", "Options")):
-            hints = typing.get_type_hints(kind)
-            fields += [(kind, field) for field, hint in hints.items() if bool in {hint, *typing.get_args(hint)}]
+    kinds = [getattr(rldistill, name) for name in rldistill.__all__ if name.endswith(("Config", "Options"))]
+    for kind in kinds:
+        hints = typing.get_type_hints(kind)
+        fields += [(kind, field) for field, hint in hints.items() if bool in {hint, *typing.get_args(hint)}]
+        kinds += [hint for hint in hints.values() if dataclasses.is_dataclass(hint)]  # the parts of a nested one
     return fields
 
 
@@ -137,7 +138,7 @@ def test_verbs_look_at_their_booleans_before_they_begin(tmp_path: Path) -> None:
         lambda: train("CartPole-v1", tmp_path / "a", TRAIN, resume=no),
         lambda: train("CartPole-v1", tmp_path / "a", dataclasses.replace(TRAIN, tensorboard=no)),
         lambda: distill("nothing", tmp_path / "a", DISTILL, resume=no),
-        lambda: distill("nothing", tmp_path / "a", dataclasses.replace(DISTILL, steady=no)),
+        lambda: distill("nothing", tmp_path / "a", changed(DISTILL, steady=no)),
         lambda: record("nothing", tmp_path / "a", append=no),
         lambda: rldistill.push("nothing", "me/it", dry_run=no),
         lambda: rldistill.push("nothing", "me/it", force=no),

@@ -70,6 +70,8 @@ class NamedPolicy(NamedTuple):
     policy: KeptPolicy
     env: str
     """Environment id that it plays by its own account, whatever it is loaded for."""
+    whole: MultiTaskPolicy | None = None
+    """The policy of several tasks that this is one head of."""
 
 
 def named(policy: KeptPolicy) -> NamedPolicy:
@@ -77,7 +79,15 @@ def named(policy: KeptPolicy) -> NamedPolicy:
     return NamedPolicy(name_of(policy), policy, policy.task.env)
 
 
-def name_of(policy: str | os.PathLike[str] | KeptPolicy) -> str:
+def named_heads(policy: MultiTaskPolicy, place: str | os.PathLike[str] | MultiTaskPolicy) -> list[NamedPolicy]:
+    """Each head of a policy of several tasks, called as a reference names it: `runs/three#PongNoFrameskip-v4`."""
+    return [
+        NamedPolicy(f"{name_of(place)}#{head}", policy.view(head), task.env, policy)
+        for head, task in policy.tasks.items()
+    ]
+
+
+def name_of(policy: str | os.PathLike[str] | KeptPolicy | MultiTaskPolicy) -> str:
     """What a table calls a policy: its place, spelt in one way, or its network."""
     if isinstance(policy, str | os.PathLike):
         place = os.fspath(policy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -146,6 +146,70 @@ def bootstrap_ratio_interval(
         return math.nan, math.nan
     low, high = np.quantile(numerators / denominators, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+class GameReturns(NamedTuple):
+    """Returns of full games, and what tells the games apart (see `summarize`)."""
+
+    returns: npt.NDArray[np.float64]
+    games: Sequence[Hashable] | None = None
+
+
+class GeometricMean(NamedTuple):
+    """Of ratios, with its 95 % bootstrap interval; NaN where there is none."""
+
+    value: float
+    low: float
+    high: float
+
+
+def geometric_mean_of_ratios(
+    played: Sequence[GameReturns],
+    references: Sequence[GameReturns],
+    zeros: Sequence[float],
+    *,
+    seed: int,
+    resamples: int = 10_000,
+) -> GeometricMean:
+    """The geometric mean over tasks of `(mean - zero) / (reference's mean - zero)`.
+
+    Each task's games and each reference's games are resampled by themselves, so the interval is that of new games on the same
+    tasks. A task that is not above its zero makes the geometric mean 0.
+
+    Args:
+        played: one item a task.
+        references: one item a task, in the same order.
+        zeros: the score that counts as 0 in each task: 0 for plain ratios, that of random play for normalized scores.
+        seed: of the resampling.
+        resamples: how many.
+
+    Returns:
+        NaN for all three where a reference is not above its zero; for the bounds also where a resampled reference is not, and
+        where all of several games are the same one.
+    """
+    ratios = [
+        normalized_score(float(np.mean(own.returns)), zero, level) if level > zero else math.nan
+        for own, zero, level in zip(played, zeros, (float(np.mean(one.returns)) for one in references), strict=True)
+    ]
+    value = float(_geometric(np.array(ratios)))
+    generator = np.random.default_rng(seed)
+    resampled = np.zeros((len(played), resamples))
+    for place, (own, reference, zero) in enumerate(zip(played, references, zeros, strict=True)):
+        samples = _sample(*own), _sample(*reference)
+        if any(len(sample.values) == 1 < sample.weights[0] for sample in samples):
+            return GeometricMean(value, math.nan, math.nan)
+        above_zero, level_above = (_resampled_means(sample, generator, resamples) - zero for sample in samples)
+        if level_above.min() <= 0:
+            return GeometricMean(value, math.nan, math.nan)
+        resampled[place] = above_zero / level_above
+    low, high = np.quantile(_geometric(resampled), [0.025, 0.975])
+    return GeometricMean(value, float(low), float(high))
+
+
+def _geometric(ratios: npt.NDArray[np.float64]) -> Any:
+    """Over the first axis; 0 where one is not positive."""
+    with np.errstate(divide="ignore"):
+        return np.exp(np.log(np.maximum(ratios, 0.0)).mean(axis=0))
 
 
 def decimals(mean: float, low: float | None = None, high: float | None = None, *, least: int = 1) -> int:

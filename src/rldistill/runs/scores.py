@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import groupby
 from json import dumps
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rldistill.documents import read_any_json
 from rldistill.files import place_at, replace_file
@@ -16,18 +17,23 @@ from rldistill.stats import above, figure, games_in_words, with_interval
 from rldistill.types import Task, UserError
 
 _KINDS: dict[str, Any] = {
-    "str": str, "int": int, "float": int | float, "bool": bool, "list[float]": list, "dict[str, Any]": dict,
+    "str": str,
+    "int": int,
+    "float": int | float,
+    "bool": bool,
+    "list[float]": list,
+    "dict[str, Any]": dict,
     "int | None": int | None,
-}  # fmt: skip
+}
 """Of a score's fields, as JSON has them."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """What one policy did. The first policy of a table is the reference of ratio, normalized score and agreement."""
+    """The games of one policy. The first policy of a table is the reference of ratio, normalized score and agreement."""
 
     policy: str
-    """The folder as it was given."""
+    """Its place as it was given."""
     network: str
     parameters: int
     parameter_share: float
@@ -36,7 +42,7 @@ class Score:
     """Of `weights.safetensors`, or of the file of another tool."""
     weights_sha256: str
     task: dict[str, Any]
-    """What was played, with every option."""
+    """The task of the games, with every option."""
     epsilon: float
     seed: int
     episodes: int
@@ -104,30 +110,109 @@ class Score:
         return score
 
 
+class MultiTaskScore(NamedTuple):
+    """A student of several tasks against a teacher of each: geometric means over the tasks, with 95 % bootstrap intervals.
+
+    In an interval the games of the teachers are resampled too. NaN where a mean has no value, see
+    `stats.geometric_mean_of_ratios`.
+    """
+
+    policy: str
+    parameters: int
+    """Of all heads and what they share."""
+    bytes: int
+    tasks: int
+    """How many tasks have a teacher in the table, and count."""
+    ratio: float
+    """Of the student's means by the teachers' means, the paper's measure."""
+    ratio_low: float
+    ratio_high: float
+    normalized: float
+    """Of the normalized scores."""
+    normalized_low: float
+    normalized_high: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON data, None for NaN."""
+        return {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in self._asdict().items()
+        }
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> MultiTaskScore:
+        """The inverse of `as_dict`.
+
+        Raises:
+            UserError: a field is missing, unknown, or none of its kind.
+        """
+        kinds: dict[str, Any] = {"policy": str, "parameters": int, "bytes": int, "tasks": int}
+        given: dict[str, Any] = {name: math.nan if value is None else value for name, value in data.items()}
+        if set(data) != set(MultiTaskScore._fields) or not all(
+            isinstance(value, kinds.get(name, int | float)) for name, value in given.items()
+        ):
+            raise UserError("a geometric mean lacks a field, or has one that is unknown or wrong; evaluate again")
+        return MultiTaskScore(**given)
+
+
+class Scores(list[Score]):
+    """The scores of a table, task after task, and those of its students of several tasks over all tasks."""
+
+    def __init__(self, scores: Iterable[Score], across_tasks: Iterable[MultiTaskScore] = ()) -> None:
+        super().__init__(scores)
+        self.across_tasks = tuple(across_tasks)
+
+
+def by_task(scores: Sequence[Score]) -> list[list[Score]]:
+    """The scores of each task, in their order; a task's first score is what its others are compared with."""
+    return [list(group) for _, group in groupby(scores, key=lambda score: score.task)]
+
+
 def write_scores(path: Path, scores: Sequence[Score]) -> None:
-    """The scores as a JSON list, replaced in one step.
+    """The scores as a JSON list, replaced in one step; with geometric means over tasks an object that holds both.
 
     Raises:
         UserError: it cannot be written.
     """
-    replace_file(path, dumps([score.as_dict() for score in scores], indent=2, allow_nan=False).encode() + b"\n")
+    data: Any = [score.as_dict() for score in scores]
+    if isinstance(scores, Scores) and scores.across_tasks:
+        data = {"scores": data, "across_tasks": [mean.as_dict() for mean in scores.across_tasks]}
+    replace_file(path, dumps(data, indent=2, allow_nan=False).encode() + b"\n")
 
 
-def read_scores(path: Path) -> list[Score]:
+def read_scores(path: Path) -> Scores:
     """The inverse of `write_scores`.
 
     Raises:
         UserError: it cannot be read, or holds something else.
     """
-    data = read_any_json(path)
-    if not isinstance(data, list) or not data or not all(isinstance(item, dict) for item in data):
+    data, means = read_any_json(path), []
+    if isinstance(data, dict) and set(data) == {"scores", "across_tasks"}:
+        data, means = data["scores"], data["across_tasks"]
+    if not _is_table(data) or not data or not _is_table(means):
         raise UserError(f"{path} holds no list of scores")
-    return [Score.from_dict(item) for item in data]
+    return Scores(map(Score.from_dict, data), map(MultiTaskScore.from_dict, means))
+
+
+def _is_table(data: Any) -> bool:
+    return isinstance(data, list) and all(isinstance(item, dict) for item in data)
 
 
 def remarks(scores: Sequence[Score]) -> list[str]:
-    """What a reader of the scores must know, a line each: what random play scores, who is not above it, and whose games are the
-    same ones."""
+    """What a reader of the scores must know, one line each.
+
+    Of each task: the score of random play, who is not above it, and whose games are the same ones. Of students of several tasks:
+    the geometric means.
+    """
+    tasks = by_task(scores)
+    lines = []
+    for group in tasks:
+        start = f"{group[0].task['env']}: " if len(tasks) > 1 else ""
+        lines += [start + line for line in _remarks(group)]
+    return lines + [in_words(mean) for mean in (scores.across_tasks if isinstance(scores, Scores) else ())]
+
+
+def _remarks(scores: Sequence[Score]) -> list[str]:
     first = scores[0]
     how = f"measured over {first.episodes:,} games" if first.random_measured else "as published"
     lines = [f"random play scores {figure(first.random_score)} ({how})"]
@@ -146,36 +231,51 @@ def remarks(scores: Sequence[Score]) -> list[str]:
     return lines
 
 
+def in_words(mean: MultiTaskScore) -> str:
+    """The score of a student of several tasks as a sentence."""
+    ratio = f"{_figure(mean.ratio)}{_interval(mean.ratio_low, mean.ratio_high)}"
+    normalized = f"{_figure(mean.normalized)}{_interval(mean.normalized_low, mean.normalized_high)}"
+    tasks = f"{mean.tasks} task" + "s" * (mean.tasks != 1)
+    return (
+        f"{mean.policy} ({mean.parameters:,} parameters): over {tasks} the geometric mean of the ratios to the teachers "
+        f"is {ratio}, that of the normalized scores {normalized}"
+    )
+
+
 def score_table(scores: Sequence[Score]) -> list[dict[str, str]]:
-    """Rows for `progress.table`: one a policy, all figures as short text, `-` where a figure means nothing."""
-    rows = []
-    for score in scores:
-        # A ratio to a mean that is not positive turns better into worse.
-        ratio = score.ratio if scores[0].mean > 0 else math.nan
-        normalized = _figure(score.normalized) + _interval(score.normalized_low, score.normalized_high)
-        rows.append(
-            {
-                "policy": score.policy,
-                "network": score.network,
-                "parameters": f"{score.parameters:,}" if score.parameters else "-",
-                "share": f"{100 * score.parameter_share:.3g} %" if math.isfinite(score.parameter_share) else "-",
-                "KiB": f"{score.bytes / 1024:,.0f}" if score.bytes else "-",
-                "games": str(score.episodes)
-                if score.distinct in (None, score.episodes)
-                else f"{score.episodes} ({score.distinct} distinct)",
-                "mean [95 % CI]": with_interval(score.mean, score.ci_low, score.ci_high),
-                "IQM": figure(score.iqm, score.ci_low, score.ci_high),
-                "ratio": _figure(ratio),
-                "normalized [95 % CI]": normalized,
-                "agreement": f"{score.agreement:.3f}",
-                "µs": f"{score.microseconds:,.0f}",
-            }
-        )
-    return rows
+    """Rows for `progress.table`: one a policy and task, all figures as short text, `-` where a figure means nothing."""
+    tasks = by_task(scores)
+    return [
+        ({"task": str(score.task["env"])} if len(tasks) > 1 else {}) | _row(score, group[0])
+        for group in tasks
+        for score in group
+    ]
+
+
+def _row(score: Score, first: Score) -> dict[str, str]:
+    # A ratio to a mean that is not positive turns better into worse.
+    ratio = score.ratio if first.mean > 0 else math.nan
+    normalized = _figure(score.normalized) + _interval(score.normalized_low, score.normalized_high)
+    return {
+        "policy": score.policy,
+        "network": score.network,
+        "parameters": f"{score.parameters:,}" if score.parameters else "-",
+        "share": f"{100 * score.parameter_share:.3g} %" if math.isfinite(score.parameter_share) else "-",
+        "KiB": f"{score.bytes / 1024:,.0f}" if score.bytes else "-",
+        "games": str(score.episodes)
+        if score.distinct in (None, score.episodes)
+        else f"{score.episodes} ({score.distinct} distinct)",
+        "mean [95 % CI]": with_interval(score.mean, score.ci_low, score.ci_high),
+        "IQM": figure(score.iqm, score.ci_low, score.ci_high),
+        "ratio": _figure(ratio),
+        "normalized [95 % CI]": normalized,
+        "agreement": f"{score.agreement:.3f}",
+        "µs": f"{score.microseconds:,.0f}",
+    }
 
 
 def scores_file(path: Path) -> Path:
-    """The path, if scores may be written there: told before the games are played, not after.
+    """The path of a file for scores, checked before games are played.
 
     Raises:
         UserError: there is no such folder, it cannot be written to, or the file holds something else.

@@ -29,8 +29,8 @@ from rldistill.formats.sb3.reading import read_sb3
 from rldistill.formats.tensors.state_dict import read_state_dict
 from rldistill.formats.units import unit_mismatch, unit_tool, with_units
 from rldistill.machine import usual_torch
-from rldistill.play.envs import arguments_of, chosen_task, name_environment, newest_task
-from rldistill.policies import NamedPolicy, SavedPolicy, name_of
+from rldistill.play.envs import arguments_of, chosen_task, name_environment, newest_task, same_game, unlike
+from rldistill.policies import MultiTaskPolicy, NamedPolicy, SavedPolicy, load_heads, name_of, named_heads
 from rldistill.policies import load_policy as load_folder
 from rldistill.progress import Progress
 from rldistill.teachers.detect import check_readable, kind_of
@@ -51,6 +51,7 @@ __all__ = [
     "load_fitting",
     "load_own",
     "load_policy",
+    "load_several",
     "load_teacher",
     "note_in",
     "read_exported",
@@ -89,8 +90,7 @@ def _load(
     ref: Ref, env: str | None, options: TeacherOptions, env_kwargs: Sequence[str] = (), like: Task | None = None
 ) -> SavedPolicy | ForeignTeacher:
     """As `load_teacher`, whether or not the options act; where no `env` is given, it plays what `like` is."""
-    place = os.fspath(ref)
-    path = fetch(place) if place.startswith(PREFIX) else Path(place)
+    path, head = _located(ref)
     if path.name == PARAMETERS and is_unpacked(path.parent):  # a part of a policy, which says less than the whole
         path = path.parent
     kind = kind_of(path)
@@ -99,7 +99,8 @@ def _load(
     if kind in ("policy folder", "run folder") or (path.is_dir() and kind == "unknown") or not path.exists():
         if kind == "unknown" and path.is_dir():
             refuse_recognised(path)
-        return load_folder(path)
+        return load_folder(path, head)
+    _refuse_head(path, head)
     note = note_in(kind, path)
     if note is not None:
         exported = _exported(kind, path, note, asked_task(env, env_kwargs, like, note.task), env_kwargs)
@@ -163,8 +164,8 @@ def _fitted(
     )
     if not foreign.units_supposed or mismatches or not task.continuous:
         return teacher
-    unlike = unit_tool(foreign, task) or unit_mismatch(teacher)
-    return teacher if unlike is None else replace(teacher, mismatches=(unlike,))
+    wrong = unit_tool(foreign, task) or unit_mismatch(teacher)
+    return teacher if wrong is None else replace(teacher, mismatches=(wrong,))
 
 
 @usual_torch()
@@ -178,10 +179,11 @@ def load_policy(path: Ref) -> SavedPolicy | ForeignTeacher:
     Raises:
         UserError: nothing there, a file that is damaged, or one that another tool made (`load_teacher` reads those).
     """
-    place = Path(path)
+    place, head = _located(path)
     kind = kind_of(place)
     if place.is_dir() or not place.exists():
-        return load_folder(place)
+        return load_folder(place, head)
+    _refuse_head(place, head)
     note = note_in(kind, place)
     if note is None:
         raise UserError(f"{place} was not exported by rldistill; load_teacher reads the files of other tools")
@@ -197,12 +199,40 @@ def load_own(policy: Ref | SavedPolicy, *, verb: str) -> SavedPolicy:
     if isinstance(policy, SavedPolicy):
         return policy
     place = os.fspath(policy)
-    path = fetch(place) if place.startswith(PREFIX) else Path(place)
+    path, head = _located(policy)
     if path.is_file() or kind_of(path) in ("hub folder", "sb3"):
         raise UserError(
             f"{place} is no policy folder: {verb} takes policies of rldistill; distil this one into a student first"
         )
-    return load_folder(path)
+    return load_folder(path, head)
+
+
+def load_several(policy: object) -> MultiTaskPolicy | None:
+    """A policy of several tasks by its place, or loaded; None where it is anything else.
+
+    Raises:
+        UserError: its folder is damaged.
+    """
+    if not isinstance(policy, str | os.PathLike):
+        return policy if isinstance(policy, MultiTaskPolicy) else None
+    path, head = _located(policy)
+    if head is not None or kind_of(path) not in ("policy folder", "run folder"):
+        return None
+    loaded = load_heads(path)
+    return loaded if isinstance(loaded, MultiTaskPolicy) else None
+
+
+def _located(ref: Ref) -> tuple[Path, str | None]:
+    """The path of a reference, fetched where it is on the hub, and the task that it names after a `#`."""
+    place, head = os.fspath(ref), None
+    if "#" in place and not Path(place).exists():
+        place, _, head = place.rpartition("#")
+    return (fetch(place) if place.startswith(PREFIX) else Path(place)), head
+
+
+def _refuse_head(path: Path, head: str | None) -> None:
+    if head is not None:
+        raise UserError(f"{path} is no policy folder of several tasks: name it without #{head}")
 
 
 def teacher_beside(
@@ -284,14 +314,16 @@ def load_fitting(
 
 
 def load_all(
-    policies: Sequence[Ref | Teacher],
+    policies: Sequence[Ref | Teacher | MultiTaskPolicy],
     *,
     env: str | None = None,
     env_kwargs: Sequence[str] = (),
     options: TeacherOptions | None = None,
     progress: Progress,
 ) -> list[NamedPolicy]:
-    """Several policies that a verb compares. What a file does not say of its task, the first policy says.
+    """Several policies that a verb compares; of a policy of several tasks each head.
+
+    What a file does not say of its task, the first policy says, or the one among several tasks that has its environment.
 
     Args:
         policies: places, loaded policies, or anything that is a `Teacher`.
@@ -301,21 +333,35 @@ def load_all(
         progress: given a line for each thing that was supposed.
 
     Raises:
-        UserError: one cannot be loaded or does not fit, or an option acts on none of them.
+        UserError: one cannot be loaded or does not fit, an option acts on none of them, or `env` is given beside a policy of
+            several tasks.
     """
+    several = [load_several(given) for given in policies]
+    tasks = [task for one in several if one is not None for task in one.tasks.values()]
+    if tasks and (env is not None or env_kwargs):
+        raise UserError(
+            f"--env and --env-kwargs name one environment, and a policy here plays {len(tasks)}: take one head, REF#{tasks[0].env}"
+        )
     loaded: list[NamedPolicy] = []
-    for given in policies:
-        if not isinstance(given, str | os.PathLike):
+    files: list[NamedPolicy] = []
+    for given, whole in zip(policies, several, strict=True):
+        if whole is not None or isinstance(given, MultiTaskPolicy):
+            assert whole is not None
+            loaded += named_heads(whole, given if isinstance(given, str | os.PathLike) else whole)
+        elif not isinstance(given, str | os.PathLike):
             policy = as_policy(given)
             loaded.append(NamedPolicy(name_of(policy), policy, policy.task.env))
-            continue
-        like = loaded[0].policy.task if loaded else None
-        read = load_fitting(
-            given, env=env, env_kwargs=env_kwargs, like=like, options=options, alone=False, progress=progress
-        )
-        own = read.foreign.env if isinstance(read, ForeignTeacher) else None
-        loaded.append(NamedPolicy(name_of(given), read, own or read.task.env))
-    files = [one for one, given in zip(loaded, policies, strict=True) if isinstance(given, str | os.PathLike)]
+        else:
+            like = None if tasks or not loaded else loaded[0].policy.task
+            read = load_fitting(
+                given, env=env, env_kwargs=env_kwargs, like=like, options=options, alone=False, progress=progress
+            )
+            own = (read.foreign.env if isinstance(read, ForeignTeacher) else None) or read.task.env
+            alike = [task for task in tasks if same_game(task.env, own) and unlike(task, read.task) is None]
+            if alike and isinstance(read, ForeignTeacher):
+                read = replace(read, task=alike[0])
+            files.append(NamedPolicy(name_of(given), read, own))
+            loaded.append(files[-1])
     check_all_act(options, [one.policy for one in files], [one.name for one in files])
     return loaded
 

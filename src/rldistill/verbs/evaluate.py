@@ -6,15 +6,19 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from rldistill.arguments import checked_arguments
 from rldistill.machine import usual_torch
 from rldistill.play.envs import with_longest_game
+from rldistill.policies import MultiTaskPolicy
 from rldistill.progress import Progress, Silent
-from rldistill.runs.scores import Score, scores_file, write_scores
+from rldistill.runs.scores import Scores, scores_file, write_scores
 from rldistill.teachers import TeacherOptions, load_all
 from rldistill.types import MOST_ENVIRONMENTS, Teacher, UserError, check_numbers, plain_numbers
-from rldistill.verbs.scoring import Conditions, score, task_together
+from rldistill.verbs.scoring import Conditions, score, score_tasks, task_together
+
+Evaluated: TypeAlias = str | os.PathLike[str] | Teacher | MultiTaskPolicy
 
 
 @dataclass(frozen=True)
@@ -42,18 +46,19 @@ class EvaluateConfig:
 @usual_torch()
 @checked_arguments
 def evaluate(
-    policies: str | os.PathLike[str] | Teacher | Sequence[str | os.PathLike[str] | Teacher],
+    policies: Evaluated | Sequence[Evaluated],
     config: EvaluateConfig | None = None,
     *,
     json: str | os.PathLike[str] | None = None,
     options: TeacherOptions | None = None,
     progress: Progress | None = None,
-) -> list[Score]:
+) -> Scores:
     """Plays full games with each policy, under the same environment options, seeds and epsilon.
 
     Args:
         policies: whatever `load_teacher` takes, loaded policies, or anything that is a `Teacher`. The first is what the others
-            are measured by.
+            are measured by. Beside a student of several tasks, policies of one task are its teachers: each is what the heads
+            with its environment are measured by.
         config: see `EvaluateConfig`.
         json: file for the scores, a list with one object a policy. A file that an earlier evaluation wrote is
             replaced in one step; any other file is left alone.
@@ -61,7 +66,8 @@ def evaluate(
         progress: notified of finished games.
 
     Returns:
-        One score a policy, in their order.
+        One score a policy, in their order; of students of several tasks one a task, after the task's teachers, and in
+        `across_tasks` the geometric means over the tasks.
 
     Raises:
         UserError: no policy, a wrong configuration, a folder that cannot be loaded, a policy that does not fit the
@@ -80,9 +86,12 @@ def evaluate(
     if isinstance(policies, str | os.PathLike) or not isinstance(policies, Sequence):
         policies = [policies]
     table = load_all(policies, env=config.env, env_kwargs=config.env_kwargs, options=options, progress=progress)
-    task = with_longest_game(task_together(table, config.env, config.env_kwargs), config.max_episode_steps)
     conditions = Conditions(config.episodes, config.epsilon, config.seed, config.num_envs)
-    scores = score(table, task, conditions, progress)
+    if any(one.whole is not None for one in table):
+        scores = score_tasks(table, config.max_episode_steps, conditions, progress)
+    else:
+        task = with_longest_game(task_together(table, config.env, config.env_kwargs), config.max_episode_steps)
+        scores = Scores(score(table, task, conditions, progress))
     if target is not None:
         write_scores(target, scores)
     return scores

@@ -14,14 +14,15 @@ import torch
 
 from rldistill.play.actions import agreement as agreement_of
 from rldistill.play.actions import greedy, mix_in_random
-from rldistill.play.envs import chosen_task, repeats, same_game, unlike
+from rldistill.play.envs import chosen_task, repeats, same_game, unlike, with_longest_game
 from rldistill.play.games import Games, play
 from rldistill.play.rollout import Transition, uniform
 from rldistill.play.timing import decision_microseconds
-from rldistill.policies import KeptPolicy, NamedPolicy, named, parameters_of
+from rldistill.policies import KeptPolicy, MultiTaskPolicy, NamedPolicy, named, parameters_of
 from rldistill.progress import Progress
-from rldistill.runs.scores import Score
-from rldistill.stats import bootstrap_ratio_interval, normalized_score, summarize
+from rldistill.runs.scores import MultiTaskScore, Score, Scores
+from rldistill.stats import GameReturns, bootstrap_ratio_interval, geometric_mean_of_ratios, normalized_score, summarize
+from rldistill.students.networks import parameter_count
 from rldistill.types import Actions, Masks, Observations, Policy, Task, UserError
 
 
@@ -81,10 +82,10 @@ def task_together(policies: Sequence[NamedPolicy], env: str | None = None, env_k
     """
     first = policies[0]
     task = chosen_task(first.policy.task, env, env_kwargs)
-    for name, policy, _ in policies:
-        differ = unlike(policy.task, task)
+    for one in policies:
+        differ = unlike(one.policy.task, task)
         if differ is not None:
-            raise UserError(f"{name} has {differ[0]}, but {task.env} has {differ[1]}")
+            raise UserError(f"{one.name} has {differ[0]}, but {task.env} has {differ[1]}")
     for other in policies if env is None else ():
         if not same_game(other.env, first.env):
             raise UserError(
@@ -106,16 +107,88 @@ def score(policies: Sequence[NamedPolicy], task: Task, conditions: Conditions, p
     Returns:
         One score a policy, in their order.
     """
+    return _play_table(policies, task, conditions, progress).scores
+
+
+def score_tasks(
+    policies: Sequence[NamedPolicy], longest_game: int | None, conditions: Conditions, progress: Progress
+) -> Scores:
+    """Scores of students of several tasks, each task beside its teachers, and the geometric means over the tasks.
+
+    Args:
+        policies: heads of students, and policies of one task each. Those stand before the heads that have their environment.
+        longest_game: control steps after which a game is cut; None leaves it to the tasks.
+        conditions: of the games.
+        progress: notified of finished games.
+
+    Raises:
+        UserError: a policy plays none of the students' tasks.
+    """
+    tables = []
+    for group in tables_by_task(policies):
+        task = with_longest_game(task_together(group), longest_game)
+        tables.append(_play_table(group, task, conditions, progress))
+    wholes: dict[str, MultiTaskPolicy] = {}
+    for one in policies:
+        if one.whole is not None:
+            wholes.setdefault(one.name.rpartition("#")[0], one.whole)
+    means = (_across_tasks(name, whole, tables, conditions.seed) for name, whole in wholes.items())
+    return Scores((own for table in tables for own in table.scores), (mean for mean in means if mean is not None))
+
+
+def tables_by_task(policies: Sequence[NamedPolicy]) -> list[list[NamedPolicy]]:
+    """Policies of one task before the heads of students that play it, a list a task.
+
+    Raises:
+        UserError: a policy plays none of the students' tasks.
+    """
+    tables: dict[str, list[NamedPolicy]] = {one.env: [] for one in policies if one.whole is not None}
+    for one in sorted(policies, key=lambda one: one.whole is not None):
+        env = next((env for env in tables if same_game(env, one.env)), None)
+        if env is None:
+            raise UserError(
+                f"{one.name} plays {one.env}, and no student here does: their tasks are {', '.join(tables)}"
+            )
+        tables[env].append(one)
+    return list(tables.values())
+
+
+class _Table(NamedTuple):
+    """One task's rows, and the games that they come from."""
+
+    policies: Sequence[NamedPolicy]
+    scores: list[Score]
+    games: list[Games]
+
+
+def _across_tasks(name: str, whole: MultiTaskPolicy, tables: Sequence[_Table], seed: int) -> MultiTaskScore | None:
+    """A student's score over all tasks that have a teacher; None where none has."""
+    played, references, random = [], [], []
+    for table in tables:
+        own = next((place for place, one in enumerate(table.policies) if one.whole is whole), None)
+        if own is not None and table.policies[0].whole is None:
+            played.append(GameReturns(table.games[own].returns, table.games[own].fingerprints))
+            references.append(GameReturns(table.games[0].returns, table.games[0].fingerprints))
+            random.append(table.scores[0].random_score)
+    if not played:
+        return None
+    ratio = geometric_mean_of_ratios(played, references, [0.0] * len(played), seed=seed)
+    normalized = geometric_mean_of_ratios(played, references, random, seed=seed)
+    return MultiTaskScore(name, parameter_count(whole.network), len(whole.weights()), len(played), *ratio, *normalized)
+
+
+def _play_table(policies: Sequence[NamedPolicy], task: Task, conditions: Conditions, progress: Progress) -> _Table:
     first, say = policies[0].policy, cache(progress.say)
     played = [_play(one, first, task, conditions, progress, say) for one in policies]
     random = _random_play(task, conditions, progress, say)
     _warn_if_irreproducible(task, conditions.seed, progress)
     times = decision_microseconds([one.policy for one in policies], played[0].observation)
     reference = _Reference(task, conditions, first, played[0].games, random)
-    return [
+    scores = [
         _score(one, own, microseconds, reference)
         for one, own, microseconds in zip(policies, played, times, strict=True)
     ]
+    return _Table(policies, scores, [own.games for own in played])
 
 
 def _score(own: NamedPolicy, played: _Outcome, microseconds: float, reference: _Reference) -> Score:

@@ -1,0 +1,164 @@
+"""Students of several tasks: how they are compared with their teachers, and what one head is for every verb."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rldistill.play.envs import make_task
+from rldistill.policies import MultiTaskPolicy, SavedPolicy, load_heads, save_policy
+from rldistill.runs.scores import read_scores, score_table, write_scores
+from rldistill.stats import GameReturns, bootstrap_ratio_interval, geometric_mean_of_ratios
+from rldistill.students.heads import Head, build_heads
+from rldistill.students.networks import Architecture, build, parameter_count
+from rldistill.types import UserError
+from rldistill.verbs.evaluate import EvaluateConfig, evaluate
+
+TASKS = {name: make_task(name) for name in ("CartPole-v1", "Acrobot-v1", "MountainCarContinuous-v0")}
+HEADS = {
+    "CartPole-v1": Head((4,), 2, "logits"),
+    "Acrobot-v1": Head((6,), 3, "q_values"),
+    "MountainCarContinuous-v0": Head((2,), 1, "actions"),
+}
+QUICK = EvaluateConfig(episodes=3, epsilon=0.2, num_envs=3)
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student of three tasks of different widths, and a teacher of each of the first two."""
+    folder = tmp_path_factory.mktemp("shelf")
+    save_policy(folder / "student", build_heads("mlp:8+4", HEADS, 0), TASKS, {"seed": 0})
+    for number, name in enumerate(["CartPole-v1", "Acrobot-v1"]):
+        head = HEADS[name]
+        network = build(Architecture("mlp:6", head.observation_shape, head.num_scores), number, head.score_kind)
+        save_policy(folder / name, network, TASKS[name], {})
+    return folder
+
+
+def student(shelf: Path) -> MultiTaskPolicy:
+    policy = load_heads(shelf / "student")
+    assert isinstance(policy, MultiTaskPolicy)
+    return policy
+
+
+# Statistics
+
+
+def test_a_geometric_mean_of_ratios_is_the_root_of_their_product() -> None:
+    played = [GameReturns(np.array([1.0, 3.0])), GameReturns(np.array([12.0, 12.0, 12.0]))]
+    references = [GameReturns(np.array([4.0, 4.0])), GameReturns(np.array([4.0, 8.0, 6.0]))]
+    mean = geometric_mean_of_ratios(played, references, [0.0, 0.0], seed=0)
+    assert mean.value == pytest.approx(math.sqrt(2 / 4 * 12 / 6))
+    # Against a random score of 1 in the first and 2 in the second task: 1/3 and 10/4.
+    assert geometric_mean_of_ratios(played, references, [1.0, 2.0], seed=0).value == pytest.approx(math.sqrt(10 / 12))
+
+
+def test_of_one_task_the_interval_is_that_of_its_ratio() -> None:
+    generator = np.random.default_rng(0)
+    own, teacher = generator.normal(5, 1, 30), generator.normal(6, 2, 30)
+    mean = geometric_mean_of_ratios([GameReturns(own)], [GameReturns(teacher)], [0.5], seed=3)
+    assert (mean.low, mean.high) == pytest.approx(bootstrap_ratio_interval(own, teacher, zero=0.5, seed=3))
+
+
+def test_the_interval_counts_the_games_of_teachers_and_students() -> None:
+    """By the delta method the variance of a log ratio is the sum of both means' relative variances."""
+    generator = np.random.default_rng(1)
+    played = [GameReturns(generator.normal(10, 1, 200)) for _ in range(3)]
+    references = [GameReturns(generator.normal(20, 4, 200)) for _ in range(3)]
+    mean = geometric_mean_of_ratios(played, references, [0.0] * 3, seed=0)
+    relative = [np.var(one.returns) / 200 / np.mean(one.returns) ** 2 for one in (*played, *references)]
+    width = 2 * 1.96 * math.sqrt(sum(relative)) / 3
+    assert math.log(mean.high / mean.low) == pytest.approx(width, rel=0.06)
+
+
+def test_a_task_at_its_zero_makes_the_mean_0_and_a_teacher_there_none() -> None:
+    good, none = GameReturns(np.array([2.0, 4.0])), GameReturns(np.array([-1.0, 1.0]))
+    assert geometric_mean_of_ratios([good, none], [good, good], [0.0, 0.0], seed=0).value == 0
+    assert all(map(math.isnan, geometric_mean_of_ratios([good, good], [good, none], [0.0, 0.0], seed=0)))
+    same = GameReturns(np.array([2.0, 2.0]), ["a", "a"])
+    mean = geometric_mean_of_ratios([good, same], [good, good], [0.0, 0.0], seed=0)
+    assert mean.value == pytest.approx(math.sqrt(2 / 3))
+    assert math.isnan(mean.low)
+    assert math.isnan(mean.high)
+
+
+# Evaluation
+
+
+def test_each_task_is_played_beside_its_teacher(shelf: Path, tmp_path: Path) -> None:
+    names = [shelf / "Acrobot-v1", shelf / "student", shelf / "CartPole-v1"]
+    scores = evaluate(names, QUICK, json=tmp_path / "scores.json")
+    place = str(shelf / "student")
+    expected = [
+        (str(shelf / "CartPole-v1"), "CartPole-v1"),
+        (f"{place}#CartPole-v1", "CartPole-v1"),
+        (str(shelf / "Acrobot-v1"), "Acrobot-v1"),
+        (f"{place}#Acrobot-v1", "Acrobot-v1"),
+        (f"{place}#MountainCarContinuous-v0", "MountainCarContinuous-v0"),
+    ]
+    assert [(score.policy, score.task["env"]) for score in scores] == expected
+    # What is compared within a task is as if that task were evaluated alone.
+    alone = evaluate([shelf / "CartPole-v1", f"{place}#CartPole-v1"], QUICK)
+    for one, other in zip(scores[:2], alone, strict=True):
+        assert replace(one, microseconds=0.0) == replace(other, microseconds=0.0)
+    (across,) = scores.across_tasks
+    assert (across.policy, across.tasks) == (place, 2)
+    assert across.parameters == parameter_count(student(shelf).network) > max(score.parameters for score in scores)
+    pairs = [(scores[1], scores[0]), (scores[3], scores[2])]
+    normalized = [max(own.normalized, 0.0) for own, _ in pairs]
+    if all(teacher.mean > teacher.random_score for _, teacher in pairs):
+        assert across.normalized == pytest.approx(math.sqrt(normalized[0] * normalized[1]))
+    else:
+        assert math.isnan(across.normalized)
+    kept = read_scores(tmp_path / "scores.json")
+    assert [score.as_dict() for score in kept] == [score.as_dict() for score in scores]
+    assert [mean.as_dict() for mean in kept.across_tasks] == [across.as_dict()]
+    data = json.loads((tmp_path / "scores.json").read_text())
+    assert data["across_tasks"][0]["tasks"] == 2
+    write_scores(tmp_path / "scores.json", kept)
+    assert json.loads((tmp_path / "scores.json").read_text()) == data
+    assert [row["task"] for row in score_table(scores)] == [env for _, env in expected]
+
+
+def test_a_student_alone_has_a_row_a_task_and_no_mean(shelf: Path) -> None:
+    scores = evaluate(student(shelf), QUICK)
+    assert [score.task["env"] for score in scores] == list(TASKS)
+    assert [score.ratio_low for score in scores] == [1.0] * 3
+    assert scores.across_tasks == ()
+
+
+def test_one_head_is_named_by_its_task(shelf: Path) -> None:
+    (score,) = evaluate(f"{shelf / 'student'}#Acrobot-v1", QUICK)
+    assert score.task["env"] == "Acrobot-v1"
+    assert score.parameters == parameter_count(student(shelf).view("Acrobot-v1").network)
+
+
+@pytest.mark.parametrize(
+    ("policies", "config", "words"),
+    [
+        (("{}/student#Pong",), QUICK, ["no head for 'Pong'", *TASKS]),
+        (("{}/CartPole-v1#Pong",), QUICK, ["no head for 'Pong'", "it plays CartPole-v1"]),
+        (("{}/student",), replace(QUICK, env="CartPole-v1"), ["--env", "#CartPole-v1"]),
+        (("{}/other", "{}/student"), QUICK, ["other plays Pendulum-v1", *TASKS]),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    shelf: Path, policies: tuple[str, ...], config: EvaluateConfig, words: list[str]
+) -> None:
+    network = build(Architecture("mlp:2", (3,), 1), 0, "actions")
+    save_policy(shelf / "other", network, make_task("Pendulum-v1"), {})
+    with pytest.raises(UserError) as refusal:
+        evaluate([name.format(shelf) for name in policies], config)
+    assert all(word in str(refusal.value) for word in words), refusal.value
+
+
+def test_a_loaded_teacher_finds_its_task(shelf: Path) -> None:
+    head = HEADS["CartPole-v1"]
+    teacher = SavedPolicy(build(Architecture("mlp:6", (4,), 2), 0, head.score_kind).eval(), TASKS["CartPole-v1"])
+    scores = evaluate([student(shelf), teacher], QUICK)
+    assert [score.network for score in scores] == ["mlp:6", *["mlp:8+4"] * 3]
