@@ -94,6 +94,7 @@ CONFIGS = {
     "evaluate": EvaluateConfig,
     "inspect": InspectConfig,
     "report": ReportConfig,
+    "split": None,
     "export": ExportConfig,
     "push": PushConfig,
     "watch": WatchConfig,
@@ -105,7 +106,7 @@ def test_help_names_every_flag(command: Command, verb: str) -> None:
     said = command(verb, "--help")
     assert said.status == 0
     config = CONFIGS[verb]
-    flags = list(flat(config())) if config else ["seed"] if verb == "demo" else []
+    flags = list(flat(config())) if config else {"demo": ["seed"], "split": ["task", "out"]}.get(verb, [])
     more = {"evaluate": ["json"], "report": ["out"], "record": ["append"]}
     more |= {"export": EXPORT_FLAGS, "push": PUSH_FLAGS, "watch": WATCH_FLAGS}
     flags += more.get(verb, [])

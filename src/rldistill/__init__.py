@@ -1,7 +1,7 @@
 """Policy distillation for reinforcement learning.
 
-Each verb of the command is a function here: `train`, `record`, `inspect`, `distill`, `evaluate`, `report`, `export`,
-`watch`, `push`; those of `rldistill dataset` are in `rldistill.datasets`.
+Each verb of the command is a function here: `train`, `record`, `inspect`, `distill`, `evaluate`, `report`, `split`,
+`export`, `watch`, `push`; those of `rldistill dataset` are in `rldistill.datasets`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ __all__ = [
     "ExportConfig",
     "ForeignTeacher",
     "InspectConfig",
+    "MultiTaskPolicy",
     "PushConfig",
     "RecordConfig",
     "ReportConfig",
@@ -37,6 +38,7 @@ __all__ = [
     "record",
     "report",
     "save_policy",
+    "split",
     "train",
     "watch",
 ]
@@ -44,7 +46,7 @@ __all__ = [
 if TYPE_CHECKING:
     from rldistill.datasets.shards import open_dataset
     from rldistill.play.envs import make_task
-    from rldistill.policies import SavedPolicy, save_policy
+    from rldistill.policies import MultiTaskPolicy, SavedPolicy, save_policy
     from rldistill.teachers import ForeignTeacher, TeacherOptions, load_policy, load_teacher
     from rldistill.types import Task, UserError
     from rldistill.verbs.distill import DistillConfig, distill
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from rldistill.verbs.push import PushConfig, push
     from rldistill.verbs.record import RecordConfig, record
     from rldistill.verbs.report import ReportConfig, report
+    from rldistill.verbs.split import split
     from rldistill.verbs.train import TrainConfig, train
     from rldistill.verbs.watch import WatchConfig, watch
 else:
@@ -61,7 +64,7 @@ else:
     _NAMES_OF = {
         "datasets.shards": ("open_dataset",),
         "play.envs": ("make_task",),
-        "policies": ("SavedPolicy", "save_policy"),
+        "policies": ("MultiTaskPolicy", "SavedPolicy", "save_policy"),
         "teachers": ("ForeignTeacher", "TeacherOptions", "load_policy", "load_teacher"),
         "types": ("Task", "UserError"),
         "verbs.distill": ("DistillConfig", "distill"),
@@ -71,6 +74,7 @@ else:
         "verbs.push": ("PushConfig", "push"),
         "verbs.record": ("RecordConfig", "record"),
         "verbs.report": ("ReportConfig", "report"),
+        "verbs.split": ("split",),
         "verbs.train": ("TrainConfig", "train"),
         "verbs.watch": ("WatchConfig", "watch"),
     }

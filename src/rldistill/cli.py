@@ -14,6 +14,7 @@ from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, 
 
 from rldistill import datasets
 from rldistill.files import is_standard_output
+from rldistill.policies import parameters_of
 from rldistill.progress import Talking, table
 from rldistill.runs.scores import Score, remarks, score_table, scores_file, write_scores
 from rldistill.teachers import TeacherOptions
@@ -28,6 +29,7 @@ from rldistill.verbs.inspect import InspectConfig, inspect
 from rldistill.verbs.push import PushConfig, push
 from rldistill.verbs.record import RecordConfig, record
 from rldistill.verbs.report import ReportConfig, report
+from rldistill.verbs.split import split
 from rldistill.verbs.train import TrainConfig, train
 from rldistill.verbs.watch import WatchConfig, watch, watched_table
 
@@ -227,6 +229,22 @@ def _export(
     print(f"{done.format}: {', '.join(map(str, done.files))}", file=out_or_err)
 
 
+def _split(
+    policy: Annotated[
+        Positional[str],
+        arg(metavar="REF", help="The policy of several tasks: a policy folder, a run folder, hf://owner/name."),
+    ],
+    task: Annotated[str, arg(help="The head: the environment id of its task.")],
+    out: Out,
+) -> None:
+    """Make one head of a student of several tasks a policy folder of its own.
+
+    Example: rldistill split runs/three --task PongNoFrameskip-v4 --out pong-only
+    """
+    made = split(policy, task, out)
+    print(f"{out}: {made.name} for {made.task.env}, {parameters_of(made):,} parameters")
+
+
 def _push(
     policy: Annotated[
         Positional[str], arg(metavar="REF", help="The policy: a policy folder, a run folder, or hf://owner/name.")
@@ -377,6 +395,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "inspect": _inspect,
     "evaluate": _evaluate,
     "report": _report,
+    "split": _split,
     "export": _export,
     "watch": _watch,
     "push": _push,

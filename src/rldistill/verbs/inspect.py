@@ -13,10 +13,12 @@ from rldistill.machine import usual_torch
 from rldistill.play.actions import describe
 from rldistill.play.envs import fitting_task, with_longest_game
 from rldistill.play.games import play_scored
-from rldistill.policies import SavedPolicy, parameters_of
+from rldistill.policies import MultiTaskPolicy, SavedPolicy, parameters_of
 from rldistill.progress import Progress, Silent
 from rldistill.stats import above, figure, games_in_words, with_interval
-from rldistill.teachers import ForeignTeacher, TeacherOptions, load_teacher
+from rldistill.students.heads import widest_shape
+from rldistill.students.networks import parameter_count
+from rldistill.teachers import ForeignTeacher, TeacherOptions, load_all, load_several, load_teacher
 from rldistill.types import MOST_ENVIRONMENTS, Task, Teacher, check_numbers
 
 
@@ -68,6 +70,9 @@ def inspect(
         shares=["epsilon"],
         within={"num_envs": (1, MOST_ENVIRONMENTS)},
     )
+    several = load_several(ref)
+    if several is not None:
+        return _heads(ref, several, config, options, progress)
     policy = load_teacher(ref, env=config.env, env_kwargs=config.env_kwargs, options=options)
     task = policy.task
     facts: dict[str, Any] = {"policy": os.fspath(ref)}
@@ -93,6 +98,47 @@ def inspect(
         task = with_longest_game(fitting_task(task, config.env, config.env_kwargs), config.max_episode_steps)
         facts |= _plays(policy, task, config, progress)
     return facts
+
+
+def _heads(
+    ref: str | os.PathLike[str],
+    policy: MultiTaskPolicy,
+    config: InspectConfig,
+    options: TeacherOptions | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    """The facts about a policy of several tasks; a line a task."""
+    heads = load_all([ref], env=config.env, env_kwargs=config.env_kwargs, options=options, progress=progress)
+    facts: dict[str, Any] = {
+        "policy": os.fspath(ref),
+        "format": "rldistill policy folder",
+        "algorithm": policy.provenance.get("algorithm", "distilled" if "teacher" in policy.provenance else "unknown"),
+        "network": f"{policy.name}, {len(heads)} heads",
+        "parameters": f"{parameter_count(policy.network):,}, of one head with the torso "
+        f"{', '.join(f'{parameters_of(head.policy):,}' for head in heads)}",
+        "tasks": [
+            f"{name}: {head.policy.task.observation_shape} {head.policy.task.observation_dtype}, {describe(head.policy.task)}, "
+            f"{head.policy.score_kind}"
+            for name, head in zip(policy.tasks, heads, strict=True)
+        ],
+        "padding": _padding(policy),
+        "made by": _origin(policy),
+    }
+    if config.play:
+        for name, head in zip(policy.tasks, heads, strict=True):
+            task = with_longest_game(head.policy.task, config.max_episode_steps)
+            plays = _plays(head.policy, task, config, progress)
+            facts |= {fact: [*facts.get(fact, []), f"{name}: {text}"] for fact, text in plays.items()}
+    return facts
+
+
+def _padding(policy: MultiTaskPolicy) -> str:
+    """Which tasks' observations are narrower than what the torso reads."""
+    widest = widest_shape(policy.heads)[0]
+    narrow = [
+        f"{name} from {head.features} to {widest}" for name, head in policy.heads.items() if head.features < widest
+    ]
+    return ", ".join(narrow) or "none"
 
 
 def _plays(policy: Teacher, task: Task, config: InspectConfig, progress: Progress) -> dict[str, str]:
@@ -142,7 +188,7 @@ def _normalization(policy: SavedPolicy | ForeignTeacher) -> str:
     return "expected, and not here" if policy.foreign.normalization_expected else "none"
 
 
-def _origin(policy: SavedPolicy | ForeignTeacher) -> str:
+def _origin(policy: SavedPolicy | ForeignTeacher | MultiTaskPolicy) -> str:
     skipped = {"format", "algorithm", "notes", "supposed", "score", "configuration", "returns"}
     pairs = ((name, value) for name, value in policy.provenance.items() if name not in skipped and value is not None)
     return (

@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from rldistill.files import check_new_file, replacing
 from rldistill.machine import check_packages
@@ -16,9 +19,10 @@ from rldistill.progress import Progress, Silent
 from rldistill.stats import decimals
 from rldistill.types import Floats, Task, UserError, check_numbers
 from rldistill.verbs.spectator import Moment, measure, preferences, spectate, undrawable, usual_temperature
-from rldistill.verbs.watch.drawing import Caption, Stage, View
+from rldistill.verbs.watch.drawing import BACKGROUND, Caption, Stage, View
 from rldistill.verbs.watch.films import WRITERS
-from rldistill.verbs.watch.window import KEYS, show
+from rldistill.verbs.watch.window import KEYS
+from rldistill.verbs.watch.window import show as show_window
 
 FILE_STEPS = 3000
 """Of a file, where --max-steps is not given: 200 seconds of Atari."""
@@ -48,6 +52,8 @@ class WatchConfig:
     max_episode_steps: int | None = None
     """Control steps after which each game is cut and the next one begins; by default the task's own: 10,000 where the environment
     sets no limit."""
+    task: str | None = None
+    """Of policies of several tasks, the one to watch; by default all of them, one after the other."""
     temperature: float | None = None
     """Q-values are drawn as their softmax at this temperature; by default a fifth of their usual spread."""
 
@@ -75,41 +81,81 @@ def play_drawn(
     force: bool = False,
     progress: Progress,
 ) -> list[Watched]:
-    """Plays one policy, or two side by side, and draws every control step.
+    """Plays one policy, or two side by side, and draws every control step: `play_all_drawn` of one task."""
+    return play_all_drawn([(policies, task)], config, target, force=force, progress=progress)
+
+
+def play_all_drawn(
+    programme: Sequence[tuple[Sequence[NamedPolicy], Task]],
+    config: WatchConfig,
+    target: Path | None,
+    *,
+    force: bool = False,
+    progress: Progress,
+) -> list[Watched]:
+    """Plays one policy a task, or two side by side, task after task, and draws every control step.
 
     Args:
-        policies: that fit the task.
-        task: what they play.
-        config: see `WatchConfig`.
+        programme: policies that fit a task, and the task.
+        config: see `WatchConfig`; games and control steps are those of each task.
         target: a file that ends in `.gif` or `.mp4`; None opens a window.
         force: replace a file that exists.
         progress: notified of the control steps of a file.
 
     Raises:
-        UserError: the environment cannot be drawn, or the file cannot be written.
+        UserError: an environment cannot be drawn, or the file cannot be written.
     """
-    reason = undrawable(task)
-    if reason is not None:
-        raise UserError(f"{task.env} cannot be drawn here: {reason}")
-    rate = config.fps if config.fps is not None else decisions_per_second(task)
+    for _, task in programme:
+        reason = undrawable(task)
+        if reason is not None:
+            raise UserError(f"{task.env} cannot be drawn here: {reason}")
+    rate = config.fps if config.fps is not None else decisions_per_second(programme[0][1])
     most = config.max_steps if config.max_steps is not None else FILE_STEPS if target is not None else None
+    on_progress = progress.update if target is not None else Silent().update  # a window shows everything itself
     with ExitStack() as open_games:
-        lanes = _lanes(policies, task, config, open_games)
-        stage = _stage(lanes, task, config)
-        on_progress = progress.update if target is not None else Silent().update  # a window shows everything itself
-        pictures = _pictures(lanes, stage, task, config.episodes, most, rate, on_progress)
+        shows = [_Show.open(policies, task, config, open_games) for policies, task in programme]
+        size = max(show.stage.width for show in shows), max(show.stage.height for show in shows)
+        pictures = (
+            _framed(picture, size)
+            for show in shows
+            for picture in _pictures(show.lanes, show.stage, show.task, config.episodes, most, rate, on_progress)
+        )
         if target is None:
             progress.say(KEYS)
-            title = f"{task.env}: {' | '.join(one.name for one in policies)}"
-            show(pictures, rate, size=(stage.width, stage.height), title=title)
+            title = f"{programme[0][1].env}: {' | '.join(one.name for one in programme[0][0])}"
+            show_window(pictures, rate, size=size, title=title)
         else:
-            progress.start(f"play {task.env}", most or 0, "steps")
+            progress.start(f"play {', '.join(task.env for _, task in programme)}", (most or 0) * len(shows), "steps")
             with replacing(target, new=not force) as file:
                 WRITERS[target.suffix](file, pictures, rate)
+    lanes = [lane for show in shows for lane in show.lanes]
     done = [lane.done() for lane in lanes]
     if config.max_steps is None and target is not None and not all(lane.over for lane in lanes):
         progress.say(f"the game was cut after {FILE_STEPS:,} control steps: --max-steps sets another bound")
     return done
+
+
+class _Show(NamedTuple):
+    """One task's players, and what draws them."""
+
+    lanes: list[_Lane]
+    stage: Stage
+    task: Task
+
+    @staticmethod
+    def open(policies: Sequence[NamedPolicy], task: Task, config: WatchConfig, open_games: ExitStack) -> _Show:
+        lanes = _lanes(policies, task, config, open_games)
+        return _Show(lanes, _stage(lanes, task, config), task)
+
+
+def _framed(picture: Pixels, size: tuple[int, int]) -> Pixels:
+    """The picture in the upper left corner of one of this size."""
+    width, height = size
+    if picture.shape[:2] == (height, width):
+        return picture
+    framed: Pixels = np.full((height, width, 3), BACKGROUND, dtype=np.uint8)
+    framed[: picture.shape[0], : picture.shape[1]] = picture
+    return framed
 
 
 def watched_table(done: Sequence[Watched]) -> list[dict[str, str]]:

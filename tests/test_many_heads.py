@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from rldistill.play.envs import make_task
 from rldistill.policies import MultiTaskPolicy, SavedPolicy, load_heads, save_policy
@@ -18,6 +19,10 @@ from rldistill.students.heads import Head, build_heads
 from rldistill.students.networks import Architecture, build, parameter_count
 from rldistill.types import UserError
 from rldistill.verbs.evaluate import EvaluateConfig, evaluate
+from rldistill.verbs.export import ExportConfig, export
+from rldistill.verbs.inspect import InspectConfig, inspect
+from rldistill.verbs.split import split
+from rldistill.verbs.watch import WatchConfig, watch
 
 TASKS = {name: make_task(name) for name in ("CartPole-v1", "Acrobot-v1", "MountainCarContinuous-v0")}
 HEADS = {
@@ -162,3 +167,93 @@ def test_a_loaded_teacher_finds_its_task(shelf: Path) -> None:
     teacher = SavedPolicy(build(Architecture("mlp:6", (4,), 2), 0, head.score_kind).eval(), TASKS["CartPole-v1"])
     scores = evaluate([student(shelf), teacher], QUICK)
     assert [score.network for score in scores] == ["mlp:6", *["mlp:8+4"] * 3]
+
+
+# One head
+
+
+def test_a_head_that_is_split_off_plays_as_it_did_and_exports_like_any_other(shelf: Path, tmp_path: Path) -> None:
+    made = split(shelf / "student", "Acrobot-v1", tmp_path / "alone")
+    view = student(shelf).view("Acrobot-v1")
+    x = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(made(x), view(x))
+    assert made.provenance["split_from"]["sha256"] == student(shelf).sha256
+    assert made.provenance["seed"] == 0
+    (one,), (other,) = evaluate(made, QUICK), evaluate(f"{shelf / 'student'}#Acrobot-v1", QUICK)
+    assert one.returns == other.returns
+    few = ExportConfig(states=50, calibration=10, episodes=0)
+    done = export(tmp_path / "alone", tmp_path / "head.pt", "torchscript", few)
+    assert done.compared.agreement == 1
+
+
+@pytest.mark.parametrize(
+    ("policy", "task", "out", "words"),
+    [
+        ("student", "Pong-v5", "new", ["no head for 'Pong-v5'", *TASKS]),
+        ("CartPole-v1", "CartPole-v1", "new", ["plays one task, CartPole-v1"]),
+        ("student", "CartPole-v1", "student", ["exists"]),
+        ("nothing", "CartPole-v1", "new", ["nothing"]),
+    ],
+)
+def test_a_split_that_cannot_be_is_one_line(shelf: Path, policy: str, task: str, out: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as refusal:
+        split(shelf / policy, task, shelf / out)
+    assert all(word in str(refusal.value) for word in words), refusal.value
+    assert not (shelf / "new").exists()
+
+
+def test_inspect_has_a_line_a_task(shelf: Path) -> None:
+    facts = inspect(shelf / "student", InspectConfig(play=1, num_envs=1))
+    assert [line.split(":")[0] for line in facts["tasks"]] == list(TASKS)
+    assert [line.split(":")[0] for line in facts["plays"]] == list(TASKS)
+    assert facts["parameters"].startswith(f"{parameter_count(student(shelf).network):,},")
+    assert facts["padding"] == "CartPole-v1 from 4 to 6, MountainCarContinuous-v0 from 2 to 6"
+
+
+# Watching
+
+
+@pytest.fixture(scope="module")
+def grids(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student of two MinAtar games, whose pictures have the same size, and a teacher of the second."""
+    pytest.importorskip("minatar")
+    folder = tmp_path_factory.mktemp("grids")
+    tasks = {name: make_task(name) for name in ("MinAtar/Breakout-v1", "MinAtar/Freeway-v1")}
+    heads = {name: Head(task.observation_shape, *task.choices, "logits") for name, task in tasks.items()}
+    save_policy(folder / "student", build_heads("cnn:4:8", heads, 0), tasks, {})
+    freeway = heads["MinAtar/Freeway-v1"]
+    network = build(Architecture("cnn:4:8", freeway.observation_shape, freeway.num_scores), 1, "logits")
+    save_policy(folder / "freeway", network, tasks["MinAtar/Freeway-v1"], {})
+    return folder
+
+
+def frames_of(path: Path) -> int:
+    from PIL import Image
+
+    with Image.open(path) as film:
+        return int(getattr(film, "n_frames", 1))
+
+
+def test_all_tasks_are_watched_one_after_the_other_each_beside_its_teacher(grids: Path, tmp_path: Path) -> None:
+    config = WatchConfig(max_steps=4, epsilon=1.0)
+    done = watch([grids / "freeway", grids / "student"], config, out=tmp_path / "both.gif")
+    place = str(grids / "student")
+    assert [one.policy for one in done] == [
+        f"{place}#MinAtar/Breakout-v1",
+        str(grids / "freeway"),
+        f"{place}#MinAtar/Freeway-v1",
+    ]
+    assert [one.steps for one in done] == [4, 4, 4]
+    one = watch(grids / "student", replace(config, task="MinAtar/Freeway-v1"), out=tmp_path / "one.gif")
+    assert [watched.policy for watched in one] == [f"{place}#MinAtar/Freeway-v1"]
+    assert frames_of(tmp_path / "both.gif") > frames_of(tmp_path / "one.gif")
+
+
+def test_a_task_that_is_not_there_cannot_be_watched(grids: Path, tmp_path: Path) -> None:
+    for policy, task, words in (
+        ("student", "MinAtar/Asterix-v1", "MinAtar/Breakout-v1, MinAtar/Freeway-v1"),
+        ("freeway", "MinAtar/Freeway-v1", "no policy here plays several"),
+    ):
+        with pytest.raises(UserError, match=words):
+            watch(grids / policy, WatchConfig(task=task), out=tmp_path / "none.gif")
+    assert not list(tmp_path.iterdir())
