@@ -9,15 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
-
 from rldistill.arguments import checked_arguments
 from rldistill.formats.beside import folders_in, with_statistics
 from rldistill.formats.c.compiling import compiled
 from rldistill.formats.c.reading import read_note as read_c_note
 from rldistill.formats.cleanrl.reading import read_cleanrl
-from rldistill.formats.foreign import FOREIGN_SCORES, BoxSpace, ForeignPolicy
-from rldistill.formats.hub.download import PREFIX, fetch, find_policy_file, read_card
+from rldistill.formats.foreign import FOREIGN_SCORES, ForeignPolicy, Numbers, observations_of
+from rldistill.formats.hub.download import find_policy_file, read_card
 from rldistill.formats.matching import mismatches_of, with_masks
 from rldistill.formats.note import Note, read_zipped_note
 from rldistill.formats.onnx.reading import read_note as read_onnx_note
@@ -36,7 +34,7 @@ from rldistill.progress import Progress
 from rldistill.teachers.detect import check_readable, kind_of
 from rldistill.teachers.foreign import ForeignTeacher, origin_of, supposed_notes
 from rldistill.teachers.python import PythonTeacher
-from rldistill.teachers.request import Request, asked_task, own_task, renamed
+from rldistill.teachers.request import Request, asked_task, located, own_task, refuse_head, renamed
 from rldistill.teachers.trial import read_program
 from rldistill.types import Task, Teacher, UserError
 
@@ -90,7 +88,7 @@ def _load(
     ref: Ref, env: str | None, options: TeacherOptions, env_kwargs: Sequence[str] = (), like: Task | None = None
 ) -> SavedPolicy | ForeignTeacher:
     """As `load_teacher`, whether or not the options act; where no `env` is given, it plays what `like` is."""
-    path, head = _located(ref)
+    path, head = located(ref)
     if path.name == PARAMETERS and is_unpacked(path.parent):  # a part of a policy, which says less than the whole
         path = path.parent
     kind = kind_of(path)
@@ -100,7 +98,7 @@ def _load(
         if kind == "unknown" and path.is_dir():
             refuse_recognised(path)
         return load_folder(path, head)
-    _refuse_head(path, head)
+    refuse_head(path, head)
     note = note_in(kind, path)
     if note is not None:
         exported = _exported(kind, path, note, asked_task(env, env_kwargs, like, note.task), env_kwargs)
@@ -118,18 +116,11 @@ def _load(
     if options.teacher_scores == foreign.scores:  # what agrees with the file is checked by it, and acts so
         foreign = replace(foreign, used=foreign.used | {"teacher_scores"})
     task = own_task(foreign, path, env_kwargs) if task is None else task
-    return _fitted(foreign, path, task, options, named, folder, finds_statistics=kind != "sb3")
+    return _fitted(foreign, path, task, Request(task, options, folder), named, finds_statistics=kind != "sb3")
 
 
 def _fitted(
-    foreign: ForeignPolicy,
-    path: Path,
-    task: Task,
-    options: TeacherOptions,
-    named: str | None,
-    folder: Path | None,
-    *,
-    finds_statistics: bool,
+    foreign: ForeignPolicy, path: Path, task: Task, request: Request, named: str | None, *, finds_statistics: bool
 ) -> ForeignTeacher:
     """The teacher of a policy and a task, with everything that lies beside its file and all that does not fit.
 
@@ -137,19 +128,18 @@ def _fitted(
         foreign: the policy as it was read.
         path: of its file.
         task: that it plays.
-        options: what the file does not say.
+        request: what it was read for.
         named: the environment id that was asked for, if one was.
-        folder: of the model, where that was named.
         finds_statistics: whether statistics of observations are still to be looked for.
     """
+    options = request.options
     foreign = with_units(foreign, options.teacher_actions, task, path)
     notes = [str(note) for note in (*foreign.provenance.get("notes", ()), *supposed_notes(foreign))]
     if finds_statistics:
-        foreign, of_statistics = with_statistics(foreign, path, folder, task, options)
+        foreign, of_statistics = with_statistics(foreign, path, request.folder, task, options)
         notes += of_statistics
     task, of_masks = with_masks(foreign, task)
-    notes += of_masks
-    notes += renamed(named or foreign.env, task)
+    notes += [*of_masks, *renamed(named or foreign.env, task)]
     mismatches = [*mismatches_of(foreign, task), *foreign.mismatches]
     # Statistics count by their contents, wherever they lie.
     acting = foreign.used - {"normalization"}
@@ -179,11 +169,11 @@ def load_policy(path: Ref) -> SavedPolicy | ForeignTeacher:
     Raises:
         UserError: nothing there, a file that is damaged, or one that another tool made (`load_teacher` reads those).
     """
-    place, head = _located(path)
+    place, head = located(path)
     kind = kind_of(place)
     if place.is_dir() or not place.exists():
         return load_folder(place, head)
-    _refuse_head(place, head)
+    refuse_head(place, head)
     note = note_in(kind, place)
     if note is None:
         raise UserError(f"{place} was not exported by rldistill; load_teacher reads the files of other tools")
@@ -199,7 +189,7 @@ def load_own(policy: Ref | SavedPolicy, *, verb: str) -> SavedPolicy:
     if isinstance(policy, SavedPolicy):
         return policy
     place = os.fspath(policy)
-    path, head = _located(policy)
+    path, head = located(policy)
     if path.is_file() or kind_of(path) in ("hub folder", "sb3"):
         raise UserError(
             f"{place} is no policy folder: {verb} takes policies of rldistill; distil this one into a student first"
@@ -215,24 +205,11 @@ def load_several(policy: object) -> MultiTaskPolicy | None:
     """
     if not isinstance(policy, str | os.PathLike):
         return policy if isinstance(policy, MultiTaskPolicy) else None
-    path, head = _located(policy)
+    path, head = located(policy)
     if head is not None or kind_of(path) not in ("policy folder", "run folder"):
         return None
     loaded = load_heads(path)
     return loaded if isinstance(loaded, MultiTaskPolicy) else None
-
-
-def _located(ref: Ref) -> tuple[Path, str | None]:
-    """The path of a reference, fetched where it is on the hub, and the task that it names after a `#`."""
-    place, head = os.fspath(ref), None
-    if "#" in place and not Path(place).exists():
-        place, _, head = place.rpartition("#")
-    return (fetch(place) if place.startswith(PREFIX) else Path(place)), head
-
-
-def _refuse_head(path: Path, head: str | None) -> None:
-    if head is not None:
-        raise UserError(f"{path} is no policy folder of several tasks: name it without #{head}")
 
 
 def teacher_beside(
@@ -377,14 +354,10 @@ def check_all_act(options: TeacherOptions | None, policies: Sequence[object], na
     Raises:
         UserError: an option is given that acted on none.
     """
-    used = frozenset[str]().union(*map(_used, policies))
+    used = frozenset[str]().union(*(policy.used for policy in policies if isinstance(policy, ForeignTeacher)))
     alone = policies[0] if len(policies) == 1 else None
     decided = alone.foreign.decided if isinstance(alone, ForeignTeacher) else {}
     check_acting(options, used, " and ".join(names) or "policies that are loaded already", decided)
-
-
-def _used(policy: object) -> frozenset[str]:
-    return policy.used if isinstance(policy, ForeignTeacher) else frozenset()
 
 
 def as_policy(teacher: Teacher) -> SavedPolicy | ForeignTeacher | PythonTeacher:
@@ -466,11 +439,10 @@ def read_exported(kind: str, path: Path, note: Note) -> ForeignPolicy:
         foreign = read_program(
             kind, path, observation_shape=shape, num_actions=task.num_actions, scores=scores, pixels="bytes", **output
         )
-    top = np.full(shape, 255.0 if task.observation_dtype == "uint8" else np.inf)
-    low = np.zeros(shape) if task.observation_dtype == "uint8" else -top
+    numbers: Numbers = "bytes" if task.observation_dtype == "uint8" else "floats"
     return replace(
         foreign,
-        observation_space=BoxSpace(shape, low, top, task.observation_dtype),
+        observation_space=observations_of(shape, numbers),
         action_space=None,
         squashed=note.score_kind == "squashed_gaussian",
     )

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rldistill.formats.foreign import ForeignPolicy, Numbers
+from rldistill.formats.hub.download import PREFIX, fetch
 from rldistill.formats.options import TeacherOptions
 from rldistill.play.envs import chosen_task, is_minatar, newest_task
 from rldistill.types import Task, UserError
+
+
+def located(ref: str | os.PathLike[str]) -> tuple[Path, str | None]:
+    """The path of a reference, fetched where it is on the hub, and the task that it names after a `#`."""
+    place, head = os.fspath(ref), None
+    if "#" in place and not Path(place).exists():
+        place, _, head = place.rpartition("#")
+    return (fetch(place) if place.startswith(PREFIX) else Path(place)), head
+
+
+def refuse_head(path: Path, head: str | None) -> None:
+    """Raises UserError where a task is named after `#` and the path is no folder of policies of several tasks."""
+    if head is not None:
+        raise UserError(f"{path} is no policy folder of several tasks: name it without #{head}")
 
 
 class Request(NamedTuple):
