@@ -62,13 +62,13 @@ class RunFolder:
     @property
     def snapshots(self) -> dict[float, Path]:
         """Policy folders on the way, by their share of the training."""
-        found = {}
+        snapshots = {}
         for card in self.path.glob("snapshots/*/policy.json"):
             try:
-                found[float(card.parent.name)] = card.parent
+                snapshots[float(card.parent.name)] = card.parent
             except ValueError:  # put there by somebody
                 continue
-        return dict(sorted(found.items()))
+        return dict(sorted(snapshots.items()))
 
     @property
     def finished(self) -> bool:

@@ -6,7 +6,7 @@ import os
 import re
 from collections import deque
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,12 +107,7 @@ def record(
     """
     check_boolean("append", append)
     config, progress = plain_numbers(config or RecordConfig()), progress or Silent()
-    check_numbers(
-        config,
-        least={"steps": 1, "shard_steps": 1, "seed": 0, "max_episode_steps": 1},
-        shares=["epsilon"],
-        within={"num_envs": (1, MOST_ENVIRONMENTS)},
-    )
+    _check(config)
     path = Path(out)
     taken = f"{path} exists: add to it with --append, or choose another --out"
     if not append and (path.exists() or path.is_symlink()):
@@ -120,41 +115,49 @@ def record(
     keep_freed_memory()
     name = None
     if isinstance(teacher, str | os.PathLike):
-        name, teacher = (
-            os.fspath(teacher),
-            load_fitting(teacher, env=config.env, env_kwargs=config.env_kwargs, options=options, progress=progress),
+        name = os.fspath(teacher)
+        teacher = load_fitting(
+            teacher, env=config.env, env_kwargs=config.env_kwargs, options=options, progress=progress
         )
     else:
         check_all_act(options, (), ())
         teacher = as_policy(teacher)
+    with held_folder(path, taken=None if append else taken):
+        dataset = _written(path, teacher, card_of(teacher, name), config, progress)
+    size = sum(shard.bytes for shard in dataset.shards)
+    progress.say(f"{dataset.control_steps:,} control steps, {size / 1e6:.1f} MB: {path}")
+    return dataset
+
+
+def _check(config: RecordConfig) -> None:
+    check_numbers(
+        config,
+        least={"steps": 1, "shard_steps": 1, "seed": 0, "max_episode_steps": 1},
+        shares=["epsilon"],
+        within={"num_envs": (1, MOST_ENVIRONMENTS)},
+    )
+
+
+def _written(
+    path: Path, teacher: Teacher, teacher_card: dict[str, Any], config: RecordConfig, progress: Progress
+) -> Dataset:
+    """The dataset, with what is recorded now; this process holds its folder."""
+    before = _dataset_in(path)
+    there = before.control_steps if before else 0
+    # Episodes follow from the seed, so what is appended needs another one; it follows from how much is there.
+    seed = config.seed if there == 0 else int(np.random.SeedSequence([config.seed, there]).generate_state(1)[0])
+    num_envs = min(config.num_envs, config.steps)
     task = with_longest_game(fitting_task(teacher.task, config.env, config.env_kwargs), config.max_episode_steps)
-    known = card_of(teacher, name)
-    with ExitStack() as held:
-        held.enter_context(held_folder(path, taken=None if append else taken))
-        before = _dataset_in(path)
-        there = before.control_steps if before else 0
-        # Episodes follow from the seed, so what is appended needs another one; it follows from how much is there.
-        seed = config.seed if there == 0 else int(np.random.SeedSequence([config.seed, there]).generate_state(1)[0])
-        num_envs = min(config.num_envs, config.steps)
-        environments = Environments(task, num_envs, seed)
-        held.callback(environments.close)
+    environments = Environments(task, num_envs, seed)
+    try:
         labels = _Remembered(teacher, environments)
         task = environments.task
         if before is not None:
-            _check_same(before, task, teacher.score_kind, known)
+            _check_same(before, task, teacher.score_kind, teacher_card)
         labels(as_tensor(environments.observations))  # a teacher that is of no use leaves nothing behind
-        recording = {
-            "driver": "teacher",
-            "epsilon": config.epsilon,
-            "seed": config.seed,
-            "environments_seed": seed,
-            "num_envs": num_envs,
-            "first_shard": len(before.shards) if before else 0,
-            "made_by": made_by(),
-            "command": command_line(),
-        }
-        dataset = before or empty_dataset(path, task, teacher.score_kind, known)
+        dataset = before or empty_dataset(path, task, teacher.score_kind, teacher_card)
         shard_steps = min(config.shard_steps, config.steps + num_envs)  # the last step of all rows may go beyond
+        recording = _card(config, seed, num_envs, len(dataset.shards))
         writer = DatasetWriter(dataset.with_recording(recording), num_envs, shard_steps)
         if before is None:
             write_card(dataset)
@@ -168,9 +171,23 @@ def record(
         finally:
             if environments.cut:
                 progress.say(cut_in_words(task))
-    size = sum(shard.bytes for shard in writer.dataset.shards)
-    progress.say(f"{writer.dataset.control_steps:,} control steps, {size / 1e6:.1f} MB: {path}")
-    return writer.dataset
+        return writer.dataset
+    finally:
+        environments.close()
+
+
+def _card(config: RecordConfig, environments_seed: int, num_envs: int, first_shard: int) -> dict[str, Any]:
+    """How the steps of this call are made, for the dataset's card."""
+    return {
+        "driver": "teacher",
+        "epsilon": config.epsilon,
+        "seed": config.seed,
+        "environments_seed": environments_seed,
+        "num_envs": num_envs,
+        "first_shard": first_shard,
+        "made_by": made_by(),
+        "command": command_line(),
+    }
 
 
 def _dataset_in(path: Path) -> Dataset | None:
@@ -277,10 +294,10 @@ def _play(work: Recording, progress: Progress) -> None:
 
 def _check_same(dataset: Dataset, task: Task, score_kind: ScoreKind, teacher: dict[str, Any]) -> None:
     """Raises UserError where appending would mix two datasets."""
-    found = list(differences(task, score_kind, dataset))
+    differing = list(differences(task, score_kind, dataset))
     if not same_teacher(dataset.card["teacher"], teacher):
         before, now = (item.get("sha256") or item.get("kind") for item in (dataset.card["teacher"], teacher))
-        found.append(("teacher", before, now))
-    for name, before, now in found:
+        differing.append(("teacher", before, now))
+    for name, before, now in differing:
         advice = "append the same, or choose another --out"
         raise UserError(f"{dataset.path} was recorded with {name} = {before}, not {now}: {advice}")

@@ -1,0 +1,217 @@
+"""How a teacher is trained: the configuration, its checks and its defaults."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from rldistill.lessons.dqn import DQNSettings, updates_due
+from rldistill.lessons.pqn import PQNSettings
+from rldistill.types import MOST_ENVIRONMENTS, MOST_SAMPLES, Task, UserError, check_numbers, is_large_image
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a teacher is trained. None stands for the algorithm's own default."""
+
+    steps: int = 2_000_000
+    """Control steps of all environments together (on Atari one is four frames)."""
+    algo: Literal["dqn", "pqn"] = "dqn"
+    """`dqn`: double DQN with replay and target network. `pqn`: replay-free Q(lambda), better teachers per hour on a CPU."""
+    seed: int = 0
+    """Of weights, environments, exploration and minibatches."""
+    network: str | None = None
+    """`dqn`, `net1`, `net2`, `net3`, `cnn:32,64,64:512` or `mlp:64,64`; by default `dqn` for images, cnn:16:128 for small
+    grids, mlp:128,128 for vectors."""
+    num_envs: int | None = None
+    """Environments stepped together (dqn 16, vectors 8; pqn 64, small grids 128, vectors 16). With 1 no second one is made."""
+    max_episode_steps: int | None = None
+    """Control steps after which a game is truncated, which bootstraps; by default 10,000 where the environment sets no limit
+    (Atari's games end after 108,000 frames)."""
+    learning_rate: float | None = None
+    """dqn: Adam, 1e-4; pqn: RAdam, 2.5e-4 falling linearly to a tenth (on Atari; larger for small observations)."""
+    discount: float = 0.99
+    """Gamma."""
+    epsilon_end: float = 0.01
+    """Probability of a random action after `epsilon_steps`; it falls linearly from 1."""
+    epsilon_steps: int | None = None
+    """By default a sixth of `steps`, at most 400,000 (pqn) or 250,000 (dqn; for vectors half of `steps`); dqn counts from the
+    end of the warm-up."""
+    epsilon_repeats: int = 1
+    """How many control steps a random action lasts at most: how many is drawn with a probability of 1 / n^2 (Dabney et al. 2021).
+    1 is the usual epsilon-greedy; where random play finds no reward (Freeway), 100."""
+    clip_rewards: bool | None = None
+    """Learn from the sign of the rewards alone, as Mnih et al. 2015; by default on Atari only. Scores stay raw."""
+    lives_as_episodes: bool | None = None
+    """Learn as if a lost life ended the game, as Mnih et al. 2015; by default on Atari only. Games are played whole, and their
+    scores are of whole games."""
+    steady: bool = False
+    """pqn: take gradients for layers' inputs less their mean, as `distill --steady` does. For games whose rewards are rare, which
+    otherwise teach a network one value for all states; values of some size it reaches late."""
+    averaging: int = 1
+    """pqn: the policy's weights are averages, exponential ones over about so many updates (a run of 1,000,000 steps on Atari has
+    7,800). 1 keeps the last weights. For games where a single slip ends the game, 2,000; what is learnt stays the same."""
+    n_step: int = 3
+    """dqn: rewards summed before the bootstrap."""
+    double: bool = True
+    """dqn: the learning network chooses the action that is bootstrapped from, which keeps values from growing too large (van
+    Hasselt et al. 2015). False is the DQN of Mnih et al. 2015: a fifth less work an update."""
+    replay: int = 400_000
+    """dqn: control steps kept to learn from (7 kB each on Atari)."""
+    warmup: int | None = None
+    """dqn: control steps of uniformly random play before the first update (Atari 20,000, at most a tenth of `steps`)."""
+    replay_ratio: float | None = None
+    """dqn: samples drawn for each control step (Atari 8, as the paper's 32 every 4)."""
+    minibatch: int | None = None
+    """dqn: samples an update (128)."""
+    target_every: int | None = None
+    """dqn: updates between two copies to the target network (Atari 500)."""
+    sticky_actions: float | None = None
+    """Probability of a repeated action; None leaves it to the environment id."""
+    env_kwargs: tuple[str, ...] = ()
+    """Arguments name=value that a Gymnasium environment is made with; values are JSON's scalars or else text. They are kept with
+    the policy."""
+    bfloat16: bool | None = None
+    """Compute all layers but the last in bfloat16 (weights, scores, targets and the optimizer stay float32); by default for
+    images where that is faster: on a GPU, or a processor that multiplies matrices of it (AMX)."""
+    device: str = "auto"
+    """Where the networks are: `cpu`, `cuda`, `cuda:1`, or `auto`, a GPU if PyTorch sees one. Games are played on the processor.
+    A run may be resumed on another device."""
+    snapshots: tuple[float, ...] = ()
+    """Shares of the training after which the weights are kept as a policy folder in `snapshots/`, such as 0.25 0.5 0.75."""
+    checkpoint_seconds: float = 60.0
+    """Between two checkpoints. They change nothing in the result."""
+    tensorboard: bool = False
+    """Also write the metrics as TensorBoard events, to `tensorboard/` in the run folder."""
+    final_episodes: int = 30
+    """Games played at the end, with epsilon 0.01, for the score in `policy.json`; 0 plays none, and there is no score."""
+    weights_dtype: Literal["float32", "float16"] = "float32"
+    """How the final policy's numbers are kept: float16 is half the size. The score is that of the numbers kept."""
+
+
+_OF_ONE = {
+    "dqn": ("n_step", "double", "replay", "warmup", "replay_ratio", "minibatch", "target_every"),
+    "pqn": ("steady", "averaging"),
+}
+"""Settings that only one algorithm has."""
+
+
+def check_config(config: TrainConfig) -> None:
+    """Raises UserError where a setting is out of its range, whatever the environment."""
+    check_numbers(
+        config,
+        least={
+            "steps": 1,
+            "seed": 0,
+            "n_step": 1,
+            "replay": 1,
+            "warmup": 0,
+            "target_every": 1,
+            "averaging": 1,
+            "epsilon_steps": 0,
+            "max_episode_steps": 1,
+            "final_episodes": 0,
+            "checkpoint_seconds": 0,
+        },
+        positive=["learning_rate"],
+        shares=["discount", "epsilon_end"],
+        within={
+            "num_envs": (1, MOST_ENVIRONMENTS),
+            "minibatch": (1, MOST_SAMPLES),
+            "epsilon_repeats": (1, 1_000_000),
+            "replay_ratio": (0, 10_000),
+        },
+    )
+    if config.algo not in ("dqn", "pqn"):
+        raise UserError(f"--algo is dqn or pqn, not {config.algo!r}")
+    for algorithm, names in _OF_ONE.items():
+        set_in_vain = [name for name in names if getattr(config, name) != getattr(TrainConfig, name)]
+        if set_in_vain and config.algo != algorithm:
+            raise UserError(f"--{set_in_vain[0].replace('_', '-')} is for --algo {algorithm}; {config.algo} has none")
+    if any(not 0 < share < 1 for share in config.snapshots):
+        raise UserError(f"--snapshots are shares of the training between 0 and 1, not {config.snapshots}")
+    if len({f"{share:g}" for share in config.snapshots}) < len(config.snapshots):
+        raise UserError(f"--snapshots names a share twice: {config.snapshots}")
+    if config.weights_dtype not in ("float32", "float16"):
+        raise UserError(f"--weights-dtype is float32 or float16, not {config.weights_dtype!r}")
+
+
+def resolve(config: TrainConfig, task: Task) -> dict[str, Any]:
+    """The settings of a run on a task, as JSON data, with the defaults of the algorithm.
+
+    What does not change the result is left out. What the machine decides (`bfloat16`) is left to it, so that another one can go on.
+    """
+    kind = _kind(task)
+    defaults: dict[str, Any] = {
+        "network": {"vector": "mlp:128,128", "grid": "cnn:16:128", "image": "dqn"}[kind],
+        "clip_rewards": task.frame_skip > 1,
+        "lives_as_episodes": task.frame_skip > 1,
+    }
+    if config.algo == "pqn":
+        defaults |= {
+            "num_envs": {"vector": 16, "grid": 128, "image": 64}[kind],
+            "learning_rate": {"vector": 1e-3, "grid": 5e-4, "image": 2.5e-4}[kind],
+            "epsilon_steps": min(config.steps // 6, 400_000),
+        }
+    else:
+        defaults |= {
+            "num_envs": 8 if kind == "vector" else 16,
+            "learning_rate": {"vector": 1e-3, "grid": 2.5e-4, "image": 1e-4}[kind],
+            "epsilon_steps": config.steps // 2 if kind == "vector" else min(config.steps // 6, 250_000),
+            "warmup": min({"vector": 1_000, "grid": 5_000, "image": 20_000}[kind], config.steps // 10),
+            "replay_ratio": {"vector": 16.0, "grid": 16.0, "image": 8.0}[kind],
+            "minibatch": 128,
+            "target_every": {"vector": 100, "grid": 125, "image": 500}[kind],
+        }
+    settings = asdict(config)
+    for name in ("checkpoint_seconds", "tensorboard", "device", "env_kwargs"):  # the last are in the task
+        del settings[name]
+    return settings | {name: default for name, default in defaults.items() if settings[name] is None}
+
+
+def own_settings(settings: dict[str, Any], task: Task) -> DQNSettings | PQNSettings:
+    """The learner's own settings: those of the papers, apart from what `docs/train.md` lists.
+
+    Raises:
+        UserError: a replay that is too small, or a run that ends before the first update.
+    """
+    if settings["algo"] == "pqn":
+        kinds = {
+            "vector": PQNSettings(minibatch=64, epochs=4),
+            "grid": PQNSettings(minibatch=128),
+            "image": PQNSettings(),
+        }
+        return replace(kinds[_kind(task)], steady=settings["steady"], averaging=settings["averaging"])
+    least = settings["num_envs"] * (settings["n_step"] + task.frame_stack)
+    if settings["replay"] < least:
+        raise UserError(
+            f"--replay is at least {least} for {settings['num_envs']} environments and {settings['n_step']}-step returns, "
+            f"not {settings['replay']}"
+        )
+    if settings["warmup"] >= settings["steps"]:
+        raise UserError(
+            f"--warmup {settings['warmup']} leaves none of --steps {settings['steps']} for learning: take fewer"
+        )
+    learning = DQNSettings(
+        capacity=settings["replay"],
+        n_step=settings["n_step"],
+        double=settings["double"],
+        warmup=settings["warmup"],
+        replay_ratio=settings["replay_ratio"],
+        minibatch=settings["minibatch"],
+        target_every=settings["target_every"],
+        slack=min(settings["replay"], DQNSettings.slack),
+    )
+    if not updates_due(settings["steps"], settings["num_envs"], task.frame_stack, learning):
+        raise UserError(
+            f"--steps {settings['steps']} end before the first update: take more, or a smaller --minibatch ({learning.minibatch}), "
+            f"a larger --replay-ratio ({learning.replay_ratio:g}) or a shorter --warmup ({learning.warmup})"
+        )
+    return learning
+
+
+def _kind(task: Task) -> Literal["vector", "grid", "image"]:
+    """What defaults follow from."""
+    if len(task.observation_shape) == 1:
+        return "vector"
+    return "image" if is_large_image(task.observation_shape) else "grid"
