@@ -25,12 +25,15 @@ from rldistill.configurations import changed
 from rldistill.datasets import open_dataset
 from rldistill.lessons.streams import Composed, Stream, minibatches
 from rldistill.machine import keep_freed_memory
-from rldistill.play.actions import score_width
 from rldistill.policies import load_policy
 from rldistill.progress import Talking, table
-from rldistill.students.losses import parse_loss
-from rldistill.students.networks import Architecture, build
-from rldistill.verbs.distill import DistillConfig, Update, checked, make_stream
+from rldistill.students.fitting import GradientFitting
+from rldistill.students.networks import Network
+from rldistill.students.objectives import Match
+from rldistill.types import Lesson
+from rldistill.verbs.distill import DistillConfig, checked
+from rldistill.verbs.distill.streams import make_stream
+from rldistill.verbs.distill.teaching import make_student, teaching_of
 
 
 @dataclass(frozen=True)
@@ -54,28 +57,29 @@ def main(options: Options) -> None:
     config = checked(
         changed(DistillConfig(), student=options.student, dataset=str(options.dataset), updates=100_000, augment=0.5)
     )
-    loss = parse_loss(config.matching.loss, teacher.score_kind, task.action_sizes)
-    width = score_width(task, loss.score_kind)
-    network = build(Architecture(config.student, task.observation_shape, width), 0, loss.score_kind)
-    network.bfloat16 = network.trains_faster_in_bfloat16
-    update = Update(network, loss, config, 100_000, task, teacher.score_kind)
+    teaching = teaching_of(teacher, str(options.teacher), task, config)
+    network, config = make_student([teaching], config)
+    assert isinstance(network, Network)
+    lesson = Lesson.of(task)
+    objective = Match(teaching.loss, task, teacher.score_kind, config.matching)
+    update = GradientFitting(network, {lesson: objective}, config.optimization, 100_000, config.seed)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch, Talking() as progress:
-        composed = make_stream(teacher, network, task, config, Path(scratch), progress, dataset)
+        composed = make_stream([teaching], network, config, Path(scratch), progress, dataset)
         assert isinstance(composed, Composed)
         loading = time.perf_counter() - began
         visited = composed.stream
         update.fit(visited.examples())
         drawn = next(visited)
         batch = minibatches(drawn, config.batches.batch_size)[0]
-        made = len(drawn[task].values) // 2
+        made = len(drawn[lesson].values) // 2
 
         def train() -> int:
             update(batch)
             return 1
 
         def label() -> int:
-            teacher(drawn[task].observations[:made])
+            teacher(drawn[lesson].observations[:made])
             return 2 * made // config.batches.batch_size
 
         def train_from(stream: Stream) -> int:

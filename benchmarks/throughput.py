@@ -27,14 +27,17 @@ import tyro
 from rldistill.configurations import changed
 from rldistill.lessons.streams import minibatches
 from rldistill.machine import keep_freed_memory
-from rldistill.play.actions import chosen, score_width, uniform_actions
+from rldistill.play.actions import chosen, uniform_actions
 from rldistill.play.envs import Environments
 from rldistill.policies import load_policy
 from rldistill.progress import Silent, table
-from rldistill.students.losses import parse_loss
-from rldistill.students.networks import Architecture, build
-from rldistill.types import as_tensor
-from rldistill.verbs.distill import DistillConfig, Update, checked, make_stream, suited
+from rldistill.students.fitting import GradientFitting
+from rldistill.students.networks import Network
+from rldistill.students.objectives import Match
+from rldistill.types import Lesson, as_tensor
+from rldistill.verbs.distill import DistillConfig, checked
+from rldistill.verbs.distill.streams import make_stream
+from rldistill.verbs.distill.teaching import make_student, teaching_of
 
 
 @dataclass(frozen=True)
@@ -107,16 +110,16 @@ def main(options: Options) -> None:
     teacher = load_policy(options.teacher)
     task = teacher.task
     config = checked(changed(DistillConfig(), student=options.student, driver="student", steps=200_000))
-    loss = parse_loss(config.matching.loss, teacher.score_kind, task.action_sizes)
-    width = score_width(task, loss.score_kind)
-    network = build(Architecture(config.student, task.observation_shape, width), 0, loss.score_kind)
-    network.bfloat16 = network.trains_faster_in_bfloat16
-    config = suited(config, network, teacher.score_kind)
-    update = Update(network, loss, config, 100_000, task, teacher.score_kind)
+    teaching = teaching_of(teacher, str(options.teacher), task, config)
+    network, config = make_student([teaching], config)
+    assert isinstance(network, Network)
+    lesson = Lesson.of(task)
+    objective = Match(teaching.loss, task, teacher.score_kind, config.matching)
+    update = GradientFitting(network, {lesson: objective}, config.optimization, 100_000, config.seed)
     environments = Environments(task, config.driving.num_envs, 1)
     generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as scratch:
-        stream = make_stream(teacher, network, task, config, Path(scratch), Silent())
+        stream = make_stream([teaching], network, config, Path(scratch), Silent())
         update.fit(stream.examples())
         item = next(stream)
         batch = minibatches(item, config.batches.batch_size)[0]
@@ -129,16 +132,16 @@ def main(options: Options) -> None:
             teacher(as_tensor(environments.observations))
             return config.driving.num_envs
 
-        made = round((config.batches.augment or 0.0) * len(item[task].values))
+        made = round((config.batches.augment or 0.0) * len(item[lesson].values))
 
         def label_composites() -> int:
-            teacher(item[task].observations[:made])
+            teacher(item[lesson].observations[:made])
             return made
 
         def act() -> int:
             network.eval()
             with torch.no_grad():
-                chosen(network(as_tensor(environments.observations)), loss.score_kind, task)
+                chosen(network(as_tensor(environments.observations)), teaching.loss.score_kind, task)
             return config.driving.num_envs
 
         def train() -> int:

@@ -143,9 +143,10 @@ def targets(folder: Path, *, programs: bool = True) -> dict[str, Target]:
     from rldistill.datasets import convert, create_dataset, head, head_table, info, info_lines, merge, open_dataset
     from rldistill.runs.scores import read_scores, remarks, score_table
     from rldistill.runs.writing import Run
-    from rldistill.teachers import note_in
+    from rldistill.teachers import card_of, note_in
     from rldistill.teachers.detect import kind_of
-    from rldistill.verbs.distill.labels import fitting_dataset
+    from rldistill.verbs.distill.dataset import fitting_dataset
+    from rldistill.verbs.distill.teaching import teaching_of
     from rldistill.verbs.export import ExportConfig
     from rldistill.verbs.push import PushConfig, push
 
@@ -228,7 +229,8 @@ def targets(folder: Path, *, programs: bool = True) -> dict[str, Target]:
         json.dumps(info(data, verify=False).as_dict())
         head_table(head(data, rows=2))
         opened.intact()
-        fitting_dataset(str(data), Plain(), VECTOR, augment=False)
+        teaching = teaching_of(Plain(), "plain", VECTOR, DistillConfig())
+        fitting_dataset(str(data), teaching, card_of(teaching.teacher, None), augment=False)
 
     def merged() -> None:
         for out in ("merged", "parquet"):

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from rldistill.students.fitting import GradientFitting
 from rldistill.students.losses import parse_loss
 from rldistill.students.networks import Architecture, build
-from rldistill.types import Batch, ScoreKind, Task
+from rldistill.students.objectives import Match
+from rldistill.types import Lesson, ScoreKind, Task, labelled
 from rldistill.verbs.distill.config import DistillConfig
-from rldistill.verbs.distill.update import Update
 
 STATES = torch.randn(256, 3, generator=torch.Generator().manual_seed(0))
 UPDATES = 300
@@ -22,17 +23,21 @@ def valve(low: float, high: float) -> Task:
     return Task("valve", 1, (3,), "float32", action_low=(low,), action_high=(high,))
 
 
-def updated(task: Task, values: Tensor, kind: ScoreKind, initialize: str = "data") -> tuple[Tensor, Tensor, Update]:
+def updated(
+    task: Task, values: Tensor, kind: ScoreKind, initialize: str = "data"
+) -> tuple[Tensor, Tensor, GradientFitting]:
     """A student's scores of the states at the beginning and after the updates."""
     loss = parse_loss("auto", kind)
     network = build(Architecture("mlp:16", (3,), values.shape[1]), 0, loss.score_kind)
     config = DistillConfig.of(initialize="data" if initialize == "data" else "torch", learning_rate=6e-3)
-    update = Update(network, loss, config, UPDATES, task, kind)
-    update.fit(Batch(STATES, values))
+    lesson = Lesson.of(task)
+    objective = Match(loss, task, kind, config.matching)
+    update = GradientFitting(network, {lesson: objective}, config.optimization, UPDATES, 0)
+    update.fit({lesson: labelled(STATES, values)})
     begins = network(STATES).detach()
     for _ in range(UPDATES):
-        update_figures = update({task: Batch(STATES, values)})
-    assert math.isfinite(update_figures.loss)
+        (figures,) = update({lesson: labelled(STATES, values)}).values()
+    assert math.isfinite(figures.loss)
     return begins, network(STATES).detach(), update
 
 

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,12 +33,15 @@ from rldistill.play.rollout import EpsilonGreedy
 from rldistill.policies import SavedPolicy, card_checksum, load_policy, save_policy
 from rldistill.progress import Silent
 from rldistill.runs.folder import read_metrics
+from rldistill.students.fitting import GradientFitting, shorten
 from rldistill.students.losses import parse_loss
 from rldistill.students.networks import Architecture, Network, build, parameter_count
+from rldistill.students.objectives import Match
 from rldistill.teachers import TeacherOptions
-from rldistill.types import Batch, ScoreKind, Task, UserError
-from rldistill.verbs.distill import DistillConfig, Update, checked, distill, make_stream, suited, suited_architecture
-from rldistill.verbs.distill.update import _shorten
+from rldistill.types import Lesson, ScoreKind, Task, UserError, labelled
+from rldistill.verbs.distill import DistillConfig, checked, distill
+from rldistill.verbs.distill.streams import make_stream
+from rldistill.verbs.distill.teaching import suited, suited_architecture, teaching_of
 from rldistill.verbs.evaluate import EvaluateConfig, evaluate
 from rldistill.verbs.record import RecordConfig, record
 
@@ -80,6 +83,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders of two teachers and a dataset of each."""
     root = tmp_path_factory.mktemp("teachers")
     save(root / "cartpole", balancing())
+    save(root / "pendulum", braking())
     network = build(Architecture("cnn:4,4,4:16", PONG.observation_shape, PONG.num_actions), 0)
     save(root / "pong", SavedPolicy(network, PONG))
     record(root / "cartpole", root / "cartpole-data", RecordConfig(steps=600, num_envs=4))
@@ -95,6 +99,20 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+def fitting_of(network: Network, loss: str, config: DistillConfig) -> GradientFitting:
+    """Of three updates in CartPole."""
+    objective = Match(parse_loss(loss), CARTPOLE, "q_values", config.matching)
+    return GradientFitting(network, {Lesson.of(CARTPOLE): objective}, config.optimization, 3, config.seed)
+
+
+def stream_of(teacher: SavedPolicy, config: DistillConfig, scratch: Path) -> Driven:
+    """What a run in CartPole learns from, whose student is the teacher itself."""
+    teaching = teaching_of(teacher, "teacher", CARTPOLE, config)
+    stream = make_stream([teaching], teacher.network, config, scratch, Silent())
+    assert isinstance(stream, Driven)
+    return stream
+
+
 # What is done to a student
 
 
@@ -102,12 +120,12 @@ def test_students_exploration_falls_to_nothing_at_the_end_of_the_run(tmp_path: P
     """All of it random at first: of two actions every other one is the student's own by chance."""
     teacher = balancing()
     config = checked(changed(TINY, driver="student", explore="epsilon", epsilon=1.0, steps=4000, augment=0.0))
-    stream = make_stream(teacher, teacher.network, CARTPOLE, config, tmp_path, Silent())
-    assert isinstance(stream, Driven)
+    stream = stream_of(teacher, config, tmp_path)
+    (environments,) = stream.environments
     other = []
     while stream.control_steps < config.steps:
-        best = teacher(torch.from_numpy(stream.environments.observations)).argmax(dim=1).numpy()
-        other.append(float((stream.student(stream.environments.observations) != best).mean()))
+        best = teacher(torch.from_numpy(environments.observations)).argmax(dim=1).numpy()
+        other.append(float((stream.student(environments.observations) != best).mean()))
         next(stream)
     tenth = len(other) // 10
     assert np.mean(other[:tenth]) == pytest.approx(0.5, abs=0.1)
@@ -183,13 +201,11 @@ def test_how_often_it_is_evaluated_or_saved_changes_nothing(tmp_path: Path, root
 def test_average_weighs_the_last_weights_as_worked_out_by_hand(share: float, weights_of: tuple[float, ...]) -> None:
     """Shamir & Zhang 2013: with a share of a half (eta = 1) the t-th weights count in proportion to t."""
     network = build(Architecture("mlp:4", (4,), 2), 0, "logits")
-    update = Update(
-        network, parse_loss("kl"), DistillConfig.of(average=share, learning_rate=0.1), 3, CARTPOLE, "q_values"
-    )
-    batch = Batch(torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), torch.eye(2).repeat(4, 1))
+    update = fitting_of(network, "kl", DistillConfig.of(average=share, learning_rate=0.1))
+    batch = labelled(torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), torch.eye(2).repeat(4, 1))
     seen = []
     for _ in range(3):
-        update({CARTPOLE: batch})
+        update({Lesson.of(CARTPOLE): batch})
         seen.append(torch.cat([parameter.detach().flatten().clone() for parameter in network.parameters()]))
     expected = sum(weight * vector for weight, vector in zip(weights_of, seen, strict=True))
     averaged = torch.cat([parameter.flatten() for parameter in update.average.parameters()])
@@ -203,10 +219,10 @@ def test_weight_decay_alone_shrinks_the_weights_by_its_share_of_the_rate() -> No
     config = DistillConfig.of(
         loss="mse", schedule="constant", learning_rate=0.1, weight_decay=0.2, bfloat16=False, steady=False
     )
-    update = Update(network, parse_loss("mse"), config, 3, CARTPOLE, "q_values")
+    update = fitting_of(network, "mse", config)
     before = torch.cat([parameter.detach().flatten().clone() for parameter in network.parameters()])
     states = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
-    update({CARTPOLE: Batch(states, network(states).detach())})
+    update({Lesson.of(CARTPOLE): labelled(states, network(states).detach())})
     after = torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
     torch.testing.assert_close(after, 0.98 * before)
 
@@ -219,9 +235,9 @@ def test_composites_are_for_students_of_images_with_room_and_decay_for_all_of_im
     student: str, shape: tuple[int, ...], augment: float, decay: float
 ) -> None:
     network = build(Architecture(student, shape, 6), 0)
-    config = suited(DistillConfig.of(student=student), network, "q_values")
+    config = suited(DistillConfig.of(student=student), network, {"q_values"})
     assert (config.batches.augment, config.optimization.weight_decay) == (augment, decay)
-    asked = suited(DistillConfig.of(student=student, augment=0.25, weight_decay=0.3), network, "q_values")
+    asked = suited(DistillConfig.of(student=student, augment=0.25, weight_decay=0.3), network, {"q_values"})
     assert (asked.batches.augment, asked.optimization.weight_decay) == (0.25, 0.3)
 
 
@@ -234,8 +250,8 @@ def test_orthogonal_steps_are_for_students_of_images_of_a_teacher_of_logits(
     student: str, shape: tuple[int, ...], teacher_kind: ScoreKind, optimizer: str
 ) -> None:
     network = build(Architecture(student, shape, 6), 0)
-    assert suited(DistillConfig.of(student=student), network, teacher_kind).optimization.optimizer == optimizer
-    assert suited(DistillConfig.of(optimizer="rmsprop"), network, teacher_kind).optimization.optimizer == "rmsprop"
+    assert suited(DistillConfig.of(student=student), network, {teacher_kind}).optimization.optimizer == optimizer
+    assert suited(DistillConfig.of(optimizer="rmsprop"), network, {teacher_kind}).optimization.optimizer == "rmsprop"
 
 
 @pytest.mark.parametrize(
@@ -295,7 +311,7 @@ def test_long_gradients_are_shortened_as_torch_does(most: float) -> None:
     ours, theirs = (build(Architecture("mlp:8,5", (4,), 2), 0) for _ in range(2))
     for network in (ours, theirs):
         (100 * network(torch.ones(3, 4))).square().mean().backward()
-    _shorten(list(ours.parameters()), most)
+    shorten(list(ours.parameters()), most)
     before = torch.nn.utils.clip_grad_norm_(theirs.parameters(), most)
     assert 0.5 < before < 1e4, "the one is longer than the bound, the other shorter"
     for mine, known in zip(ours.parameters(), theirs.parameters(), strict=True):
@@ -430,7 +446,7 @@ class Harness:
 
     def distill(
         self,
-        teacher: Path,
+        teachers: Sequence[Path],
         out: Path,
         config: DistillConfig,
         *,
@@ -440,7 +456,13 @@ class Harness:
         """Exit status. `kill`: after so many checkpoints and so many seconds more."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        order = {"teacher": str(teacher), "out": str(out), "config": flat(config), "resume": resume, "kill": kill}
+        order = {
+            "teacher": [str(path) for path in teachers],
+            "out": str(out),
+            "config": flat(config),
+            "resume": resume,
+            "kill": kill,
+        }
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
         return int(self.process.stdout.readline())
@@ -473,6 +495,7 @@ KILLED = {
     ),
     "mixture in Pong": ("pong", changed(SMALL_PONG, driver="mixture", explore="epsilon")),
     "orthogonal steps": ("pong", changed(SMALL_PONG, driver="mixture", optimizer="muon")),
+    "two tasks": ("cartpole pendulum", changed(TINY, student="mlp:8+4", augment=0.0, steps=600, replay=200)),
     "dataset of Pong": ("pong", changed(SMALL_PONG, dataset="pong-data", updates=40)),
 }
 
@@ -482,22 +505,23 @@ def test_run_killed_at_random_moments_ends_in_the_same_weights(
     tmp_path: Path, root: Path, harness: Harness, case: str
 ) -> None:
     name, config = KILLED[case]
-    config = changed(config, checkpoint_seconds=0.02 if name == "cartpole" else 0.0)
+    config = changed(config, checkpoint_seconds=0.02 if "cartpole" in name else 0.0)
+    teachers = [root / each for each in name.split()]
     if config.dataset is not None:
         config = changed(config, dataset=str(root / config.dataset))
-    assert harness.distill(root / name, tmp_path / "whole", config) == 0
+    assert harness.distill(teachers, tmp_path / "whole", config) == 0
     draw = np.random.default_rng(sum(case.encode()))
     killed = saved = 0
     for attempt in range(5):
         # The first at the start of everything; the others where the machine's load cannot move them out of the run.
         kill = (int(draw.integers(1, 9)) if attempt else 0, draw.uniform(0, 0.05))
-        status = harness.distill(root / name, tmp_path / "killed", config, resume=attempt > 0, kill=kill)
+        status = harness.distill(teachers, tmp_path / "killed", config, resume=attempt > 0, kill=kill)
         assert status in (0, -signal.SIGKILL)
         killed += status == -signal.SIGKILL
         saved += (tmp_path / "killed" / "checkpoint" / "state").exists()
     assert killed >= 2
     assert saved > 0, "some run must go on from the middle"
-    assert harness.distill(root / name, tmp_path / "killed", config, resume=True) == 0
+    assert harness.distill(teachers, tmp_path / "killed", config, resume=True) == 0
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
 
     def curve(out: Path) -> list[dict[str, Any]]:
@@ -526,11 +550,9 @@ def test_what_the_last_checkpoint_needs_is_never_overwritten(
         changed(TINY, steps=steps, replay=replay, num_envs=num_envs, samples_per_step=samples_per_step,
                 batch_size=batch_size, warmup=20, driver="teacher", augment=0.0)
     )  # fmt: skip
-    stream = make_stream(teacher, teacher.network, CARTPOLE, config, tmp_path, Silent())
-    assert isinstance(stream, Driven)
+    stream = stream_of(teacher, config, tmp_path)
     # What a resumed process sees: the same files.
-    other = make_stream(teacher, teacher.network, CARTPOLE, config, tmp_path, Silent())
-    assert isinstance(other, Driven)
+    other = stream_of(teacher, config, tmp_path)
     stream.examples()
     saved, forced = stream.state_dict(), 0
     while stream.control_steps < steps:

@@ -14,6 +14,7 @@ from scipy.stats import entropy
 from torch import Tensor
 
 from rldistill.play.envs import make_task
+from rldistill.students.fitting import GradientFitting
 from rldistill.students.losses import (
     LOSSES,
     WeightedLoss,
@@ -28,8 +29,9 @@ from rldistill.students.losses import (
     parse_loss,
 )
 from rldistill.students.networks import Architecture, build
-from rldistill.types import Batch, ScoreKind, UserError
-from rldistill.verbs.distill import DistillConfig, Update, checked
+from rldistill.students.objectives import Match
+from rldistill.types import Lesson, ScoreKind, UserError, labelled
+from rldistill.verbs.distill import DistillConfig, checked
 
 TEMPERATURES = (0.001, 0.01, 0.1, 1.0, 3.0)
 A_LOSS = st.sampled_from(sorted(LOSSES))
@@ -216,8 +218,10 @@ def test_step_size_does_not_depend_on_the_batch_size(loss: str) -> None:
     gradients, told = [], []
     for times in (1, 4):
         network = build(Architecture("mlp:8", (4,), 2), 0)
-        update = Update(network, parse_loss(loss), config, 10, task, "q_values")
-        told.append(update({task: Batch(observations.repeat(times, 1), values.repeat(times, 1))}).loss)
+        objective = Match(parse_loss(loss), task, "q_values", config.matching)
+        update = GradientFitting(network, {Lesson.of(task): objective}, config.optimization, 10, 0)
+        batch = labelled(observations.repeat(times, 1), values.repeat(times, 1))
+        told.append(update({Lesson.of(task): batch})[Lesson.of(task)].loss)
         gradients.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
     assert told[1] == pytest.approx(told[0], rel=1e-5)

@@ -24,6 +24,7 @@ from rldistill.formats.c.numbers import c_policy
 from rldistill.formats.c.rendering import render
 from rldistill.lessons.dqn import DQN, DQNSettings, q_targets
 from rldistill.lessons.exploration import EZGreedy
+from rldistill.lessons.labels import OneTeacher
 from rldistill.lessons.learning import Learning
 from rldistill.lessons.pqn import PQN, PQNSettings
 from rldistill.lessons.streams import Composed, Stream
@@ -37,7 +38,7 @@ from rldistill.students.losses import DISCRETE, kl, kl_hinton, mse, mse_prob, nl
 from rldistill.students.networks import Architecture, Network, build
 from rldistill.students.targets import advantage_spread, auto_temperature, mean_entropy, transform
 from rldistill.teachers import ForeignTeacher, load_teacher
-from rldistill.types import Batch, Task, UserError
+from rldistill.types import Batch, Lesson, Task, UserError, labelled
 from rldistill.verbs.convert import convert
 from rldistill.verbs.distill import DistillConfig, distill
 from rldistill.verbs.evaluate import EvaluateConfig, evaluate
@@ -360,13 +361,15 @@ def test_a_composite_allows_what_one_of_its_two_states_allows(walker: Walker) ->
     masks = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 1, 1], [0, 1, 0, 1]], dtype=torch.bool)
 
     class Visited:
-        def __next__(self) -> dict[Task, Batch]:
-            return {walker.task: Batch(states.clone(), walker(states), masks.clone())}
+        def __next__(self) -> dict[Lesson, Batch]:
+            return {Lesson.of(walker.task): labelled(states.clone(), walker(states), masks.clone())}
 
     first, second, third, fourth = masks
     both = [first | third, second | fourth]
     for share, expected in ((0.5, [*both, third, fourth]), (1.0, [*both, *both])):
-        made = next(Composed(cast(Stream, Visited()), walker, share, np.random.default_rng(0)))[walker.task]
+        made = next(Composed(cast(Stream, Visited()), OneTeacher(walker), share, np.random.default_rng(0)))[
+            Lesson.of(walker.task)
+        ]
         assert made.masks is not None
         assert made.masks.tolist() == [mask.tolist() for mask in expected]
 

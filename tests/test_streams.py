@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rldistill.datasets import load_replay
 from rldistill.files import load_state, save_state
+from rldistill.lessons.labels import OneTeacher
 from rldistill.lessons.streams import Composed, Driven, Driving, Offline, minibatches
 from rldistill.play.actions import mix_in_random
 from rldistill.play.envs import Environments, Step, make_task
@@ -21,7 +22,18 @@ from rldistill.play.rollout import EpsilonGreedy
 from rldistill.policies import SavedPolicy
 from rldistill.schedules import Schedule, constant, linear
 from rldistill.students.networks import Architecture, build
-from rldistill.types import Actions, ActionValues, Batch, Observations, Policy, ScoreKind, Task, UserError
+from rldistill.types import (
+    Actions,
+    ActionValues,
+    Batch,
+    Lesson,
+    Observations,
+    Policy,
+    ScoreKind,
+    Task,
+    UserError,
+    labelled,
+)
 from rldistill.verbs.record import RecordConfig, record
 
 PONG = make_task("PongNoFrameskip-v4", max_frames=240)  # games of at most 60 control steps
@@ -79,8 +91,9 @@ def driven(
 ) -> Driven:
     settings: dict[str, Any] = dict(teacher_epsilon=0.0, warmup=20, batch_size=8, samples_per_step=1.0) | options
     return Driven(
+        Lesson.of(task),
         Watched(task, num_envs, seed),
-        teacher or policy_for(task),
+        OneTeacher(teacher or policy_for(task)),
         student or Always(0),
         Replay(task, num_envs, capacity, {"values": ((task.num_actions,), np.float32)}, scratch=scratch, slack=slack),
         Driving(share if callable(share) else constant(share), **settings),
@@ -89,14 +102,15 @@ def driven(
 
 
 def watched(stream: Driven) -> Watched:
-    assert isinstance(stream.environments, Watched)
-    return stream.environments
+    (environments,) = stream.environments
+    assert isinstance(environments, Watched)
+    return environments
 
 
 def test_labels_are_the_teachers_own_scores_of_the_sampled_observations() -> None:
     teacher = policy_for(PONG)
     stream = driven(PONG, teacher=teacher, student=Always(2), share=0.5, teacher_epsilon=0.3)
-    sampled = [next(stream)[PONG] for _ in range(30)]
+    sampled = [next(stream)[Lesson.of(PONG)] for _ in range(30)]
     assert watched(stream).games > 0, "games must end on the way"
     for batch in sampled:
         assert batch.observations.shape == (8, 4, 84, 84)
@@ -114,7 +128,7 @@ def test_teacher_drives_its_share_of_the_rows_and_the_student_the_others(share: 
     stream = driven(CARTPOLE, teacher=teacher, student=student, share=share)
     for _ in range(20):
         next(stream)
-    watched = stream.environments
+    (watched,) = stream.environments
     assert isinstance(watched, Watched)
     for observations, actions in zip(watched.seen, watched.taken, strict=True):
         best = teacher(torch.from_numpy(observations)).argmax(dim=1).numpy()
@@ -141,7 +155,7 @@ def test_teachers_epsilon_is_the_share_of_its_random_actions() -> None:
     teacher = policy_for(CARTPOLE)
     stream = driven(CARTPOLE, teacher=teacher, teacher_epsilon=0.4, warmup=4000)
     stream.examples()
-    watched = stream.environments
+    (watched,) = stream.environments
     assert isinstance(watched, Watched)
     best = teacher(torch.from_numpy(np.concatenate(watched.seen))).argmax(dim=1).numpy()
     # Half of the random ones of two actions are the best one too; the standard error is 0.006.
@@ -171,7 +185,7 @@ def test_samples_drawn_keep_their_ratio_to_control_steps(
     each = num_envs * samples_per_step
     drawn = 0
     for _ in range(100):
-        number = len(next(stream)[CARTPOLE].values)
+        number = len(next(stream)[Lesson.of(CARTPOLE)].values)
         assert number % batch_size == 0
         assert batch_size <= number <= max(256, batch_size), "all that is due at once, within bounds"
         drawn += number
@@ -184,21 +198,21 @@ def test_samples_drawn_keep_their_ratio_to_control_steps(
 
 def test_minibatches_hold_each_sample_once_and_their_share_of_its_beginning() -> None:
     """Twelve samples, the first half of them composites: three batches of four, two composites in each."""
-    item = {CARTPOLE: Batch(torch.arange(24.0).reshape(12, 2), torch.arange(12.0)[:, None])}
-    parts = [part[CARTPOLE] for part in minibatches(item, 4)]
+    item = {Lesson.of(CARTPOLE): labelled(torch.arange(24.0).reshape(12, 2), torch.arange(12.0)[:, None])}
+    parts = [part[Lesson.of(CARTPOLE)] for part in minibatches(item, 4)]
     assert [len(part.values) for part in parts] == [4, 4, 4]
     assert sorted(torch.cat([part.values for part in parts]).flatten().tolist()) == list(range(12))
-    for observations, values, _ in parts:
-        assert torch.equal(observations[:, :1], 2 * values), "observations and labels stay together"
-        assert int((values < 6).sum()) == 2
+    for part in parts:
+        assert torch.equal(part.observations[:, :1], 2 * part.values), "observations and labels stay together"
+        assert int((part.values < 6).sum()) == 2
     (whole,) = minibatches(item, 12)
-    assert torch.equal(whole[CARTPOLE].values, item[CARTPOLE].values)
+    assert torch.equal(whole[Lesson.of(CARTPOLE)].values, item[Lesson.of(CARTPOLE)].values)
 
 
 @pytest.mark.parametrize(("warmup", "played"), [(0, 4), (1, 4), (20, 20), (21, 24)])
 def test_examples_come_from_the_warmup_which_is_played_once(warmup: int, played: int) -> None:
     stream = driven(CARTPOLE, warmup=warmup, batch_size=8, samples_per_step=1.0)
-    examples = stream.examples()
+    (examples,) = stream.examples().values()
     assert stream.control_steps == played
     assert examples.observations.shape == (1024, 4)
     assert examples.values.shape == (1024, 2)
@@ -221,7 +235,7 @@ def test_batches_come_from_all_that_is_kept_and_nothing_else() -> None:
     stream = driven(
         CARTPOLE, teacher=teacher, num_envs=2, capacity=20, warmup=80, batch_size=1000, samples_per_step=500
     )
-    batch = next(stream)[CARTPOLE]
+    batch = next(stream)[Lesson.of(CARTPOLE)]
     assert teacher.time == 40  # times 0 to 39 of the warm-up and one more
     times, rows = batch.values.T.numpy()
     assert set(times) == set(range(31, 41))
@@ -245,7 +259,7 @@ def test_saved_stream_goes_on_with_identical_batches(tmp_path: Path, capacity: i
         )  # fmt: skip
 
     def items(stream: Driven, number: int) -> list[Batch]:
-        return [next(stream)[PONG] for _ in range(number)]
+        return [next(stream)[Lesson.of(PONG)] for _ in range(number)]
 
     stream = stream_of()
     stream.examples()
@@ -258,11 +272,9 @@ def test_saved_stream_goes_on_with_identical_batches(tmp_path: Path, capacity: i
 
     again = stream_of()
     again.load_state_dict(load_state(tmp_path / "state"))
-    for (observations, values, _), (known_observations, known_values, _) in zip(
-        items(again, 20), expected, strict=True
-    ):
-        assert torch.equal(observations, known_observations)
-        assert torch.equal(values, known_values)
+    for batch, as_before in zip(items(again, 20), expected, strict=True):
+        assert torch.equal(batch.observations, as_before.observations)
+        assert torch.equal(batch.values, as_before.values)
     assert (again.teacher_steps, again.student_steps) == counts
     again.close()
 
@@ -314,7 +326,7 @@ class _Giving:
 
 def test_labels_become_float32() -> None:
     stream = driven(CARTPOLE, teacher=_Giving(torch.tensor([[1.0, 2.0]] * 4, dtype=torch.float64)))
-    assert next(stream)[CARTPOLE].values.dtype == torch.float32
+    assert next(stream)[Lesson.of(CARTPOLE)].values.dtype == torch.float32
 
 
 def test_offline_draws_allowed_times_alone_with_the_labels_recorded(tmp_path: Path) -> None:
@@ -323,17 +335,19 @@ def test_offline_draws_allowed_times_alone_with_the_labels_recorded(tmp_path: Pa
     replay, times = load_replay(dataset)
     labels = replay.column("values", times, np.zeros(len(times), np.int64))
     allowed = times[3:140:2]
-    stream = Offline(PONG, replay, allowed, batch_size=64, updates=6, generator=np.random.default_rng(0))
+    stream = Offline(Lesson.of(PONG), replay, allowed, batch_size=64, updates=6, generator=np.random.default_rng(0))
     may = {label.tobytes() for label in replay.column("values", allowed, np.zeros(len(allowed), np.int64))}
     assert len(may) < len({label.tobytes() for label in labels}), "the test must be able to see a wrong one"
     items = [next(stream) for _ in range(4)]
-    assert [len(item[PONG].values) for item in items] == [256, 128, 64, 64], "four batches at once, and six in all"
-    drawn = [part[PONG] for item in items for part in minibatches(item, 64)]
+    assert [len(item[Lesson.of(PONG)].values) for item in items] == [256, 128, 64, 64], (
+        "four batches at once, and six in all"
+    )
+    drawn = [part[Lesson.of(PONG)] for item in items for part in minibatches(item, 64)]
     assert {label.tobytes() for batch in drawn for label in batch.values.numpy()} == may
     for batch in drawn[:2]:
         assert batch.observations.shape == (64, 4, 84, 84)
         torch.testing.assert_close(teacher(batch.observations), batch.values, atol=1e-5, rtol=1e-4)
-    assert stream.examples().values.shape == (1024, 6)
+    assert stream.examples()[Lesson.of(PONG)].values.shape == (1024, 6)
     assert (stream.teacher_steps, stream.student_steps, stream.must_save) == (0, 0, False)
 
 
@@ -341,24 +355,26 @@ def test_saved_offline_stream_goes_on_with_identical_batches(tmp_path: Path) -> 
     replay, times = load_replay(record(policy_for(CARTPOLE), tmp_path / "d", RecordConfig(steps=300)))
 
     def stream_of(seed: int) -> Offline:
-        return Offline(CARTPOLE, replay, times, batch_size=16, updates=130, generator=np.random.default_rng(seed))
+        return Offline(
+            Lesson.of(CARTPOLE), replay, times, batch_size=16, updates=130, generator=np.random.default_rng(seed)
+        )
 
     stream = stream_of(1)
     stream.examples()
     list(itertools.islice(stream, 5))
     save_state(tmp_path / "state", stream.state_dict())
-    expected = [item[CARTPOLE] for item in itertools.islice(stream, 5)]
+    expected = [item[Lesson.of(CARTPOLE)] for item in itertools.islice(stream, 5)]
     again = stream_of(2)
     again.load_state_dict(load_state(tmp_path / "state"))
     for item, known in zip(itertools.islice(again, 5), expected, strict=True):
-        assert torch.equal(item[CARTPOLE].observations, known.observations)
-        assert torch.equal(item[CARTPOLE].values, known.values)
+        assert torch.equal(item[Lesson.of(CARTPOLE)].observations, known.observations)
+        assert torch.equal(item[Lesson.of(CARTPOLE)].values, known.values)
 
 
 def composed_of(scratch: Path | None = None, share: float = 0.5, teacher: ActionValues | None = None) -> Composed:
     teacher = teacher or policy_for(PONG)
     stream = driven(PONG, teacher=teacher, share=1.0, scratch=scratch)
-    return Composed(stream, teacher, share, np.random.default_rng(9))
+    return Composed(stream, OneTeacher(teacher), share, np.random.default_rng(9))
 
 
 def test_composites_bear_the_teachers_labels_and_the_rest_of_a_batch_is_as_it_was() -> None:
@@ -366,7 +382,7 @@ def test_composites_bear_the_teachers_labels_and_the_rest_of_a_batch_is_as_it_wa
     stream, plain = composed_of(share=0.25, teacher=teacher), driven(PONG, teacher=teacher, share=1.0)
     changed = 0
     for _ in range(20):
-        made, visited = next(stream)[PONG], next(plain)[PONG]
+        made, visited = next(stream)[Lesson.of(PONG)], next(plain)[Lesson.of(PONG)]
         assert torch.equal(made.observations[2:], visited.observations[2:])
         assert torch.equal(made.values[2:], visited.values[2:])
         changed += not torch.equal(made.observations[:2], visited.observations[:2])
@@ -378,7 +394,8 @@ def test_composites_bear_the_teachers_labels_and_the_rest_of_a_batch_is_as_it_wa
 
 def test_composites_cost_no_control_steps_and_examples_are_visited_states() -> None:
     stream, plain = composed_of(), driven(PONG, teacher=policy_for(PONG), share=1.0)
-    assert torch.equal(stream.examples().observations, plain.examples().observations)
+    (ours,), (theirs,) = stream.examples().values(), plain.examples().values()
+    assert torch.equal(ours.observations, theirs.observations)
 
 
 def test_stream_with_composites_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -386,12 +403,12 @@ def test_stream_with_composites_goes_on_where_it_was(tmp_path: Path) -> None:
     for _ in range(10):
         next(stream)
     save_state(tmp_path / "state", stream.state_dict())
-    expected = [next(stream)[PONG] for _ in range(5)]
+    expected = [next(stream)[Lesson.of(PONG)] for _ in range(5)]
     stream.close()
     again = composed_of(tmp_path)
     again.load_state_dict(load_state(tmp_path / "state"))
     for batch in expected:
-        observations, values, _ = next(again)[PONG]
-        assert torch.equal(observations, batch.observations)
-        assert torch.equal(values, batch.values)
+        now = next(again)[Lesson.of(PONG)]
+        assert torch.equal(now.observations, batch.observations)
+        assert torch.equal(now.values, batch.values)
     again.close()

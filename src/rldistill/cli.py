@@ -111,7 +111,10 @@ def _distill_with(defaults: DistillConfig) -> Callable[..., None]:
     """The verb `distill`: a preset is another set of defaults, so that a flag that is given counts whatever the preset says."""
 
     def _distill(
-        teacher: TeacherRef,
+        teacher: Annotated[
+            tuple[str, ...],
+            arg(metavar="REF [REF ...]", help=f"The teacher, or one for each of several tasks; each {REF}."),
+        ],
         out: Out,
         options: OmitArgPrefixes[TeacherOptions],
         config: OmitArgPrefixes[DistillConfig] = defaults,
@@ -123,6 +126,8 @@ def _distill_with(defaults: DistillConfig) -> Callable[..., None]:
         Example: rldistill distill --teacher policies/pong --student net2 --out runs/pong-net2
 
         Example: rldistill distill --teacher policies/pong --driver teacher --student net3 --steps 100000 --out runs/pong-net3
+
+        Example: rldistill distill --teacher policies/pong policies/freeway policies/qbert --student multi3 --out runs/three
 
         Example: rldistill distill --teacher policies/pong --dataset data/pong --student net2 --updates 10000 --out runs/pong-off
         """

@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, get_args, get_type_hints
 
@@ -346,17 +346,51 @@ def is_large_image(shape: tuple[int, ...]) -> bool:
     return len(shape) == 3 and min(shape[1:]) >= _LARGE_FROM
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What a student is taught in one go: the key of batches, figures and checkpoints."""
+
+    name: str
+    """`PongNoFrameskip-v4`; of several teachers of one task `PongNoFrameskip-v4/ppo`."""
+    task: Task
+    head: str
+    """The name of the head that answers."""
+
+    @staticmethod
+    def of(task: Task) -> Lesson:
+        """The only lesson of a task."""
+        return Lesson(task.env, task, task.env)
+
+    def __hash__(self) -> int:
+        return hash(self.name)  # a task has many fields, and this is asked for at every update
+
+
 class Batch(NamedTuple):
-    """Observations (B, *obs) uint8 or float32, and the teacher's scores (B, A) float32."""
+    """B samples of one lesson."""
 
     observations: Tensor
-    values: Tensor
-    masks: Tensor | None = None
-    """(B, A) bool: the allowed actions; None where all are."""
+    """(B, *obs) uint8 or float32."""
+    columns: Mapping[str, Tensor]
+    """(B, ...) each: the teacher's `values` (B, K) float32; `masks` (B, A) bool, the allowed actions, where the task has any."""
+
+    @property
+    def values(self) -> Tensor:
+        """(B, K): the teacher's scores."""
+        return self.columns["values"]
+
+    @property
+    def masks(self) -> Tensor | None:
+        """(B, A) bool: the allowed actions; None where all are."""
+        return self.columns.get("masks")
+
+    def part(self, rows: slice) -> Batch:
+        """Some of the samples."""
+        return Batch(self.observations[rows], {name: column[rows] for name, column in self.columns.items()})
 
 
-LabelledBatches: TypeAlias = Iterator[Mapping[Task, Batch]]
-"""An endless iterator of batches by task, which the student is trained on."""
+def labelled(observations: Tensor, values: Tensor, masks: Tensor | None = None) -> Batch:
+    """A batch of observations (B, *obs) with the teacher's scores (B, K), and masks (B, A) where not all actions are allowed."""
+    return Batch(observations, {"values": values} if masks is None else {"values": values, "masks": masks})
 
 
 class ActionValues(Protocol):

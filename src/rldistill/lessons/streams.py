@@ -7,42 +7,31 @@ two items, and put back.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from rldistill.files import generator_state, load_generator_state
 from rldistill.lessons.augmentation import compose_
-from rldistill.play.actions import chosen, describe, mix_in_random, score_width, without_masked_infinity
+from rldistill.lessons.labels import Labeller, checked_labels, labels_of
+from rldistill.play.actions import chosen, mix_in_random
 from rldistill.play.envs import Environments
 from rldistill.play.replay import Replay
 from rldistill.play.rollout import rollout
 from rldistill.schedules import Schedule
-from rldistill.types import (
-    Actions,
-    ActionValues,
-    Batch,
-    Masks,
-    Observations,
-    Policy,
-    ScoreKind,
-    Task,
-    UserError,
-    as_tensor,
-)
+from rldistill.types import Actions, Batch, Lesson, Masks, Observations, Policy, as_tensor, labelled
 
 
 class Stream(Protocol):
-    """`LabelledBatches` that can be saved, with a count of what they cost."""
+    """Iterates over minibatches by lesson for ever; can be saved, and counts what they cost."""
 
     @property
-    def task(self) -> Task:
-        """What is visited, with what the environment shows of action masks."""
+    def lessons(self) -> Sequence[Lesson]:
+        """All that batches may be of."""
 
     @property
     def teacher_steps(self) -> int:
@@ -53,16 +42,16 @@ class Stream(Protocol):
         """Control steps that the student drove so far."""
 
     @property
-    def environments(self) -> Environments | None:
-        """Those that it steps, if it steps any."""
+    def environments(self) -> Sequence[Environments]:
+        """Those that it steps."""
 
     def __iter__(self) -> Stream: ...
 
-    def __next__(self) -> Mapping[Task, Batch]:
-        """One batch of each task, or several of them in one; `minibatches` parts them."""
+    def __next__(self) -> Mapping[Lesson, Batch]:
+        """A batch of one lesson or of several, or several batches of each; `minibatches` parts them."""
 
-    def examples(self) -> Batch:
-        """Some labelled observations, to fit temperature and standardization to before the first item."""
+    def examples(self) -> Mapping[Lesson, Batch]:
+        """Some observations of every lesson, to fit temperature and standardization to before the first item."""
 
     @property
     def must_save(self) -> bool:
@@ -83,30 +72,10 @@ _TOGETHER = 256
 an update that has emptied the caches, take a sixth more than one over 128."""
 
 
-def minibatches(item: Mapping[Task, Batch], size: int) -> list[Mapping[Task, Batch]]:
+def minibatches(item: Mapping[Lesson, Batch], size: int) -> list[Mapping[Lesson, Batch]]:
     """The batches of `size` samples in a stream's item. Each has its share of what stands first and last in the item."""
-    parts = max(max(len(batch.values) for batch in item.values()) // size, 1)
-    return [
-        {task: Batch._make(None if x is None else x[part::parts] for x in batch) for task, batch in item.items()}
-        for part in range(parts)
-    ]
-
-
-def checked_labels(values: Tensor, kind: ScoreKind, task: Task, masks: Masks | Tensor | None = None) -> Tensor:
-    """The teacher's values (B, K) as float32, as `without_masked_infinity` gives them.
-
-    Raises:
-        UserError: another number of them than the task's actions need, or NaN or infinity among them.
-    """
-    width = score_width(task, kind)
-    if values.ndim != 2 or values.shape[1] != width:
-        raise UserError(
-            f"the teacher gives values of shape {tuple(values.shape)}; {describe(task)} need {width} ({kind})"
-        )
-    values = without_masked_infinity(values, masks)
-    if not bool(torch.isfinite(values).all()):
-        raise UserError("the teacher's values hold NaN or infinity: this teacher cannot be distilled")
-    return values.to(torch.float32)
+    parts = max(max(len(batch.observations) for batch in item.values()) // size, 1)
+    return [{lesson: batch.part(slice(first, None, parts)) for lesson, batch in item.items()} for first in range(parts)]
 
 
 @dataclass(frozen=True)
@@ -136,25 +105,33 @@ class Driven:
     others. A share of 1 is the paper's setting (the teacher drives), 0 leaves all to the student, one that falls is
     DAgger (Ross et al. 2011, arXiv 1011.0686) with a decaying mixture.
 
+    A label remembers its owner where the labeller's answers may change: a drawn state whose label is not the labeller's of now
+    is labelled anew, and the label is written back.
+
     Args:
+        lesson: whose batches these are.
         environments: stepped here.
-        teacher: labels every observation once; it sees the same task.
+        labeller: labels every observation.
         student: the driving policy of the student's rows, its exploration included.
-        replay: frames with a column `values`, and of a task with action masks a column `masks`.
+        replay: frames with a column `values`, of a task with action masks a column `masks`, and of a labeller whose answers may
+            change a column `owners`.
         driving: who drives when, and how much is drawn.
         generator: of everything random here.
     """
 
     def __init__(
         self,
+        lesson: Lesson,
         environments: Environments,
-        teacher: ActionValues,
+        labeller: Labeller,
         student: Policy,
         replay: Replay,
         driving: Driving,
         generator: np.random.Generator,
     ) -> None:
-        self.environments, self.teacher, self.student = environments, teacher, student
+        self.lesson, self.labeller, self.student = lesson, labeller, student
+        self.environments = (environments,)
+        self._played = environments
         self.replay, self.driving, self.generator = replay, driving, generator
         self.teacher_steps = self.student_steps = 0
         self._credit = 0.0
@@ -163,47 +140,62 @@ class Driven:
     def __iter__(self) -> Driven:
         return self
 
-    def __next__(self) -> Mapping[Task, Batch]:
+    def __next__(self) -> Mapping[Lesson, Batch]:
         size = self.driving.batch_size
         while self.control_steps < self.driving.warmup:
             self._step()
         while self._credit < size:
             self._step()
-            self._credit += self.environments.num_envs * self.driving.samples_per_step
+            self._credit += self._played.num_envs * self.driving.samples_per_step
         due = min(int(self._credit / size), max(_TOGETHER // size, 1)) * size
         self._credit -= due
-        times, rows = self.replay.sample(self.generator, due)
-        return {self.environments.task: _batch(self.replay, times, rows)}
+        return {self.lesson: self._draw(due)}
 
     @property
-    def task(self) -> Task:
-        """As the environments show it."""
-        return self.environments.task
+    def lessons(self) -> Sequence[Lesson]:
+        """One."""
+        return (self.lesson,)
 
     @property
     def control_steps(self) -> int:
         """Driven by both together."""
         return self.teacher_steps + self.student_steps
 
-    def examples(self) -> Batch:
+    def examples(self) -> Mapping[Lesson, Batch]:
         """A thousand states of the warm-up."""
         while self.control_steps < max(self.driving.warmup, 1):
             self._step()
-        times, rows = self.replay.sample(self.generator, 1024)
+        return {self.lesson: self._draw(1024)}
+
+    def _draw(self, number: int) -> Batch:
+        times, rows = self.replay.sample(self.generator, number)
+        if "owners" in self.replay:
+            self._label_anew(times, rows)
         return _batch(self.replay, times, rows)
+
+    def _label_anew(self, times: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> None:
+        """Labels the states whose labels are not the labeller's of now."""
+        others = np.flatnonzero(self.replay.column("owners", times, rows) != self.labeller.owner)
+        if not len(others):
+            return
+        times, rows = times[others], rows[others]
+        masks = self.replay.column("masks", times, rows) if "masks" in self.replay else None
+        values = labels_of(self.labeller, self.replay.observations(times, rows), self._played.task, masks)
+        self.replay.relabel(times, rows, values.numpy(), self.labeller.owner)
 
     def _step(self) -> None:
         step = next(self._rollout)
-        masks = {} if step.masks is None else {"masks": step.masks}
-        self.replay.add(step.observations, step.starts, values=self._values, **masks)
+        columns = {} if step.masks is None else {"masks": step.masks}
+        if "owners" in self.replay:
+            columns["owners"] = np.full(len(step.starts), self.labeller.owner, dtype=np.int64)
+        self.replay.add(step.observations, step.starts, values=self._values, **columns)
 
     def _act(self, observations: Observations, masks: Masks | None = None) -> Actions:
-        number, task = self.environments.num_envs, self.environments.task
-        with torch.no_grad():
-            values = checked_labels(self.teacher(as_tensor(observations)), self.teacher.score_kind, task, masks)
+        number, task = self._played.num_envs, self._played.task
+        values = labels_of(self.labeller, observations, task, masks)
         self._values = values.numpy()
         driven = round(self.driving.share(self.control_steps) * number)
-        best = cast(Actions, chosen(values, self.teacher.score_kind, task, masks).numpy())
+        best = cast(Actions, chosen(values, self.labeller.score_kind, task, masks).numpy())
         actions = mix_in_random(best, task, self.driving.teacher_epsilon, self.generator, masks)
         if driven < number and masks is not None:
             actions[driven:] = self.student(observations[driven:], masks[driven:])
@@ -216,12 +208,12 @@ class Driven:
     @property
     def must_save(self) -> bool:
         """As the replay says of one more item."""
-        return self.replay.must_save(self.driving.times_an_item(self.environments.num_envs))
+        return self.replay.must_save(self.driving.times_an_item(self._played.num_envs))
 
     def state_dict(self) -> dict[str, Any]:
         """Environments, replay position, generator and counters."""
         return {
-            "environments": self.environments.state_dict(),
+            "environments": self._played.state_dict(),
             "replay": self.replay.state_dict(),
             "generator": generator_state(self.generator),
             "credit": self._credit,
@@ -231,7 +223,7 @@ class Driven:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Puts back what `state_dict` gave."""
-        self.environments.load_state_dict(state["environments"])
+        self._played.load_state_dict(state["environments"])
         self.replay.load_state_dict(state["replay"])
         load_generator_state(self.generator, state["generator"])
         self._credit = float(state["credit"])
@@ -239,14 +231,14 @@ class Driven:
 
     def close(self) -> None:
         """Frees the emulators."""
-        self.environments.close()
+        self._played.close()
 
 
 class Offline:
     """Batches from a recorded dataset, drawn uniformly; nothing is played.
 
     Args:
-        task: of the dataset.
+        lesson: whose batches these are.
         replay: all its frames in one row, with a column `values`, and of a task with action masks a column `masks`.
         times: those that may be drawn.
         batch_size: samples an update; an item has them up to 256 in all, as `Driven` has.
@@ -256,7 +248,7 @@ class Offline:
 
     def __init__(
         self,
-        task: Task,
+        lesson: Lesson,
         replay: Replay,
         times: npt.NDArray[np.int64],
         *,
@@ -264,23 +256,23 @@ class Offline:
         updates: int,
         generator: np.random.Generator,
     ) -> None:
-        self.task, self.replay, self.times, self.generator = task, replay, times, generator
+        self.lessons, self.replay, self.times, self.generator = (lesson,), replay, times, generator
         self.batch_size, self.updates = batch_size, updates
         self.teacher_steps = self.student_steps = 0
-        self.environments: Environments | None = None
+        self.environments: tuple[Environments, ...] = ()
         self._drawn = 0
 
     def __iter__(self) -> Offline:
         return self
 
-    def __next__(self) -> Mapping[Task, Batch]:
+    def __next__(self) -> Mapping[Lesson, Batch]:
         batches = max(min(_TOGETHER // self.batch_size, self.updates - self._drawn), 1)
         self._drawn += batches
-        return {self.task: self._draw(batches * self.batch_size)}
+        return {self.lessons[0]: self._draw(batches * self.batch_size)}
 
-    def examples(self) -> Batch:
+    def examples(self) -> Mapping[Lesson, Batch]:
         """A thousand states."""
-        return self._draw(1024)
+        return {self.lessons[0]: self._draw(1024)}
 
     def _draw(self, size: int) -> Batch:
         times = self.times[self.generator.integers(len(self.times), size=size)]
@@ -311,18 +303,19 @@ class Composed:
     arXiv 2106.05237, section 3, "function matching"). It costs labels, and no control steps.
 
     Args:
-        stream: what is visited.
-        teacher: labels the composites.
+        stream: what is visited, of one lesson.
+        labeller: labels the composites.
         share: of each batch, above 0.
         generator: of the composites.
     """
 
-    def __init__(self, stream: Stream, teacher: ActionValues, share: float, generator: np.random.Generator) -> None:
-        self.stream, self.teacher, self.share, self.generator = stream, teacher, share, generator
+    def __init__(self, stream: Stream, labeller: Labeller, share: float, generator: np.random.Generator) -> None:
+        self.stream, self.labeller, self.share, self.generator = stream, labeller, share, generator
 
     @property
-    def task(self) -> Task:
-        return self.stream.task
+    def lessons(self) -> Sequence[Lesson]:
+        """Of the stream within."""
+        return self.stream.lessons
 
     @property
     def teacher_steps(self) -> int:
@@ -333,17 +326,17 @@ class Composed:
         return self.stream.student_steps
 
     @property
-    def environments(self) -> Environments | None:
+    def environments(self) -> Sequence[Environments]:
         return self.stream.environments
 
     def __iter__(self) -> Composed:
         return self
 
-    def __next__(self) -> Mapping[Task, Batch]:
-        return {task: self._composed(task, batch) for task, batch in next(self.stream).items()}
+    def __next__(self) -> Mapping[Lesson, Batch]:
+        return {lesson: self._composed(lesson, batch) for lesson, batch in next(self.stream).items()}
 
-    def _composed(self, task: Task, batch: Batch) -> Batch:
-        observations, values, masks = batch
+    def _composed(self, lesson: Lesson, batch: Batch) -> Batch:
+        observations, values, masks = batch.observations, batch.values, batch.masks
         number = round(self.share * len(observations))
         made, half = observations[:number], len(observations) // 2
         # Each was drawn apart from the others, so any other one is as good a partner as one drawn again.
@@ -353,10 +346,10 @@ class Composed:
         compose_(made, partners, self.generator)  # the batch is this stream's own: it is drawn into fresh memory
         with torch.no_grad():
             ruled_out = None if masks is None else masks[:number]
-            values[:number] = checked_labels(self.teacher(made), self.teacher.score_kind, task, ruled_out)
+            values[:number] = checked_labels(self.labeller(made), self.labeller.score_kind, lesson.task, ruled_out)
         return batch
 
-    def examples(self) -> Batch:
+    def examples(self) -> Mapping[Lesson, Batch]:
         """Visited states alone."""
         return self.stream.examples()
 
@@ -382,4 +375,4 @@ class Composed:
 def _batch(replay: Replay, times: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> Batch:
     values = torch.from_numpy(replay.column("values", times, rows))
     masks = torch.from_numpy(replay.column("masks", times, rows)) if "masks" in replay else None
-    return Batch(as_tensor(replay.observations(times, rows)), values, masks)
+    return labelled(as_tensor(replay.observations(times, rows)), values, masks)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,14 +17,44 @@ from rldistill.types import Bools, Observations, Task, UserError
 
 Rows = npt.NDArray[np.int64]
 
-_COLUMNS = ("frames", "starts", "checksums", "values", "actions", "rewards", "terminated", "truncated", "masks")
-FILES = tuple(f"replay-{name}" for name in _COLUMNS)
+_COLUMNS = (
+    "frames",
+    "starts",
+    "checksums",
+    "values",
+    "actions",
+    "rewards",
+    "terminated",
+    "truncated",
+    "masks",
+    "owners",
+)
+FILES = rf"replay-(?:{'|'.join(_COLUMNS)})"
 """The names of all files in a scratch folder."""
 
 
-def mask_column(task: Task) -> dict[str, tuple[tuple[int, ...], npt.DTypeLike]]:
+Columns: TypeAlias = Mapping[str, tuple[tuple[int, ...], npt.DTypeLike]]
+"""Names to shape and type of one control step."""
+
+
+def mask_column(task: Task) -> Columns:
     """The column of a task with action masks; none of one without."""
     return {"masks": ((task.mask_size,), np.bool_)} if task.action_masks else {}
+
+
+def _all_columns(task: Task, columns: Columns) -> Columns:
+    """The columns, and before them the newest frame of a stack and whether it begins an episode."""
+    shape, stack = task.observation_shape, task.frame_stack
+    frame = (shape[0] // stack, *shape[1:]) if stack > 1 else shape
+    return {"frames": (frame, task.observation_dtype), "starts": ((), np.bool_), **columns}
+
+
+def bytes_a_step(task: Task, columns: Columns) -> int:
+    """Bytes that one control step takes in a replay with these columns."""
+    return sum(
+        int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        for shape, dtype in _all_columns(task, columns).values()
+    )
 
 
 class Replay:
@@ -43,6 +74,7 @@ class Replay:
         columns: name to (shape, dtype) of one control step.
         scratch: folder for the files; None keeps the ring in the process.
         slack: control steps of room beyond `capacity`, with `scratch` alone.
+        advice: how to mend a lack of room.
 
     Raises:
         UserError: no memory or disk for it.
@@ -53,7 +85,7 @@ class Replay:
         task: Task,
         num_envs: int,
         capacity: int,
-        columns: Mapping[str, tuple[tuple[int, ...], npt.DTypeLike]],
+        columns: Columns,
         *,
         scratch: Path | None = None,
         slack: int = 0,
@@ -61,8 +93,6 @@ class Replay:
     ) -> None:
         self.num_envs = num_envs
         self.stack = task.frame_stack
-        shape = task.observation_shape
-        frame = (shape[0] // self.stack, *shape[1:]) if self.stack > 1 else shape
         self.capacity = max(-(-capacity // num_envs), self.stack + 1)
         self._length = self.capacity + (-(-slack // num_envs) if scratch else 0)
         self._scratch, self._advice = scratch, advice
@@ -70,11 +100,7 @@ class Replay:
         """Times that all rows were added, since the beginning."""
         self._saved_at = 0
         """What was added at the last checkpoint."""
-        kinds: dict[str, tuple[tuple[int, ...], npt.DTypeLike]] = {
-            "frames": (frame, task.observation_dtype),
-            "starts": ((), np.bool_),
-            **columns,
-        }
+        kinds = _all_columns(task, columns)
         self._mapped: list[np.memmap[Any, Any]] = []
         self._arrays = {
             name: self._allocate(name, (self._length, num_envs, *item), dtype) for name, (item, dtype) in kinds.items()
@@ -87,7 +113,7 @@ class Replay:
             if self._scratch is None:
                 return np.empty(shape, dtype=dtype)
             path = self._scratch / f"replay-{name}"
-            assert path.name in FILES
+            assert re.fullmatch(FILES, path.name)
             fresh = not path.exists()
             if not fresh and not path.is_file():
                 raise UserError(f"{path} is no file: remove it")
@@ -131,8 +157,10 @@ class Replay:
 
     def _checksum(self, time: int) -> int:
         checksum = zlib.crc32(time.to_bytes(8, "little"))  # so that a later time in this place has another checksum
-        for array in self._arrays.values():
-            checksum = zlib.crc32(array[time % self._length], checksum)
+        written_again = ("values", "owners") if "owners" in self._arrays else ()
+        for name, array in self._arrays.items():
+            if name not in written_again:
+                checksum = zlib.crc32(array[time % self._length], checksum)
         return checksum
 
     def add_frames(self, frames: npt.NDArray[Any], starts: Bools, **columns: npt.NDArray[Any]) -> None:
@@ -179,6 +207,12 @@ class Replay:
     def column(self, name: str, times: Rows, rows: Rows) -> npt.NDArray[Any]:
         """(B, ...) of a column, or of `starts`."""
         return np.asarray(self._arrays[name][times % self._length, rows])
+
+    def relabel(self, times: Rows, rows: Rows, values: npt.NDArray[Any], owner: int) -> None:
+        """Writes other labels (B, K), and their owner, at times and rows. No checksum covers what can be written again."""
+        self._arrays["owners"][times % self._length, rows] = -1  # a process killed in between leaves labels of nobody
+        self._arrays["values"][times % self._length, rows] = values
+        self._arrays["owners"][times % self._length, rows] = owner
 
     def must_save(self, ahead: int) -> bool:
         """Whether `state_dict` is due now, because adding all rows `ahead` more times may overwrite what the last one needs."""

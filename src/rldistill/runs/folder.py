@@ -84,7 +84,7 @@ class RunFolder:
             provenance = read_json(self.policy_path / "policy.json").get("provenance")
         except UserError:
             return False  # damaged: whoever loads it says so
-        return isinstance(provenance, dict) and "score" in provenance
+        return isinstance(provenance, dict) and not {"score", "scores"}.isdisjoint(provenance)
 
     @property
     def status(self) -> Status:

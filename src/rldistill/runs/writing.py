@@ -40,7 +40,7 @@ MAY_CHANGE = frozenset(
     }
 )
 """Options that change no weights, so that a run may be resumed with other ones: games played for scores, and what is kept."""
-_IN_CHECKPOINT = re.compile(rf"lock|state|{'|'.join(FILES)}|\.state\.([0-9a-f]{{8}}|[0-9]{{1,7}})\.tmp")
+_IN_CHECKPOINT = re.compile(rf"lock|state|{FILES}|\.state\.([0-9a-f]{{8}}|[0-9]{{1,7}})\.tmp")
 """All that runs put into `checkpoint/`: nothing else in it is ever removed."""
 _EVENTS = "events.out.tfevents.*"
 """What TensorBoard writes, the same for `tensorboard/`."""
@@ -252,6 +252,10 @@ class Run:
 
     def clean(self) -> None:
         """Removes what only a resumed run needs. What others have put beside it stays."""
+        for lesson in (self.path / "checkpoint").glob(
+            "lesson-*"
+        ):  # each of several has its replay in a folder of its own
+            remove_own(lesson, lambda path: re.fullmatch(FILES, path.name) is not None)
         remove_own(self.path / "checkpoint", lambda path: _IN_CHECKPOINT.fullmatch(path.name) is not None)
 
     def result(self, load: Callable[[Path], Result], say: Callable[[str], object], *, games: int = 0) -> Result | None:

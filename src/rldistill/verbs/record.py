@@ -29,7 +29,7 @@ from rldistill.datasets.shards import (
 from rldistill.datasets.writing import DatasetWriter
 from rldistill.files import sweep
 from rldistill.holding import held_folder
-from rldistill.lessons.streams import checked_labels
+from rldistill.lessons.labels import checked_labels
 from rldistill.machine import keep_freed_memory, usual_torch
 from rldistill.play.actions import score_width
 from rldistill.play.envs import Environments, cut_in_words, fitting_task, with_longest_game

@@ -12,7 +12,7 @@ _KEPT = 0.9
 
 
 class CentredInputs:
-    """Layers told by their inputs' distance from the mean, `W (x - m) + c`, while the optimizer steps.
+    """Layers in the coordinates of their inputs' distance from the mean, `W (x - m) + c`, while the optimizer steps.
 
     What comes out of a ReLU is never negative, so all of a unit's weights have gradients of one sign, and an optimizer that
     moves each by about its learning rate shifts the unit's output by their number times the mean input. Some such steps and
@@ -22,12 +22,13 @@ class CentredInputs:
     Boltzmann machines and the centering trick").
 
     Args:
-        layers: of a network; its convolutions (no padding) and linear layers are told so but the first, whose inputs are
-            standardized.
+        layers: of a network; its convolutions (no padding) and linear layers are in these coordinates.
+        skips_first: leaves out the first of them, whose inputs are standardized.
     """
 
-    def __init__(self, layers: Iterable[nn.Module]) -> None:
-        self._layers = [layer for layer in layers if isinstance(layer, nn.Conv2d | nn.Linear)][1:]
+    def __init__(self, layers: Iterable[nn.Module], *, skips_first: bool = True) -> None:
+        weighted = [layer for layer in layers if isinstance(layer, nn.Conv2d | nn.Linear)]
+        self._layers = weighted[1:] if skips_first else weighted
         self._means: dict[int, Tensor] = {}
         self._before: list[Tensor] = []
         for place, layer in enumerate(self._layers):

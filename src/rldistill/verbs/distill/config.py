@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from rldistill.configurations import changed, check_choices
 from rldistill.lessons.exploration import Explore
-from rldistill.students.targets import Targets
+from rldistill.lessons.interleaved import Schedule as LessonScheduleName
+from rldistill.students.fitting import Optimization
+from rldistill.students.objectives import Matching
 from rldistill.types import MOST_ENVIRONMENTS, MOST_SAMPLES, UserError, check_numbers
 
 Driver: TypeAlias = Literal["mixture", "teacher", "student"]
 Preset: TypeAlias = Literal["none", "rusu2015"]
-
-
-@dataclass(frozen=True)
-class Matching:
-    """How the student is matched with its teacher."""
-
-    loss: str = "auto"
-    """`kl` (temperature on the teacher alone), `nll` (teacher's best action), `mse` (values), `mse_prob` (probabilities),
-    `kl_hinton`, or a weighted sum such as nll:1,mse_prob:1. For continuous actions `kl_gaussian`, `mse_mean` or `huber`.
-    `auto`: kl; kl_gaussian for Gaussian teachers, mse_mean for deterministic ones."""
-    temperature: str = "auto"
-    """A number, or `auto`: 1 for logits; for Q-values so that the softened teacher's entropy is a set share of log A."""
-    targets: Targets = "raw"
-    """Teacher's values as they are, as advantages (less their mean over actions), or those in units of their spread."""
 
 
 @dataclass(frozen=True)
@@ -66,39 +54,11 @@ class Batches:
     (smaller ones have no room for more than what is visited), else 0."""
     replay: int = 540_000
     """Control steps kept (the paper's ten hours; 3.6 GiB on Atari), no more than `steps`."""
+    replay_memory: str | None = None
+    """The memory that all replays take together at most, such as 4GiB or 500MB: with it each keeps fewer control steps where
+    `replay` does not fit."""
     warmup: int = 1_000
     """Control steps played before the first update; standardization and temperature are fitted to them."""
-
-
-@dataclass(frozen=True)
-class Optimization:
-    """How the weights are moved, from the first ones on."""
-
-    optimizer: Literal["auto", "adam", "muon", "rmsprop"] = "auto"
-    """AdamW; Muon (orthogonal steps of the weight matrices); or RMSProp as in the paper. `auto`: muon for students of images whose
-    teacher gives logits, which it fits in far fewer updates; else adam."""
-    learning_rate: float = 3e-3
-    """Its peak."""
-    steady: bool = True
-    """Steps that no layer's mean input and number of inputs make longer: gradients are taken for inputs less their mean, and
-    layers of more than 256 inputs have a smaller rate. Without it many of a student's ReLUs die."""
-    weight_decay: float | None = None
-    """Of Muon and Adam, apart from the gradient: each update shrinks the weights by this times the learning rate. A student of few
-    images follows its teacher better where it has not been: by default 0.1 for images, 0 for vectors."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """Of the learning rate: a short warm-up and half a cosine down to nothing, or constant."""
-    max_grad_norm: float = 1.0
-    """Gradients longer than this are shortened to it; 0 leaves them. One large step can kill a small student's ReLUs."""
-    average: float = 0.1
-    """Share of the updates so far that the running average of the weights spans; it is what is evaluated and kept. 0 keeps the
-    last weights."""
-    standardize: bool = True
-    """Fit mean and scale of the observations once; without it pixels are divided by 255 and vectors left as they are."""
-    initialize: Literal["data", "torch"] = "data"
-    """`data`: weights drawn so that every unit has mean 0 and variance 1 over the warm-up; `torch`: PyTorch's default."""
-    bfloat16: bool | None = None
-    """Train all layers but the last in bfloat16 (weights, scores, labels and the optimizer stay float32); by default for images
-    where that is faster: on a GPU, or a processor that multiplies matrices of it (AMX)."""
 
 
 @dataclass(frozen=True)
@@ -144,14 +104,15 @@ class DistillConfig:
     """
 
     student: str = "auto"
-    """`dqn`, `net1`, `net2`, `net3`, or any `cnn:8,8,8:16` (channels : hidden units) or `mlp:64,64`. `auto`: `net2` for images; for
+    """`dqn`, `net1`, `net2`, `net3`, or any `cnn:8,8,8:16` (channels : hidden units) or `mlp:64,64`; of several tasks `multi3`,
+    `multi10`, or any with units after a + that every task has for itself, `cnn:32,64,64:512+128`. `auto`: `net2` for images; for
     vectors the widest of mlp:64,64, mlp:32,32, mlp:24,24 and mlp:16,16 that has at most a tenth of the teacher's parameters, or
     2,000 if that is more."""
     student_observation: tuple[str, ...] = ()
     """Parts of the observation (the names of a Dict) that the student sees, where the teacher sees them all: what robotics
     calls a privileged teacher. By default the student sees what the teacher sees."""
     steps: int = 20_000
-    """Control steps played (by teacher and student together); on Atari one is four frames. Not for --dataset."""
+    """Control steps played (by teacher and student together), of each task; on Atari one is four frames. Not for --dataset."""
     updates: int | None = None
     """Gradient updates, with --dataset (default 10,000)."""
     seed: int = 0
@@ -160,13 +121,16 @@ class DistillConfig:
     """Probability of a dropped unit in the student's last hidden layer; `--explore dropout` needs one (such as 0.1)."""
     dataset: str | None = None
     """A folder made by `rldistill record`: distil from it instead of playing."""
-    matching: Matching = Matching()
-    driving: Driving = Driving()
-    batches: Batches = Batches()
-    optimization: Optimization = Optimization()
-    playing: Playing = Playing()
-    evaluating: Evaluating = Evaluating()
-    keeping: Keeping = Keeping()
+    schedule_lessons: LessonScheduleName = "uniform"
+    """With several teachers, which task the next minibatches come from: each equally often (the paper), or `progress`: the further
+    the student is behind its teacher on the normalized scale, the more often, as the run's own evaluations measure it."""
+    matching: Matching = field(default_factory=Matching)
+    driving: Driving = field(default_factory=Driving)
+    batches: Batches = field(default_factory=Batches)
+    optimization: Optimization = field(default_factory=Optimization)
+    playing: Playing = field(default_factory=Playing)
+    evaluating: Evaluating = field(default_factory=Evaluating)
+    keeping: Keeping = field(default_factory=Keeping)
 
     @staticmethod
     def of(preset: Preset = "none", **settings: Any) -> DistillConfig:

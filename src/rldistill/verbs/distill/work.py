@@ -1,106 +1,147 @@
-"""Distillation as work for the loop: an item is some minibatches, and evaluations come between two items."""
+"""A run of `distill` as work that can be saved between two items."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 from rldistill.lessons.streams import Stream, minibatches
-from rldistill.play.envs import Environments
-from rldistill.play.games import play_scored
-from rldistill.progress import Progress
-from rldistill.runs.loop import Stop
-from rldistill.runs.records import Evaluation, Fit, Record, Train
-from rldistill.types import ActionValues, Task, UserError
+from rldistill.runs.records import Fit, Record, Train
+from rldistill.students.fitting import Figures, GradientFitting
+from rldistill.students.heads import MultiTaskNetwork
+from rldistill.students.networks import Network
+from rldistill.students.objectives import Match
+from rldistill.types import Lesson, UserError
 from rldistill.verbs.distill.config import DistillConfig
-from rldistill.verbs.distill.update import Update
+from rldistill.verbs.distill.teaching import Teaching
 
 
-class Distilling:
-    """A student that is fitted to a stream of labelled batches.
+class Distillation:
+    """A student that is fitted to a stream of lessons: an item is an item of the stream, with its updates.
 
     Args:
-        stream: of items, each for some updates.
-        update: fits the student.
-        config: gives the minibatches' size and the run's length: control steps, or updates where nothing is played.
+        teachings: who teaches what.
+        student: is trained.
+        stream: what is learnt from.
+        config: how.
     """
 
-    def __init__(self, stream: Stream, update: Update, config: DistillConfig) -> None:
-        self.stream, self.update = stream, update
-        self.batch_size = config.batches.batch_size
-        self._offline = config.dataset is not None
-        self.total, self.unit = (config.updates or 0, "updates") if self._offline else (config.steps, "steps")
+    def __init__(
+        self,
+        teachings: Sequence[Teaching],
+        student: Network | MultiTaskNetwork,
+        stream: Stream,
+        config: DistillConfig,
+    ) -> None:
+        self.stream, self.config = stream, config
+        self.offline = config.dataset is not None
+        self.unit = "updates" if self.offline else "steps"
+        self.total = cast(int, config.updates) if self.offline else config.steps * len(teachings)
+        self.objectives = {
+            lesson: Match(teaching.loss, lesson.task, teaching.teacher.score_kind, config.matching)
+            for lesson, teaching in zip(stream.lessons, teachings, strict=True)
+        }
+        updates = self.total if self.offline else _updates(config) * len(teachings)
+        self.fitting = GradientFitting(student, self.objectives, config.optimization, updates, config.seed)
         self.seconds = {"training": 0.0, "evaluation": 0.0}
         self.score = math.nan
-        """Mean return of the last evaluation; NaN before the first one."""
+        """Mean return of the last evaluation, of several tasks the mean of the normalized ones; NaN before the first one."""
         self._next_log = 0
-        self._last: Callable[[], dict[str, float]] = dict
+        self._last: Mapping[Lesson, Figures] = {}
+
+    @property
+    def lessons(self) -> Sequence[Lesson]:
+        """All lessons, with what the environments say of action masks."""
+        return self.stream.lessons
 
     @property
     def done(self) -> int:
-        """Updates, or control steps of teacher and student."""
-        return self.update.updates if self._offline else self.stream.teacher_steps + self.stream.student_steps
+        """Of `total`."""
+        return self.fitting.updates if self.offline else self.stream.teacher_steps + self.stream.student_steps
 
     @property
     def must_save(self) -> bool:
         """As the stream says."""
         return self.stream.must_save
 
-    def fit(self) -> Fit:
-        """Derives what the student needs from the first examples."""
+    def begin(self) -> Sequence[Record]:
+        """Fits what is fitted once, and returns what it is."""
         began = time.monotonic()
-        self.update.fit(self.stream.examples())
+        self.fitting.fit(self.stream.examples())
         self.seconds["training"] += time.monotonic() - began
-        network = self.update.network
-        return Fit(
-            temperature=self.update.temperature,
-            spread=self.update.spread,
-            shift=network.shift.tolist(),
-            scale=network.scale.tolist(),
-        )
+        return [
+            Fit(
+                lesson=self.name_of(lesson),
+                temperature=objective.temperature,
+                spread=objective.spread,
+                shift=self.fitting.networks[lesson].shift.tolist(),
+                scale=self.fitting.networks[lesson].scale.tolist(),
+            )
+            for lesson, objective in self.objectives.items()
+        ]
 
     def advance(self) -> Sequence[Record]:
-        """The updates of one item; every 200th part of the run makes a record.
+        """Learns from an item of the stream.
 
         Raises:
             UserError: the loss is no finite number.
         """
         began = time.monotonic()
-        for batches in minibatches(next(self.stream), self.batch_size):
-            figures = self.update(batches)
+        for batches in minibatches(next(self.stream), self.config.batches.batch_size):
+            self._last = self.fitting(batches)
         self.seconds["training"] += time.monotonic() - began
-        self._last = lambda: {"loss": figures.loss, "agreement": figures.agreement}
         if self.done < self._next_log:
-            return ()
+            return []
         self._next_log = self.done + max(self.total // 200, 1)
-        if not math.isfinite(figures.loss):
-            raise UserError(f"the loss became {figures.loss}: lower --learning-rate, with another --out")
-        rate = self.update.rate(self.update.updates)
-        return [Train(**self.position(), loss=figures.loss, agreement=figures.agreement, learning_rate=rate)]
+        return [self._record(lesson, figures) for lesson, figures in self._last.items()]
+
+    def _record(self, lesson: Lesson, figures: Figures) -> Record:
+        loss = figures.loss
+        if not math.isfinite(loss):
+            raise UserError(f"the loss became {loss}: lower --learning-rate, with another --out")
+        return Train(
+            lesson=self.name_of(lesson),
+            **self.position(),
+            loss=loss,
+            agreement=figures.agreement,
+            learning_rate=self.fitting.rate(self.fitting.updates),
+        )
 
     def figures(self) -> dict[str, float]:
-        """Loss and agreement of the last minibatch, and the last evaluation's score."""
-        return self._last() | ({"score": self.score} if math.isfinite(self.score) else {})
+        """Loss and agreement of the last minibatch, and the last score."""
+        last = {
+            name: value
+            for figures in self._last.values()
+            for name, value in (("loss", figures.loss), ("agreement", figures.agreement))
+        }
+        return last | ({"score": self.score} if math.isfinite(self.score) else {})
 
     def position(self) -> dict[str, Any]:
-        """Where the run stands, by the names of the records' fields."""
+        """Where the run stands."""
         return {
             "control_steps": self.stream.teacher_steps + self.stream.student_steps,
             "teacher_steps": self.stream.teacher_steps,
             "student_steps": self.stream.student_steps,
-            "updates": self.update.updates,
+            "updates": self.fitting.updates,
             "seconds": round(self.seconds["training"], 2),
         }
+
+    def average_of(self, lesson: Lesson) -> Network:
+        """The average of the weights as the network that answers a lesson."""
+        average = self.fitting.average
+        return average.view(lesson.head) if isinstance(average, MultiTaskNetwork) else average
+
+    def name_of(self, lesson: Lesson) -> str | None:
+        """What records call a lesson; nothing where there is only one."""
+        return lesson.name if len(self.lessons) > 1 else None
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next item depends on."""
         return {
             "stream": self.stream.state_dict(),
-            "update": self.update.state_dict(),
+            "fitting": self.fitting.state_dict(),
             "seconds": dict(self.seconds),
             "score": self.score,
             "next_log": self._next_log,
@@ -109,78 +150,17 @@ class Distilling:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Puts back what `state_dict` gave."""
         self.stream.load_state_dict(state["stream"])
-        self.update.load_state_dict(state["update"])
+        self.fitting.load_state_dict(state["fitting"])
         self.seconds, self.score = dict(state["seconds"]), float(state["score"])
         self._next_log = int(state["next_log"])
 
     def close(self) -> None:
-        """Frees the stream."""
+        """Frees the environments."""
         self.stream.close()
 
 
-@dataclass(frozen=True)
-class Games:
-    """Full games for a score, as the configuration has them."""
-
-    task: Task
-    config: DistillConfig
-    progress: Progress
-    say: Callable[[str], object]
-    environments: Environments | None = None
-    """Those of the run. Where there may be only one, it is closed while the games are played."""
-
-    def play(self, values: ActionValues | None, title: str, stop_if_asked: Stop = lambda: None) -> dict[str, Any]:
-        """The record of the games; None plays at random."""
-        evaluating, num_envs = self.config.evaluating, self.config.driving.num_envs
-        self.progress.start(title, evaluating.evaluate_episodes, "games")
-        own = self.environments if num_envs == 1 else None
-        with own.released() if own is not None else nullcontext():
-            return play_scored(
-                self.task,
-                values,
-                evaluating.evaluate_episodes,
-                evaluating.evaluate_epsilon,
-                self.config.seed,
-                num_envs=1 if num_envs == 1 else 10,
-                on_progress=self.progress.update,
-                on_step=lambda transition: stop_if_asked(),
-                on_line=self.say,
-            )
-
-
-class Evaluations:
-    """A hook that plays the student's games every so many units of the work.
-
-    Args:
-        work: whose student plays.
-        games: how it plays.
-        log: takes the records.
-    """
-
-    def __init__(self, work: Distilling, games: Games, log: Callable[[Record], None]) -> None:
-        self.work, self.games, self.log = work, games, log
-        every = games.config.evaluating.evaluate_every
-        every = work.total // 5 if every is None else every
-        self.every = every if games.config.evaluating.evaluate_episodes and every else work.total
-        self.next = self.every
-
-    def __call__(self, stop_if_asked: Stop) -> bool:
-        """Plays if games are due. The last games of a run are played elsewhere, when its policy is safe."""
-        work = self.work
-        if not self.next <= work.done < work.total:
-            return False
-        began = time.monotonic()
-        scores = self.games.play(work.update.average, "score of the student", stop_if_asked)
-        work.seconds["evaluation"] += time.monotonic() - began
-        work.score = float(scores["mean"])
-        self.log(Evaluation(**work.position(), **scores))
-        self.next += self.every
-        return True
-
-    def state_dict(self) -> dict[str, Any]:
-        """When the next games are due."""
-        return {"next_evaluation": self.next}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what `state_dict` gave. Another --evaluate-every than the run was begun with counts from here on."""
-        self.next = min(int(state["next_evaluation"]), (self.work.done // self.every + 1) * self.every)
+def _updates(config: DistillConfig) -> int:
+    """Updates of one lesson that is learnt from play."""
+    warm = min(config.batches.warmup, config.steps)
+    drawn = (config.steps - warm) * config.batches.samples_per_step
+    return max(int(drawn / config.batches.batch_size), 1)

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from rldistill.datasets.shards import Dataset, open_dataset, same_teacher
 from rldistill.play.envs import same_game, unlike
-from rldistill.progress import Progress
-from rldistill.teachers import TeacherOptions, card_of
-from rldistill.types import Task, Teacher, UserError, printable
+from rldistill.types import UserError, printable
+from rldistill.verbs.distill.teaching import Teaching
 
 
-def fitting_dataset(path: str, teacher: Teacher, task: Task, *, augment: bool) -> tuple[Dataset, list[str]]:
+def fitting_dataset(
+    path: str, teaching: Teaching, own: Mapping[str, Any], *, augment: bool
+) -> tuple[Dataset, list[str]]:
     """The dataset, and in words what a user must accept: another game, or labels of another teacher.
 
     Args:
         path: of the dataset.
-        teacher: that the user names.
-        task: that the student plays.
+        teaching: whose teacher the user names.
+        own: what a dataset's card says of this teacher.
         augment: whether the teacher labels composites of the dataset's states.
 
     Raises:
         UserError: it was made for another task or another kind of scores, or composites would get another teacher's labels.
     """
+    teacher, task = teaching.teacher, teaching.task
     dataset = open_dataset(path)
     differ = unlike(dataset.task, task)
     if differ is not None:
@@ -29,7 +34,7 @@ def fitting_dataset(path: str, teacher: Teacher, task: Task, *, augment: bool) -
         raise UserError(f"the dataset {path} holds {dataset.score_kind}, the teacher gives {teacher.score_kind}")
     doubts = []
     card = dataset.card["teacher"]
-    labelled_by, own = card.get("sha256"), card_of(teacher, None)
+    labelled_by = card.get("sha256")
     if labelled_by is not None and own["sha256"] is not None and labelled_by != own["sha256"] and augment:
         raise UserError(
             f"another teacher labelled the dataset {path}, and composites would get labels from this one: "
@@ -48,10 +53,3 @@ def fitting_dataset(path: str, teacher: Teacher, task: Task, *, augment: bool) -
     if not same_game(dataset.task.env, task.env):
         doubts.append(f"the dataset {path} was recorded in {dataset.task.env}, the student plays {task.env}")
     return dataset, doubts
-
-
-def stop_or_say(mismatch: str, options: TeacherOptions | None, progress: Progress, *, begun: bool = False) -> None:
-    """Raises UserError, or where mismatches are accepted, or the run was `begun` with this one, says it and goes on."""
-    if not begun and (options is None or not options.accept_mismatch):
-        raise UserError(f"{mismatch} (--accept-mismatch goes on all the same)")
-    progress.say(f"warning: {mismatch}")

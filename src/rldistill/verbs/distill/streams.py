@@ -1,0 +1,193 @@
+"""What a run learns from: what teachers and student play, or a dataset; with composites, and of several tasks in turn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from rldistill.configurations import changed
+from rldistill.datasets.shards import Dataset, load_replay
+from rldistill.lessons.exploration import explorer
+from rldistill.lessons.interleaved import SCHEDULES, Interleaved
+from rldistill.lessons.labels import OneTeacher
+from rldistill.lessons.streams import Composed, Driven, Driving, Offline, Stream
+from rldistill.play.actions import score_width
+from rldistill.play.envs import Environments
+from rldistill.play.replay import Columns, Replay, bytes_a_step, mask_column
+from rldistill.progress import Progress
+from rldistill.schedules import Schedule, constant, linear
+from rldistill.students.heads import MultiTaskNetwork
+from rldistill.students.networks import Network
+from rldistill.types import Task, UserError
+from rldistill.verbs.distill.config import DistillConfig
+from rldistill.verbs.distill.teaching import Teaching
+
+
+def make_stream(
+    teachings: Sequence[Teaching],
+    student: Network | MultiTaskNetwork,
+    config: DistillConfig,
+    scratch: Path,
+    progress: Progress,
+    dataset: Dataset | None = None,
+) -> Stream:
+    """The stream of a run; of several lessons each has a replay, environments and random numbers of its own.
+
+    Raises:
+        UserError: no room for the replays, or an environment cannot be made.
+    """
+    if len(teachings) == 1:
+        return _of_one(teachings[0], student, config, scratch, progress, dataset, 0)
+    streams: list[Stream] = []
+    try:
+        for place, teaching in enumerate(teachings):
+            streams.append(_of_one(teaching, student, config, scratch, progress, None, place, len(teachings)))
+    except BaseException:
+        for stream in streams:
+            stream.close()
+        raise
+    lessons = [lesson for stream in streams for lesson in stream.lessons]
+    schedule = SCHEDULES[config.schedule_lessons](lessons, np.random.default_rng([config.seed, 5]))
+    return Interleaved(streams, schedule)
+
+
+def _of_one(
+    teaching: Teaching,
+    student: Network | MultiTaskNetwork,
+    config: DistillConfig,
+    scratch: Path,
+    progress: Progress,
+    dataset: Dataset | None,
+    place: int,
+    number: int = 1,
+) -> Stream:
+    """The stream of the lesson in a place among so many."""
+
+    def generator(purpose: int) -> np.random.Generator:
+        return np.random.default_rng([config.seed, purpose, place] if place else [config.seed, purpose])
+
+    if dataset is not None:
+        stream: Stream = _recorded(teaching, config, dataset, progress, generator(3))
+    else:
+        network = student.view(teaching.lesson.head) if isinstance(student, MultiTaskNetwork) else student
+        stream = _played(teaching, network, config, scratch, generator(3), place, number)
+    if not config.batches.augment:
+        return stream
+    return Composed(stream, OneTeacher(teaching.teacher), config.batches.augment, generator(4))
+
+
+def _recorded(
+    teaching: Teaching, config: DistillConfig, dataset: Dataset, progress: Progress, generator: np.random.Generator
+) -> Offline:
+    replay, times = load_replay(dataset, progress=progress)
+    task = replace(teaching.task, action_masks=teaching.task.action_masks or dataset.task.action_masks)
+    lesson = replace(teaching.lesson, task=task)
+    updates = cast(int, config.updates)
+    return Offline(lesson, replay, times, batch_size=config.batches.batch_size, updates=updates, generator=generator)
+
+
+def _played(
+    teaching: Teaching,
+    network: Network,
+    config: DistillConfig,
+    scratch: Path,
+    generator: np.random.Generator,
+    place: int,
+    number: int,
+) -> Driven:
+    batches, num_envs = config.batches, config.driving.num_envs
+    driving = Driving(
+        share_of(config), config.driving.teacher_epsilon, batches.warmup, batches.batch_size, batches.samples_per_step
+    )
+    # Of several lessons one may be chosen more often than the others, so its replay may overwrite what the run began with.
+    longest = config.steps if number == 1 else config.steps * number
+    # Room between two checkpoints: a run whose steps all fit never overwrites a thing. The last item ends beyond its steps.
+    room = min(max(batches.replay // 20, 100 * num_envs), longest - batches.replay)
+    item = num_envs * driving.times_an_item(num_envs)
+    exploring = linear(config.driving.epsilon, 0.0, config.steps)
+    environments = Environments(teaching.task, num_envs, config.seed)
+    task = environments.task
+    driven = Driven(
+        replace(teaching.lesson, task=task),
+        environments,
+        OneTeacher(teaching.teacher),
+        explorer(network, task, config.driving.explore, lambda: exploring(driven.control_steps), generator),
+        Replay(
+            task,
+            num_envs,
+            batches.replay,
+            columns_of(teaching, task),
+            scratch=own_scratch(scratch, place),
+            slack=room + item,
+        ),
+        driving,
+        generator,
+    )
+    return driven
+
+
+def own_scratch(scratch: Path, place: int) -> Path:
+    """Where the replay of the lesson in a place lies: of the first in the folder itself, of the others in folders of their own."""
+    if not place:
+        return scratch
+    own = scratch / f"lesson-{place}"
+    own.mkdir(exist_ok=True)
+    return own
+
+
+def columns_of(teaching: Teaching, task: Task) -> Columns:
+    """The columns of a lesson's replay."""
+    return {"values": ((score_width(task, teaching.teacher.score_kind),), np.float32), **mask_column(task)}
+
+
+def share_of(config: DistillConfig) -> Schedule:
+    """The teacher's share of the environments, by the control steps of its lesson."""
+    falling = linear(1.0, config.driving.teacher_share, config.driving.share_steps or 0)
+    # Until the first update the student knows nothing.
+    mixture: Callable[[int], float] = lambda step: falling(max(step - config.batches.warmup, 0))  # noqa: E731
+    return {"teacher": constant(1.0), "student": constant(0.0), "mixture": mixture}[config.driving.driver]
+
+
+def within_memory(config: DistillConfig, teachings: Sequence[Teaching]) -> DistillConfig:
+    """The configuration with replays that fit together into the memory asked for.
+
+    Raises:
+        UserError: they would be shorter than the warm-up.
+    """
+    if config.batches.replay_memory is None:
+        return config
+    room = bytes_in(config.batches.replay_memory)
+    a_step = sum(bytes_a_step(teaching.task, columns_of(teaching, teaching.task)) for teaching in teachings)
+    fits = int(room / a_step)
+    least = max(config.batches.warmup, config.driving.num_envs * (max(t.task.frame_stack for t in teachings) + 1))
+    if fits < least:
+        raise UserError(
+            f"--replay-memory {config.batches.replay_memory} holds {fits} control steps of each task, and {least} are needed: "
+            f"take {math.ceil(least * a_step / 2**20)}MiB or more, or a shorter --warmup"
+        )
+    return changed(config, replay=min(config.batches.replay, fits))
+
+
+_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def bytes_in(text: str) -> float:
+    """The bytes that a text such as 4GiB or 500MB stands for.
+
+    Raises:
+        UserError: it stands for none.
+    """
+    number = text.strip().lower().rstrip("abcdefghijklmnopqrstuvwxyz ")
+    unit = text.strip().lower()[len(number) :].strip() or "b"
+    try:
+        size = float(number) * _UNITS[unit]
+    except (KeyError, ValueError):
+        size = 0.0
+    if not 0 < size < float("inf"):
+        raise UserError(f"--replay-memory is a size such as 4GiB or 500MB, not {text!r}")
+    return size

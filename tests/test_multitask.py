@@ -1,0 +1,333 @@
+"""One student of several tasks: real games, teachers made by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from rldistill import TeacherOptions
+from rldistill.configurations import changed
+from rldistill.lessons.interleaved import LEAST_SHARE, ByProgress, Interleaved, Uniform
+from rldistill.lessons.streams import Driven, Driving
+from rldistill.play.envs import Environments, make_task
+from rldistill.play.games import play_scored
+from rldistill.play.replay import Replay
+from rldistill.policies import MultiTaskPolicy, SavedPolicy, load_heads, load_policy, save_policy
+from rldistill.progress import Silent
+from rldistill.runs.folder import RunFolder
+from rldistill.runs.records import Evaluation, Fit, TeacherScore, Train
+from rldistill.schedules import constant
+from rldistill.students.heads import MultiTaskNetwork
+from rldistill.students.networks import Architecture, build
+from rldistill.teachers import load_teacher
+from rldistill.types import Lesson, ScoreKind, Task, UserError
+from rldistill.verbs.distill import DistillConfig, distill
+from rldistill.verbs.distill.streams import bytes_in, make_stream, within_memory
+from rldistill.verbs.distill.teaching import Teaching, make_student, teaching_of
+from rldistill.verbs.evaluate import EvaluateConfig, evaluate
+
+CARTPOLE, PENDULUM, ACROBOT = (make_task(name) for name in ("CartPole-v1", "Pendulum-v1", "Acrobot-v1"))
+QUICK = DistillConfig.of(
+    student="mlp:24,24+8",
+    steps=400,
+    num_envs=4,
+    warmup=80,
+    samples_per_step=8,
+    evaluate_every=0,
+    evaluate_episodes=2,
+    evaluate_epsilon=1.0,  # random play, whose games end soon
+)
+
+
+def linear_policy(task: Task, law: list[float], sides: Tensor, kind: ScoreKind) -> SavedPolicy:
+    """Scores that are linear in one linear feature of the observation."""
+    network = build(Architecture("mlp:2", task.observation_shape, len(sides)), 0, kind)
+    hidden, head = network.layers[1], network.layers[3]
+    assert isinstance(hidden, torch.nn.Linear)
+    assert isinstance(head, torch.nn.Linear)
+    with torch.no_grad():
+        hidden.weight.copy_(torch.stack([-torch.tensor(law), torch.tensor(law)]))
+        hidden.bias.zero_()
+        head.weight.copy_(sides)
+        head.bias.zero_()
+    return SavedPolicy(network.eval().requires_grad_(False), task)
+
+
+def balancing() -> SavedPolicy:
+    """Pushes the cart to the side to which the pole leans and turns."""
+    return linear_policy(CARTPOLE, [0.0, 0.0, 1.0, 0.5], torch.eye(2), "q_values")
+
+
+def braking() -> SavedPolicy:
+    """A torque that is linear in (cos, sin, speed)."""
+    return linear_policy(PENDULUM, [0.3, -1.0, -0.3], torch.tensor([[-1.0, 1.0]]), "actions")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("teachers")
+    for name, policy in (("cartpole", balancing()), ("pendulum", braking())):
+        save_policy(root / name, policy.network, policy.task, {"score": {"mean": 10.0, "ci_low": 9.0, "ci_high": 11.0}})
+    return root
+
+
+def both(root: Path) -> list[str]:
+    return [str(root / "cartpole"), str(root / "pendulum")]
+
+
+def teachings(config: DistillConfig = QUICK) -> list[Teaching]:
+    return [teaching_of(policy, policy.task.env, policy.task, config) for policy in (balancing(), braking())]
+
+
+def test_one_student_plays_both_games_as_their_teachers_do(tmp_path: Path) -> None:
+    """Discrete actions by Q-values and continuous ones of other observations, in one network."""
+    config = changed(QUICK, steps=4_000, samples_per_step=16)
+    student = distill([balancing(), braking()], tmp_path / "run", config)
+    assert isinstance(student, MultiTaskPolicy)
+    assert [(head.num_scores, head.score_kind) for head in student.heads.values()] == [(2, "logits"), (1, "actions")]
+    for teacher in (balancing(), braking()):
+        scores = evaluate([teacher, student.view(teacher.task.env)], EvaluateConfig(episodes=5, epsilon=0.0, seed=3))
+        assert scores[1].agreement > 0.88
+        random = play_scored(teacher.task, None, 10, 0.0, 0)["mean"]
+        assert (scores[1].mean - random) / (scores[0].mean - random) > 0.85
+
+
+def test_run_folder_says_what_came_of_each_task(tmp_path: Path, root: Path) -> None:
+    student = distill(both(root), tmp_path / "run", changed(QUICK, evaluate_every=200))
+    run = RunFolder(tmp_path / "run")
+    config = run.config()
+    assert config["teacher"] == both(root)
+    assert [task["env"] for task in config["task"]] == ["CartPole-v1", "Pendulum-v1"]
+    records, _ = run.records()
+    names = {kind: [r.lesson for r in records if isinstance(r, kind)] for kind in (Fit, TeacherScore, Evaluation)}
+    assert names[Fit] == names[TeacherScore] == ["CartPole-v1", "Pendulum-v1"]
+    # 800 control steps in all, games after 400 and at the end.
+    assert names[Evaluation] == ["CartPole-v1", "Pendulum-v1"] * 2
+    assert {r.lesson for r in records if isinstance(r, Train)} == {"CartPole-v1", "Pendulum-v1"}
+    assert isinstance(student, MultiTaskPolicy)
+    assert set(student.provenance["scores"]) == {"CartPole-v1", "Pendulum-v1"}
+    assert student.provenance["control_steps"] >= 800
+    assert run.status == "scored"
+    assert not (tmp_path / "run" / "checkpoint").exists()
+
+
+def test_every_task_is_played_alike_with_a_uniform_schedule(tmp_path: Path) -> None:
+    config = changed(QUICK, warmup=0, augment=0.0)
+    student, config = make_student(teachings(), config)
+    stream = make_stream(teachings(), student, config, tmp_path, Silent())
+    assert isinstance(stream, Interleaved)
+    counts: dict[str, int] = {}
+    for _ in range(60):
+        for lesson, batch in next(stream).items():
+            counts[lesson.name] = counts.get(lesson.name, 0) + len(batch.observations)
+            assert batch.observations.shape[1:] == lesson.task.observation_shape
+    stream.close()
+    assert counts["CartPole-v1"] == counts["Pendulum-v1"]
+
+
+LESSONS = [Lesson.of(task) for task in (CARTPOLE, PENDULUM, ACROBOT)]
+
+
+def test_a_round_of_the_uniform_schedule_has_every_lesson_once() -> None:
+    schedule = Uniform(LESSONS, np.random.default_rng(0))
+    rounds = [[schedule.choose().name for _ in LESSONS] for _ in range(20)]
+    assert all(sorted(names) == sorted(lesson.name for lesson in LESSONS) for names in rounds)
+    assert len({tuple(names) for names in rounds}) > 2, "in another order now and then"
+
+
+def test_the_further_a_lesson_is_behind_the_more_often_it_is_chosen() -> None:
+    """0.25 and 0.75 behind, the third ahead: 0.3 / 3 each, and 0.7 in parts of 1/4, 3/4 and 0."""
+    schedule = ByProgress(LESSONS, np.random.default_rng(0))
+    assert list(schedule.shares.values()) == pytest.approx([1 / 3] * 3)
+    schedule.scored(dict(zip(LESSONS, (0.75, 0.25, 1.2), strict=True)))
+    assert LEAST_SHARE == 0.3
+    expected = [0.1 + 0.7 / 4, 0.1 + 0.7 * 3 / 4, 0.1]
+    assert list(schedule.shares.values()) == pytest.approx(expected)
+    drawn = [schedule.choose() for _ in range(4_000)]
+    assert [drawn.count(lesson) / 4_000 for lesson in LESSONS] == pytest.approx(expected, abs=0.03)
+    schedule.scored(dict.fromkeys(LESSONS, 1.1))
+    assert list(schedule.shares.values()) == pytest.approx([1 / 3] * 3)
+
+
+@pytest.mark.parametrize("kind", [Uniform, ByProgress])
+def test_a_saved_schedule_goes_on_with_the_same_choices(kind: Any) -> None:
+    schedule, again = kind(LESSONS, np.random.default_rng(0)), kind(LESSONS, np.random.default_rng(1))
+    schedule.scored(dict(zip(LESSONS, (0.5, 0.9, 0.1), strict=True)))
+    for _ in range(4):
+        schedule.choose()
+    again.load_state_dict(json.loads(json.dumps(schedule.state_dict())))
+    assert [again.choose() for _ in range(20)] == [schedule.choose() for _ in range(20)]
+
+
+def test_evaluations_steer_the_schedule_by_progress(tmp_path: Path, root: Path) -> None:
+    """The pendulum's teacher has a stated score far above what anybody gets: its student is never there."""
+    card = balancing()
+    score = {"mean": 10.0, "ci_low": 9.0, "ci_high": 11.0}
+    save_policy(tmp_path / "easy", card.network, card.task, {"score": score})
+    config = changed(QUICK, schedule_lessons="progress", evaluate_every=50, steps=1_000)
+    distill([str(tmp_path / "easy"), str(root / "pendulum")], tmp_path / "run", config)
+    records, _ = RunFolder(tmp_path / "run").records()
+    drawn = [record.lesson for record in records if isinstance(record, Train)][40:]
+    assert drawn.count("Pendulum-v1") > 1.5 * drawn.count("CartPole-v1")
+
+
+def test_replays_of_all_tasks_fit_into_the_memory_asked_for() -> None:
+    """CartPole: 4 floats, a flag, 2 values are 25 bytes a step; Pendulum: 3 floats, a flag, 1 value are 17."""
+    config = within_memory(changed(QUICK, replay_memory="42kB", replay=10_000), teachings())
+    assert config.batches.replay == 1_000
+    assert within_memory(changed(QUICK, replay=500, replay_memory="1GiB"), teachings()).batches.replay == 500
+    with pytest.raises(UserError, match="replay-memory 1kB holds 23 control steps"):
+        within_memory(changed(QUICK, replay_memory="1kB"), teachings())
+
+
+@pytest.mark.parametrize(("text", "size"), [("4GiB", 2**32), ("500MB", 5e8), ("1.5kb", 1500), ("12", 12)])
+def test_sizes_of_memory_are_read(text: str, size: float) -> None:
+    assert bytes_in(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "4 elephants", "-1GB", "GiB", "infGB", "0MB"])
+def test_what_is_no_size_of_memory_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="4GiB"):
+        bytes_in(text)
+
+
+def other_cartpole() -> SavedPolicy:
+    return replace(balancing(), provenance={"made": "elsewhere"})
+
+
+def frames() -> SavedPolicy:
+    task = make_task("PongNoFrameskip-v4")
+    return SavedPolicy(build(Architecture("cnn:4:8", task.observation_shape, 6), 0), task)
+
+
+@pytest.mark.parametrize(
+    ("policies", "changes", "words"),
+    [
+        ([balancing, other_cartpole], {}, "both teach CartPole-v1"),
+        ([balancing, frames], {}, "images or vectors, not both"),
+        ([balancing, braking], {"env": "CartPole-v1"}, "--env is for one teacher"),
+        ([balancing, braking], {"dataset": "data"}, "--dataset is for one teacher"),
+        ([balancing, braking], {"student_observation": ("pole",)}, "--student-observation is for one teacher"),
+        ([balancing, braking], {"student": "multi3"}, "reads images"),
+        ([balancing, braking], {"student": "mlp:4+"}, "unknown network"),
+        ([balancing, braking], {"replay_memory": "1kB"}, "--replay-memory"),
+        ([balancing, braking], {"loss": "kl"}, "does not suit a teacher of actions"),
+        ([balancing, braking], {"schedule_lessons": "backwards"}, "--schedule-lessons is one of"),
+        ([], {}, "there is no teacher"),
+    ],
+)
+def test_what_no_student_of_several_tasks_can_be_made_of_is_refused(
+    tmp_path: Path, policies: list[Any], changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError, match=words) as refusal:
+        distill([policy() for policy in policies], tmp_path / "run", changed(QUICK, **changes))
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_that_act_on_none_of_the_teachers_are_refused(tmp_path: Path, root: Path) -> None:
+    with pytest.raises(UserError, match="--pixels"):
+        distill(both(root), tmp_path / "run", QUICK, options=TeacherOptions(pixels="unit"))
+
+
+class StopsAfter(Silent):
+    """Ctrl-C in the middle of the work."""
+
+    def __init__(self, updates: int) -> None:
+        self.left = updates
+
+    def update(self, done: int, **figures: float) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("schedule", ["uniform", "progress"])
+def test_a_stopped_run_goes_on_to_the_same_weights(
+    tmp_path: Path,
+    root: Path,
+    schedule: str,
+) -> None:
+    """Replays that have gone round, dropout, a schedule with a memory."""
+    config = changed(
+        QUICK,
+        steps=900,
+        replay=200,
+        dropout=0.1,
+        explore="dropout",
+        schedule_lessons=schedule,
+        evaluate_every=300,
+        evaluate_episodes=1,
+        checkpoint_seconds=0.0,
+    )
+    whole = distill(both(root), tmp_path / "whole", config)
+    with pytest.raises(KeyboardInterrupt):
+        distill(both(root), tmp_path / "run", config, progress=StopsAfter(6))
+    assert (tmp_path / "run" / "checkpoint" / "lesson-1").is_dir()
+    again = distill(both(root), tmp_path / "run", config, resume=True)
+    assert again.sha256 == whole.sha256
+    assert not (tmp_path / "run" / "checkpoint").exists()
+
+
+def test_a_head_can_be_the_next_teacher(tmp_path: Path, root: Path) -> None:
+    distill(both(root), tmp_path / "run", QUICK)
+    place = f"{tmp_path / 'run'}#Pendulum-v1"
+    assert load_teacher(place).task.env == "Pendulum-v1"
+    second = distill(place, tmp_path / "second", changed(QUICK, student="mlp:8"))
+    assert isinstance(second, SavedPolicy)
+    assert second.task.env == "Pendulum-v1"
+    with pytest.raises(UserError, match="plays 2 tasks"):
+        load_teacher(tmp_path / "run")
+    with pytest.raises(UserError, match="no head for 'Acrobot-v1'"):
+        load_teacher(f"{tmp_path / 'run'}#Acrobot-v1")
+    assert isinstance(load_heads(tmp_path / "run").network, MultiTaskNetwork)
+    assert load_policy(tmp_path / "run", "CartPole-v1").task == CARTPOLE
+
+
+class Learner:
+    """A teacher whose answers change with its version, and count what they are asked."""
+
+    score_kind: ScoreKind = "q_values"
+    changes = True
+
+    def __init__(self) -> None:
+        self.owner, self.labelled = 0, 0
+
+    def __call__(self, observations: Tensor) -> Tensor:
+        self.labelled += len(observations)
+        return observations[:, :2] * (self.owner + 1)
+
+
+def test_no_label_that_is_drawn_is_stale_and_none_is_made_twice(tmp_path: Path) -> None:
+    learner = Learner()
+    columns = {"values": ((2,), np.float32), "owners": ((), np.int64)}
+    replay = Replay(CARTPOLE, 4, 400, columns, scratch=tmp_path, slack=400)
+    stream = Driven(
+        Lesson.of(CARTPOLE),
+        Environments(CARTPOLE, 4, 0),
+        learner,
+        lambda observations, masks=None: np.zeros(len(observations), dtype=np.int64),
+        replay,
+        Driving(constant(0.0), 0.0, 40, 16, 4.0),
+        np.random.default_rng(0),
+    )
+    for version in range(4):
+        learner.owner = version
+        for _ in range(30):
+            for batch in next(stream).values():
+                torch.testing.assert_close(batch.values, batch.observations[:, :2] * (version + 1))
+    visited = stream.control_steps
+    assert visited < learner.labelled <= visited * 4, "each state at most once a version"
+    saved = stream.state_dict()
+    again = Replay(CARTPOLE, 4, 400, columns, scratch=tmp_path, slack=400)
+    again.load_state_dict(saved["replay"])  # labels that were written again are no damage
+    stream.close()
