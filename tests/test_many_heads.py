@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 
+from rldistill.formats.c.compiling import compiler
 from rldistill.play.envs import make_task
 from rldistill.policies import MultiTaskPolicy, SavedPolicy, load_heads, save_policy
 from rldistill.runs.scores import read_scores, score_table, write_scores
@@ -24,13 +27,13 @@ from rldistill.verbs.inspect import InspectConfig, inspect
 from rldistill.verbs.split import split
 from rldistill.verbs.watch import WatchConfig, watch
 
-TASKS = {name: make_task(name) for name in ("CartPole-v1", "Acrobot-v1", "MountainCarContinuous-v0")}
+TASKS = {name: make_task(name) for name in ("CartPole-v1", "Acrobot-v1", "Pendulum-v1")}
 HEADS = {
     "CartPole-v1": Head((4,), 2, "logits"),
     "Acrobot-v1": Head((6,), 3, "q_values"),
-    "MountainCarContinuous-v0": Head((2,), 1, "actions"),
+    "Pendulum-v1": Head((3,), 1, "actions"),
 }
-QUICK = EvaluateConfig(episodes=3, epsilon=0.2, num_envs=3)
+QUICK = EvaluateConfig(episodes=3, epsilon=0.2, num_envs=3, max_episode_steps=40)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +107,7 @@ def test_each_task_is_played_beside_its_teacher(shelf: Path, tmp_path: Path) -> 
         (f"{place}#CartPole-v1", "CartPole-v1"),
         (str(shelf / "Acrobot-v1"), "Acrobot-v1"),
         (f"{place}#Acrobot-v1", "Acrobot-v1"),
-        (f"{place}#MountainCarContinuous-v0", "MountainCarContinuous-v0"),
+        (f"{place}#Pendulum-v1", "Pendulum-v1"),
     ]
     assert [(score.policy, score.task["env"]) for score in scores] == expected
     # What is compared within a task is as if that task were evaluated alone.
@@ -149,14 +152,14 @@ def test_one_head_is_named_by_its_task(shelf: Path) -> None:
         (("{}/student#Pong",), QUICK, ["no head for 'Pong'", *TASKS]),
         (("{}/CartPole-v1#Pong",), QUICK, ["no head for 'Pong'", "it plays CartPole-v1"]),
         (("{}/student",), replace(QUICK, env="CartPole-v1"), ["--env", "#CartPole-v1"]),
-        (("{}/other", "{}/student"), QUICK, ["other plays Pendulum-v1", *TASKS]),
+        (("{}/other", "{}/student"), QUICK, ["other plays MountainCar-v0", *TASKS]),
     ],
 )
 def test_what_does_not_go_together_is_refused(
     shelf: Path, policies: tuple[str, ...], config: EvaluateConfig, words: list[str]
 ) -> None:
-    network = build(Architecture("mlp:2", (3,), 1), 0, "actions")
-    save_policy(shelf / "other", network, make_task("Pendulum-v1"), {})
+    network = build(Architecture("mlp:2", (2,), 3), 0, "logits")
+    save_policy(shelf / "other", network, make_task("MountainCar-v0"), {})
     with pytest.raises(UserError) as refusal:
         evaluate([name.format(shelf) for name in policies], config)
     assert all(word in str(refusal.value) for word in words), refusal.value
@@ -203,11 +206,11 @@ def test_a_split_that_cannot_be_is_one_line(shelf: Path, policy: str, task: str,
 
 
 def test_inspect_has_a_line_a_task(shelf: Path) -> None:
-    facts = inspect(shelf / "student", InspectConfig(play=1, num_envs=1))
+    facts = inspect(shelf / "student", InspectConfig(play=1, num_envs=1, max_episode_steps=40))
     assert [line.split(":")[0] for line in facts["tasks"]] == list(TASKS)
     assert [line.split(":")[0] for line in facts["plays"]] == list(TASKS)
     assert facts["parameters"].startswith(f"{parameter_count(student(shelf).network):,},")
-    assert facts["padding"] == "CartPole-v1 from 4 to 6, MountainCarContinuous-v0 from 2 to 6"
+    assert facts["padding"] == "CartPole-v1 from 4 to 6, Pendulum-v1 from 3 to 6"
 
 
 # Watching
@@ -257,3 +260,86 @@ def test_a_task_that_is_not_there_cannot_be_watched(grids: Path, tmp_path: Path)
         with pytest.raises(UserError, match=words):
             watch(grids / policy, WatchConfig(task=task), out=tmp_path / "none.gif")
     assert not list(tmp_path.iterdir())
+
+
+# All heads as one file
+
+
+@pytest.mark.parametrize("format", ["onnx", "c"])
+@pytest.mark.parametrize("folder", ["shelf", "grids"])
+def test_all_heads_are_one_file_that_takes_the_task(
+    request: pytest.FixtureRequest, folder: str, format: Literal["onnx", "c"], tmp_path: Path
+) -> None:
+    """Files are run here by what they are made for, ONNX Runtime and a C compiler, not by the exporter's own reader."""
+    if format == "c" and compiler() is None:
+        pytest.skip("no C compiler")
+    pytest.importorskip("onnxruntime")
+    policy = load_heads(request.getfixturevalue(folder) / "student")
+    assert isinstance(policy, MultiTaskPolicy)
+    out = tmp_path / f"all.{format}"
+    done = export(policy, out, format, ExportConfig(states=64, episodes=int(folder == "grids")))
+    assert done.compared.agreement == 1
+    assert [row["policy"] for row in done.rows] == [f"{policy.name}#{task}" for task in policy.tasks for _ in range(2)]
+    shapes = [head.observation_shape for head in policy.heads.values()]
+    wide = (max(shape[0] for shape in shapes), *shapes[0][1:])
+    most = max(head.num_scores for head in policy.heads.values())
+    for index, (name, head) in enumerate(policy.heads.items()):
+        task = policy.tasks[name]
+        x = np.zeros((5, *wide), dtype=task.observation_dtype)
+        x[:, : head.observation_shape[0]] = np.random.default_rng(0).integers(0, 2, (5, *head.observation_shape))
+        expected = policy.view(name)(torch.from_numpy(np.ascontiguousarray(x[:, : head.observation_shape[0]]))).numpy()
+        scores = run_onnx(out, x, index) if format == "onnx" else run_c(out, x, index, most)
+        np.testing.assert_allclose(scores[:, : head.num_scores], expected, rtol=1e-4, atol=1e-5)
+        behind = 0.0 if task.continuous else -np.inf
+        assert (scores[:, head.num_scores :] == behind).all()
+
+
+def run_onnx(path: Path, observations: np.ndarray, index: int) -> np.ndarray:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path.read_bytes())
+    table = json.loads(session.get_modelmeta().custom_metadata_map["rldistill"])["tasks"]
+    assert [entry["index"] for entry in table] == list(range(len(table)))
+    given = {"observation": observations, "task": np.full(len(observations), index)}
+    names = [output.name for output in session.get_outputs()]
+    outputs = dict(zip(names, session.run(names, given), strict=True))
+    if "action" in outputs:
+        np.testing.assert_array_equal(outputs["action"], outputs["scores"].argmax(axis=1))
+    return np.asarray(outputs["scores"])
+
+
+MAIN = """#include <stdio.h>
+#include <stdlib.h>
+#include "all.h"
+int main(int count, char **words)
+{
+    static OBSERVATION observation[RLDISTILL_OBSERVATION_SIZE];
+    float scores[RLDISTILL_SCORES];
+    while (fread(observation, sizeof observation, 1, stdin) == 1) {
+        rldistill_scores(atoi(words[1]), observation, scores);
+        fwrite(scores, sizeof scores, 1, stdout);
+    }
+    return rldistill_scores(99, observation, scores);
+}
+"""
+
+
+def run_c(path: Path, observations: np.ndarray, index: int, most: int) -> np.ndarray:
+    kind = "uint8_t" if observations.dtype == np.uint8 else "float"
+    main = path.with_name("main.c")
+    main.write_text(MAIN.replace("OBSERVATION observation", f"{kind} observation"))
+    program = path.with_name("main")
+    subprocess.run([*(compiler() or []), "-std=c99", main, path, "-o", program, "-lm"], check=True)
+    done = subprocess.run([program, str(index)], input=observations.tobytes(), capture_output=True, check=True)
+    return np.frombuffer(done.stdout, np.float32).reshape(-1, most)
+
+
+def test_a_format_of_one_task_takes_one_head(shelf: Path, tmp_path: Path) -> None:
+    few = ExportConfig(states=20, calibration=10, episodes=0)
+    with pytest.raises(UserError, match="#CartPole-v1"):
+        export(shelf / "student", tmp_path / "all.pt", "torchscript", few)
+    export(f"{shelf / 'student'}#CartPole-v1", tmp_path / "one.pt", "torchscript", few)
+    assert [path.name for path in tmp_path.iterdir()] == ["one.pt"]
+    export(shelf / "student", tmp_path / "all.onnx", "onnx", few)
+    with pytest.raises(UserError, match="holds all heads"):
+        evaluate(tmp_path / "all.onnx", QUICK)

@@ -14,6 +14,8 @@ from rldistill.types import ScoreKind, Task, UserError, printable
 MEMBER = "rldistill.json"
 """Where the note stands: a member of zips and TorchScript archives; in ONNX a property, without the ending."""
 FORMAT = "rldistill-export"
+TASKS_FORMAT = "rldistill-export-tasks"
+"""Of a file with all heads of a policy of several tasks."""
 VERSION = 1
 MOST_TEXT = 256 * 1024
 """Bytes of a note."""
@@ -54,6 +56,10 @@ def parse_note(text: str | bytes | None, path: Path) -> Note | None:
         data = parse_json(text, path)
     except UserError:
         data = None
+    if isinstance(data, dict) and data.get("format") == TASKS_FORMAT:
+        raise UserError(
+            f"{path} holds all heads of a policy of several tasks: name the policy's folder, or export one head"
+        )
     if not isinstance(data, dict) or data.get("format") != FORMAT or data.get("format_version") != VERSION:
         raise UserError(f"{path}: what it says of itself is damaged or of another version; export it anew")
     return checked_note(data, path)

@@ -62,7 +62,7 @@ def lower(network: Network, *, fold_vectors: bool = False) -> Lowered:
     """
     shape = network.architecture.observation_shape
     image = len(shape) == 3
-    layers = _chain(network)
+    layers = chain(network)
     shift, scale = (_numbers(buffer).astype(np.float64) for buffer in (network.shift, network.scale))
     reads = network.architecture.reads
     if reads:
@@ -186,10 +186,12 @@ def _fitted(weight: npt.NDArray[np.float64], inputs: npt.NDArray[np.float64]) ->
     return numbers, scales
 
 
-def _chain(network: Network) -> list[Affine]:
+def chain(network: Network) -> list[Affine]:
+    """The layers of a network without its standardization; the first one reads padding too, where there is any."""
     shape: tuple[int, ...] = network.architecture.observation_shape
     if network.architecture.reads:
         shape = (len(network.architecture.reads),)
+    shape = (shape[0] + network.padding, *shape[1:])
     layers: list[Affine] = []
     for module in network.layers:
         if isinstance(module, nn.Conv2d):

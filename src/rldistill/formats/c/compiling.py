@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rldistill.formats.c.numbers import CPolicy
 from rldistill.formats.c.rendering import render
+from rldistill.formats.heads import HeadsPolicy, most_scores, observation_dtype
 from rldistill.play.actions import score_width
 from rldistill.types import UserError
 
@@ -51,6 +52,38 @@ class CNetwork(nn.Module):
         return out
 
 
+class CHeads:
+    """A compiled file of all heads: rows of observations and the index of their task to scores (B, K).
+
+    Args:
+        source, header: the texts.
+        header_name: that the C file includes.
+        prefix: of the functions.
+        policy: whose shapes they have.
+        name: of the file, for messages.
+
+    Raises:
+        UserError: there is no compiler, or it fails.
+    """
+
+    def __init__(self, source: str, header: str, header_name: str, prefix: str, policy: HeadsPolicy, name: str) -> None:
+        self._library = machine_code(source, header, header_name, name)
+        self._scores = getattr(self._library, f"{prefix}_scores")
+        self._scores.argtypes = [ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p]
+        self._scores.restype = ctypes.c_int32
+        self._dtype = torch.uint8 if observation_dtype(policy) == "uint8" else torch.float32
+        self._most = most_scores(policy)
+
+    def __call__(self, observations: Tensor, index: int) -> Tensor:
+        """Scores (B, K) of observations (B, *obs) of one task, with what stands behind its own."""
+        x = observations.detach().to(self._dtype).contiguous()
+        out = torch.empty((len(x), self._most), dtype=torch.float32)
+        step = x[0].numel() * x.element_size() if len(x) else 0
+        for row in range(len(x)):
+            self._scores(index, x.data_ptr() + row * step, out.data_ptr() + row * self._most * 4)
+        return out
+
+
 def compiler() -> list[str] | None:
     """The words that call the system's C compiler: `$CC`, or the first of cc, gcc and clang; None where there is none."""
     named = shlex.split(os.environ.get("CC", ""))
@@ -64,13 +97,22 @@ def compiled(policy: CPolicy, name: str) -> CNetwork:
     Raises:
         UserError: there is no compiler, or it fails.
     """
+    source, header = render(policy)
+    return CNetwork(policy, machine_code(source, header, str(policy.description["header"]), name))
+
+
+def machine_code(source: str, header: str, header_name: str, name: str) -> ctypes.CDLL:
+    """The library of a C file and the header that it includes.
+
+    Raises:
+        UserError: there is no compiler, or it fails.
+    """
     cc = compiler()
     if cc is None:
         raise UserError(f"{name} is C, and there is no compiler here to run it with: install cc, or name one in $CC")
-    source, header = render(policy)
     with tempfile.TemporaryDirectory(prefix="rldistill-") as folder:
         (Path(folder) / "policy.c").write_text(source)
-        (Path(folder) / str(policy.description["header"])).write_text(header)
+        (Path(folder) / header_name).write_text(header)
         failed = ""
         for native in (["-march=native"], []):  # not every compiler knows it
             command = [*cc, *_FLAGS, *native, "policy.c", "-o", "policy.so", "-lm"]
@@ -80,6 +122,6 @@ def compiled(policy: CPolicy, name: str) -> CNetwork:
                 raise UserError(f"{name} cannot be compiled: {error}") from None
             if done.returncode == 0:
                 # Loaded it stays in memory when its file is gone.
-                return CNetwork(policy, ctypes.CDLL(str(Path(folder) / "policy.so")))
+                return ctypes.CDLL(str(Path(folder) / "policy.so"))
             failed = (done.stderr.strip().splitlines() or [f"{cc[0]} failed"])[-1]
     raise UserError(f"{name} cannot be compiled: {failed}")

@@ -84,10 +84,10 @@ def c_policy(
         arrays |= {"shift": lowered.shift, "scale": lowered.scale}
     before: Affine | None = None
     for number, layer in enumerate(lowered.layers, 1):
-        weight, bias = _laid_out(layer, before, first=number == 1), layer.bias
+        weight, bias = laid_out(layer, before, first=number == 1), layer.bias
         if rounded:
             numbers, arrays[f"scales_{number}"], bias = rounded[number - 1]
-            weight = _laid_out(layer._replace(weight=numbers), before, first=number == 1)  # type: ignore[arg-type]  # int8 now
+            weight = laid_out(layer._replace(weight=numbers), before, first=number == 1)  # type: ignore[arg-type]  # int8 now
         arrays[f"weights_{number}"] = weight
         arrays[f"biases_{number}"] = bias
         if layer.norm is not None:
@@ -96,7 +96,7 @@ def c_policy(
     return CPolicy(json.loads(json.dumps(description)), {name: array.reshape(-1) for name, array in arrays.items()})
 
 
-def _laid_out(layer: Affine, before: Affine | None, *, first: bool) -> npt.NDArray[Any]:
+def laid_out(layer: Affine, before: Affine | None, *, first: bool) -> npt.NDArray[Any]:
     """Outputs last, so that the innermost loop runs over them; what is read pixel by pixel has its channels last."""
     weight = layer.weight
     if layer.stride:  # observations have channels first, what layers give each other has them last

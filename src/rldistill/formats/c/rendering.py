@@ -39,27 +39,27 @@ def render(policy: CPolicy) -> tuple[str, str]:
         "#include <math.h>",
         "",
     ]
-    parts += [_array(name, array) for name, array in policy.arrays.items()]
+    parts += [array_text(name, array) for name, array in policy.arrays.items()]
     if task.continuous:
         parts += [
-            _array("low", np.array(task.action_low, np.float32)),
-            _array("high", np.array(task.action_high, np.float32)),
+            array_text("low", np.array(task.action_low, np.float32)),
+            array_text("high", np.array(task.action_high, np.float32)),
         ]
     units = [math.prod(layer.outputs) for layer in lowered.layers[:-1]]
     buffers = {"even": max(units[0::2], default=0), "odd": max(units[1::2], default=0)}
     if policy.description["weights"] == "int8":
         filters = (layer for layer in lowered.layers if layer.stride)
-        buffers["wide"] = max((layer.weight[0].size * _block(layer) for layer in filters), default=0)
+        buffers["wide"] = max((layer.weight[0].size * block_of(layer) for layer in filters), default=0)
     parts += [f"static float {name}[{size}];" for name, size in buffers.items() if size]
     kind = "uint8_t" if task.observation_dtype == "uint8" else "float"
     if lowered.shift is not None:
         parts.append(f"static float standardized[{lowered.shift.size}];")
     parts.append("")
     source = kind if lowered.shift is None else "float"
-    parts += [_POSITIVE] if any(layer.relu for layer in lowered.layers) else []
-    parts += [_NORMALIZE] if any(layer.norm is not None for layer in lowered.layers) else []
+    parts += [POSITIVE] if any(layer.relu for layer in lowered.layers) else []
+    parts += [NORMALIZE] if any(layer.norm is not None for layer in lowered.layers) else []
     for number, layer in enumerate(lowered.layers, 1):
-        parts.append(_layer(number, layer, source if number == 1 else "float", policy, first=number == 1))
+        parts.append(layer_text(number, layer, source if number == 1 else "float", policy, first=number == 1))
     calls, at = [], "observation"
     if lowered.shift is not None:
         calls += [
@@ -76,7 +76,8 @@ def render(policy: CPolicy) -> tuple[str, str]:
     return "\n".join(parts), _header(policy, task, prefix, kind)
 
 
-def _array(name: str, array: npt.NDArray[Any]) -> str:
+def array_text(name: str, array: npt.NDArray[Any]) -> str:
+    """An array of numbers."""
     kind, mark = ("int8_t", "") if array.dtype == np.int8 else ("float", "f")
     # The shortest text that is this number again; infinities are bounds of actions.
     words = [f"{word}{mark}".replace("inff", "INFINITY") for word in map(str, array)]
@@ -84,14 +85,14 @@ def _array(name: str, array: npt.NDArray[Any]) -> str:
     return f"static const {kind} {name}[{len(words)}] = {{\n" + ",\n".join(rows) + "};"
 
 
-_POSITIVE = """\
+POSITIVE = """\
 static inline float positive(float x)
 {
     return x > 0.0f ? x : 0.0f;
 }
 """
 
-_NORMALIZE = """\
+NORMALIZE = """\
 static void normalize(float *x, int units, int channels, const float *weight, const float *bias, float epsilon)
 {
     float mean = 0.0f, variance = 0.0f;
@@ -107,7 +108,7 @@ static void normalize(float *x, int units, int channels, const float *weight, co
 """
 
 
-def _layer(number: int, layer: Affine, source: str, policy: CPolicy, *, first: bool) -> str:
+def layer_text(number: int | str, layer: Affine, source: str, policy: CPolicy, *, first: bool) -> str:
     """The function of a layer, from one buffer to the next."""
     kind, weight, result = _numbers_of(number, layer, policy)
     outputs = layer.outputs[0]
@@ -135,7 +136,7 @@ def _layer(number: int, layer: Affine, source: str, policy: CPolicy, *, first: b
     return "\n".join([*lines, "}", ""])
 
 
-def _convolution(number: int, layer: Affine, policy: CPolicy, *, first: bool) -> list[str]:
+def _convolution(number: int | str, layer: Affine, policy: CPolicy, *, first: bool) -> list[str]:
     """Lines that compute some neighbours of a row of outputs at once, 16 or 8 channels of each.
 
     Their sums, an array each and not one of all, stay in vector registers, and each weight is read once for all of them:
@@ -143,7 +144,7 @@ def _convolution(number: int, layer: Affine, policy: CPolicy, *, first: bool) ->
     """
     channels, height, width = layer.inputs
     kernel, stride, (outputs, rows, columns) = layer.weight.shape[2], layer.stride, layer.outputs
-    at_once, block = math.ceil(columns / math.ceil(columns / _AT_ONCE)), _block(layer)
+    at_once, block = math.ceil(columns / math.ceil(columns / _AT_ONCE)), block_of(layer)
     # Channels last: a filter's row is one run of numbers. Observations have them first, and become floats row by row.
     lines_of_filter, run, line, step = kernel, kernel * channels, width * channels, stride * channels
     into = [f"            const float *rows = in + y * {stride * line};"]
@@ -198,12 +199,12 @@ def _convolution(number: int, layer: Affine, policy: CPolicy, *, first: bool) ->
     ]
 
 
-def _block(layer: Affine) -> int:
+def block_of(layer: Affine) -> int:
     """Output channels that are computed at once."""
     return next((size for size in (16, 8) if layer.outputs[0] % size == 0), layer.outputs[0])
 
 
-def _numbers_of(number: int, layer: Affine, policy: CPolicy) -> tuple[str, str, Callable[[str, str], str]]:
+def _numbers_of(number: int | str, layer: Affine, policy: CPolicy) -> tuple[str, str, Callable[[str, str], str]]:
     """Type of the weights, a weight as float, and an output by its sum and the name of its index."""
     int8 = policy.description["weights"] == "int8"
 
@@ -236,7 +237,7 @@ def _act(policy: CPolicy, task: Task, prefix: str, kind: str) -> str:
     extra: list[str] = []
     if policy.score_kind == "squashed_gaussian":
         least, most = (side.numpy() for side in bounds(task))
-        extra = [_array("least", least), _array("most", most)]
+        extra = [array_text("least", least), array_text("most", most)]
         unit = "least[d] + (tanhf(scores[d]) + 1.0f) / 2.0f * (most[d] - least[d])"
     extra = [line.replace("static const", "    static const", 1) for line in extra]
     return "\n".join(
@@ -284,7 +285,7 @@ def _header(policy: CPolicy, task: Task, prefix: str, kind: str) -> str:
     }[policy.score_kind]
     return f"""\
 /* A policy of rldistill. No allocation, nothing but libm; its buffers are static, so one thread at a time.
-{_comment(policy.description.get("interface", ()))} */
+{comment_lines(policy.description.get("interface", ()))} */
 #ifndef {upper}_POLICY_H
 #define {upper}_POLICY_H
 
@@ -309,7 +310,7 @@ void {prefix}_scores(const {kind} *observation, float *scores);
 """
 
 
-def _comment(lines: Any) -> str:
+def comment_lines(lines: Any) -> str:
     """Lines of a comment. They may be a stranger's, so what would end the comment is altered."""
     texts = [str(line) for line in lines] if isinstance(lines, list) else []
     plain = ["".join(letter if " " <= letter <= "~" and letter != "\\" else "?" for letter in text) for text in texts]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rldistill.formats.deployed import Deployed, NetworkPolicy, example
 from rldistill.formats.note import MEMBER
@@ -34,20 +34,37 @@ def to_onnx(policy: NetworkPolicy, note: Mapping[str, Any]) -> bytes:
     Raises:
         UserError: the packages of the extra are missing.
     """
+    model = exported_model(_Both(policy), {"observation": example(policy)}, ["action", "scores"])
+    add_note(model, note)
+    return bytes(model.SerializeToString())
+
+
+def exported_model(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> Any:
+    """A module as an ONNX model of any batch size.
+
+    Args:
+        module: called with the inputs in their order.
+        inputs: an example of each, of the same batch size.
+        outputs: their names.
+
+    Raises:
+        UserError: the packages of the extra are missing.
+    """
     check_packages("onnx", "onnxscript", "onnxruntime")
     # It warns of operators of packages that are not installed, and of its own calls.
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
+    batch = torch.export.Dim("batch")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                _Both(policy),
-                (example(policy),),
-                input_names=["observation"],
-                output_names=["action", "scores"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                module,
+                tuple(inputs.values()),
+                input_names=list(inputs),
+                output_names=list(outputs),
+                dynamic_shapes=tuple({0: batch} for _ in inputs),
                 opset_version=OPSET,
                 dynamo=True,
                 external_data=False,
@@ -63,8 +80,7 @@ def to_onnx(policy: NetworkPolicy, note: Mapping[str, Any]) -> bytes:
     for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
         del value.metadata_props[:]
     del model.graph.metadata_props[:]
-    add_note(model, note)
-    return bytes(model.SerializeToString())
+    return model
 
 
 def add_note(model: Any, note: Mapping[str, Any]) -> None:

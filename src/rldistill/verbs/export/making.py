@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from json import dumps
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias, cast, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import numpy as np
 
 import rldistill
-from rldistill.files import check_new_file, place_at, put_in_place, replace_file
+from rldistill.files import check_new_file, place_at
 from rldistill.formats.c.compiling import compiler
 from rldistill.formats.c.numbers import c_policy
 from rldistill.formats.c.rendering import render
@@ -21,7 +19,6 @@ from rldistill.formats.onnx.int8 import to_onnx_int8
 from rldistill.formats.onnx.writing import to_onnx
 from rldistill.formats.sb3.writing import sb3_actions, to_sb3
 from rldistill.formats.torchscript.writing import to_torchscript
-from rldistill.holding import folder_aside
 from rldistill.machine import check_packages
 from rldistill.play.actions import MASKED, greedy
 from rldistill.play.timing import decision_microseconds
@@ -37,13 +34,16 @@ from rldistill.verbs.export.checks import (
     ROWS,
     Bound,
     Compared,
+    Export,
+    ExportConfig,
+    Format,
     compare,
     dataset_states,
+    place_checked,
     played_states,
     refuse_beyond,
 )
 
-Format: TypeAlias = Literal["onnx", "onnx-int8", "c", "c-int8", "torchscript", "sb3"]
 BOUNDS: dict[Format, Bound] = {
     "onnx": EXACT,
     "onnx-int8": Bound(agreement=0.95),
@@ -61,64 +61,6 @@ _PACKAGES: dict[Format, tuple[str, ...]] = {
 _CALIBRATION_EVERY = 8  # control steps: states in a row are nearly the same
 _SB3_STATES = 256
 _SCORE = ("episodes", "distinct", "mean", "ci_low", "ci_high")
-
-
-@dataclass(frozen=True)
-class ExportConfig:
-    """How an export is made and checked."""
-
-    dataset: Path | None = None
-    """Recorded observations to compare (and calibrate) on; by default the policy plays for them, with epsilon 0.05."""
-    states: int = 10_000
-    """Observations on which the export's scores and actions are compared with the policy's."""
-    calibration: int = 512
-    """Observations, others than those, that give int8 its ranges."""
-    episodes: int = 10
-    """Full games of the policy and of the export, for their scores; 0 plays none."""
-    epsilon: float = 0.01
-    """Probability of a random action in these games."""
-    num_envs: int = 10
-    """Games played side by side."""
-    seed: int = 0
-    """Of games and draws."""
-    teacher: str | None = None
-    """A policy for a row of its own in the table; by default the teacher, if it is still where it was; `none` for none."""
-    env: str | None = None
-    """The policy's own environment id, to confirm it where it is written module:Id: the module is imported only then."""
-    prefix: str = "rldistill"
-    """Of C: what the names of functions begin with."""
-
-
-@dataclass(frozen=True)
-class Export:
-    """Files that were written, and how they compare with the policy."""
-
-    files: tuple[Path, ...]
-    format: Format
-    bytes: int
-    """Of the file; of C those of its numbers when compiled."""
-    compared: Compared
-    notes: tuple[str, ...]
-    """Differences between policy and file that come with the format."""
-    rows: tuple[dict[str, Any], ...]
-    """The policy, the export, and the teacher where there is one: `policy`, `format`, `bytes`, `microseconds` (of a decision,
-    NumPy observation to action, batch 1, one thread), `agreement` (with the policy, on the compared states; None of the
-    teacher), `episodes`, `distinct`, `mean`, `ci_low`, `ci_high` as in `Score` (None where no games were played), plain JSON
-    data."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON data."""
-        return {
-            "files": [str(file) for file in self.files],
-            "format": self.format,
-            "bytes": self.bytes,
-            "states": self.compared.states,
-            "largest_difference": self.compared.difference,
-            "range_of_scores": self.compared.range,
-            "agreement": self.compared.agreement,
-            "notes": list(self.notes),
-            "policies": list(self.rows),
-        }
 
 
 class Checks(NamedTuple):
@@ -162,30 +104,17 @@ def make_export(
     progress.say(f"writing {format}")
     written, notes = _written(source, target, format, config, calibration)
     notes += [f"{MASKED}, not the action that the file gives"] if source.task.action_masks else []
-    try:
-        with folder_aside(target) as aside:
-            for file in files:
-                replace_file(aside / file.name, written[file.name])  # synced to disk: renaming it needs no more room
-            made = checks.read(aside / target.name)
-            compared = compare(source, made, states, config.states, progress)
-            refuse_beyond(BOUNDS[format], compared, format)
-            if format == "sb3":
-                _check_in_sb3(aside / target.name, source, made, calibration)
-            rows = _rows(source, made, compared, format, config, checks)
-            done = Export(tuple(files), format, _size(made), compared, tuple(notes), tuple(rows))
-            for file in files:
-                check_new_file(file, force=force)  # once more: another process may have written it meanwhile
-            if report is not None:
-                data = dumps(done.as_dict(), indent=2, allow_nan=False).encode() + b"\n"
-                replace_file(report, data, new=not force)
-            for file in files:
-                if file.is_symlink():
-                    replace_file(file, written[file.name])
-                else:
-                    put_in_place(aside / file.name, file, new=not force)
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror}; nothing was written") from None
-    return done
+
+    def tried(file: Path) -> Export:
+        made = checks.read(file)
+        compared = compare(source, made, states, config.states, progress)
+        refuse_beyond(BOUNDS[format], compared, format)
+        if format == "sb3":
+            _check_in_sb3(file, source, made, calibration)
+        rows = _rows(source, made, compared, format, config, checks)
+        return Export(tuple(files), format, _size(made), compared, tuple(notes), tuple(rows))
+
+    return place_checked(files, written, tried, force=force, report=report)
 
 
 def output_files(target: Path, format: Format, config: ExportConfig, *, force: bool) -> list[Path]:

@@ -28,8 +28,8 @@ from rldistill.runs.scores import Score, read_scores, write_scores
 from rldistill.teachers import TeacherOptions, load_own, load_policy, note_in, teacher_beside
 from rldistill.teachers.detect import kind_of
 from rldistill.types import MOST_ENVIRONMENTS, Task, UserError, check_boolean, check_numbers
-from rldistill.verbs.export.checks import ROWS, Bound, compare, played_states, refuse_beyond
-from rldistill.verbs.export.making import Checks, ExportConfig, Format, make_export, output_files
+from rldistill.verbs.export.checks import ROWS, Bound, ExportConfig, Format, compare, played_states, refuse_beyond
+from rldistill.verbs.export.making import Checks, make_export, output_files
 from rldistill.verbs.push.card import CardFacts, Shipped, card
 from rldistill.verbs.push.folder import (
     POLICY_FILES,
