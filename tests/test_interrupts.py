@@ -9,7 +9,7 @@ from rldistill.interrupts import deferred_interrupt
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_is_told_and_the_second_interrupts(
+def test_the_first_signal_is_announced_and_the_second_interrupts(
     number: signal.Signals, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = signal.getsignal(number)

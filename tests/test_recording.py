@@ -1,4 +1,4 @@
-"""The verb `record`, with real environments: what is on the disk is what was played and what the teacher said."""
+"""The verb `record`, with real environments: what is on the disk is what was played and what the teacher's scores were."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def pong() -> SavedPolicy:
 
 
 class Remembering:
-    """A teacher that keeps what it was shown and what it said."""
+    """A teacher that keeps its observations and its scores."""
 
     def __init__(self, policy: SavedPolicy) -> None:
         self.policy, self.task, self.score_kind = policy, policy.task, policy.score_kind
@@ -57,7 +57,7 @@ class Remembering:
         return values
 
 
-def test_dataset_of_pong_holds_what_was_seen_said_and_played(tmp_path: Path, pong: SavedPolicy) -> None:
+def test_dataset_of_pong_holds_observations_scores_and_play(tmp_path: Path, pong: SavedPolicy) -> None:
     """Three environments, shards of 37 times, episodes of some 55 control steps, and a last step of two rows."""
     num_envs, steps, each = 3, 3 * 130 + 2, 37
     teacher = Remembering(pong)
@@ -214,7 +214,7 @@ def test_a_teacher_of_a_task_with_fewer_fields_is_refused_in_one_line(tmp_path: 
         record(cartpole, tmp_path / "d", RecordConfig(steps=10), append=True)
 
 
-def test_two_teachers_without_a_checksum_are_told_apart_by_their_kind(tmp_path: Path, cartpole: SavedPolicy) -> None:
+def test_two_teachers_without_a_checksum_are_distinguished_by_their_kind(tmp_path: Path, cartpole: SavedPolicy) -> None:
     class One:
         task, score_kind = cartpole.task, cartpole.score_kind
 
@@ -244,8 +244,10 @@ def test_half_files_of_a_killed_process_do_not_stay_or_hinder(tmp_path: Path, ca
     (tmp_path / "d" / ".shard-00001.arrow.1234.tmp").write_text("half")
     record(cartpole, tmp_path / "d", RecordConfig(steps=10), append=True)
     assert sorted(path.name for path in (tmp_path / "d").iterdir()) == [
-        "dataset.json", "shard-00000.arrow", "shard-00001.arrow"
-    ]  # fmt: skip
+        "dataset.json",
+        "shard-00000.arrow",
+        "shard-00001.arrow",
+    ]
 
 
 def test_a_link_to_an_empty_folder_is_filled(tmp_path: Path, cartpole: SavedPolicy) -> None:
@@ -374,7 +376,7 @@ def test_lines_of_the_page_read_a_dataset_with_pyarrow_alone(
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "squashed_gaussian", "actions"])
-def test_dataset_of_pendulum_holds_what_was_seen_said_and_played(tmp_path: Path, kind: ScoreKind) -> None:
+def test_dataset_of_pendulum_holds_observations_scores_and_play(tmp_path: Path, kind: ScoreKind) -> None:
     task = make_task("Pendulum-v1")
     teacher = Remembering(policy_for(task, "mlp:8", score_kind=kind))
     config = RecordConfig(steps=450, num_envs=2, seed=5, epsilon=0.3, shard_steps=100)
@@ -387,15 +389,15 @@ def test_dataset_of_pendulum_holds_what_was_seen_said_and_played(tmp_path: Path,
     assert columns["actions"].shape == (450, 1)
     rows = [np.flatnonzero(columns["environments"] == row) for row in range(2)]
     greedy = 0
-    for now, (seen, said) in enumerate(calls):
+    for now, (observations, scores) in enumerate(calls):
         places = [rows[row][now] for row in range(2)]
-        np.testing.assert_array_equal(columns["frames"][places], seen)
-        np.testing.assert_array_equal(columns["values"][places], said)
+        np.testing.assert_array_equal(columns["frames"][places], observations)
+        np.testing.assert_array_equal(columns["values"][places], scores)
         np.testing.assert_array_equal(columns["frames"][places], fresh.observations)
         step = fresh.step(columns["actions"][places])
         np.testing.assert_array_equal(columns["rewards"][places], step.rewards)
         np.testing.assert_array_equal(columns["truncated"][places], step.truncated)
-        greedy += int((columns["actions"][places] == chosen(said, kind, task).numpy()).sum())
+        greedy += int((columns["actions"][places] == chosen(scores, kind, task).numpy()).sum())
     fresh.close()
     # 450 steps, of which 0.7 are greedy; four standard deviations are 39.
     assert abs(greedy - 315) < 39

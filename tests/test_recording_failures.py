@@ -70,10 +70,10 @@ def check_kept(dataset: Dataset, steps: int, lines: list[str]) -> None:
     """Whole shards, of exactly the steps that the last line speaks of, which itself says what is missing."""
     assert dataset.problems() == {}
     assert dataset.control_steps == steps
-    shown = np.concatenate([dataset.read(number).frames[:, 0] for number in range(len(dataset.shards))])
-    assert sorted(shown.tolist()) == sorted([*range(steps // 2)] * 2)
-    found = [re.search(r"([\d,]+) steps are safe .*--append --steps (\d+)$", line) for line in lines]
-    assert [(match[1], match[2]) for match in found if match] == [(f"{steps:,}", str(1000 - steps))]
+    frames = np.concatenate([dataset.read(number).frames[:, 0] for number in range(len(dataset.shards))])
+    assert sorted(frames.tolist()) == sorted([*range(steps // 2)] * 2)
+    matches = [re.search(r"([\d,]+) steps are safe .*--append --steps (\d+)$", line) for line in lines]
+    assert [(match[1], match[2]) for match in matches if match] == [(f"{steps:,}", str(1000 - steps))]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_the_second_ctrl_c_keeps_what_was_played_too(
 
     class Impatient(Counting):
         def step(self, action: int) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-            if self.now == 72:  # an environment in which the first one is not heard of
+            if self.now == 72:  # an environment that does not notice the first one
                 os.kill(os.getpid(), signal.SIGINT)
                 os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(1)
@@ -182,12 +182,12 @@ def test_of_three_that_record_into_one_folder_at_once_one_does(
             out = tmp_path / f"data{len(list(tmp_path.iterdir()))}"
             there = 0
         running = [start(out, "--steps", 20_000, "--shard-steps", 1000, "--seed", seed, *words) for seed in range(3)]
-        said = [process.communicate(timeout=300)[1] for process in running]
+        outputs = [process.communicate(timeout=300)[1] for process in running]
         won = [process.returncode for process in running].count(0)
         assert sorted(process.returncode for process in running)[won:] == [2] * (3 - won)
         assert won >= 1  # with --append one may begin when another has ended
         assert won == 1 or words
-        for process, text in zip(running, said, strict=True):
+        for process, text in zip(running, outputs, strict=True):
             assert process.returncode == 0 or re.search("exists|another process works on", text.splitlines()[-1])
         dataset = open_dataset(out)
         assert dataset.problems() == {}

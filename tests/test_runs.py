@@ -85,7 +85,7 @@ def test_a_folder_whose_configuration_finds_no_room_goes_away(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_link_to_nothing_is_said_to_be_one(tmp_path: Path) -> None:
+def test_a_link_to_nothing_is_reported_as_one(tmp_path: Path) -> None:
     (tmp_path / "run").symlink_to(tmp_path / "gone")
     with pytest.raises(UserError, match="is a link to nothing"):
         Run(tmp_path / "run", CONFIG, resume=False)
@@ -144,8 +144,10 @@ def test_what_a_user_has_put_into_a_run_stays_when_it_is_finished_or_fails(tmp_p
     left = set(listing(tmp_path / "run"))
     assert set(mine) < left
     assert {name for name in left - set(mine) if "tfevents" not in name} == {
-        "config.json", "metrics.jsonl", "policy/policy.json"
-    }  # fmt: skip
+        "config.json",
+        "metrics.jsonl",
+        "policy/policy.json",
+    }
 
 
 def test_of_several_that_begin_one_run_at_once_one_does(tmp_path: Path) -> None:
@@ -237,9 +239,9 @@ def test_a_run_holds_its_folder_until_it_is_closed(tmp_path: Path) -> None:
 
 def test_what_was_logged_is_kept_where_a_run_has_lost_its_checkpoint(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    for said, files in [([], 0), (["metrics.1.jsonl"], 1), (["metrics.2.jsonl"], 2)]:
+    for names, files in [([], 0), (["metrics.1.jsonl"], 1), (["metrics.2.jsonl"], 2)]:
         run = Run(out, CONFIG, resume=True)
-        assert [remark.rsplit("/", 1)[-1] for remark in run.remarks] == said
+        assert [remark.rsplit("/", 1)[-1] for remark in run.remarks] == names
         assert all("begins anew" in remark for remark in run.remarks)
         assert read_metrics(out) == []
         assert len(list(out.glob("metrics.*.jsonl"))) == files
@@ -249,7 +251,7 @@ def test_what_was_logged_is_kept_where_a_run_has_lost_its_checkpoint(tmp_path: P
     assert (out / "metrics.2.jsonl").read_text() == '{"event": "train", "updates": 1}\n'
 
 
-def test_lost_lines_of_the_metrics_are_told(tmp_path: Path) -> None:
+def test_lost_lines_of_the_metrics_are_reported(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", CONFIG, resume=False)
     run.log(Train(updates=1))
     run.checkpoint({})
@@ -268,20 +270,20 @@ def test_a_checkpoint_goes_only_when_what_the_run_made_can_be_read(tmp_path: Pat
         raise UserError(f"{path} is damaged")
 
     with Run(tmp_path / "run", CONFIG, resume=False) as run:
-        said: list[str] = []
-        assert run.result(str, said.append) is None  # not finished
-        assert said == []
+        lines: list[str] = []
+        assert run.result(str, lines.append) is None  # not finished
+        assert lines == []
         run.checkpoint({})
         finish(run)
     with Run(tmp_path / "run", CONFIG, resume=True) as run:
-        assert run.result(damaged, said.append) is None
-        assert said[-1].endswith("is damaged: made again from the last checkpoint")
+        assert run.result(damaged, lines.append) is None
+        assert lines[-1].endswith("is damaged: made again from the last checkpoint")
         assert run.state is not None
-        assert run.result(str, said.append) == str(tmp_path / "run" / "policy")
-        assert "finished already" in said[-1]
+        assert run.result(str, lines.append) == str(tmp_path / "run" / "policy")
+        assert "finished already" in lines[-1]
         assert not run.scratch.exists()
     with Run(tmp_path / "run", CONFIG, resume=True) as run, pytest.raises(UserError, match="is damaged"):
-        run.result(damaged, said.append)
+        run.result(damaged, lines.append)
 
 
 def test_metrics_go_back_to_the_checkpoint_on_resume(tmp_path: Path) -> None:
@@ -378,10 +380,10 @@ def test_a_checkpoint_with_another_layout_has_another_number(tmp_path: Path) -> 
     trained = train("CartPole-v1", tmp_path / "teacher", TrainConfig(steps=300, network="mlp:8", final_episodes=1))
     with pytest.raises(KeyboardInterrupt):
         distill(trained, tmp_path / "student", short, progress=CtrlC(600))
-    found = {name: layout(load_state(tmp_path / name / "checkpoint" / "state")) for name in ("dqn", "pqn", "student")}
-    told = hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
+    layouts = {name: layout(load_state(tmp_path / name / "checkpoint" / "state")) for name in ("dqn", "pqn", "student")}
+    checksum = hashlib.sha256(json.dumps(layouts).encode()).hexdigest()[:16]
     # Another layout: put the new pair here, and count CHECKPOINT_FORMAT up, but where all that is new may be absent.
-    assert (CHECKPOINT_FORMAT, told) == (3, "61f71dbd08b41ea5")
+    assert (CHECKPOINT_FORMAT, checksum) == (3, "61f71dbd08b41ea5")
 
 
 def test_half_files_of_a_killed_process_are_swept_up(tmp_path: Path) -> None:
@@ -442,7 +444,9 @@ def test_missing_tensorboard_names_its_extra_before_there_is_a_folder(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_disk_full_of_metrics_is_told_in_one_line_and_the_checkpoint_survives(tmp_path: Path, full_disk: Any) -> None:
+def test_a_disk_full_of_metrics_is_reported_in_one_line_and_the_checkpoint_survives(
+    tmp_path: Path, full_disk: Any
+) -> None:
     run = Run(tmp_path / "run", CONFIG, resume=False)
     run.log(Train(updates=1))
     run.checkpoint({"step": 1})
@@ -463,8 +467,12 @@ def test_a_learning_curve_has_the_mean_of_recent_games_at_even_distances_and_at_
     records += [Train(control_steps=10 * (k + 2), returns=[float(k)]) for k in range(7)]
     records += [FinalScore(returns=[99.0]), Train(control_steps=90, loss=1.0)]
     assert curve_csv(records, points=4, games=2).decode().splitlines() == [
-        "control_steps,mean_return", "20,0.000", "40,1.500", "60,3.500", "80,5.500"
-    ]  # fmt: skip
+        "control_steps,mean_return",
+        "20,0.000",
+        "40,1.500",
+        "60,3.500",
+        "80,5.500",
+    ]
     assert curve_csv([]) == b"control_steps,mean_return\n"
 
 
@@ -529,8 +537,11 @@ def test_snapshots_are_listed_by_their_share(tmp_path: Path) -> None:
 def test_a_configuration_keeps_what_nobody_knows_and_has_defaults_inside_groups(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"steps": 5, "invented": 1, "dqn": {"n_step": 3}}')
     assert RunFolder(tmp_path).config({"steps": 9, "seed": 0, "dqn": {"n_step": 1, "double": True}}) == {
-        "steps": 5, "seed": 0, "invented": 1, "dqn": {"n_step": 3, "double": True}
-    }  # fmt: skip
+        "steps": 5,
+        "seed": 0,
+        "invented": 1,
+        "dqn": {"n_step": 3, "double": True},
+    }
 
 
 # Older runs

@@ -1,4 +1,4 @@
-"""The verb `train`: teachers learn, a killed run ends as one that was not, and wrong input is told in one line."""
+"""The verb `train`: teachers learn, a killed run ends as one that was not, and wrong input is reported in one line."""
 
 import errno
 import json
@@ -31,9 +31,19 @@ CARTPOLE_DQN = TrainConfig(
 CARTPOLE_PQN = TrainConfig(steps=8_000, algo="pqn", seed=3, network="mlp:32", checkpoint_seconds=0, final_episodes=2)
 # The replay has gone round at the end, and checkpoints come when the room in its files is used up, not by the clock.
 PONG_DQN = TrainConfig(
-    steps=3_000, algo="dqn", seed=3, network="cnn:4,4,4:16", num_envs=4, warmup=600, replay=1_024, minibatch=32,
-    replay_ratio=2, target_every=10, checkpoint_seconds=1e9, final_episodes=1,
-)  # fmt: skip
+    steps=3_000,
+    algo="dqn",
+    seed=3,
+    network="cnn:4,4,4:16",
+    num_envs=4,
+    warmup=600,
+    replay=1_024,
+    minibatch=32,
+    replay_ratio=2,
+    target_every=10,
+    checkpoint_seconds=1e9,
+    final_episodes=1,
+)
 
 
 def weights(out: Path) -> bytes:
@@ -260,12 +270,12 @@ def test_settings_reach_the_configuration_resolved(tmp_path: Path) -> None:
         ("CartPole-v1", {"sticky_actions": 0.25}, "does not take the option"),
     ],
 )
-def test_a_wrong_input_is_told_in_one_line_and_leaves_nothing(
+def test_a_wrong_input_is_reported_in_one_line_and_leaves_nothing(
     tmp_path: Path, env: str, fields: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(UserError, match=message) as told:
+    with pytest.raises(UserError, match=message) as refusal:
         train(env, tmp_path / "run", TrainConfig(**fields))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(refusal.value)
     assert not (tmp_path / "run").exists()
 
 
@@ -337,15 +347,15 @@ def test_a_damaged_checkpoint_is_refused_and_left_as_it_is(tmp_path: Path, damag
     data[len(data) // 3] ^= 4
     before[path] = {"empty": b"", "truncated": before[path][:-100]}.get(damage, bytes(data))
     path.write_bytes(before[path])
-    with pytest.raises(UserError, match="is damaged") as told:
+    with pytest.raises(UserError, match="is damaged") as refusal:
         train("CartPole-v1", out, CARTPOLE_DQN, resume=True)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(refusal.value)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("config", [CARTPOLE_DQN, CARTPOLE_PQN], ids=["dqn", "pqn"])
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_disk_that_fills_up_is_told_in_one_line_and_the_last_checkpoint_survives(
+def test_a_disk_that_fills_up_is_reported_in_one_line_and_the_last_checkpoint_survives(
     tmp_path: Path, config: TrainConfig, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train("CartPole-v1", tmp_path / "whole", config)
@@ -364,10 +374,10 @@ def test_a_disk_that_fills_up_is_told_in_one_line_and_the_last_checkpoint_surviv
             if config.steps // 2 <= done and not last:
                 monkeypatch.setattr(os, call, full)
 
-    with pytest.raises(UserError, match=r"cannot write .*(state|metrics.jsonl): No space left on device; ") as told:
+    with pytest.raises(UserError, match=r"cannot write .*(state|metrics.jsonl): No space left on device; ") as refusal:
         train("CartPole-v1", out, config, progress=Half())
     monkeypatch.undo()
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(refusal.value)
     assert state.read_bytes() == last
     assert not list(out.rglob("*.tmp"))
     train("CartPole-v1", out, config, resume=True)

@@ -1,4 +1,4 @@
-"""States that nobody visited, made of two that were. A teacher labels whatever it is shown, so they cost no control step."""
+"""States that nobody visited, made of two that were. A teacher can label any observation, so they cost no control step."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class NStep(NamedTuple):
     steps: npt.NDArray[np.int64]
     """After how many control steps the observation to bootstrap from comes."""
     valid: Bools
-    """Whether anything is known: not where the very first step was truncated, for its last observation is not kept."""
+    """False where the first step was truncated: its last observation is not kept, so there is no target."""
 
 
 class Drawn(NamedTuple):

@@ -87,7 +87,7 @@ def work_through(
         log: takes each record.
         hooks: evaluations, snapshots and the like, called in this order between two items, before the first and after the last.
         on_stop: called before a KeyboardInterrupt, when the work is saved.
-        pace: how often the work is saved and shown.
+        pace: how often the work is saved, and its progress shown.
 
     Raises:
         KeyboardInterrupt: the user asked to stop, and the work is saved.
@@ -107,7 +107,7 @@ def work_through(
             return any(busy)
 
         progress.start(title, work.total, work.unit, done=work.done)
-        saved = shown = time.monotonic()
+        saved = last_update = time.monotonic()
         if pause():
             save()
             saved = time.monotonic()
@@ -116,9 +116,9 @@ def work_through(
             for record in work.advance():
                 log(record)
             now = time.monotonic()
-            if now - shown >= pace.showing:
+            if now - last_update >= pace.showing:
                 progress.update(work.done, **work.figures())
-                shown = now
+                last_update = now
             if pause() or work.must_save or now - saved >= pace.saving:
                 save()
                 saved = time.monotonic()
