@@ -25,8 +25,10 @@ Result = TypeVar("Result")
 
 ENVIRONMENT_ERROR = "environment-error.txt"
 """File of a run folder: the traceback of an environment's last failure."""
-CHECKPOINT_FORMAT = 3
-"""One more whenever something in a checkpoint gets another name or meaning, so that an older one is refused in one line."""
+CHECKPOINT_FORMAT = 4
+"""One more whenever something in a checkpoint gets another name or meaning, so that an older version refuses it in one line."""
+READABLE_FORMATS = (3, 4)
+"""Of checkpoints. In 3 a distillation has the state of its one `update`, in 4 that of its `fitting` with several lessons."""
 
 MAY_CHANGE = frozenset(
     {
@@ -179,7 +181,7 @@ class Run:
         if not self._state_path.exists():
             return None
         state = load_state(self._state_path)
-        if state.get("format") != CHECKPOINT_FORMAT:
+        if state.get("format") not in READABLE_FORMATS:
             before = state.get("made_by", made_by())
             version = before if before != made_by() else "another version of rldistill"
             raise UserError(

@@ -195,5 +195,5 @@ class Evaluations:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from what `state_dict` gave. Another --evaluate-every than the run was begun with counts from here on."""
         self.next = min(int(state["next_evaluation"]), (self.work.done // self.every + 1) * self.every)
-        ends = state["levels"]
+        ends = state.get("levels", {})  # runs from before there were several lessons have none
         self.levels = {lesson: Level(*ends[lesson.name]) for lesson in self.work.lessons if lesson.name in ends}

@@ -150,13 +150,26 @@ class Distillation:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Puts back what `state_dict` gave."""
         self.stream.load_state_dict(state["stream"])
-        self.fitting.load_state_dict(state["fitting"])
+        older = state.get("update")  # of runs from before there were several lessons
+        self.fitting.load_state_dict(state["fitting"] if older is None else _of_one_lesson(older, self.lessons[0]))
         self.seconds, self.score = dict(state["seconds"]), float(state["score"])
         self._next_log = int(state["next_log"])
 
     def close(self) -> None:
         """Frees the environments."""
         self.stream.close()
+
+
+def _of_one_lesson(update: Mapping[str, Any], lesson: Lesson) -> dict[str, Any]:
+    """The state of the fitting, from that of the update of a single lesson."""
+    return {
+        "student": update["network"],
+        "average": update["average"],
+        "parts": [{name: update[name] for name in ("optimizer", "means", "updates")}],
+        "dropout": [] if update["dropout"] is None else [update["dropout"]],
+        "objectives": {lesson.name: {name: update[name] for name in ("temperature", "spread")}},
+        "updates": update["updates"],
+    }
 
 
 def _updates(config: DistillConfig) -> int:
