@@ -621,7 +621,7 @@ def test_ctrl_c_at_the_command_says_how_to_resume_and_resuming_ends_in_the_same_
     assert re.search(r"interrupted; continue with the same command and --resume$", said.strip())
     assert "Traceback" not in said
     assert not (tmp_path / "run" / "policy").exists()
-    stopped = torch.load(tmp_path / "run" / "checkpoint" / "state", weights_only=True)["update"]["updates"]
+    stopped = torch.load(tmp_path / "run" / "checkpoint" / "state", weights_only=True)["fitting"]["updates"]
     assert stopped > 0
 
     distill(str(root / "cartpole"), tmp_path / "run", config, resume=True)
