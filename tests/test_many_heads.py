@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 
 from rldistill.formats.c.compiling import compiler
 from rldistill.play.envs import make_task
-from rldistill.policies import MultiTaskPolicy, SavedPolicy, load_heads, save_policy
+from rldistill.policies import MultiTaskPolicy, SavedPolicy, load_heads, load_policy, save_policy
 from rldistill.runs.scores import read_scores, score_table, write_scores
 from rldistill.stats import GameReturns, bootstrap_ratio_interval, geometric_mean_of_ratios
 from rldistill.students.heads import Head, build_heads
@@ -24,6 +25,7 @@ from rldistill.types import UserError
 from rldistill.verbs.evaluate import EvaluateConfig, evaluate
 from rldistill.verbs.export import ExportConfig, export
 from rldistill.verbs.inspect import InspectConfig, inspect
+from rldistill.verbs.report import ReportConfig, report
 from rldistill.verbs.split import split
 from rldistill.verbs.watch import WatchConfig, watch
 
@@ -343,3 +345,65 @@ def test_a_format_of_one_task_takes_one_head(shelf: Path, tmp_path: Path) -> Non
     export(shelf / "student", tmp_path / "all.onnx", "onnx", few)
     with pytest.raises(UserError, match="holds all heads"):
         evaluate(tmp_path / "all.onnx", QUICK)
+
+
+# The report
+
+
+@pytest.fixture
+def run(grids: Path, tmp_path: Path) -> Path:
+    """A run folder of the student of two games, whose second teacher is there."""
+    policy = load_heads(grids / "student")
+    assert isinstance(policy, MultiTaskPolicy)
+    places = [str(grids / "gone"), str(grids / "freeway")]
+    save_policy(
+        tmp_path / "run" / "policy", policy.network, policy.tasks, {"teacher": places, "temperature": [0.1, 0.2]}
+    )
+    config = {
+        "verb": "distill",
+        "student": "cnn:4:8",
+        "teacher": places,
+        "task": [t.as_dict() for t in policy.tasks.values()],
+    }
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    records = [
+        {"event": "evaluation", "lesson": name, "control_steps": steps, "mean": mean, "returns": [mean]}
+        for steps in (100, 200)
+        for name, mean in zip(policy.tasks, (1.0, 2.0), strict=True)
+    ]
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return tmp_path / "run"
+
+
+def test_a_page_of_several_tasks_has_a_row_and_a_curve_a_task(run: Path) -> None:
+    config = ReportConfig(episodes=2, num_envs=2, seconds=0.2, task="MinAtar/Freeway-v1")
+    text = report(run, config=config).read_text()
+    assert all(f'id="curve-{place}-' in text for place in (0, 1))
+    rows = re.findall(r'<th scope="row">(.*?)</th>', text)
+    assert [re.sub("<.*?>", " ", row).split()[-1] for row in rows] == [
+        f"{run}#MinAtar/Breakout-v1",
+        json.loads((run / "config.json").read_text())["teacher"][1],
+        f"{run}#MinAtar/Freeway-v1",
+    ]
+    assert "gone is left out" in text
+    plays = json.loads(re.findall(r'id="plays">(.*?)</script>', text, re.DOTALL)[0])
+    assert plays["task"] == "MinAtar/Freeway-v1"
+    assert [player["role"] for player in plays["players"]] == ["teacher", "student"]
+    kept = (run / "scores.json").read_bytes()
+    report(run, config=replace(config, seconds=0))
+    assert (run / "scores.json").read_bytes() == kept
+
+
+def test_a_report_of_a_task_or_a_teacher_that_is_not_there_is_one_line(run: Path) -> None:
+    for config, words in (
+        (ReportConfig(task="Pong-v5"), "MinAtar/Breakout-v1, MinAtar/Freeway-v1"),
+        (ReportConfig(teacher="policies/pong"), "this run has several"),
+    ):
+        with pytest.raises(UserError, match=words):
+            report(run, config=config)
+    assert not (run / "report.html").exists()
+
+
+def test_one_head_has_its_own_teacher(run: Path) -> None:
+    view = load_policy(run, "MinAtar/Freeway-v1")
+    assert (Path(view.provenance["teacher"]).name, view.provenance["temperature"]) == ("freeway", 0.2)

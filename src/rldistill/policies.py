@@ -177,9 +177,20 @@ class MultiTaskPolicy:
             UserError: there is no head for the task; the message names those that are there.
         """
         network = self.network.split(task).eval().requires_grad_(False)
-        made = {name: value for name, value in self.provenance.items() if name != "scores"}
+        place = list(self.tasks).index(task)
+        made = {
+            name: value[place]
+            if name in _BY_TASK and isinstance(value, list) and len(value) == len(self.tasks)
+            else value
+            for name, value in self.provenance.items()
+            if name != "scores"
+        }
         score = self.provenance.get("scores", {}).get(task)
         return SavedPolicy(network, self.tasks[task], made | ({"score": score} if score else {}))
+
+
+_BY_TASK = ("teacher", "teacher_made_by", "temperature")
+"""Provenance that a policy of several tasks has of each task, in the order of the heads."""
 
 
 def _checksum(description: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> str:

@@ -246,7 +246,7 @@ def score_table(scores: Sequence[Score]) -> list[dict[str, str]]:
     """Rows for `progress.table`: one a policy and task, all figures as short text, `-` where a figure means nothing."""
     tasks = by_task(scores)
     return [
-        ({"task": str(score.task["env"])} if len(tasks) > 1 else {}) | _row(score, group[0])
+        {"policy": score.policy} | ({"task": str(score.task["env"])} if len(tasks) > 1 else {}) | _row(score, group[0])
         for group in tasks
         for score in group
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -12,15 +12,16 @@ from typing import Any
 from rldistill.arguments import checked_arguments
 from rldistill.files import place_at, read_regular, replace_file
 from rldistill.machine import usual_torch
-from rldistill.play.envs import confirm, unlike
-from rldistill.policies import KeptPolicy, SavedPolicy, load_policy
+from rldistill.play.envs import confirm, same_game, unlike
+from rldistill.policies import KeptPolicy, MultiTaskPolicy, NamedPolicy, SavedPolicy, load_heads, named, named_heads
 from rldistill.progress import Progress, Silent
 from rldistill.runs.folder import RunFolder
-from rldistill.runs.scores import Score, read_scores, write_scores
+from rldistill.runs.scores import Score, Scores, read_scores, write_scores
 from rldistill.teachers import ForeignTeacher, TeacherOptions, teacher_beside
 from rldistill.types import MOST_ENVIRONMENTS, Task, UserError, check_numbers
 from rldistill.verbs.report.animation import animation
-from rldistill.verbs.scoring import Conditions, score_loaded
+from rldistill.verbs.report.made import Made
+from rldistill.verbs.scoring import Conditions, score_loaded, score_tasks
 from rldistill.verbs.spectator import undrawable
 
 GENERATOR = "rldistill report"
@@ -43,6 +44,8 @@ class ReportConfig:
     """Length of the animation at 15 decisions a second, the speed of a real Atari; 0 leaves it out."""
     teacher: str | None = None
     """The teacher, if it is no longer where the run's configuration says; `none` leaves it out."""
+    task: str | None = None
+    """Of a student of several tasks, the one that the animation shows; by default the first."""
     env: str | None = None
     """The policy's own environment id, to confirm it where it is written module:Id: the module is imported only then."""
     trust_pickle: bool = False
@@ -83,9 +86,32 @@ def report(
     target = _writable(Path(out) if out is not None else folder / "report.html")
     metrics = [record.as_json() for record in begun.records()[0]]
     notes: list[str] = []
-    policy = load_policy(folder) if begun.finished else None
+    policy = load_heads(folder) if begun.finished else None
     if policy is None:
         notes.append("The run is not finished: there is no policy to play with yet.")
+    if isinstance(policy, MultiTaskPolicy) or isinstance(settings.get("task"), list):
+        assert not isinstance(policy, SavedPolicy)
+        text = _page_of_tasks(folder, settings, metrics, policy, notes, config, progress)
+    else:
+        text = _page(folder, settings, metrics, policy, notes, config, progress)
+    page = text.encode(errors="backslashreplace")  # a path may hold bytes that are no UTF-8
+    replace_file(target, page)
+    progress.say(f"{target}: {len(page) / 2**20:.1f} MiB, open it in a browser")
+    return target
+
+
+def _page(
+    folder: Path,
+    settings: dict[str, Any],
+    metrics: list[dict[str, Any]],
+    policy: SavedPolicy | None,
+    notes: list[str],
+    config: ReportConfig,
+    progress: Progress,
+) -> str:
+    """The page of a run with one task."""
+    if config.task is not None:
+        raise UserError("--task is one of several tasks, and this run has one: leave it out")
     if policy is not None:
         confirm(config.env, policy.task)
     teacher = _teacher(settings, config, notes)
@@ -94,21 +120,86 @@ def report(
         notes.append("The teacher plays another environment than the student, so the two are not compared.")
         players = [policy]
 
-    scores, plays = [], None
+    scores, plays = Scores([]), None
     if policy is not None:
-        scores = _scores(folder, players, policy.task, config, progress)
-        if config.seconds > 0:
-            progress.start("play for the animation", 1, "animation")
-            plays = _plays(players, policy, settings, config, notes)
-            progress.update(1)
+        conditions = _conditions(config)
+        # A student may have learnt in another environment than its teacher (--env), and both play that.
+        alike = [_playing(player, policy.task) for player in players]
+        scores = _scores(folder, players, config, progress, lambda: score_loaded(alike, conditions, progress))
+        plays = _plays(players, policy, settings, config, notes, progress)
     # Matplotlib is slow to import, and the command imports this module for every verb.
     from rldistill.verbs.report.page import write_page
 
-    text = write_page(folder, settings, metrics, policy, teacher, scores, plays, notes, generator=GENERATOR)
-    page = text.encode(errors="backslashreplace")  # a path may hold bytes that are no UTF-8
-    replace_file(target, page)
-    progress.say(f"{target}: {len(page) / 2**20:.1f} MiB, open it in a browser")
-    return target
+    made = _made(policy) if policy is not None else None
+    taught = _made(teacher) if teacher is not None else None
+    return write_page(folder, settings, metrics, made, taught, scores, plays, notes, generator=GENERATOR)
+
+
+def _page_of_tasks(
+    folder: Path,
+    settings: dict[str, Any],
+    metrics: list[dict[str, Any]],
+    policy: MultiTaskPolicy | None,
+    notes: list[str],
+    config: ReportConfig,
+    progress: Progress,
+) -> str:
+    """The page of a run with several tasks."""
+    tasks = [Task.from_dict(task) for task in settings.get("task", []) if isinstance(task, Mapping)]
+    names = list(policy.tasks) if policy is not None else [task.env for task in tasks]
+    if config.task is not None and config.task not in names:
+        raise UserError(f"there is no head for {config.task!r}: the tasks are {', '.join(names)}")
+    teachers = _teachers(settings, tasks, config, notes)
+    scores, plays = Scores([]), None
+    if policy is not None:
+        conditions = _conditions(config)
+        heads = named_heads(policy, folder)
+        table = [*(_beside(teacher, heads) for teacher in teachers), *heads]
+        players = [one.policy for one in table]
+        scores = _scores(folder, players, config, progress, lambda: score_tasks(table, None, conditions, progress))
+        shown = config.task or names[0]
+        view = policy.view(shown)
+        others = [one.policy for one in table if one.whole is None and same_game(one.env, view.task.env)]
+        plays = _plays([*others[:1], view], view, settings, config, notes, progress)
+        if plays is not None:
+            plays["task"] = shown
+            notes.append(f"The animation is of {shown}; --task shows another one of {', '.join(names)}.")
+    from rldistill.verbs.report.tasks import write_tasks_page
+
+    made = None
+    if policy is not None:
+        made = Made(policy.provenance, sha256(policy.weights()).hexdigest(), next(iter(policy.tasks.values())))
+    return write_tasks_page(
+        folder,
+        settings,
+        metrics,
+        made,
+        [_made(teacher) for teacher in teachers],
+        scores,
+        plays,
+        notes,
+        tasks=names,
+        generator=GENERATOR,
+    )
+
+
+def _made(policy: KeptPolicy) -> Made:
+    return Made(policy.provenance, sha256(policy.weights()).hexdigest(), policy.task)
+
+
+def _conditions(config: ReportConfig) -> Conditions:
+    return Conditions(config.episodes, config.epsilon, config.seed, config.num_envs)
+
+
+def _playing(player: KeptPolicy, task: Task) -> KeptPolicy:
+    return replace(player, task=task) if isinstance(player, SavedPolicy | ForeignTeacher) else player
+
+
+def _beside(teacher: KeptPolicy, heads: Sequence[NamedPolicy]) -> NamedPolicy:
+    """A teacher that plays the task of the head that it taught."""
+    env = teacher.task.env
+    task = next((head.policy.task for head in heads if same_game(head.env, env)), teacher.task)
+    return named(_playing(teacher, task) if unlike(teacher.task, task) is None else teacher)
 
 
 def _check(config: ReportConfig) -> None:
@@ -131,25 +222,42 @@ def _writable(path: Path) -> Path:
 
 
 def _teacher(settings: Mapping[str, Any], config: ReportConfig, notes: list[str]) -> KeptPolicy | None:
+    task = settings.get("task")
+    like = Task.from_dict(task) if isinstance(task, Mapping) else None
+    return _load_teacher(settings, settings.get("teacher"), like, config, notes)
+
+
+def _teachers(
+    settings: Mapping[str, Any], tasks: Sequence[Task], config: ReportConfig, notes: list[str]
+) -> list[KeptPolicy]:
+    """Of several tasks, those teachers that can be loaded."""
+    if config.teacher not in (None, "none"):
+        raise UserError("--teacher names one teacher, and this run has several: leave it out, or none to leave out all")
+    places = settings.get("teacher")
+    places = places if isinstance(places, list) else []
+    loaded = [_load_teacher(settings, place, task, config, notes) for place, task in zip(places, tasks, strict=False)]
+    return [teacher for teacher in loaded if teacher is not None]
+
+
+def _load_teacher(
+    settings: Mapping[str, Any], place: object, like: Task | None, config: ReportConfig, notes: list[str]
+) -> KeptPolicy | None:
     options = TeacherOptions.from_dict(settings.get("teacher_options", {}))
     options = replace(options, trust_pickle=config.trust_pickle)
 
     def note(line: str) -> None:
         notes.append(f"{line[:1].upper()}{line[1:]}.")
 
-    named = settings.get("teacher")
-    return teacher_beside(named, like=_task(settings), chosen=config.teacher, options=options, say=note)
-
-
-def _task(settings: Mapping[str, Any]) -> Task | None:
-    """The task that a teacher of another tool plays, by the run's configuration."""
-    task = settings.get("task")
-    return Task.from_dict(task) if isinstance(task, Mapping) else None
+    return teacher_beside(place, like=like, chosen=config.teacher, options=options, say=note)
 
 
 def _scores(
-    folder: Path, players: list[KeptPolicy], task: Task, config: ReportConfig, progress: Progress
-) -> list[Score]:
+    folder: Path,
+    players: Sequence[KeptPolicy],
+    config: ReportConfig,
+    progress: Progress,
+    play: Callable[[], Sequence[Score]],
+) -> Scores:
     """Scores in the run folder if they are of these policies, else measured now and kept there."""
     path = folder / "scores.json"
     expected = [sha256(player.weights()).hexdigest() for player in players]
@@ -159,29 +267,32 @@ def _scores(
             return kept
         progress.say(f"{path} holds the scores of other weights: measuring anew")
     if config.episodes == 0:
-        return []
-    # A student may have learnt in another environment than its teacher (--env), and both play that.
-    alike = [
-        replace(player, task=task) if isinstance(player, SavedPolicy | ForeignTeacher) else player for player in players
-    ]
-    conditions = Conditions(config.episodes, config.epsilon, config.seed, config.num_envs)
-    scores = score_loaded(alike, conditions, progress)
+        return Scores([])
+    scores = play()
     write_scores(path, scores)
-    return scores
+    return scores if isinstance(scores, Scores) else Scores(scores)
 
 
 def _plays(
-    players: list[KeptPolicy], policy: KeptPolicy, settings: Mapping[str, Any], config: ReportConfig, notes: list[str]
+    players: list[KeptPolicy],
+    policy: KeptPolicy,
+    settings: Mapping[str, Any],
+    config: ReportConfig,
+    notes: list[str],
+    progress: Progress,
 ) -> dict[str, Any] | None:
+    if config.seconds <= 0:
+        return None
     reason = undrawable(policy.task)
     if reason is not None:
         notes.append(f"There is no animation: {policy.task.env} cannot be drawn here ({reason}).")
         return None
+    progress.start("play for the animation", 1, "animation")
     # What the distillation used, where it acted on the teacher's values as they are (a constant added changes nothing).
     used = policy.provenance.get("temperature")
     plain = settings.get("targets", "raw") != "standardized"
     temperature = float(used) if plain and isinstance(used, int | float) and used > 0 else None
-    return animation(
+    played = animation(
         players,
         policy.task,
         seconds=config.seconds,
@@ -189,3 +300,5 @@ def _plays(
         seed=config.seed,
         temperature=temperature,
     )
+    progress.update(1)
+    return played

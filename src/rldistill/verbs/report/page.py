@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
-from hashlib import sha256
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,18 @@ import numpy as np
 
 import rldistill
 from rldistill import plots
-from rldistill.policies import KeptPolicy
 from rldistill.progress import clock
 from rldistill.runs.scores import Score, remarks, score_table
 from rldistill.stats import figure, interval, with_interval
+from rldistill.verbs.report.made import Made
 
 
 def write_page(
     folder: Path,
     settings: dict[str, Any],
     metrics: list[dict[str, Any]],
-    policy: KeptPolicy | None,
-    teacher: KeptPolicy | None,
+    policy: Made | None,
+    teacher: Made | None,
     scores: list[Score],
     plays: dict[str, Any] | None,
     notes: list[str],
@@ -52,19 +51,37 @@ def write_page(
     env = str(_mapping(settings.get("task")).get("env") or (policy.task.env if policy else "an environment"))
     headline, lead = _headline(name, env, settings, metrics, own, reference)
     sections = [
-        "".join(f'<p class="note">{escape(note)}</p>' for note in notes),
-        _section("Playing side by side" if plays and len(plays["players"]) == 2 else "Playing", _players(plays, env)),
-        _section("Scores", _scores_html(scores, own, reference)),
-        _section("Learning curve", _curves(name, settings, metrics, policy, scores, own, reference)),
-        _section("How it was made", _making(settings, policy, teacher)),
+        note_lines(notes),
+        section(
+            "Playing side by side" if plays and len(plays["players"]) == 2 else "Playing", players_html(plays, env)
+        ),
+        section("Scores", scores_html(scores, [_role(score, own, reference) for score in scores])),
+        section("Learning curve", curves(name, settings, metrics, policy, scores, own, reference)),
+        section("How it was made", making(settings, policy, [teacher] if teacher is not None else [])),
     ]
+    about = f"rldistill {settings.get('verb', 'run')} · {env} · {folder}"
+    cards = _cards(metrics, policy, own, reference)
+    return fill_template(generator, f"{headline} ({env})", about, headline, lead, cards, sections, plays)
+
+
+def fill_template(
+    generator: str,
+    title: str,
+    about: str,
+    headline: str,
+    lead: str,
+    cards: str,
+    sections: Sequence[str],
+    plays: dict[str, Any] | None,
+) -> str:
+    """The page out of its parts; cards and sections are HTML, the rest is plain text."""
     values = {
         "generator": f"{generator} {rldistill.__version__}",
-        "title": escape(f"{headline} ({env})"),
-        "eyebrow": escape(f"rldistill {settings.get('verb', 'run')} · {env} · {folder}"),
+        "title": escape(title),
+        "eyebrow": escape(about),
         "headline": escape(headline),
         "lead": escape(lead),
-        "cards": _cards(metrics, policy, own, reference),
+        "cards": cards,
         "sections": "\n".join(filter(None, sections)),
         "footer": escape(f"Written by rldistill {rldistill.__version__}. This page loads nothing from elsewhere."),
         # "<" would let a name end the script element.
@@ -74,8 +91,17 @@ def write_page(
     return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
 
 
-def _is_of(score: Score, policy: KeptPolicy) -> bool:
-    return score.weights_sha256 == sha256(policy.weights()).hexdigest()
+def note_lines(notes: Sequence[str]) -> str:
+    """A paragraph a note."""
+    return "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
+
+
+def _role(score: Score, own: Score | None, reference: Score | None) -> str:
+    return "student" if score is own else "teacher" if score is reference else ""
+
+
+def _is_of(score: Score, policy: Made) -> bool:
+    return score.weights_sha256 == policy.weights_sha256
 
 
 def _headline(
@@ -121,7 +147,7 @@ def _interval(score: Score) -> str:
     return f"95 % interval {bounds}; " if bounds else ""
 
 
-def _cards(metrics: list[dict[str, Any]], policy: KeptPolicy | None, own: Score | None, reference: Score | None) -> str:
+def _cards(metrics: list[dict[str, Any]], policy: Made | None, own: Score | None, reference: Score | None) -> str:
     cards: list[tuple[str, str, str]] = []
     if own is not None and reference is not None:
         bounds = (
@@ -141,6 +167,13 @@ def _cards(metrics: list[dict[str, Any]], policy: KeptPolicy | None, own: Score 
         cards.append(("Mean return", figure(own.mean, own.ci_low, own.ci_high), _interval(own).removesuffix("; ")))
         cards.append(("Parameters", f"{own.parameters:,}", f"{own.bytes / 1024:,.0f} KiB on disk"))
         cards.append(("Time a decision", f"{own.microseconds:,.0f} µs", "one thread, one observation"))
+    cards += effort(metrics, policy)
+    return cards_html(cards)
+
+
+def effort(metrics: list[dict[str, Any]], policy: Made | None) -> list[tuple[str, str, str]]:
+    """Cards of control steps and training time."""
+    cards: list[tuple[str, str, str]] = []
     made = dict(policy.provenance) if policy is not None else {}
     last: dict[str, Any] = {}
     for record in metrics:
@@ -155,6 +188,11 @@ def _cards(metrics: list[dict[str, Any]], policy: KeptPolicy | None, own: Score 
         cards.append(
             ("Training time", clock(seconds), "hours:minutes:seconds" if seconds >= 3600 else "minutes:seconds")
         )
+    return cards
+
+
+def cards_html(cards: Sequence[tuple[str, str, str]]) -> str:
+    """Figures to read first: what it is, the figure, and a remark."""
     if not cards:
         return ""
     items = "".join(
@@ -163,11 +201,13 @@ def _cards(metrics: list[dict[str, Any]], policy: KeptPolicy | None, own: Score 
     return f'<dl class="cards">{items}</dl>'
 
 
-def _section(title: str, body: str) -> str:
+def section(title: str, body: str) -> str:
+    """A part of the page under a title; nothing where its body is empty."""
     return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>" if body else ""
 
 
-def _players(plays: dict[str, Any] | None, env: str) -> str:
+def players_html(plays: dict[str, Any] | None, env: str) -> str:
+    """The animation and its controls."""
     if plays is None:
         return ""
     figures = []
@@ -209,6 +249,7 @@ def _players(plays: dict[str, Any] | None, env: str) -> str:
 
 
 MEANINGS = {
+    "task": "the environment, where the table has several",
     "share": "parameters of the policy by those of the first",
     "KiB": "size of the weights on disk",
     "games": "full games, and how many of them are distinct where some are the same one",
@@ -221,16 +262,16 @@ MEANINGS = {
 }
 
 
-def _scores_html(scores: list[Score], own: Score | None, reference: Score | None) -> str:
+def scores_html(scores: Sequence[Score], roles: Sequence[str]) -> str:
+    """The table of scores; a role is `student`, `teacher` or nothing."""
     if not scores:
         return ""
     rows = score_table(scores)
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in rows[0] if name != "network")
     body = ""
-    for score, row in zip(scores, rows, strict=True):
-        role = "student" if score is own else "teacher" if score is reference else ""
+    for role, row in zip(roles, rows, strict=True):
         dot = f'<span class="dot {role}"></span>' if role else ""
-        label = f"{dot}{escape(f'{role}, ' if role and reference else '')}{escape(row['network'])}"
+        label = f"{dot}{escape(f'{role}, ' if role and 'teacher' in roles else '')}{escape(row['network'])}"
         title = escape(row["policy"], quote=True)
         body += f'<tr><th scope="row">{label}<small title="{title}">{title}</small></th>'
         for name, text in row.items():
@@ -240,7 +281,9 @@ def _scores_html(scores: list[Score], own: Score | None, reference: Score | None
         body += "</tr>"
     first = scores[0]
     notes = "".join(f"{escape(line[:1].upper() + line[1:])}. " for line in remarks(scores))
-    meanings = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in MEANINGS.items())
+    meanings = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in MEANINGS.items() if name in rows[0]
+    )
     return (
         f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
         f'<p class="note">{first.episodes} full games a policy with the same environment seeds, '
@@ -249,15 +292,18 @@ def _scores_html(scores: list[Score], own: Score | None, reference: Score | None
     )
 
 
-def _curves(
+def curves(
     name: str,
     settings: Mapping[str, Any],
     metrics: list[dict[str, Any]],
-    policy: KeptPolicy | None,
+    policy: Made | None,
     scores: list[Score],
     own: Score | None,
     reference: Score | None,
+    *,
+    label: str = "",
 ) -> str:
+    """The learning curve and the loss; `label` tells the curves of several tasks apart."""
     task = _mapping(settings.get("task"))
     skip = int(task.get("frame_skip") or (policy.task.frame_skip if policy else 1))
     # From a dataset nothing is played: there the updates count.
@@ -299,14 +345,14 @@ def _curves(
         drawn = plots.learning_curve([curve], teacher=teacher, random=random, axis=axis)
         text = f"Mean episode return of {name} after {curve.steps[-1]:,.0f} {axis}: {figure(curve.means[-1])}"
         text += f", {teacher.label} {figure(teacher.mean)}" if teacher else ""
-        out += f'<p class="note">{caption}</p><div class="wide">{_inline(drawn, text, "curve")}</div>'
+        out += f'<p class="note">{caption}</p><div class="wide">{_inline(drawn, text, f"curve{label}")}</div>'
     learnt = [record for record in training if "loss" in record]  # there is none while dqn warms up
     if len(learnt) > 1:
         steps, losses, agreement = _binned(learnt, when)
-        label = f"loss ({settings['loss']})" if isinstance(settings.get("loss"), str) else "loss"
-        drawn = plots.loss_curve(steps, losses, agreement, axis=axis, label=label)
-        text = f"{label} over {axis}: {losses[0]:.3g} at first, {losses[-1]:.3g} at last"
-        out += f'<div class="wide">{_inline(drawn, text, "loss")}</div>'
+        loss = f"loss ({settings['loss']})" if isinstance(settings.get("loss"), str) else "loss"
+        drawn = plots.loss_curve(steps, losses, agreement, axis=axis, label=loss)
+        text = f"{loss} over {axis}: {losses[0]:.3g} at first, {losses[-1]:.3g} at last"
+        out += f'<div class="wide">{_inline(drawn, text, f"loss{label}")}</div>'
     return out
 
 
@@ -358,23 +404,25 @@ def _inline(svg: bytes, label: str, prefix: str) -> str:
     return text.replace("<svg", f'<svg role="img" aria-label="{escape(label, quote=True)}"', 1)
 
 
-def _making(settings: dict[str, Any], policy: KeptPolicy | None, teacher: KeptPolicy | None) -> str:
-    task = _mapping(settings.get("task"))
+def making(settings: dict[str, Any], policy: Made | None, teachers: Sequence[Made]) -> str:
+    """Configuration, task and provenances, and the commands that made the policies."""
+    task = settings.get("task")
+    called = "The teacher" if len(teachers) < 2 else "A teacher"
     parts = [
         _facts("Configuration", {key: value for key, value in settings.items() if key != "task"}),
-        _facts("Task", task),
+        *(_facts("Task", one) for one in (task if isinstance(task, list) else [_mapping(task)])),
         _facts("The policy's provenance", _brief(policy)),
-        _facts("The teacher's provenance", dict(teacher.provenance) if teacher else {}),
+        *(_facts(f"{called}'s provenance", dict(teacher.provenance)) for teacher in teachers),
     ]
     commands = ""
-    for title, made in (("This run", policy), ("The teacher", teacher)):
+    for title, made in [("This run", policy), *((called, teacher) for teacher in teachers)]:
         command = made.provenance.get("command") if made else None
         if isinstance(command, str):
             commands += f"<h3>{title}</h3><pre><code>{escape(command)}</code></pre>"
     return f'{commands}<div class="facts">{"".join(parts)}</div>'
 
 
-def _brief(policy: KeptPolicy | None) -> dict[str, Any]:
+def _brief(policy: Made | None) -> dict[str, Any]:
     """Its provenance without the configuration, which has a place of its own on the page."""
     return {key: value for key, value in policy.provenance.items() if key != "configuration"} if policy else {}
 
