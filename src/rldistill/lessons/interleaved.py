@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
 from rldistill.files import generator_state, load_generator_state
-from rldistill.lessons.streams import Stream
-from rldistill.play.envs import Environments
 from rldistill.types import Batch, Lesson
+
+if TYPE_CHECKING:
+    from rldistill.lessons.streams import Stream
+    from rldistill.play.envs import Environments
 
 Schedule: TypeAlias = Literal["uniform", "progress"]
 

@@ -12,9 +12,10 @@ from typing import Any
 from rldistill.arguments import checked_arguments
 from rldistill.configurations import flat
 from rldistill.datasets.shards import Dataset
+from rldistill.lessons.labels import labels_of
 from rldistill.machine import keep_freed_memory, machine_in_words, usual_torch
 from rldistill.play.envs import Environments, cut_in_words, fitting_task, with_longest_game
-from rldistill.policies import MultiTaskPolicy, SavedPolicy, add_provenance, load_heads, save_policy
+from rldistill.policies import MultiTaskPolicy, SavedPolicy, add_provenance, check_finite, load_heads, save_policy
 from rldistill.progress import Progress, Silent
 from rldistill.runs.folder import RunFolder
 from rldistill.runs.loop import Hook, Pace, say_once, work_through
@@ -30,7 +31,7 @@ from rldistill.verbs.distill.config import DistillConfig, checked
 from rldistill.verbs.distill.dataset import fitting_dataset
 from rldistill.verbs.distill.evaluating import Evaluations, Games
 from rldistill.verbs.distill.streams import make_stream, within_memory
-from rldistill.verbs.distill.teaching import Teaching, check_tasks, check_teacher, make_student, teaching_of
+from rldistill.verbs.distill.teaching import Teaching, check_tasks, make_student, teaching_of
 from rldistill.verbs.distill.work import Distillation
 
 __all__ = ["DistillConfig", "checked", "distill"]
@@ -78,7 +79,7 @@ def distill(
         resolved["dataset_sha256"] = hashlib.sha256(shards.encode()).hexdigest()
     if not Path(out).exists():
         for teaching in teachings:
-            check_teacher(teaching)
+            _check_teacher(teaching)
     with _run(out, config, given, resolved, resume=resume) as run:
         made_before = run.result(load_heads, progress.say, games=config.evaluating.evaluate_episodes)
         if made_before is not None:
@@ -286,6 +287,18 @@ def _provenance(work: Distillation, teachings: Sequence[Teaching]) -> dict[str, 
 
 _POSITION = ("control_steps", "teacher_steps", "student_steps", "updates", "seconds")
 """Names of provenance that are a position in the run too."""
+
+
+def _check_teacher(teaching: Teaching) -> None:
+    """Raises UserError where a teacher is of no use, which is asked before there is a run folder."""
+    teacher, task = teaching.teacher, teaching.task
+    if isinstance(teacher, SavedPolicy):
+        check_finite(teacher.network.state_dict(), teacher.path)
+    environments = Environments(task, 1, seed=0)
+    try:
+        labels_of(teacher, environments.observations, task, environments.masks)
+    finally:
+        environments.close()
 
 
 def _finished(run: Run, config: DistillConfig, progress: Progress) -> SavedPolicy | MultiTaskPolicy:

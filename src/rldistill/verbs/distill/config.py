@@ -9,8 +9,8 @@ from typing import Any, Literal, TypeAlias
 from rldistill.configurations import changed, check_choices
 from rldistill.lessons.exploration import Explore
 from rldistill.lessons.interleaved import Schedule as LessonScheduleName
-from rldistill.students.fitting import Optimization
 from rldistill.students.objectives import Matching
+from rldistill.students.optim import Optimization
 from rldistill.types import MOST_ENVIRONMENTS, MOST_SAMPLES, UserError, check_numbers
 
 Driver: TypeAlias = Literal["mixture", "teacher", "student"]

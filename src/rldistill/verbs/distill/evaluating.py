@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,9 @@ from rldistill.stats import figure, with_interval
 from rldistill.types import ActionValues, Lesson, Task, Teacher
 from rldistill.verbs.distill.config import DistillConfig
 from rldistill.verbs.distill.teaching import Teaching
-from rldistill.verbs.distill.work import Distillation
+
+if TYPE_CHECKING:
+    from rldistill.verbs.distill.work import Distillation
 
 
 class Level(NamedTuple):

@@ -9,14 +9,12 @@ from typing import Any, NamedTuple
 import torch
 
 from rldistill.configurations import changed, flat
-from rldistill.lessons.labels import checked_labels
 from rldistill.play.actions import describe, score_width
-from rldistill.play.envs import Environments, features_of
-from rldistill.policies import SavedPolicy, check_finite
+from rldistill.play.envs import features_of
 from rldistill.students.heads import Head, MultiTaskNetwork, build_heads
 from rldistill.students.losses import WeightedLoss, parse_loss
 from rldistill.students.networks import Architecture, Network, build, parameter_count
-from rldistill.types import Lesson, ScoreKind, Task, Teacher, UserError, as_tensor, is_large_image
+from rldistill.types import Lesson, ScoreKind, Task, Teacher, UserError, is_large_image
 from rldistill.verbs.distill.config import DistillConfig
 
 
@@ -62,20 +60,6 @@ def check_tasks(teachings: Sequence[Teaching]) -> None:
                 f"{before.source} and {teaching.source} both teach {teaching.task.env}: a student has one teacher a task until "
                 "choosing among several is there (--select); name one of them"
             )
-
-
-def check_teacher(teaching: Teaching) -> None:
-    """Raises UserError where a teacher is of no use, which is asked before there is a run folder."""
-    teacher, task = teaching.teacher, teaching.task
-    if isinstance(teacher, SavedPolicy):
-        check_finite(teacher.network.state_dict(), teacher.path)
-    environments = Environments(task, 1, seed=0)
-    try:
-        with torch.no_grad():
-            values = teacher(as_tensor(environments.observations))
-            checked_labels(values, teacher.score_kind, task, environments.masks)
-    finally:
-        environments.close()
 
 
 def _check_continuous(config: DistillConfig, task: Task) -> None:
