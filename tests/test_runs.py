@@ -6,7 +6,8 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import pytest
 
 from rldistill.configurations import changed
 from rldistill.files import load_state, save_state
+from rldistill.play.envs import make_task
 from rldistill.runs.folder import RunFolder, Status, read_metrics
+from rldistill.runs.loop import Pace
 from rldistill.runs.provenance import command_line
 from rldistill.runs.records import (
     Evaluation,
@@ -27,6 +30,7 @@ from rldistill.runs.writing import CHECKPOINT_FORMAT, READABLE_FORMATS, Run, old
 from rldistill.types import UserError
 from rldistill.verbs.distill import DistillConfig, distill
 from rldistill.verbs.train import TrainConfig, train
+from rldistill.verbs.train.config import own_settings, resolve
 from test_training import CtrlC, weights
 
 CONFIG: dict[str, Any] = {"verb": "distill", "steps": 100, "loss": "kl", "shares": (0.5, 1.0), "task": {"env": "a"}}
@@ -599,15 +603,14 @@ def test_trainings_from_before_some_options_are_resumed(tmp_path: Path, algo: An
 
 
 def test_lost_lives_were_no_episodes_before_there_was_the_option(tmp_path: Path) -> None:
-    pong = {"env": "PongNoFrameskip-v4"}
-    with pytest.raises(KeyboardInterrupt):
-        train(pong["env"], tmp_path / "run", TrainConfig(steps=4_000, network="cnn:4,4,4:8"), progress=CtrlC(512))
-    path = tmp_path / "run" / "config.json"
-    config = json.loads(path.read_text())
-    del config["lives_as_episodes"]
-    path.write_text(json.dumps(config))
+    config, task = TrainConfig(steps=4_000, network="cnn:4,4,4:8"), make_task("PongNoFrameskip-v4")
+    settings = resolve(config, task)
+    before = {"verb": "train", "task": task.as_dict(), **settings, "dqn": asdict(own_settings(settings, task))}
+    del before["lives_as_episodes"]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps(before))
     with pytest.raises(UserError, match="begun with lives_as_episodes = false, not true"):
-        train(pong["env"], tmp_path / "run", TrainConfig(steps=4_000, network="cnn:4,4,4:8"), resume=True)
+        train("PongNoFrameskip-v4", tmp_path / "run", config, resume=True)
 
 
 @pytest.mark.parametrize(("name", "preset"), [("distill", "none"), ("distill rusu2015", "rusu2015")])
@@ -634,14 +637,15 @@ def in_format_3(state: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_a_distillation_from_before_there_were_several_lessons_ends_in_the_same_weights(
-    tmp_path: Path, dropout: float
+    tmp_path: Path, dropout: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("rldistill.verbs.distill.Pace", partial(Pace, showing=0.0))
     teacher = train("CartPole-v1", tmp_path / "teacher", TrainConfig(steps=300, network="mlp:8", final_episodes=1))
     config = DistillConfig.of(
-        student="mlp:8", steps=2_000, warmup=64, dropout=dropout, evaluate_episodes=1, evaluate_every=0
+        student="mlp:8", steps=600, warmup=64, dropout=dropout, evaluate_episodes=1, evaluate_every=0
     )
     with pytest.raises(KeyboardInterrupt):
-        distill(teacher, tmp_path / "run", config, progress=CtrlC(600))
+        distill(teacher, tmp_path / "run", config, progress=CtrlC(300))
     state = tmp_path / "run" / "checkpoint" / "state"
     save_state(state, in_format_3(load_state(state)))
     distill(teacher, tmp_path / "run", config, resume=True)

@@ -14,7 +14,7 @@ from rldistill.runs.records import Record
 
 
 class Work(Protocol):
-    """What the loop drives to its end. It can be saved between two items."""
+    """What the loop drives to its end. Whoever starts the loop saves it between two items."""
 
     @property
     def total(self) -> int:
@@ -37,19 +37,6 @@ class Work(Protocol):
 
     def figures(self) -> Mapping[str, float]:
         """What the progress shows of the last item."""
-
-
-class Resumable(Work, Protocol):
-    """Work whose state a checkpoint holds."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that the next item depends on."""
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts back what `state_dict` gave."""
-
-    def close(self) -> None:
-        """Frees what it holds."""
 
 
 Stop: TypeAlias = Callable[[], None]
