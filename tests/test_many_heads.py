@@ -25,6 +25,7 @@ from rldistill.types import UserError
 from rldistill.verbs.evaluate import EvaluateConfig, evaluate
 from rldistill.verbs.export import ExportConfig, export
 from rldistill.verbs.inspect import InspectConfig, inspect
+from rldistill.verbs.push import PushConfig, push
 from rldistill.verbs.report import ReportConfig, report
 from rldistill.verbs.split import split
 from rldistill.verbs.watch import WatchConfig, watch
@@ -407,3 +408,26 @@ def test_a_report_of_a_task_or_a_teacher_that_is_not_there_is_one_line(run: Path
 def test_one_head_has_its_own_teacher(run: Path) -> None:
     view = load_policy(run, "MinAtar/Freeway-v1")
     assert (Path(view.provenance["teacher"]).name, view.provenance["temperature"]) == ("freeway", 0.2)
+
+
+# Publishing
+
+
+def test_a_student_of_several_tasks_is_published_with_a_row_and_a_result_a_task(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("huggingface_hub")
+    config = PushConfig(episodes=2, num_envs=2, seconds=0.2, exports=("c",) if compiler() is not None else ())
+    done = push(run, "me/two", config, out=tmp_path / "hub", dry_run=True)
+    assert [score.policy for score in done.scores][0::2] == ["me/two#MinAtar/Breakout-v1", "me/two#MinAtar/Freeway-v1"]
+    text = (tmp_path / "hub" / "README.md").read_text()
+    card = text.split("---")[1]
+    assert all(card.count(f"type: {name}") == 1 for name in ("MinAtar/Breakout-v1", "MinAtar/Freeway-v1"))
+    assert text.count("(this policy)") == 2
+    assert text.count("(teacher)") == 1
+    assert read_scores(tmp_path / "hub" / "scores.json").across_tasks[0].policy == "me/two"
+    published = load_heads(tmp_path / "hub")
+    assert published.sha256 == load_heads(run).sha256
+    # Over its own folder, its exports among it, and with its own scores.
+    again = replace(config, scores=tmp_path / "hub" / "scores.json", seconds=0)
+    (tmp_path / "scores.json").write_bytes((tmp_path / "hub" / "scores.json").read_bytes())
+    again = replace(again, scores=tmp_path / "scores.json")
+    assert push(run, "me/two", again, out=tmp_path / "hub", dry_run=True, force=True).scores == done.scores

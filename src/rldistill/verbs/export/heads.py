@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 
 import rldistill
+from rldistill.files import read_regular
 from rldistill.formats.c.compiling import CHeads
-from rldistill.formats.c.heads import render_heads
+from rldistill.formats.c.heads import FIRST_LINE, render_heads
 from rldistill.formats.heads import heads_note, observation_shape
+from rldistill.formats.note import MEMBER, TASKS_FORMAT
+from rldistill.formats.onnx.contents import metadata_of
 from rldistill.formats.onnx.heads import heads_to_onnx
 from rldistill.play.timing import decision_microseconds
 from rldistill.policies import KeptPolicy, MultiTaskPolicy, SavedPolicy
@@ -213,3 +216,14 @@ def _onnx_heads(file: Path, source: MultiTaskPolicy) -> CallHeads:
 def _c_heads(file: Path, prefix: str, source: MultiTaskPolicy) -> CallHeads:
     header = file.with_suffix(".h")
     return CHeads(file.read_text(), header.read_text(), header.name, prefix, source, str(file))
+
+
+def holds_heads(file: Path) -> bool:
+    """Whether a file is one that `make_heads_export` wrote."""
+    start = read_regular(file, 1 << 16)
+    if start.startswith(FIRST_LINE.encode()):
+        return True
+    if file.suffix != ".onnx":
+        return False
+    text = metadata_of(read_regular(file), file).get(Path(MEMBER).stem)
+    return text is not None and f'"{TASKS_FORMAT}"' in text

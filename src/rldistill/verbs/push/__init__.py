@@ -22,13 +22,14 @@ from rldistill.formats.note import Note
 from rldistill.holding import new_folder
 from rldistill.machine import check_packages, usual_torch
 from rldistill.play.envs import confirm, decisions_per_second, unlike
-from rldistill.policies import SavedPolicy, name_of, named
+from rldistill.policies import KeptPolicy, MultiTaskPolicy, NamedPolicy, SavedPolicy, name_of, named, named_heads
 from rldistill.progress import Progress, Silent
-from rldistill.runs.scores import Score, read_scores, write_scores
-from rldistill.teachers import TeacherOptions, load_own, load_policy, note_in, teacher_beside
+from rldistill.runs.scores import Score, Scores, read_scores, write_scores
+from rldistill.teachers import TeacherOptions, load_own, load_policy, load_several, note_in, teacher_beside
 from rldistill.teachers.detect import kind_of
-from rldistill.types import MOST_ENVIRONMENTS, Task, UserError, check_boolean, check_numbers
+from rldistill.types import MOST_ENVIRONMENTS, UserError, check_boolean, check_numbers
 from rldistill.verbs.export.checks import ROWS, Bound, ExportConfig, Format, compare, played_states, refuse_beyond
+from rldistill.verbs.export.heads import holds_heads, make_heads_export
 from rldistill.verbs.export.making import Checks, make_export, output_files
 from rldistill.verbs.push.card import CardFacts, Shipped, card
 from rldistill.verbs.push.folder import (
@@ -40,7 +41,7 @@ from rldistill.verbs.push.folder import (
     temporary_folder,
     warn_of_paths,
 )
-from rldistill.verbs.scoring import Conditions, score_loaded
+from rldistill.verbs.scoring import Conditions, score, score_loaded, score_tasks
 from rldistill.verbs.spectator import undrawable
 from rldistill.verbs.watch.playing import WatchConfig, play_drawn
 
@@ -104,7 +105,7 @@ class Pushed:
 @usual_torch()
 @checked_arguments
 def push(
-    policy: str | os.PathLike[str] | SavedPolicy,
+    policy: str | os.PathLike[str] | SavedPolicy | MultiTaskPolicy,
     repo: str,
     config: PushConfig | None = None,
     *,
@@ -141,18 +142,13 @@ def push(
     if dry_run and out is None:
         raise UserError("--dry-run needs --out: the folder to write")
     target = target_folder(Path(out), _is_export, force=force) if out is not None else None
-    source = load_own(policy, verb="push")
-    confirm(config.env, source.task)
+    source = _source(policy, config)
     checked = _check_exports(source, [Path(file) for file in files])
     scores = _given_scores(config.scores, source) if config.scores is not None else None
     settings, curve = run_files(policy, source)
     if not dry_run:
         check_hub(repo, private=config.private, force=force)
-    recorded = settings.get("teacher") or source.provenance.get("teacher")
-    taught = isinstance(recorded, str)  # else `--teacher` names a policy to compare with, and no origin
-    chosen = config.teacher if config.teacher not in (None, "none") else recorded if taught else None
-    teacher = None if chosen is None else name_of(chosen)  # as its scores have it
-    contents = _Publication(repo, source, settings, curve, checked, scores, teacher, taught)
+    contents = _Publication(repo, source, settings, curve, checked, scores, *_teachers(source, settings, config))
 
     kept = target if target is not None else temporary_folder() / repo.split("/")[1]
     try:
@@ -162,7 +158,9 @@ def push(
         written = tuple(sorted(str(path.relative_to(kept)) for path in kept.rglob("*") if path.is_file()))
         if dry_run:
             return Pushed(kept, None, written, tuple(table))
-        message = config.message or f"{source.name} for {source.task.env}, by rldistill {rldistill.__version__}"
+        tasks = [source.task] if isinstance(source, SavedPolicy) else source.tasks.values()
+        games = " and ".join(task.env for task in tasks)
+        message = config.message or f"{source.name} for {games}, by rldistill {rldistill.__version__}"
         url = upload(kept, repo, private=config.private, message=message, progress=progress)
     except BaseException as error:
         # A folder that is written outlives a hub that refuses it; the message of `upload` names it.
@@ -174,22 +172,55 @@ def push(
     return Pushed(target, url, written, tuple(table))
 
 
+def _source(
+    policy: str | os.PathLike[str] | SavedPolicy | MultiTaskPolicy, config: PushConfig
+) -> SavedPolicy | MultiTaskPolicy:
+    """The policy, with all its heads."""
+    whole = load_several(policy)
+    if whole is not None or isinstance(policy, MultiTaskPolicy):
+        assert whole is not None
+        return whole
+    own = load_own(policy, verb="push")
+    confirm(config.env, own.task)
+    return own
+
+
 class _Publication(NamedTuple):
     """What a folder is written from, checked before anything is played."""
 
     repo: str
-    source: SavedPolicy
+    source: SavedPolicy | MultiTaskPolicy
     settings: Mapping[str, Any]
     """The configuration of the run, empty where there is none."""
     curve: bytes
     exports: Sequence[tuple[Path, str, Note]]
     """Made before; as `_check_exports` gives them."""
-    scores: tuple[list[Score], int] | None
-    """Made before; as `_given_scores` gives them."""
-    teacher: str | None
-    """Its name in the scores."""
+    scores: Scores | None
+    """Made before, this policy's among them."""
+    teachers: Sequence[str | None]
+    """Of each task the teacher's name in the scores."""
     taught: bool
-    """Whether the policy was distilled from it."""
+    """Whether the policy was distilled from them."""
+
+
+def _teachers(
+    source: SavedPolicy | MultiTaskPolicy, settings: Mapping[str, Any], config: PushConfig
+) -> tuple[list[str | None], bool]:
+    """Of each task the teacher's name, and whether the policy was distilled from them.
+
+    Raises:
+        UserError: one teacher is named for several tasks.
+    """
+    recorded = settings.get("teacher") or source.provenance.get("teacher")
+    if isinstance(source, MultiTaskPolicy):
+        if config.teacher not in (None, "none"):
+            raise UserError("--teacher names one teacher, and this policy has several tasks: leave it out, or none")
+        taught = isinstance(recorded, list) and len(recorded) == len(source.tasks)
+        places = recorded if taught and isinstance(recorded, list) else [None] * len(source.tasks)
+        return [name_of(place) if isinstance(place, str) else None for place in places], taught
+    taught = isinstance(recorded, str)  # else `--teacher` names a policy to compare with, and no origin
+    chosen = config.teacher if config.teacher not in (None, "none") else recorded if taught else None
+    return [None if chosen is None else name_of(chosen)], taught
 
 
 def _fill(folder: Path, contents: _Publication, config: PushConfig, progress: Progress) -> list[Score]:
@@ -202,16 +233,35 @@ def _fill(folder: Path, contents: _Publication, config: PushConfig, progress: Pr
     if contents.curve:
         replace_file(folder / "curve.csv", contents.curve)
     shipped = _exports(source, contents.exports, folder / "exports", config, progress)
-    scores, own = contents.scores or _played(source, contents.teacher, settings, config, progress)
-    scores[own] = replace(scores[own], policy=repo)  # a folder of this machine is nobody else's
+    scores = contents.scores or _played(source, contents.teachers, settings, config, progress)
+    scores, own = _published(scores, source, repo)
     write_scores(folder / "scores.json", scores)
     replay = _replay(source, folder, config, progress)
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
-    teacher = contents.teacher if contents.taught else None
-    facts = CardFacts(repo, source, scores, own, teacher, shipped, names, replay, config.license)
+    teachers = [name for name in contents.teachers if name is not None] if contents.taught else []
+    facts = CardFacts(repo, source, scores, own, teachers, shipped, names, replay, config.license)
     replace_file(folder / "README.md", card(facts).encode(errors="backslashreplace"))
     warn_of_paths(folder, progress)
     return scores
+
+
+def _published(scores: Scores, source: SavedPolicy | MultiTaskPolicy, repo: str) -> tuple[Scores, list[int]]:
+    """The scores with the policy's rows under the repository's name, and their places: a folder of this machine is
+    nobody else's."""
+    names = {sha256(view.weights()).hexdigest(): f"{repo}#{name}" if name else repo for name, view in _heads(source)}
+    places = {score.weights_sha256: place for place, score in enumerate(scores) if score.weights_sha256 in names}
+    rows = [
+        replace(score, policy=names[score.weights_sha256]) if place in places.values() else score
+        for place, score in enumerate(scores)
+    ]
+    return Scores(rows, (mean._replace(policy=repo) for mean in scores.across_tasks)), sorted(places.values())
+
+
+def _heads(source: SavedPolicy | MultiTaskPolicy) -> list[tuple[str, SavedPolicy]]:
+    """The policy of each task by its name; that of the only task has none."""
+    if isinstance(source, SavedPolicy):
+        return [("", source)]
+    return [(name, source.view(name)) for name in source.tasks]
 
 
 def _check(config: PushConfig) -> None:
@@ -221,39 +271,41 @@ def _check(config: PushConfig) -> None:
         raise UserError(f"--license is a name of the hub's list, such as mit or apache-2.0, not {config.license!r}")
 
 
-def _given_scores(path: Path, source: SavedPolicy) -> tuple[list[Score], int]:
-    """The scores in a file, and which of them is the policy's."""
+def _given_scores(path: Path, source: SavedPolicy | MultiTaskPolicy) -> Scores:
+    """The scores in a file, those of the policy among them."""
     scores = read_scores(path)
-    weights = sha256(source.weights()).hexdigest()
-    own = [number for number, score in enumerate(scores) if score.weights_sha256 == weights]
-    if not own:
+    there = {score.weights_sha256 for score in scores}
+    if any(sha256(view.weights()).hexdigest() not in there for _, view in _heads(source)):
         raise UserError(f"{path} has no scores of this policy (by the checksum of its weights): evaluate it anew")
-    for score in scores:
-        Task.from_dict(score.task)
-    return scores, own[-1]
+    return scores
 
 
 def _played(
-    source: SavedPolicy, name: str | None, settings: Mapping[str, Any], config: PushConfig, progress: Progress
-) -> tuple[list[Score], int]:
-    """Scores of games played now: the teacher's first, if it is there, and the policy's last."""
+    source: SavedPolicy | MultiTaskPolicy,
+    names: Sequence[str | None],
+    settings: Mapping[str, Any],
+    config: PushConfig,
+    progress: Progress,
+) -> Scores:
+    """Scores of games played now: of each task the teacher's first, if it is there, and the policy's last."""
     options = TeacherOptions.from_dict(settings.get("teacher_options", {}))
-    teacher = teacher_beside(name, like=source.task, chosen=config.teacher, options=options, say=progress.say)
-    if teacher is not None:
-        if unlike(teacher.task, source.task) is None:
-            teacher = replace(teacher, task=source.task)  # the student's environment is played by both
+    teachers: list[NamedPolicy] = []
+    for name, (_, own) in zip(names, _heads(source), strict=True):
+        teacher = teacher_beside(name, like=own.task, chosen=config.teacher, options=options, say=progress.say)
+        if teacher is None:
+            continue
+        if unlike(teacher.task, own.task) is None:  # the student's environment is played by both
+            teachers.append(NamedPolicy(name or name_of(teacher), replace(teacher, task=own.task), own.task.env))
         else:
             progress.say("the teacher plays another environment than the policy: the table goes without it")
-            teacher = None
     games = Conditions(config.episodes, config.epsilon, config.seed, config.num_envs)
-    scores = score_loaded([teacher, source] if teacher is not None else [source], games, progress)
-    if teacher is not None and name is not None:
-        scores[0] = replace(scores[0], policy=name)
-    return scores, len(scores) - 1
+    if isinstance(source, MultiTaskPolicy):
+        return score_tasks([*teachers, *named_heads(source, source)], None, games, progress)
+    return Scores(score([*teachers, named(source)], source.task, games, progress))
 
 
 def _exports(
-    source: SavedPolicy,
+    source: SavedPolicy | MultiTaskPolicy,
     checked: Sequence[tuple[Path, str, Note]],
     folder: Path,
     config: PushConfig,
@@ -264,31 +316,41 @@ def _exports(
     folder.mkdir()
     alone = config.num_envs == 1
     made = _make_exports(source, config.exports, folder, config.seed, progress, alone=alone)
+    if isinstance(source, MultiTaskPolicy):
+        return made
     return made + _copy_exports(source, checked, folder, config.seed, progress, alone=alone)
 
 
-def _replay(source: SavedPolicy, folder: Path, config: PushConfig, progress: Progress) -> str | None:
+def _replay(source: SavedPolicy | MultiTaskPolicy, folder: Path, config: PushConfig, progress: Progress) -> str | None:
     """The hub's page shows a `replay.mp4` by itself; without the package that writes it there is a GIF for the card."""
     if not config.seconds:
         return None
-    reason = undrawable(source.task)
-    if reason is not None:
-        progress.say(f"there is no replay: {source.task.env} cannot be drawn here ({reason})")
-        return None
+    heads = [named(view) for _, view in _heads(source)]
+    for head in heads:
+        reason = undrawable(head.policy.task)
+        if reason is not None:
+            progress.say(f"there is no replay: {head.env} cannot be drawn here ({reason})")
+            return None
     name = "replay.mp4"
     try:
         check_packages("av", extra="video", what="a replay.mp4, which the hub shows,")
     except UserError as missing:
         name = "replay.gif"
         progress.say(f"{missing}; this one is a GIF")
-    steps = math.ceil(config.seconds * decisions_per_second(source.task))
+    steps = math.ceil(config.seconds * decisions_per_second(heads[0].policy.task) / len(heads))
     film = WatchConfig(episodes=steps, max_steps=steps, epsilon=config.epsilon, seed=config.seed)
-    play_drawn([named(source)], source.task, film, folder / name, progress=progress)
+    play_drawn([([head], head.policy.task) for head in heads], film, folder / name, progress=progress)
     return name
 
 
 def _make_exports(
-    policy: SavedPolicy, formats: Sequence[Format], folder: Path, seed: int, progress: Progress, *, alone: bool = False
+    policy: SavedPolicy | MultiTaskPolicy,
+    formats: Sequence[Format],
+    folder: Path,
+    seed: int,
+    progress: Progress,
+    *,
+    alone: bool = False,
 ) -> list[Shipped]:
     """Exports a policy to each format, as `export` does with its own defaults; `alone` plays in one environment at a time.
 
@@ -298,22 +360,30 @@ def _make_exports(
     shipped, config = [], ExportConfig(seed=seed, teacher="none")
     config = replace(config, num_envs=1) if alone else config
     games = Conditions(config.episodes, config.epsilon, config.seed, config.num_envs)
-    checks = Checks(load_policy, lambda players: score_loaded(players, games, progress))
+
+    def play(players: Sequence[KeptPolicy]) -> list[Score]:
+        return score_loaded(players, games, progress)
+
     for format in dict.fromkeys(formats):
         # An unknown format has no name here: `output_files` refuses it.
         files = output_files(folder / NAMES.get(format, "policy"), format, config, force=False)
-        done = make_export(policy, files, format, config, checks, progress=progress)
+        if isinstance(policy, MultiTaskPolicy):
+            done = make_heads_export(policy, files, format, config, play, force=False, report=None, progress=progress)
+        else:
+            done = make_export(policy, files, format, config, Checks(load_policy, play), progress=progress)
         file = done.files[0]
         shipped.append(Shipped(file.name, format, file.stat().st_size, done.compared.agreement, done.compared.states))
     return shipped
 
 
-def _check_exports(policy: SavedPolicy, files: Sequence[Path]) -> list[tuple[Path, str, Note]]:
+def _check_exports(policy: SavedPolicy | MultiTaskPolicy, files: Sequence[Path]) -> list[tuple[Path, str, Note]]:
     """Each file's kind and description, checked before anything is played.
 
     Raises:
         UserError: one is not there, no export, an export of another policy, or of the name of another one.
     """
+    if files and isinstance(policy, MultiTaskPolicy):
+        raise UserError("--with takes exports of a policy of one task: of several, --exports makes those of all heads")
     checked: list[tuple[Path, str, Note]] = []
     names: set[str] = set()
     for file in files:
@@ -348,7 +418,7 @@ def _is_export(file: Path) -> bool:
     if file.suffix == ".h":
         file = file.with_suffix(".c")
     try:
-        return note_in(kind_of(file), file) is not None
+        return holds_heads(file) or note_in(kind_of(file), file) is not None
     except UserError:
         return False
 

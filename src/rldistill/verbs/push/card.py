@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rldistill.play.actions import describe
-from rldistill.policies import SavedPolicy
+from rldistill.policies import MultiTaskPolicy, SavedPolicy
 from rldistill.runs.scores import Score, remarks, score_table
 from rldistill.stats import figure, interval
 from rldistill.students.networks import parameter_count
@@ -45,12 +45,12 @@ class CardFacts(NamedTuple):
     """Everything that the card is written from."""
 
     repo: str
-    policy: SavedPolicy
+    policy: SavedPolicy | MultiTaskPolicy
     scores: Sequence[Score]
-    own: int
-    """Which of the scores is the policy's."""
-    teacher: str | None
-    """The teacher's name in `scores`, or where it was; None of a policy that has none."""
+    own: Sequence[int]
+    """Which of the scores are the policy's, one a task."""
+    teachers: Sequence[str]
+    """The teachers' names in `scores`, or where they were; empty where the policy has none."""
     exports: Sequence[Shipped]
     files: Sequence[str]
     """Names of the other files, the card left out."""
@@ -62,40 +62,42 @@ def card(facts: CardFacts) -> str:
     """The text of README.md."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    score = facts.scores[facts.own]
-    env = str(score.task["env"])
-    reward = EvalResult(
-        task_type="reinforcement-learning",
-        task_name="reinforcement-learning",
-        dataset_type=env,
-        dataset_name=env,
-        metric_type="mean_reward",
-        metric_name="mean_reward",
-        metric_value=_spread(score, "+/-"),  # as Stable-Baselines3 computes it
-        verified=False,
-    )
+    scores = [facts.scores[place] for place in facts.own]
+    rewards = [
+        EvalResult(
+            task_type="reinforcement-learning",
+            task_name="reinforcement-learning",
+            dataset_type=str(score.task["env"]),
+            dataset_name=str(score.task["env"]),
+            metric_type="mean_reward",
+            metric_name="mean_reward",
+            metric_value=_spread(score, "+/-"),  # as Stable-Baselines3 computes it
+            verified=False,
+        )
+        for score in scores
+    ]
     data = ModelCardData(
         license=facts.license,
         library_name="rldistill",
         pipeline_tag="reinforcement-learning",
         tags=[
-            facts.policy.task.env,
+            *(task.env for task in _tasks(facts.policy).values()),
             "deep-reinforcement-learning",
-            *(["policy-distillation"] if facts.teacher else []),
+            *(["policy-distillation"] if facts.teachers else []),
         ],
         model_name=facts.repo.split("/")[1],
-        eval_results=[reward],
+        eval_results=rewards,
     )
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {facts.repo.split('/')[1]}",
-        _what(facts),
+        _what(facts, facts.policy) if isinstance(facts.policy, SavedPolicy) else _what_heads(facts, facts.policy),
         f"![The policy at play]({facts.replay})" if facts.replay and facts.replay.endswith(".gif") else "",
         "## Scores",
         _markdown(_rows(facts)),
-        _protocol(score, facts.scores),
+        _protocol(scores, facts.scores),
         "## Use",
-        _use(facts, score),
+        _use(facts, scores[0]),
         "## How it was made",
         _making(facts),
         "## Files",
@@ -104,8 +106,30 @@ def card(facts: CardFacts) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _what(facts: CardFacts) -> str:
-    policy, score = facts.policy, facts.scores[facts.own]
+def _tasks(policy: SavedPolicy | MultiTaskPolicy) -> Mapping[str, Task]:
+    return {policy.task.env: policy.task} if isinstance(policy, SavedPolicy) else policy.tasks
+
+
+def _what_heads(facts: CardFacts, policy: MultiTaskPolicy) -> str:
+    """What a policy of several tasks is."""
+    origin = f"distilled by rldistill from {len(facts.teachers)} teachers" if facts.teachers else "written by rldistill"
+    lines = [
+        f"A policy for **{len(policy.tasks)} tasks**, {origin}. The network is `{_plain(policy.name)}` with a head for each task, "
+        f"{parameter_count(policy.network):,} parameters in {len(policy.weights()):,} bytes of weights.",
+        "",
+    ]
+    for name, head in policy.heads.items():
+        shape = "x".join(map(str, head.observation_shape))
+        task = policy.tasks[name]
+        lines.append(
+            f"* `{_plain(name)}`: observations of {shape} ({task.observation_dtype}), {_SCORES[head.score_kind]} for "
+            f"{describe(task)}"
+        )
+    return "\n".join(lines)
+
+
+def _what(facts: CardFacts, policy: SavedPolicy) -> str:
+    score, name = facts.scores[facts.own[0]], next(iter(facts.teachers), None)
     task = policy.task
     shape = "x".join(map(str, task.observation_shape))
     network = (
@@ -113,15 +137,15 @@ def _what(facts: CardFacts) -> str:
         f"weights. It reads observations of {shape} ({task.observation_dtype}) and gives {_SCORES[policy.score_kind]} for "
         f"{describe(task)}."
     )
-    if facts.teacher is None:
+    if name is None:
         return f"A policy for **{_plain(task.env)}**, written by rldistill. {network}"
     kept = ""
-    teacher = next((other for other in facts.scores if other.policy == facts.teacher), None)
+    teacher = next((other for other in facts.scores if other.policy == name), None)
     if teacher is not None and teacher is facts.scores[0] and score is not teacher:
         kept = f" The policy has {100 * score.parameter_share:.3g} % of the teacher's parameters"
         kept += f" and {score.normalized:.2f} of its score above random play." if np.isfinite(score.normalized) else "."
     return (
-        f"A policy for **{_plain(task.env)}**, distilled by rldistill from the teacher `{_plain(facts.teacher)}`. "
+        f"A policy for **{_plain(task.env)}**, distilled by rldistill from the teacher `{_plain(name)}`. "
         f"{network}{kept}"
     )
 
@@ -140,9 +164,10 @@ def _rows(facts: CardFacts) -> list[dict[str, str]]:
     some_alike = any(score.distinct not in (None, score.episodes) for score in facts.scores)
     for number, (score, texts) in enumerate(zip(facts.scores, score_table(facts.scores), strict=True)):
         name = f"`{_plain(score.policy)}`"
-        role = "this policy" if number == facts.own else "teacher" if score.policy == facts.teacher else None
+        role = "this policy" if number in facts.own else "teacher" if score.policy in facts.teachers else None
         row = {
             "policy": f"{name} ({role})" if role else name,
+            **({"task": _plain(texts["task"])} if "task" in texts else {}),
             "network": _plain(score.network),
             "parameters": texts["parameters"],
             "bytes": f"{score.bytes:,}",
@@ -159,23 +184,17 @@ def _rows(facts: CardFacts) -> list[dict[str, str]]:
     return rows
 
 
-def _protocol(score: Score, scores: Sequence[Score]) -> str:
-    """The conditions of the games."""
-    task = Task.from_dict(score.task)
-    noops = f"up to {task.noop_max} no-ops at the start" if task.noop_max else "no no-ops at the start"
+def _protocol(own: Sequence[Score], scores: Sequence[Score]) -> str:
+    """The conditions of the games, task by task where there are several."""
+    score, tasks = own[0], [Task.from_dict(one.task) for one in own]
+    where = f"in `{_plain(tasks[0].env)}`" if len(tasks) == 1 else "of each task"
     lines = [
-        f"* {score.episodes} full games in `{_plain(task.env)}`, seed {score.seed}, raw (unclipped) returns; the same seeds and "
+        f"* {score.episodes} full games {where}, seed {score.seed}, raw (unclipped) returns; the same seeds and "
         "options for every policy.",
         f"* Actions: the best one, with probability {score.epsilon:g} (epsilon) a uniformly random one.",
-        f"* Sticky actions: {f'with probability {task.sticky_actions:g}' if task.sticky_actions else 'none'}; {noops}.",
     ]
-    if task.frame_skip > 1 or task.frame_stack > 1:
-        lines.append(
-            f"* {task.frame_skip} frames a decision, a stack of {task.frame_stack} observations"
-            + (f", at most {task.max_frames:,} frames a game" if task.max_frames else "")
-            + (f", FIRE after {task.fire_when_idle} decisions without a reward" if task.fire_when_idle else "")
-            + "."
-        )
+    for task in tasks:
+        lines += [f"* {f'`{_plain(task.env)}`: ' if len(tasks) > 1 else ''}{line}" for line in _options(task)]
     lines.append(
         "* Intervals are 95 % percentile bootstrap intervals over distinct games; ± is the standard deviation of the games; IQM is "
         "the mean of the middle half. Decisions are timed one by one on one thread of the machine that played."
@@ -189,27 +208,48 @@ def _protocol(score: Score, scores: Sequence[Score]) -> str:
     return "\n".join([*lines, random])
 
 
+def _options(task: Task) -> list[str]:
+    """Options of a task that change its scores."""
+    noops = f"up to {task.noop_max} no-ops at the start" if task.noop_max else "no no-ops at the start"
+    lines = [
+        f"Sticky actions: {f'with probability {task.sticky_actions:g}' if task.sticky_actions else 'none'}; {noops}."
+    ]
+    if task.frame_skip > 1 or task.frame_stack > 1:
+        lines.append(
+            f"{task.frame_skip} frames a decision, a stack of {task.frame_stack} observations"
+            + (f", at most {task.max_frames:,} frames a game" if task.max_frames else "")
+            + (f", FIRE after {task.fire_when_idle} decisions without a reward" if task.fire_when_idle else "")
+            + "."
+        )
+    return lines
+
+
 def _use(facts: CardFacts, score: Score) -> str:
-    kind = f"{facts.policy.task.observation_dtype}, {facts.policy.task.observation_shape}"
-    exported = next((shipped.file for shipped in facts.exports), None)
+    name, task = next(iter(_tasks(facts.policy).items()))
+    reads = f"{task.observation_dtype}, {task.observation_shape}"
+    several = isinstance(facts.policy, MultiTaskPolicy)
+    head = f"hf://{facts.repo}#{name}" if several else f"hf://{facts.repo}"
+    exported = next((shipped.file for shipped in facts.exports), None) if not several else None
     python = [
         "import rldistill  # with its extra: rldistill[hub]",
         "",
-        f'policy = rldistill.load_teacher("hf://{facts.repo}")',
-        f"action, _ = policy.predict(observation)  # {kind}; one observation or a batch",
+        f'policy = rldistill.load_teacher("{head}")',
+        f"action, _ = policy.predict(observation)  # {reads}; one observation or a batch",
     ]
     commands = [
         f"rldistill evaluate hf://{facts.repo} --episodes {score.episodes} --epsilon {score.epsilon:g} --seed {score.seed}",
-        f"rldistill distill --teacher hf://{facts.repo} --student {_smaller(facts.policy)} --out runs/student",
+        f"rldistill split hf://{facts.repo} --task {name} --out alone"
+        if several
+        else f"rldistill distill --teacher {head} --student {_smaller(task)} --out runs/student",
     ]
     if exported is not None:
         commands.append(f"rldistill evaluate hf://{facts.repo}/exports/{exported}")
     return f"```python\n{chr(10).join(python)}\n```\n\n```sh\n{chr(10).join(commands)}\n```"
 
 
-def _smaller(policy: SavedPolicy) -> str:
+def _smaller(task: Task) -> str:
     """A student that reads the same observations."""
-    shape = policy.task.observation_shape
+    shape = task.observation_shape
     return "mlp:32,32" if len(shape) == 1 else "net3" if is_large_image(shape) else "cnn:8:32"
 
 
@@ -219,8 +259,10 @@ def _making(facts: CardFacts) -> str:
     command, before = provenance.get("command"), provenance.get("teacher_made_by")
     if isinstance(command, str):
         parts.append(_code(command))
-    if isinstance(before, str) and facts.teacher is not None:
-        parts.append(f"Its teacher was made by\n\n{_code(before)}")
+    makers = [before] if isinstance(before, str) else before if isinstance(before, list) else []
+    if facts.teachers and any(isinstance(maker, str) for maker in makers):
+        text = "\n".join(_code(maker) for maker in makers if isinstance(maker, str))
+        parts.append(f"Its teacher{'s were' if len(facts.teachers) > 1 else ' was'} made by\n\n{text}")
     lines = [
         f"* {called}: {f'{value:,}' if isinstance(value, int) else _plain(str(value))}{unit}"
         for name, called, unit in _FACTS

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from rldistill.files import read_regular
 from rldistill.formats.hub.download import PREFIX, read_card
-from rldistill.policies import SavedPolicy
+from rldistill.policies import MultiTaskPolicy, SavedPolicy
 from rldistill.progress import Progress
 from rldistill.runs.folder import RunFolder
 from rldistill.runs.records import Evaluation, curve_csv
@@ -71,24 +71,29 @@ def temporary_folder() -> Path:
         raise UserError(f"no place for a temporary folder ({error.strerror}): name one with --out") from None
 
 
-def run_files(policy: str | os.PathLike[str] | SavedPolicy, source: SavedPolicy) -> tuple[dict[str, Any], bytes]:
-    """The configuration of the run that a policy lies in, and its learning curve; empty where there is none."""
+def run_files(
+    policy: str | os.PathLike[str] | SavedPolicy | MultiTaskPolicy, source: SavedPolicy | MultiTaskPolicy
+) -> tuple[dict[str, Any], bytes]:
+    """The configuration of the run that a policy lies in, and its learning curve; empty where there is none.
+
+    Several tasks have a curve each, and no one file for them.
+    """
     if source.path is None:
         return {}, b""
     beside = source.path / "curve.csv"
     curve = read_regular(beside) if beside.is_file() else b""
-    if isinstance(policy, SavedPolicy):
+    if isinstance(policy, SavedPolicy | MultiTaskPolicy):
         return {}, curve
     named = os.fspath(policy)
     run = RunFolder(source.path if named.startswith(PREFIX) else Path(named))
-    if not curve:
+    if not curve and isinstance(source, SavedPolicy):
         played = [record for record in run.records()[0] if isinstance(record, Evaluation) and record.returns]
         if len({record.control_steps for record in played}) > 1:  # a dataset is read without a step
             curve = curve_csv(played, games=len(played[0].returns or ()))
     return run.config(), curve
 
 
-def policy_bytes(source: SavedPolicy, name: str) -> bytes:
+def policy_bytes(source: SavedPolicy | MultiTaskPolicy, name: str) -> bytes:
     """One file of a policy folder."""
     if source.path is None:
         raise UserError("this policy was never saved: write it with save_policy, and push its folder")

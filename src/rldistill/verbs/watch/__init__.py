@@ -20,7 +20,7 @@ from rldistill.verbs.watch.playing import (
     Watched,
     check_settings,
     film_file,
-    play_all_drawn,
+    play_drawn,
     watched_table,
 )
 from rldistill.verbs.watch.window import check_display
@@ -76,7 +76,7 @@ def watch(
         (group, with_longest_game(task_together(group, config.env, config.env_kwargs), config.max_episode_steps))
         for group in _groups(table, config.task)
     ]
-    return play_all_drawn(programme, config, target, force=force, progress=progress)
+    return play_drawn(programme, config, target, force=force, progress=progress)
 
 
 def _groups(table: Sequence[NamedPolicy], task: str | None) -> list[list[NamedPolicy]]:

@@ -73,19 +73,6 @@ class Watched:
 
 
 def play_drawn(
-    policies: Sequence[NamedPolicy],
-    task: Task,
-    config: WatchConfig,
-    target: Path | None,
-    *,
-    force: bool = False,
-    progress: Progress,
-) -> list[Watched]:
-    """Plays one policy, or two side by side, and draws every control step: `play_all_drawn` of one task."""
-    return play_all_drawn([(policies, task)], config, target, force=force, progress=progress)
-
-
-def play_all_drawn(
     programme: Sequence[tuple[Sequence[NamedPolicy], Task]],
     config: WatchConfig,
     target: Path | None,
