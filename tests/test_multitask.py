@@ -16,8 +16,8 @@ from torch import Tensor
 
 from rldistill import TeacherOptions
 from rldistill.configurations import changed
-from rldistill.lessons.interleaved import LEAST_SHARE, ByProgress, Interleaved, Uniform
-from rldistill.lessons.streams import Driven, Driving
+from rldistill.lessons.choosers import LEAST_SHARE, ByProgress, Uniform
+from rldistill.lessons.streams import Driven, Interleaved, Plan
 from rldistill.play.envs import Environments, make_task
 from rldistill.play.games import play_scored
 from rldistill.play.replay import Replay
@@ -317,7 +317,7 @@ def test_no_label_that_is_drawn_is_stale_and_none_is_made_twice(tmp_path: Path) 
         learner,
         lambda observations, masks=None: np.zeros(len(observations), dtype=np.int64),
         replay,
-        Driving(constant(0.0), 0.0, 40, 16, 4.0),
+        Plan(constant(0.0), 0.0, 40, 16, 4.0),
         np.random.default_rng(0),
     )
     for version in range(4):

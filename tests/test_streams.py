@@ -14,7 +14,7 @@ from torch import Tensor
 from rldistill.datasets import load_replay
 from rldistill.files import load_state, save_state
 from rldistill.lessons.labels import OneTeacher
-from rldistill.lessons.streams import Composed, Driven, Driving, Offline, minibatches
+from rldistill.lessons.streams import Composed, Driven, Offline, Plan, minibatches
 from rldistill.play.actions import mix_in_random
 from rldistill.play.envs import Environments, Step, make_task
 from rldistill.play.replay import Replay
@@ -96,7 +96,7 @@ def driven(
         OneTeacher(teacher or policy_for(task)),
         student or Always(0),
         Replay(task, num_envs, capacity, {"values": ((task.num_actions,), np.float32)}, scratch=scratch, slack=slack),
-        Driving(share if callable(share) else constant(share), **settings),
+        Plan(share if callable(share) else constant(share), **settings),
         generator or np.random.default_rng(seed),
     )
 
@@ -192,7 +192,7 @@ def test_samples_drawn_keep_their_ratio_to_control_steps(
         earned = (stream.control_steps - warm) * samples_per_step
         assert drawn - 1e-6 <= earned < drawn + each + 1e-6
         played = (stream.control_steps - before) // num_envs
-        assert played <= stream.driving.times_an_item(num_envs)
+        assert played <= stream.plan.times_an_item(num_envs)
         before = stream.control_steps
 
 

@@ -12,7 +12,8 @@ from typing import Annotated, Any, TypeAlias, TypeVar, Union
 import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
 
-from rldistill import datasets
+from rldistill.datasets.contents import head, head_table, info, info_lines
+from rldistill.datasets.merging import merge
 from rldistill.files import is_standard_output
 from rldistill.policies import parameters_of
 from rldistill.progress import Talking, table
@@ -20,6 +21,7 @@ from rldistill.runs.scores import Score, remarks, score_table, scores_file, writ
 from rldistill.teachers import TeacherOptions
 from rldistill.terminal import settle
 from rldistill.types import UserError
+from rldistill.verbs.convert import Target, convert
 from rldistill.verbs.demo import EPISODES, EPSILON, demo_config, shipped_policy
 from rldistill.verbs.distill import DistillConfig, distill
 from rldistill.verbs.distill.config import PRESETS, Preset
@@ -292,10 +294,12 @@ def _dataset_info(
     Example: rldistill dataset info data/pong --json pong.json
     """
     with Talking() as progress:
-        info = datasets.info(data, verify=verify, json=json, progress=progress)
-    _print_facts(datasets.info_lines(info), stderr=_is_output(json))
-    if info.damaged:
-        raise UserError(f"{len(info.damaged)} of {info.shards} shards of {data} are damaged: {', '.join(info.damaged)}")
+        facts = info(data, verify=verify, json=json, progress=progress)
+    _print_facts(info_lines(facts), stderr=_is_output(json))
+    if facts.damaged:
+        raise UserError(
+            f"{len(facts.damaged)} of {facts.shards} shards of {data} are damaged: {', '.join(facts.damaged)}"
+        )
 
 
 def _dataset_head(
@@ -308,7 +312,7 @@ def _dataset_head(
 
     Example: rldistill dataset head data/pong -n 20 --episode 3 --picture stacks.png
     """
-    table(datasets.head_table(datasets.head(data, rows=rows, episode=episode, picture=picture)))
+    table(head_table(head(data, rows=rows, episode=episode, picture=picture)))
 
 
 def _dataset_merge(
@@ -321,7 +325,7 @@ def _dataset_merge(
     Example: rldistill dataset merge data/pong-a data/pong-b --out data/pong
     """
     with Talking() as progress:
-        merged = datasets.merge(data, out, mixed_teachers=mixed_teachers, progress=progress)
+        merged = merge(data, out, mixed_teachers=mixed_teachers, progress=progress)
     print(f"{merged.control_steps:,} control steps, {len(merged.shards):,} shards: {out}")
 
 
@@ -329,7 +333,7 @@ def _dataset_convert(
     source: Annotated[
         Positional[Path], arg(metavar="SOURCE", help="Dataset of rldistill, of Parquet files, or Minari's.")
     ],
-    to: Annotated[datasets.Target, arg(help="The format.")],
+    to: Annotated[Target, arg(help="The format.")],
     out: Annotated[Path, arg(help="Folder to make; of Minari its name ends in a version, pong-v0.")],
     options: OmitArgPrefixes[TeacherOptions],
     teacher: Annotated[
@@ -342,7 +346,7 @@ def _dataset_convert(
     Example: rldistill dataset convert data/pong --to minari --out data/pong-v0
     """
     with Talking() as progress:
-        done = datasets.convert(source, out, to, teacher=teacher, env=env, options=options, progress=progress)
+        done = convert(source, out, to, teacher=teacher, env=env, options=options, progress=progress)
     for note in done.notes:
         print(f"note: {note}")
     print(f"{done.format}: {done.path}")

@@ -17,6 +17,7 @@ import torch
 
 from rldistill.files import generator_state, load_generator_state
 from rldistill.lessons.augmentation import compose_
+from rldistill.lessons.choosers import LessonSchedule
 from rldistill.lessons.labels import Labeller, checked_labels, labels_of
 from rldistill.play.actions import chosen, mix_in_random
 from rldistill.play.envs import Environments
@@ -79,7 +80,7 @@ def minibatches(item: Mapping[Lesson, Batch], size: int) -> list[Mapping[Lesson,
 
 
 @dataclass(frozen=True)
-class Driving:
+class Plan:
     """Who drives, and how many samples are drawn of what is visited."""
 
     share: Schedule
@@ -115,7 +116,7 @@ class Driven:
         student: the driving policy of the student's rows, its exploration included.
         replay: frames with a column `values`, of a task with action masks a column `masks`, and of a labeller whose answers may
             change a column `owners`.
-        driving: who drives when, and how much is drawn.
+        plan: who drives when, and how much is drawn.
         generator: of everything random here.
     """
 
@@ -126,13 +127,13 @@ class Driven:
         labeller: Labeller,
         student: Policy,
         replay: Replay,
-        driving: Driving,
+        plan: Plan,
         generator: np.random.Generator,
     ) -> None:
         self.lesson, self.labeller, self.student = lesson, labeller, student
         self.environments = (environments,)
         self._played = environments
-        self.replay, self.driving, self.generator = replay, driving, generator
+        self.replay, self.plan, self.generator = replay, plan, generator
         self.teacher_steps = self.student_steps = 0
         self._credit = 0.0
         self._rollout = rollout(environments, self._act)
@@ -141,12 +142,12 @@ class Driven:
         return self
 
     def __next__(self) -> Mapping[Lesson, Batch]:
-        size = self.driving.batch_size
-        while self.control_steps < self.driving.warmup:
+        size = self.plan.batch_size
+        while self.control_steps < self.plan.warmup:
             self._step()
         while self._credit < size:
             self._step()
-            self._credit += self._played.num_envs * self.driving.samples_per_step
+            self._credit += self._played.num_envs * self.plan.samples_per_step
         due = min(int(self._credit / size), max(_TOGETHER // size, 1)) * size
         self._credit -= due
         return {self.lesson: self._draw(due)}
@@ -163,7 +164,7 @@ class Driven:
 
     def examples(self) -> Mapping[Lesson, Batch]:
         """A thousand states of the warm-up."""
-        while self.control_steps < max(self.driving.warmup, 1):
+        while self.control_steps < max(self.plan.warmup, 1):
             self._step()
         return {self.lesson: self._draw(1024)}
 
@@ -194,9 +195,9 @@ class Driven:
         number, task = self._played.num_envs, self._played.task
         values = labels_of(self.labeller, observations, task, masks)
         self._values = values.numpy()
-        driven = round(self.driving.share(self.control_steps) * number)
+        driven = round(self.plan.share(self.control_steps) * number)
         best = cast(Actions, chosen(values, self.labeller.score_kind, task, masks).numpy())
-        actions = mix_in_random(best, task, self.driving.teacher_epsilon, self.generator, masks)
+        actions = mix_in_random(best, task, self.plan.teacher_epsilon, self.generator, masks)
         if driven < number and masks is not None:
             actions[driven:] = self.student(observations[driven:], masks[driven:])
         elif driven < number:
@@ -208,7 +209,7 @@ class Driven:
     @property
     def must_save(self) -> bool:
         """As the replay says of one more item."""
-        return self.replay.must_save(self.driving.times_an_item(self._played.num_envs))
+        return self.replay.must_save(self.plan.times_an_item(self._played.num_envs))
 
     def state_dict(self) -> dict[str, Any]:
         """Environments, replay position, generator and counters."""
@@ -370,6 +371,70 @@ class Composed:
     def close(self) -> None:
         """Closes the stream within."""
         self.stream.close()
+
+
+class Interleaved:
+    """Several streams; each item is one of theirs.
+
+    Args:
+        streams: of one lesson each.
+        schedule: chooses the lesson of the next item.
+    """
+
+    def __init__(self, streams: Sequence[Stream], schedule: LessonSchedule) -> None:
+        self.schedule = schedule
+        self._streams = {lesson: stream for stream in streams for lesson in stream.lessons}
+
+    @property
+    def lessons(self) -> Sequence[Lesson]:
+        """Of all streams."""
+        return tuple(self._streams)
+
+    @property
+    def teacher_steps(self) -> int:
+        """Of all streams together."""
+        return sum(stream.teacher_steps for stream in self._streams.values())
+
+    @property
+    def student_steps(self) -> int:
+        """Of all streams together."""
+        return sum(stream.student_steps for stream in self._streams.values())
+
+    @property
+    def environments(self) -> Sequence[Environments]:
+        """Of all streams."""
+        return tuple(environments for stream in self._streams.values() for environments in stream.environments)
+
+    def __iter__(self) -> Interleaved:
+        return self
+
+    def __next__(self) -> Mapping[Lesson, Batch]:
+        return next(self._streams[self.schedule.choose()])
+
+    def examples(self) -> Mapping[Lesson, Batch]:
+        """Of every lesson."""
+        return {lesson: batch for stream in self._streams.values() for lesson, batch in stream.examples().items()}
+
+    @property
+    def must_save(self) -> bool:
+        """Whether one of them must be saved, for any may be the next."""
+        return any(stream.must_save for stream in self._streams.values())
+
+    def state_dict(self) -> dict[str, Any]:
+        """All streams, by the names of their lessons, and the schedule."""
+        streams = {lesson.name: stream.state_dict() for lesson, stream in self._streams.items()}
+        return {"streams": streams, "schedule": self.schedule.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Puts back what `state_dict` gave."""
+        for lesson, stream in self._streams.items():
+            stream.load_state_dict(state["streams"][lesson.name])
+        self.schedule.load_state_dict(state["schedule"])
+
+    def close(self) -> None:
+        """Closes all streams."""
+        for stream in self._streams.values():
+            stream.close()
 
 
 def _batch(replay: Replay, times: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> Batch:

@@ -13,6 +13,7 @@ from rldistill.arguments import checked_arguments
 from rldistill.configurations import flat
 from rldistill.datasets.shards import Dataset
 from rldistill.lessons.labels import labels_of
+from rldistill.lessons.teaching import Teaching
 from rldistill.machine import keep_freed_memory, machine_in_words, usual_torch
 from rldistill.play.envs import Environments, cut_in_words, fitting_task, with_longest_game
 from rldistill.policies import MultiTaskPolicy, SavedPolicy, add_provenance, check_finite, load_heads, save_policy
@@ -29,10 +30,9 @@ from rldistill.teachers import ForeignTeacher, TeacherOptions, as_policy, card_o
 from rldistill.types import Task, Teacher, UserError, check_boolean, plain_numbers
 from rldistill.verbs.distill.config import DistillConfig, checked
 from rldistill.verbs.distill.dataset import fitting_dataset
-from rldistill.verbs.distill.evaluating import Evaluations, Games
 from rldistill.verbs.distill.streams import make_stream, within_memory
-from rldistill.verbs.distill.teaching import Teaching, check_tasks, make_student, teaching_of
-from rldistill.verbs.distill.work import Distillation
+from rldistill.verbs.distill.teaching import check_tasks, make_student, teaching_of
+from rldistill.verbs.distill.work import Distillation, Evaluations, Games
 
 __all__ = ["DistillConfig", "checked", "distill"]
 

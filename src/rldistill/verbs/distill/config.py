@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from rldistill.configurations import changed, check_choices
+from rldistill.lessons.choosers import Schedule as LessonScheduleName
 from rldistill.lessons.exploration import Explore
-from rldistill.lessons.interleaved import Schedule as LessonScheduleName
 from rldistill.students.objectives import Matching
 from rldistill.students.optim import Optimization
 from rldistill.types import MOST_ENVIRONMENTS, MOST_SAMPLES, UserError, check_numbers

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from rldistill.datasets.shards import Dataset, open_dataset, same_teacher
+from rldistill.lessons.teaching import Teaching
 from rldistill.play.envs import same_game, unlike
 from rldistill.types import UserError, printable
-from rldistill.verbs.distill.teaching import Teaching
 
 
 def fitting_dataset(

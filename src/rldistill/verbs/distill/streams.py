@@ -12,10 +12,11 @@ import numpy as np
 
 from rldistill.configurations import changed
 from rldistill.datasets.shards import Dataset, load_replay
+from rldistill.lessons.choosers import SCHEDULES
 from rldistill.lessons.exploration import explorer
-from rldistill.lessons.interleaved import SCHEDULES, Interleaved
 from rldistill.lessons.labels import OneTeacher
-from rldistill.lessons.streams import Composed, Driven, Driving, Offline, Stream
+from rldistill.lessons.streams import Composed, Driven, Interleaved, Offline, Plan, Stream
+from rldistill.lessons.teaching import Teaching
 from rldistill.play.actions import score_width
 from rldistill.play.envs import Environments
 from rldistill.play.replay import Columns, Replay, bytes_a_step, mask_column
@@ -25,7 +26,6 @@ from rldistill.students.heads import MultiTaskNetwork
 from rldistill.students.networks import Network
 from rldistill.types import Task, UserError
 from rldistill.verbs.distill.config import DistillConfig
-from rldistill.verbs.distill.teaching import Teaching
 
 
 def make_stream(
@@ -101,14 +101,14 @@ def _played(
     number: int,
 ) -> Driven:
     batches, num_envs = config.batches, config.driving.num_envs
-    driving = Driving(
+    plan = Plan(
         share_of(config), config.driving.teacher_epsilon, batches.warmup, batches.batch_size, batches.samples_per_step
     )
     # Of several lessons one may be chosen more often than the others, so its replay may overwrite what the run began with.
     longest = config.steps if number == 1 else config.steps * number
     # Room between two checkpoints: a run whose steps all fit never overwrites a thing. The last item ends beyond its steps.
     room = min(max(batches.replay // 20, 100 * num_envs), longest - batches.replay)
-    item = num_envs * driving.times_an_item(num_envs)
+    item = num_envs * plan.times_an_item(num_envs)
     exploring = linear(config.driving.epsilon, 0.0, config.steps)
     environments = Environments(teaching.task, num_envs, config.seed)
     task = environments.task
@@ -125,7 +125,7 @@ def _played(
             scratch=own_scratch(scratch, place),
             slack=room + item,
         ),
-        driving,
+        plan,
         generator,
     )
     return driven

@@ -4,33 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from rldistill.configurations import changed, flat
+from rldistill.lessons.teaching import Teaching
 from rldistill.play.actions import describe, score_width
 from rldistill.play.envs import features_of
 from rldistill.students.heads import Head, MultiTaskNetwork, build_heads
-from rldistill.students.losses import WeightedLoss, parse_loss
+from rldistill.students.losses import parse_loss
 from rldistill.students.networks import Architecture, Network, build, parameter_count
 from rldistill.types import Lesson, ScoreKind, Task, Teacher, UserError, is_large_image
 from rldistill.verbs.distill.config import DistillConfig
-
-
-class Teaching(NamedTuple):
-    """A lesson with its teacher."""
-
-    lesson: Lesson
-    teacher: Teacher
-    source: str
-    """What the user calls the teacher."""
-    loss: WeightedLoss
-
-    @property
-    def task(self) -> Task:
-        """What is played."""
-        return self.lesson.task
 
 
 def teaching_of(teacher: Teacher, source: str, task: Task, config: DistillConfig) -> Teaching:

@@ -1,18 +1,14 @@
-"""Several lessons in turn: a stream of streams, and who chooses the next one."""
+"""Which lesson the next minibatches come from, where a student has several."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
 from rldistill.files import generator_state, load_generator_state
-from rldistill.types import Batch, Lesson
-
-if TYPE_CHECKING:
-    from rldistill.lessons.streams import Stream
-    from rldistill.play.envs import Environments
+from rldistill.types import Lesson
 
 Schedule: TypeAlias = Literal["uniform", "progress"]
 
@@ -112,67 +108,3 @@ class ByProgress:
 
 
 SCHEDULES: dict[Schedule, type[Uniform | ByProgress]] = {"uniform": Uniform, "progress": ByProgress}
-
-
-class Interleaved:
-    """Several streams; each item is one of theirs.
-
-    Args:
-        streams: of one lesson each.
-        schedule: chooses the lesson of the next item.
-    """
-
-    def __init__(self, streams: Sequence[Stream], schedule: LessonSchedule) -> None:
-        self.schedule = schedule
-        self._streams = {lesson: stream for stream in streams for lesson in stream.lessons}
-
-    @property
-    def lessons(self) -> Sequence[Lesson]:
-        """Of all streams."""
-        return tuple(self._streams)
-
-    @property
-    def teacher_steps(self) -> int:
-        """Of all streams together."""
-        return sum(stream.teacher_steps for stream in self._streams.values())
-
-    @property
-    def student_steps(self) -> int:
-        """Of all streams together."""
-        return sum(stream.student_steps for stream in self._streams.values())
-
-    @property
-    def environments(self) -> Sequence[Environments]:
-        """Of all streams."""
-        return tuple(environments for stream in self._streams.values() for environments in stream.environments)
-
-    def __iter__(self) -> Interleaved:
-        return self
-
-    def __next__(self) -> Mapping[Lesson, Batch]:
-        return next(self._streams[self.schedule.choose()])
-
-    def examples(self) -> Mapping[Lesson, Batch]:
-        """Of every lesson."""
-        return {lesson: batch for stream in self._streams.values() for lesson, batch in stream.examples().items()}
-
-    @property
-    def must_save(self) -> bool:
-        """Whether one of them must be saved, for any may be the next."""
-        return any(stream.must_save for stream in self._streams.values())
-
-    def state_dict(self) -> dict[str, Any]:
-        """All streams, by the names of their lessons, and the schedule."""
-        streams = {lesson.name: stream.state_dict() for lesson, stream in self._streams.items()}
-        return {"streams": streams, "schedule": self.schedule.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts back what `state_dict` gave."""
-        for lesson, stream in self._streams.items():
-            stream.load_state_dict(state["streams"][lesson.name])
-        self.schedule.load_state_dict(state["schedule"])
-
-    def close(self) -> None:
-        """Closes all streams."""
-        for stream in self._streams.values():
-            stream.close()
