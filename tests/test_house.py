@@ -1,10 +1,12 @@
 """The plan of the house: who may import whom, file by file."""
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
+from statistics import median
 from types import ModuleType
 
 import pytest
@@ -100,3 +102,69 @@ def test_a_public_name_is_no_module_however_often_it_is_asked_for(name: str) -> 
     first, again = getattr(rldistill, name), getattr(rldistill, name)
     assert first is again
     assert not isinstance(again, ModuleType)
+
+
+FUNCTIONS = {
+    (file, node.name): node
+    for file, path in FILES.items()
+    for node in ast.walk(ast.parse(path.read_text()))
+    if isinstance(node, ast.FunctionDef)
+}
+
+
+def lines(function: ast.FunctionDef) -> int:
+    """From the first line of the signature to the last one of the body."""
+    return (function.end_lineno or 0) - function.lineno + 1
+
+
+def test_functions_are_short() -> None:
+    """Half of them have at most ten lines, none has more than 80."""
+    assert median(map(lines, FUNCTIONS.values())) <= 10
+    assert {name: lines(function) for name, function in FUNCTIONS.items() if lines(function) > 80} == {}
+
+
+def test_modules_have_at_most_500_lines() -> None:
+    lengths = {file: len(path.read_text().splitlines()) for file, path in FILES.items()}
+    assert {file: length for file, length in lengths.items() if length > 500} == {}
+
+
+def test_constructors_take_at_most_seven_arguments() -> None:
+    """Data of one kind goes together into a configuration."""
+    arguments = {
+        name: len(function.args.posonlyargs + function.args.args + function.args.kwonlyargs) - 1
+        for name, function in FUNCTIONS.items()
+        if name[1] == "__init__"
+    }
+    assert {name: number for name, number in arguments.items() if number > 7} == {}
+
+
+DIALECT = re.compile(r"\b(told|seen|heard|shown|found|known|said)\b")
+
+
+def test_names_are_the_fields_words_and_no_private_dialect() -> None:
+    """Of functions, arguments and variables; `found` says nothing of what was found."""
+    used = {
+        (file, name)
+        for file, path in FILES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        for name in names_in(node)
+        if DIALECT.search(name.replace("_", " "))
+    }
+    assert used == set()
+
+
+def names_in(node: ast.AST) -> list[str]:
+    """Names that a node gives."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return [node.name]
+    if isinstance(node, ast.arg):
+        return [node.arg]
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        return [node.id]
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+        return [node.attr]
+    return []
+
+
+def test_no_line_escapes_the_formatter() -> None:
+    assert [file for file, path in FILES.items() if "fmt: skip" in path.read_text()] == []

@@ -100,8 +100,12 @@ DISCRETE: dict[str, DiscreteLoss] = {"kl": kl, "kl_hinton": kl_hinton, "nll": nl
 CONTINUOUS: dict[str, Loss] = {"kl_gaussian": kl_gaussian, "mse_mean": mse_mean, "huber": huber}
 LOSSES: dict[str, Loss] = {**DISCRETE, **CONTINUOUS}
 DEFAULT_LOSS: dict[ScoreKind, str] = {
-    "q_values": "kl", "logits": "kl", "gaussian": "kl_gaussian", "squashed_gaussian": "kl_gaussian", "actions": "mse_mean",
-}  # fmt: skip
+    "q_values": "kl",
+    "logits": "kl",
+    "gaussian": "kl_gaussian",
+    "squashed_gaussian": "kl_gaussian",
+    "actions": "mse_mean",
+}
 """What `--loss auto` stands for, by the kind of the teacher's scores."""
 
 

@@ -199,13 +199,13 @@ def _values(tensors: Mapping[str, Tensor], source: _Source) -> ForeignPolicy:
     path, atoms = source.path, tensors.get("atoms")
     chain = _chain({name: tensor for name, tensor in tensors.items() if name != "atoms"}, "relu", source)
     if atoms is None:
-        return _found(chain, chain.network, "DQN", chain.outputs, source.numbers)
+        return _as_policy(chain, chain.network, "DQN", chain.outputs, source.numbers)
     if atoms.ndim != 1 or len(atoms) < 2 or chain.outputs % len(atoms):
         raise UserError(
             f"{path}: its head gives {chain.outputs} numbers, which are no multiple of {atoms.numel()} atoms"
         )
     network = nn.Sequential(*chain.network, MeanOfAtoms(atoms))
-    return _found(chain, network, "C51", chain.outputs // len(atoms), source.numbers)
+    return _as_policy(chain, network, "C51", chain.outputs // len(atoms), source.numbers)
 
 
 def _discrete(tensors: Mapping[str, Tensor], algorithm: str, activation: Activation, source: _Source) -> ForeignPolicy:
@@ -285,7 +285,9 @@ def _squashed(tensors: Mapping[str, Tensor], source: _Source) -> ForeignPolicy:
     )
 
 
-def _found(chain: Chain, network: nn.Module, algorithm: str, actions: int, numbers: Numbers | None) -> ForeignPolicy:
+def _as_policy(
+    chain: Chain, network: nn.Module, algorithm: str, actions: int, numbers: Numbers | None
+) -> ForeignPolicy:
     normalized = any(isinstance(module, nn.LayerNorm) for module in chain.network)
     return ForeignPolicy(
         network=network,

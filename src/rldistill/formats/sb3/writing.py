@@ -66,8 +66,8 @@ def to_sb3(policy: NetworkPolicy, note: Mapping[str, Any], calibration: Observat
     if convolutions:
         layers, wider = _widened(layers)
         if wider:
-            told_channels = ", ".join(str(layer.outputs[0]) for layer in convolutions)
-            notes.append(f"its {told_channels} channels are among 32, 64, 64: the others are zeros")
+            own_channels = ", ".join(str(layer.outputs[0]) for layer in convolutions)
+            notes.append(f"its {own_channels} channels are among 32, 64, 64: the others are zeros")
     dense = layers[3:] if convolutions else layers
     hidden = [layer.outputs[0] for layer in dense[:-1]]
     kwargs: dict[str, Any] = {}

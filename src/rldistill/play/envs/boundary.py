@@ -134,7 +134,7 @@ class Boundary:
     def _reward(self, reward: Any) -> float:
         number = reward if type(reward) is float else _number(reward)
         if number is None:
-            raise EnvironmentFailed(f"step of {self.env} gives the reward {_shown(reward)}, which is no number")
+            raise EnvironmentFailed(f"step of {self.env} gives the reward {_in_words(reward)}, which is no number")
         if not abs(number) <= _LARGEST:  # nor NaN
             raise EnvironmentFailed(f"step of {self.env} gives the reward {number}: rewards must be finite")
         return number
@@ -145,7 +145,7 @@ class Boundary:
         number = _number(flag)
         if number not in (0.0, 1.0):
             raise EnvironmentFailed(
-                f"step of {self.env} gives {_shown(flag)} as {name}, which is neither true nor false"
+                f"step of {self.env} gives {_in_words(flag)} as {name}, which is neither true nor false"
             )
         return bool(number)
 
@@ -205,7 +205,7 @@ def _as_float(value: Any) -> float:
         return float("inf")
 
 
-def _shown(value: Any) -> str:
+def _in_words(value: Any) -> str:
     try:
         return first_line(repr(value), 60)
     except Exception:  # a stranger's object may fail in any way

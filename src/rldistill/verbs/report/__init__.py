@@ -157,13 +157,13 @@ def _page_of_tasks(
         table = [*(_beside(teacher, heads) for teacher in teachers), *heads]
         players = [one.policy for one in table]
         scores = _scores(folder, players, config, progress, lambda: score_tasks(table, None, conditions, progress))
-        shown = config.task or names[0]
-        view = policy.view(shown)
+        task = config.task or names[0]
+        view = policy.view(task)
         others = [one.policy for one in table if one.whole is None and same_game(one.env, view.task.env)]
         plays = _plays([*others[:1], view], view, settings, config, notes, progress)
         if plays is not None:
-            plays["task"] = shown
-            notes.append(f"The animation is of {shown}; --task shows another one of {', '.join(names)}.")
+            plays["task"] = task
+            notes.append(f"The animation is of {task}; --task shows another one of {', '.join(names)}.")
     from rldistill.verbs.report.tasks import write_tasks_page
 
     made = None
