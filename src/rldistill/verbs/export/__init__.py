@@ -47,9 +47,9 @@ def export(
         progress: notified of each step.
 
     Raises:
-        UserError: a wrong configuration, an unknown format, a file that exists, a policy that the format cannot hold, a
-            missing package (the message names the extra), a dataset of another task, an export that differs from the policy
-            by more than the bound of its format, or a disk that is full. Nothing is written then.
+        UserError: a wrong configuration or format, a file that exists, a policy that the format cannot hold, a dataset of another
+            task, or a missing package (the message names the extra). Also an export that differs from the policy by more than
+            the bound of its format, or a disk that is full. Nothing is written then.
     """
     check_boolean("force", force)
     config, progress = config or ExportConfig(), progress or Silent()

@@ -181,6 +181,8 @@ def _source(
         assert whole is not None
         return whole
     own = load_own(policy, verb="push")
+    if own.path is None and not isinstance(policy, SavedPolicy):
+        raise UserError(f"{os.fspath(policy)} is one head of a policy: make it a folder with split, and push that")
     confirm(config.env, own.task)
     return own
 
