@@ -9,6 +9,11 @@ labels, student acting, student training, each alone) and the pipeline's rate; p
 environments driven by the student, so that every term is there. Run it on an idle machine:
 
     python benchmarks/throughput.py [--teacher policies/pong] [--student net2] [--rounds 5]
+
+With several teachers it measures, in turns as well, a run of all their tasks and a run of the first one's task alone with as
+many environments in all and the same torso, and prints the ratio of their control steps a second:
+
+    python benchmarks/throughput.py --tasks policies/pong policies/freeway policies/qbert --student multi3
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +30,7 @@ import torch
 import tyro
 
 from rldistill.configurations import changed
-from rldistill.lessons.streams import minibatches
+from rldistill.lessons.streams import Stream, minibatches
 from rldistill.machine import keep_freed_memory
 from rldistill.play.actions import chosen, uniform_actions
 from rldistill.play.envs import Environments
@@ -45,6 +50,8 @@ class Options:
     """What is measured."""
 
     teacher: Path = Path("policies/pong")
+    tasks: tuple[Path, ...] = ()
+    """Teachers of several tasks: measure one student of all of them beside one of the first."""
     student: str = "net2"
     rounds: int = 5
     """Of all rates, in turns."""
@@ -104,9 +111,65 @@ def rows_of(
     return rows
 
 
+def pipeline_of(
+    teachers: Sequence[Path], student: str, num_envs: int, scratch: Path
+) -> tuple[Callable[[], int], Stream]:
+    """A run of the teachers' tasks, which plays and learns at each call and returns the control steps of it; and its stream."""
+    config = checked(changed(DistillConfig(), student=student, driver="student", steps=200_000, num_envs=num_envs))
+    policies = [load_policy(path) for path in teachers]
+    teachings = [
+        teaching_of(policy, str(path), policy.task, config) for policy, path in zip(policies, teachers, strict=True)
+    ]
+    network, config = make_student(teachings, config)
+    stream = make_stream(teachings, network, config, scratch, Silent())
+    objectives = {
+        lesson: Match(teaching.loss, lesson.task, teaching.teacher.score_kind, config.matching)
+        for lesson, teaching in zip(stream.lessons, teachings, strict=True)
+    }
+    fitting = GradientFitting(network, objectives, config.optimization, 1_000_000, config.seed)
+    fitting.fit(stream.examples())
+
+    def work() -> int:
+        before = stream.teacher_steps + stream.student_steps
+        for _ in range(4 * len(teachers)):
+            for batches in minibatches(next(stream), config.batches.batch_size):
+                fitting(batches)
+        return stream.teacher_steps + stream.student_steps - before
+
+    return work, stream
+
+
+def compare_tasks(options: Options) -> None:
+    """Measures and prints a run of several tasks beside one of the first task."""
+    number, each = len(options.tasks), DistillConfig().driving.num_envs
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
+        several, stream = pipeline_of(options.tasks, options.student, each, Path(one))
+        single, alone = pipeline_of(options.tasks[:1], options.student, each * number, Path(other))
+        rates = in_turns({f"{number} tasks": several, "one task": single}, options.rounds, options.seconds)
+        stream.close()
+        alone.close()
+    rows = [
+        {
+            "run": name,
+            "control steps/s": f"{np.median(values):,.0f}",
+            "range": f"{min(values):,.0f} to {max(values):,.0f}",
+        }
+        for name, values in rates.items()
+    ]
+    table(rows)
+    ratios = np.array(rates[f"{number} tasks"]) / np.array(rates["one task"])
+    share = f"{np.median(ratios):.2f}, {ratios.min():.2f} to {ratios.max():.2f} over {options.rounds} rounds"
+    print(
+        f"{options.student}, {each * number} environments in all: control steps a second of {number} tasks by those of one: {share}"
+    )
+
+
 def main(options: Options) -> None:
     """Measures and prints."""
     keep_freed_memory()
+    if options.tasks:
+        compare_tasks(options)
+        return
     teacher = load_policy(options.teacher)
     task = teacher.task
     config = checked(changed(DistillConfig(), student=options.student, driver="student", steps=200_000))
