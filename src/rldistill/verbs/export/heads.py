@@ -200,7 +200,7 @@ def _onnx_heads(file: Path, source: MultiTaskPolicy) -> CallHeads:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(read_regular(file), options, providers=["CPUExecutionProvider"])
     shape = observation_shape(source)
 
     def call(observations: Tensor, index: int) -> Tensor:
@@ -215,7 +215,8 @@ def _onnx_heads(file: Path, source: MultiTaskPolicy) -> CallHeads:
 
 def _c_heads(file: Path, prefix: str, source: MultiTaskPolicy) -> CallHeads:
     header = file.with_suffix(".h")
-    return CHeads(file.read_text(), header.read_text(), header.name, prefix, source, str(file))
+    source_text, header_text = (read_regular(path).decode() for path in (file, header))
+    return CHeads(source_text, header_text, header.name, prefix, source, str(file))
 
 
 def holds_heads(file: Path) -> bool:
