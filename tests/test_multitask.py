@@ -180,6 +180,25 @@ def test_evaluations_steer_the_schedule_by_progress(tmp_path: Path, root: Path) 
     assert drawn.count("Pendulum-v1") > 1.5 * drawn.count("CartPole-v1")
 
 
+def test_evaluations_that_choose_lessons_stay_as_they_are_when_a_run_is_resumed(tmp_path: Path, root: Path) -> None:
+    config = changed(QUICK, schedule_lessons="progress", evaluate_every=100)
+    with pytest.raises(KeyboardInterrupt):
+        distill(both(root), tmp_path / "run", config, progress=StopsAfter(4))
+    with pytest.raises(UserError, match="evaluate_every = 100, not 200"):
+        distill(both(root), tmp_path / "run", changed(config, evaluate_every=200), resume=True)
+    distill(both(root), tmp_path / "run", config, resume=True)
+    distill(
+        both(root), tmp_path / "run", changed(config, evaluate_episodes=0), resume=True
+    )  # finished: nothing is chosen
+
+
+def test_a_run_may_play_no_games_at_all(tmp_path: Path, root: Path) -> None:
+    student = distill(both(root), tmp_path / "run", changed(QUICK, evaluate_episodes=0))
+    records, _ = RunFolder(tmp_path / "run").records()
+    assert "scores" not in student.provenance
+    assert not any(isinstance(record, Evaluation) for record in records)
+
+
 def test_replays_of_all_tasks_fit_into_the_memory_asked_for() -> None:
     """CartPole: 4 floats, a flag, 2 values are 25 bytes a step; Pendulum: 3 floats, a flag, 1 value are 17."""
     config = within_memory(changed(QUICK, replay_memory="42kB", replay=10_000), teachings())
@@ -222,6 +241,13 @@ def frames() -> SavedPolicy:
         ([balancing, braking], {"replay_memory": "1kB"}, "--replay-memory"),
         ([balancing, braking], {"loss": "kl"}, "does not suit a teacher of actions"),
         ([balancing, braking], {"schedule_lessons": "backwards"}, "--schedule-lessons is one of"),
+        ([balancing, braking], {"schedule_lessons": "progress"}, "--evaluate-every"),
+        (
+            [balancing, braking],
+            {"schedule_lessons": "progress", "evaluate_every": 50, "evaluate_episodes": 0},
+            "--evaluate-episodes",
+        ),
+        ([balancing], {"schedule_lessons": "progress", "evaluate_every": 50}, "several teachers"),
         ([], {}, "there is no teacher"),
     ],
 )

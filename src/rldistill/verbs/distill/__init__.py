@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,7 @@ def distill(
     config = checked(plain_numbers(config or DistillConfig()))
     keep_freed_memory()
     teachings = _load_teachings(teacher, config, options, progress)
+    _check_schedule(config, len(teachings), RunFolder(Path(out)))
     student, config = make_student(teachings, within_memory(config, teachings))
     resolved = _resolved(teachings, config, options, out)
     dataset = None
@@ -123,6 +126,34 @@ def _check_for_several(config: DistillConfig) -> None:
     for flag, value in of_one.items():
         if value:
             raise UserError(f"{flag} is for one teacher; each of several plays its own task, as its file says")
+
+
+def _check_schedule(config: DistillConfig, number: int, folder: RunFolder) -> None:
+    """Refuses a schedule by progress where nothing measures progress, or where a resumed run would measure it otherwise.
+
+    Args:
+        config: of the run.
+        number: of teachers.
+        folder: of the run. Once it has a policy, only the final games are left, and they choose no lesson.
+    """
+    if config.schedule_lessons != "progress" or folder.policy_path.exists():
+        return
+    if number == 1:
+        raise UserError("--schedule-lessons progress is for several teachers: with one there is nothing to choose")
+    evaluating = config.evaluating
+    every = config.steps // 5 if evaluating.evaluate_every is None else evaluating.evaluate_every
+    if not evaluating.evaluate_episodes or not 0 < every < config.steps:
+        raise UserError(
+            "--schedule-lessons progress follows the run's own evaluations: take --evaluate-episodes 1 or more, and "
+            f"--evaluate-every from 1 to {config.steps - 1}"
+        )
+    before = folder.config()
+    for name, now in asdict(evaluating).items():
+        if before.get(name, now) != now:
+            raise UserError(
+                f"{folder.path} was begun with {name} = {json.dumps(before[name])}, not {json.dumps(now)}: its evaluations choose "
+                "the lessons, so resume with the same configuration, or choose another --out"
+            )
 
 
 def _load_teaching(

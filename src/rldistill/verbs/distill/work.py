@@ -305,13 +305,13 @@ class Evaluations:
             check: is given a doubt, of a teacher of another tool that plays no better than chance.
         """
         records: list[Record] = []
-        several = len(teachings) > 1
+        normalized = len(teachings) > 1 and self.games.config.evaluating.evaluate_episodes > 0
         with alone(self.work):
             for lesson, teaching in zip(self.work.lessons, teachings, strict=True):
                 level = teachers_level(teaching, lesson.task, self.games, check)
                 if level:
                     records.append(TeacherScore(lesson=self.work.name_of(lesson), **level))
-                if level and several:
+                if level and normalized:
                     self.levels[lesson] = Level(self._random(lesson.task), float(level["mean"]))
         return records
 
