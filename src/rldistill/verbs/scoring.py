@@ -142,15 +142,23 @@ def tables_by_task(policies: Sequence[NamedPolicy]) -> list[list[NamedPolicy]]:
     Raises:
         UserError: a policy plays none of the students' tasks.
     """
-    tables: dict[str, list[NamedPolicy]] = {one.env: [] for one in policies if one.whole is not None}
+    heads = {_head_of(one): one.policy.task for one in policies if one.whole is not None}
+    tables: dict[str, list[NamedPolicy]] = {name: [] for name in heads}
     for one in sorted(policies, key=lambda one: one.whole is not None):
-        env = next((env for env in tables if same_game(env, one.env)), None)
-        if env is None:
-            raise UserError(
-                f"{one.name} plays {one.env}, and no student here does: their tasks are {', '.join(tables)}"
-            )
-        tables[env].append(one)
+        if one.whole is not None:
+            tables[_head_of(one)].append(one)
+            continue
+        alike = [name for name, task in heads.items() if same_game(task.env, one.env)]
+        exact = [name for name in alike if heads[name].env_kwargs == one.policy.task.env_kwargs]
+        if not alike:
+            raise UserError(f"{one.name} plays {one.env}, and no student here does: their tasks are {', '.join(heads)}")
+        tables[(exact or alike)[0]].append(one)
     return list(tables.values())
+
+
+def _head_of(one: NamedPolicy) -> str:
+    """The name of the head, which stands behind that of its policy."""
+    return one.name.rpartition("#")[2]
 
 
 class _Table(NamedTuple):

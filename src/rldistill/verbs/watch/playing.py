@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,11 +103,7 @@ def play_drawn(
     with ExitStack() as open_games:
         shows = [_Show.open(policies, task, config, open_games) for policies, task in programme]
         size = max(show.stage.width for show in shows), max(show.stage.height for show in shows)
-        pictures = (
-            _framed(picture, size)
-            for show in shows
-            for picture in _pictures(show.lanes, show.stage, show.task, config.episodes, most, rate, on_progress)
-        )
+        pictures = _one_after_the_other(shows, size, config.episodes, most, rate, on_progress)
         if target is None:
             progress.say(KEYS)
             title = f"{programme[0][1].env}: {' | '.join(one.name for one in programme[0][0])}"
@@ -133,6 +130,27 @@ class _Show(NamedTuple):
     def open(policies: Sequence[NamedPolicy], task: Task, config: WatchConfig, open_games: ExitStack) -> _Show:
         lanes = _lanes(policies, task, config, open_games)
         return _Show(lanes, _stage(lanes, task, config), task)
+
+
+def _one_after_the_other(
+    shows: Sequence[_Show],
+    size: tuple[int, int],
+    episodes: int,
+    most: int | None,
+    rate: float,
+    on_progress: Callable[..., None],
+) -> Iterator[Pixels]:
+    """The pictures of all tasks, of one size; control steps are counted on from task to task."""
+    before = 0
+    for show in shows:
+        count = partial(_counted, on_progress, before)
+        for picture in _pictures(show.lanes, show.stage, show.task, episodes, most, rate, count):
+            yield _framed(picture, size)
+        before += max(lane.steps for lane in show.lanes)
+
+
+def _counted(on_progress: Callable[..., None], before: int, steps: int, **figures: float) -> None:
+    on_progress(before + steps, **figures)
 
 
 def _framed(picture: Pixels, size: tuple[int, int]) -> Pixels:
