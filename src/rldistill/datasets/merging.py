@@ -14,12 +14,12 @@ from rldistill.arguments import checked_arguments
 from rldistill.datasets.shards import (
     Dataset,
     ShardEntry,
-    differences,
     empty_dataset,
     open_dataset,
     same_teacher,
     shard_file,
     shard_number,
+    unlike_fields,
     write_card,
 )
 from rldistill.files import free_path
@@ -89,7 +89,7 @@ def teachers_of(dataset: Dataset) -> list[dict[str, Any]]:
 
 
 def _check_same(first: Dataset, other: Dataset, *, mixed_teachers: bool) -> None:
-    for name, before, now in differences(other.task, other.score_kind, first):
+    for name, before, now in unlike_fields(other.task, other.score_kind, first):
         raise UserError(
             f"{first.path} and {other.path} do not go together: {name} is {before} in the one and {now} in the other"
         )

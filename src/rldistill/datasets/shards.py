@@ -315,7 +315,7 @@ def _check_apart(folder: Path, shards: Sequence[ShardEntry]) -> None:
                 raise UserError(f"{folder / CARD} lists one file twice: {shard.file} is a link to {first}; get it anew")
 
 
-def differences(task: Task, score_kind: ScoreKind, dataset: Dataset) -> Iterator[tuple[str, Any, Any]]:
+def unlike_fields(task: Task, score_kind: ScoreKind, dataset: Dataset) -> Iterator[tuple[str, Any, Any]]:
     """Fields in which a task and its labels are not those of the dataset: name, the dataset's, the other."""
     ours, theirs = dataset.task.as_dict(), task.as_dict()
     pairs = [(f"task.{name}", ours.get(name), theirs.get(name)) for name in {**ours, **theirs}]

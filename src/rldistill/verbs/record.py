@@ -20,10 +20,10 @@ from rldistill.datasets.shards import (
     CARD,
     SHARD,
     Dataset,
-    differences,
     empty_dataset,
     open_dataset,
     same_teacher,
+    unlike_fields,
     write_card,
 )
 from rldistill.datasets.writing import DatasetWriter
@@ -294,7 +294,7 @@ def _play(work: Recording, progress: Progress) -> None:
 
 def _check_same(dataset: Dataset, task: Task, score_kind: ScoreKind, teacher: dict[str, Any]) -> None:
     """Raises UserError where appending would mix two datasets."""
-    differing = list(differences(task, score_kind, dataset))
+    differing = list(unlike_fields(task, score_kind, dataset))
     if not same_teacher(dataset.card["teacher"], teacher):
         before, now = (item.get("sha256") or item.get("kind") for item in (dataset.card["teacher"], teacher))
         differing.append(("teacher", before, now))

@@ -53,7 +53,7 @@ class _Random(NamedTuple):
     """Whether it comes from games of now, and not from the task."""
 
 
-class _Reference(NamedTuple):
+class _ComparedWith(NamedTuple):
     """What every row of a table is compared with."""
 
     task: Task
@@ -161,7 +161,7 @@ def _head_of(one: NamedPolicy) -> str:
     return one.name.rpartition("#")[2]
 
 
-class _Table(NamedTuple):
+class _TaskTable(NamedTuple):
     """One task's rows, and the games that they come from."""
 
     policies: Sequence[NamedPolicy]
@@ -169,7 +169,7 @@ class _Table(NamedTuple):
     games: list[Games]
 
 
-def _across_tasks(name: str, whole: MultiTaskPolicy, tables: Sequence[_Table], seed: int) -> MultiTaskScore | None:
+def _across_tasks(name: str, whole: MultiTaskPolicy, tables: Sequence[_TaskTable], seed: int) -> MultiTaskScore | None:
     """A student's score over all tasks that have a teacher; None where none has."""
     played, references, random = [], [], []
     for table in tables:
@@ -185,21 +185,21 @@ def _across_tasks(name: str, whole: MultiTaskPolicy, tables: Sequence[_Table], s
     return MultiTaskScore(name, parameter_count(whole.network), len(whole.weights()), len(played), *ratio, *normalized)
 
 
-def _play_table(policies: Sequence[NamedPolicy], task: Task, conditions: Conditions, progress: Progress) -> _Table:
+def _play_table(policies: Sequence[NamedPolicy], task: Task, conditions: Conditions, progress: Progress) -> _TaskTable:
     first, say = policies[0].policy, cache(progress.say)
     played = [_play(one, first, task, conditions, progress, say) for one in policies]
     random = _random_play(task, conditions, progress, say)
     _warn_if_irreproducible(task, conditions.seed, progress)
     times = decision_microseconds([one.policy for one in policies], played[0].observation)
-    reference = _Reference(task, conditions, first, played[0].games, random)
+    reference = _ComparedWith(task, conditions, first, played[0].games, random)
     scores = [
         _score(one, own, microseconds, reference)
         for one, own, microseconds in zip(policies, played, times, strict=True)
     ]
-    return _Table(policies, scores, [own.games for own in played])
+    return _TaskTable(policies, scores, [own.games for own in played])
 
 
-def _score(own: NamedPolicy, played: _Outcome, microseconds: float, reference: _Reference) -> Score:
+def _score(own: NamedPolicy, played: _Outcome, microseconds: float, reference: _ComparedWith) -> Score:
     task, conditions, first, first_games, random = reference
     policy, games, seed = own.policy, played.games, int(conditions.seed)
     summary = summarize(games.returns, seed=seed, games=games.fingerprints)

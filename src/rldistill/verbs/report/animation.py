@@ -27,7 +27,7 @@ FRAME_WIDTH = 320
 SHEETS_LIMIT = 2_000_000
 
 
-class Played(NamedTuple):
+class WatchedPlay(NamedTuple):
     """T control steps of one policy, for the animation."""
 
     frames: list[Pixels]
@@ -48,13 +48,13 @@ class Played(NamedTuple):
 
 def watched(
     policy: KeptPolicy, task: Task, steps: int, *, epsilon: float, seed: int, other: KeptPolicy | None = None
-) -> Played:
+) -> WatchedPlay:
     """Plays for so many control steps and keeps the pictures, the scores and the actions."""
     with closing(spectate(policy, task, epsilon=epsilon, seed=seed, other=other)) as moments:
         # Shrunk one by one: those of a minute as they are drawn fill a gigabyte.
         kept = [moment._replace(frame=_shrunk(moment.frame)) for moment in islice(moments, steps)]
     others = [moment.other for moment in kept if moment.other is not None]
-    return Played(
+    return WatchedPlay(
         [moment.frame for moment in kept],
         np.stack([moment.values for moment in kept]),
         np.stack(others) if others else None,
