@@ -1,4 +1,4 @@
-"""The one place that moves a student's weights: a gradient step on the minibatches of one lesson or of several."""
+"""Updates of a student: a gradient step on the minibatches of one lesson or of several."""
 
 from __future__ import annotations
 
@@ -22,42 +22,42 @@ from rldistill.types import Batch, Lesson, ScoreKind, Task
 
 
 class Figures(NamedTuple):
-    """Of one lesson in one update, over its samples. They are rarely read, so they are computed when they are."""
+    """Losses and scores of one lesson in one update. `loss` and `agreement` are computed when they are read, which is rare."""
 
     losses: Tensor
     """(B,)."""
     scores: Tensor
-    """(B, K), the student's before the update."""
+    """The student's scores (B, K) before the update."""
     batch: Batch
     objective: Objective
 
     @property
     def loss(self) -> float:
-        """Its mean."""
+        """The mean loss of the samples."""
         return float(self.losses.mean())
 
     @property
     def agreement(self) -> float:
-        """Share of the samples in which the student chooses what the lesson asks for."""
+        """Share of the samples in which the student chooses the action that the lesson asks for."""
         return float(self.objective.agreement(self.scores, self.batch).mean())
 
 
 class Fitting(Protocol):
-    """What a student learns with: gradients, or the growing of a tree."""
+    """Moves a student towards the objectives of its lessons."""
 
     def fit(self, examples: Mapping[Lesson, Batch]) -> None:
-        """What is fitted once, to the first observations of each lesson."""
+        """Fits objectives, standardization and first weights to the first observations of each lesson, once."""
 
     def __call__(self, batches: Mapping[Lesson, Batch]) -> Mapping[Lesson, Figures]:
         """Learns from one minibatch of some of the lessons."""
 
 
 class RangeUnits:
-    """The output layer of a student of continuous actions, with the middle and half the width of the action range as units.
+    """Rescales the output layer of a student of continuous actions, so that an action range of any width becomes [-1, 1].
 
-    An optimizer moves every weight by about its learning rate. From a range of 0 to 100 in the environment's units a
-    student would begin at the range's edge and need thousands of updates to its middle. Nothing is rescaled where the scores
-    are not in the range's units, or where its middle is 0 (nearly all ranges are -1 to 1 or a few times that).
+    An optimizer moves every weight by about its learning rate. With a range of 0 to 100 in the environment's units, a
+    student begins at the edge of the range and needs thousands of updates to reach its middle. Nothing is rescaled where the
+    scores are in other units, or where the middle of the range is 0, as in nearly all environments.
     """
 
     def __init__(self, network: Network, task: Task, kind: ScoreKind) -> None:
@@ -74,7 +74,7 @@ class RangeUnits:
         self.layers = [(layer, middle, half)]
 
     def enter(self) -> None:
-        """From the environment's units, gradients too."""
+        """Rescales weights and gradients from the environment's units to [-1, 1]."""
         with torch.no_grad():
             for layer, middle, half in self.layers:
                 layer.weight.div_(half[:, None])
@@ -84,7 +84,7 @@ class RangeUnits:
                         parameter.grad.mul_(by)
 
     def leave(self) -> None:
-        """Back to the environment's units."""
+        """Rescales the weights to the environment's units."""
         with torch.no_grad():
             for layer, middle, half in self.layers:
                 layer.weight.mul_(half[:, None])
@@ -92,27 +92,27 @@ class RangeUnits:
 
 
 _WIDE = 256
-"""Inputs of a unit above which its learning rate is smaller: those of the paper's first convolution."""
+"""Inputs of a unit above which its learning rate is smaller: as many as in the paper's first convolution."""
 
 
 def _groups(layers: Sequence[nn.Module], steady: bool) -> list[dict[str, Any]]:
-    """Parameters by their share of the learning rate.
+    """Groups of parameters by their share of the learning rate.
 
-    Adam moves all weights of a unit by about the learning rate, so its output by that times the number of its inputs. A
-    layer of more than 256 gets as much less (the hidden layers' rule of Yang et al. 2022, arXiv 2203.03466, table 3).
+    Adam moves all weights of a unit by about the learning rate, and so the unit's output by that times the number of inputs. The
+    rate of a layer with more than 256 inputs falls with their number (Yang et al. 2022, arXiv 2203.03466, table 3, hidden layers).
     """
     shares: dict[float, list[nn.Parameter]] = {}
     for layer in layers:
         inputs = layer.weight[0].numel() if isinstance(layer, nn.Conv2d | nn.Linear) else 1
         shares.setdefault(min(1.0, _WIDE / inputs) if steady else 1.0, []).extend(layer.parameters())
-    # As few as can be: a small student's update is mostly calls, and each group is one more.
+    # Few groups: the update of a small student consists mostly of calls, and each group is one more.
     return [{"params": parameters, "share": share} for share, parameters in shares.items() if parameters]
 
 
 def _optimizer(
     layers: Sequence[nn.Module], settings: Optimization, *, has_scores: bool
 ) -> AdamW | Muon | torch.optim.Optimizer:
-    """Of some layers, of which the last one gives the scores if `has_scores`; that one is not moved by Muon."""
+    """The optimizer of some layers. If `has_scores`, the last layer gives the scores, and Muon does not move it."""
     decay, groups = settings.weight_decay or 0.0, _groups(layers, settings.steady)
     if settings.optimizer == "rmsprop":
         return torch.optim.RMSprop(groups, lr=settings.learning_rate)
@@ -127,7 +127,7 @@ def _optimizer(
 
 
 def shorten(parameters: Sequence[Tensor], most: float) -> None:
-    """`torch.nn.utils.clip_grad_norm_` in few calls; its own bookkeeping is a tenth of a small student's update."""
+    """Scales gradients down to a norm of `most`, as `torch.nn.utils.clip_grad_norm_` does, in fewer calls."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) + 1e-6
     if float(norm) > most:
@@ -135,7 +135,7 @@ def shorten(parameters: Sequence[Tensor], most: float) -> None:
 
 
 class _Part:
-    """Layers that are moved together: a network of one head, or of several heads the torso or one of them.
+    """Layers that are moved together: a network of one head, or the torso or one head of a network of several.
 
     Args:
         layers: in order.
@@ -155,7 +155,7 @@ class _Part:
         has_scores: bool,
     ) -> None:
         self.optimizer = _optimizer(layers, settings, has_scores=has_scores)
-        # Kept: to gather them anew takes a twentieth of a small student's update.
+        # Kept, because gathering them takes a twentieth of a small student's update.
         self.parameters: list[Tensor] = [parameter for layer in layers for parameter in layer.parameters()]
         self._averaged: list[Tensor] = [parameter for layer in averaged for parameter in layer.parameters()]
         self._centred = CentredInputs(layers if settings.steady else (), skips_first=is_first)
@@ -172,8 +172,8 @@ class _Part:
         self.updates += 1
 
     def follow(self) -> None:
-        """Polynomial-decay averaging (Shamir & Zhang 2013, arXiv 1212.1824, section 4): it spans a set share of the updates
-        so far, so it forgets the first weights, and needs no decay that suits the run's length."""
+        """Moves the average: polynomial-decay averaging (Shamir & Zhang 2013, arXiv 1212.1824, section 4). It spans a set share of
+        the updates so far, whatever the length of the run."""
         newest = 1 / (1 + self._share * (self.updates - 1)) if self._share else 1.0
         with torch.no_grad():
             torch._foreach_lerp_(self._averaged, self.parameters, newest)
@@ -192,10 +192,10 @@ class _Part:
 
 
 class GradientFitting:
-    """A student that learns by gradient steps, each on a minibatch of one lesson or of several.
+    """Fits a student by gradient steps, each on a minibatch of one lesson or of several.
 
-    The torso and each head are moved by optimizers of their own: a head rests while its task is not in the minibatch, its
-    momentum too.
+    The torso and each head have their own optimizers. A head and its momentum do not change while its task is not in the
+    minibatch.
 
     Args:
         student: trained in place. With several heads a lesson is answered by the head that it names.
@@ -229,16 +229,15 @@ class GradientFitting:
         }
 
     def fit(self, examples: Mapping[Lesson, Batch]) -> None:
-        """What is fitted once, to the first observations: objectives, standardizations, and the first weights."""
+        """Fits objectives, standardizations and the first weights to the first observations, once."""
         for lesson, batch in examples.items():
             self.objectives[lesson].fit(batch)
             if self.settings.standardize:
                 network = self.networks[lesson]
                 network.standardize(*fit_standardization(network.selected(batch.observations)))
         if self.settings.initialize == "data":
-            of_heads = {
-                lesson.head: lesson for lesson in examples
-            }  # lessons that share a head have the same observations
+            # Lessons that share a head have the same observations.
+            of_heads = {lesson.head: lesson for lesson in examples}
             networks = [self.networks[lesson] for lesson in of_heads.values()]
             fit_initialization(networks, [examples[lesson].observations for lesson in of_heads.values()], self.seed)
         for units in {id(self.networks[lesson]): units for lesson, units in self._units.items()}.values():
@@ -246,7 +245,7 @@ class GradientFitting:
         load_arrays(self.average, arrays_of(self.student))
 
     def __call__(self, batches: Mapping[Lesson, Batch]) -> Mapping[Lesson, Figures]:
-        """One gradient step; the figures are of the student before it."""
+        """Makes one gradient step. The figures are those of the student before it."""
         figures = {}
         for lesson, batch in batches.items():
             scores = self.networks[lesson](batch.observations)
@@ -280,7 +279,7 @@ class GradientFitting:
             part.follow()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next call depends on."""
+        """The state that the next call depends on."""
         return {
             "student": arrays_of(self.student),
             "average": arrays_of(self.average),
@@ -291,7 +290,7 @@ class GradientFitting:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts back what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
         load_arrays(self.student, state["student"])
         load_arrays(self.average, state["average"])
         for part, own in zip(self._parts, state["parts"], strict=True):
@@ -319,7 +318,7 @@ def _parts(
     networks: Mapping[Lesson, Network],
     settings: Optimization,
 ) -> tuple[list[_Part], dict[Lesson, list[_Part]]]:
-    """All parts, and those of each lesson. A network of one head is a single part: each one more is more calls."""
+    """All parts, and those of each lesson. A network of one head is a single part, which takes the fewest calls."""
     if isinstance(student, Network):
         assert isinstance(average, Network)
         whole = _Part(list(student.layers), list(average.layers), settings, is_first=True, has_scores=True)
@@ -348,7 +347,7 @@ def empty_copy(student: Network | MultiTaskNetwork) -> Network | MultiTaskNetwor
 
 
 def arrays_of(student: Network | MultiTaskNetwork) -> dict[str, Tensor]:
-    """All arrays by name, over the same memory."""
+    """All arrays by name. They share their memory with the student."""
     return student.arrays() if isinstance(student, MultiTaskNetwork) else student.state_dict()
 
 

@@ -13,14 +13,14 @@ from rldistill.types import ScoreKind, UserError
 
 
 class Head(NamedTuple):
-    """What one task asks of the network."""
+    """The inputs and outputs of the network for one task."""
 
     observation_shape: tuple[int, ...]
     num_scores: int
-    """Scores an observation, as in `Architecture`."""
+    """Scores for each observation, as in `Architecture`."""
     score_kind: ScoreKind
     reads: tuple[int, ...] = ()
-    """Of vectors: the features that are read; all of them where it is empty."""
+    """For vectors: the features that the head reads; empty for all of them."""
 
     @property
     def features(self) -> int:
@@ -31,9 +31,9 @@ class Head(NamedTuple):
 class MultiTaskNetwork(nn.Module):
     """A torso, and for each task a head with a controller layer of its own where the architecture has one.
 
-    Rusu et al. 2015, arXiv 1511.06295, figure 2b and appendix A, table A2. `view` is one head as a network like any other. It
-    shares its modules, so it is trained with them. Observations with fewer channels or features than the widest task's
-    are padded with zeros after their standardization, which every head has for itself.
+    Rusu et al. 2015, arXiv 1511.06295, figure 2b and appendix A, table A2. `view` is one head with the torso as a `Network`,
+    over the same modules and weights. Each head has its own standardization. Observations with fewer channels or features
+    than the widest task's are padded with zeros after it.
 
     Args:
         name: of the architecture, `multi3` or `cnn:32,64,64:512+128`.
@@ -78,7 +78,7 @@ class MultiTaskNetwork(nn.Module):
         yield from self._views.items()
 
     def arrays(self) -> dict[str, Tensor]:
-        """All that is saved, each array once: `torso.0.weight`, `heads.0.0.weight`, `heads.0.shift` ..., heads by their place."""
+        """All saved arrays, each once: `torso.0.weight`, `heads.0.0.weight`, `heads.0.shift` ...; heads are numbered by place."""
         arrays = {f"torso.{name}": tensor for name, tensor in self.torso.state_dict().items()}
         for place, network in enumerate(self._views.values()):
             arrays |= {f"heads.{place}.{name}": tensor for name, tensor in network.named_buffers() if "." not in name}
@@ -87,10 +87,10 @@ class MultiTaskNetwork(nn.Module):
         return arrays
 
     def load_arrays(self, arrays: Mapping[str, Tensor]) -> None:
-        """Puts back what `arrays` gave.
+        """Restores what `arrays` returned.
 
         Raises:
-            ValueError: an array is missing, is not ours, or has another shape.
+            ValueError: an array is missing, unknown, or has another shape.
         """
         own = self.arrays()
         if set(own) != set(arrays) or any(own[name].shape != arrays[name].shape for name in own):
@@ -100,13 +100,13 @@ class MultiTaskNetwork(nn.Module):
                 tensor.copy_(arrays[name])
 
     def split(self, task: str) -> Network:
-        """A head and the torso as a network of its own, with weights of its own and without padding.
+        """A head and the torso as a separate network, with copies of the weights and without padding.
 
         Raises:
             UserError: there is no head for the task.
         """
         view = self.view(task)
-        with torch.random.fork_rng(devices=[]):  # weights are drawn, and replaced at once
+        with torch.random.fork_rng(devices=[]):  # the drawn weights are replaced below
             network = Network(view.architecture, view.score_kind)
         state = {name: tensor.detach().clone() for name, tensor in view.state_dict().items()}
         if view.padding:
@@ -117,7 +117,7 @@ class MultiTaskNetwork(nn.Module):
 
 
 def widest_shape(heads: Mapping[str, Head]) -> tuple[int, ...]:
-    """The shape of what the torso reads: the most channels or features of all tasks.
+    """The input shape of the torso: the most channels or features of all tasks.
 
     Raises:
         UserError: images and vectors, or images of different sizes, are among the observations.

@@ -23,10 +23,10 @@ Loss: TypeAlias = Callable[[Tensor, Tensor, float], Tensor]
 
 
 class DiscreteLoss(Protocol):
-    """A `Loss` that also takes masks."""
+    """A loss of discrete actions: a `Loss` that also takes masks."""
 
     def __call__(self, student: Tensor, teacher: Tensor, temperature: float, masks: Tensor | None = None) -> Tensor:
-        """(B,), over the actions that the masks (B, A) allow."""
+        """The loss (B,), over the actions that the masks (B, A) allow."""
 
 
 def _check(student: Tensor, teacher: Tensor) -> None:
@@ -47,7 +47,7 @@ def kl(student: Tensor, teacher: Tensor, temperature: float, masks: Tensor | Non
 
 
 def kl_hinton(student: Tensor, teacher: Tensor, temperature: float, masks: Tensor | None = None) -> Tensor:
-    """Both sides softened, times the temperature's square, in nats; Hinton et al. 2015, arXiv 1503.02531, section 2.1."""
+    """KL with both sides softened, times the squared temperature, in nats; Hinton et al. 2015, arXiv 1503.02531, section 2.1."""
     _check(student, teacher)
     return kl(student / temperature, teacher, temperature, masks) * temperature**2
 
@@ -110,14 +110,14 @@ DEFAULT_LOSS: dict[ScoreKind, str] = {
 
 
 class WeightedLoss(NamedTuple):
-    """A sum of losses with weights; itself a `Loss`."""
+    """A weighted sum of losses, which is a `Loss` too."""
 
     parts: tuple[tuple[str, float], ...]
     score_kind: ScoreKind
-    """What the student's scores become: the teacher's own where `mse` alone matches them, logits, the teacher's kind of
+    """The kind of the student's scores: the teacher's own where `mse` alone matches them, logits, the teacher's kind of
     Gaussian, or actions."""
     sizes: tuple[int, ...] = ()
-    """Of several discrete actions at once: each dimension's loss is taken by itself, and they are added."""
+    """Choices of each of several discrete actions at once. The loss of each dimension is computed by itself, and they are added."""
 
     def __call__(self, student: Tensor, teacher: Tensor, temperature: float, masks: Tensor | None = None) -> Tensor:
         """The weighted sum, (B,)."""
@@ -139,13 +139,13 @@ class WeightedLoss(NamedTuple):
             )
             for name, weight in self.parts
         )
-        # A weight of 1, as nearly always, is left out: a small student would notice, in the gradient too.
+        # Nearly all weights are 1. A multiplication by 1 would slow the update of a small student.
         first, *others = (loss if weight == 1 else weight * loss for weight, loss in losses)
         return sum(others, start=first)
 
 
 def parse_loss(text: str, teacher: ScoreKind = "q_values", sizes: tuple[int, ...] = ()) -> WeightedLoss:
-    """`kl`, or a weighted sum such as `nll:1,mse_prob:0.5`; `auto` is the default for the teacher's kind of scores.
+    """Reads the name of a loss, or a weighted sum such as `nll:1,mse_prob:0.5`; `auto` is the default for the teacher's scores.
 
     Args:
         text: as the user wrote it.

@@ -1,4 +1,4 @@
-"""Networks by name: the paper's four, any other of the same kinds, and the standardization in front of them."""
+"""Networks by name: those of the paper, and others of the same kinds, with a standardization in front."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ _SMALL = ((3, 1), (3, 1), (3, 1))
 
 
 class Architecture(NamedTuple):
-    """What a network is built from; with the weights, all that a policy folder needs."""
+    """The description of a network, from which it can be built."""
 
     name: str
     """`dqn`, `net1`, `net2`, `net3`, `multi3`, `multi10`, `cnn:8,8,8:16` (channels : hidden units) or `mlp:64,64`. Hidden
     units after a + belong to the head: `cnn:32,64,64:512+128`."""
     observation_shape: tuple[int, ...]
     num_scores: int
-    """Scores an observation: one an action; for Gaussians a mean and a log standard deviation a dimension."""
+    """Scores for each observation: one for each action; for Gaussians a mean and a log standard deviation for each dimension."""
     normalization: Normalization = "none"
-    """`layer`: each hidden layer is normalized over all its units before the ReLU, with scale and shift a channel."""
+    """`layer`: each hidden layer is normalized over all its units before the ReLU, with a scale and a shift for each channel."""
     dropout: float = 0.0
     """Probability with which a unit of the last hidden layer is dropped, while training or exploring."""
     reads: tuple[int, ...] = ()
-    """Of vectors: the features that the network reads, in this order; all of them where it is empty."""
+    """For vectors: the features that the network reads, in this order; empty for all of them."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for files, where the number of scores is called `num_actions`; what is empty is left out."""
+        """Plain data for files, where the number of scores is called `num_actions`. Empty fields are left out."""
         names = {"num_scores": "num_actions"}
         return {names.get(name, name): value for name, value in self._asdict().items() if value != ()}
 
@@ -76,7 +76,7 @@ class Dropout(nn.Module):
         """Whether units are dropped outside of training too."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """A fresh mask each call; what stays is scaled up to keep its expectation."""
+        """Draws a fresh mask in each call. The units that stay are scaled up, so that expectations stay the same."""
         if not (self.training or self.exploring):
             return x
         keep = 1 - self.probability
@@ -86,9 +86,8 @@ class Dropout(nn.Module):
 class Network(nn.Module):
     """A standardization, a torso and a head: (B, *obs) uint8 or float to (B, A) float32 scores.
 
-    The standardization is an affine step, `scale * (x - shift)`, with one pair of numbers for images and one a feature
-    for vectors. It belongs to the data, not to what is trained, and folds into the first layer, so it counts no
-    parameters.
+    The standardization is an affine step, `scale * (x - shift)`, with one pair of numbers for images and one for each feature
+    of vectors. It is not trained and folds into the first layer, so it does not count as parameters.
     """
 
     shift: Tensor
@@ -96,9 +95,9 @@ class Network(nn.Module):
     bfloat16: bool  # type: ignore[assignment]  # hides the method that would round the weights themselves
     """Whether all layers but the last run under bfloat16 autocast; the weights stay float32."""
     padding: int
-    """Channels or features of zeros that stand behind the standardized ones, where the first layer is shared with a larger task."""
+    """Channels or features of zeros that are appended to the standardized ones, where a wider task shares the first layer."""
     large_images: bool
-    """Whether it sees images of some size (Atari's), not vectors or small grids."""
+    """Whether it reads large images (Atari's), not vectors or small grids."""
 
     def __init__(
         self,
@@ -115,7 +114,7 @@ class Network(nn.Module):
         self.large_images = image and is_large_image(shape)
         features = (1,) if image else (len(architecture.reads),) if architecture.reads else shape
         self.register_buffer("shift", torch.zeros(features))
-        # Pixels to [0, 1] as everyone does, until somebody fits something better; small grids are 0 or 1 already.
+        # Pixels become [0, 1] until a standardization is fitted; small grids are 0 or 1 already.
         self.register_buffer("scale", torch.full(features, 1 / 255 if self.large_images else 1.0))
         self.layers = nn.Sequential(*(make_layers(architecture) if layers is None else layers))
         self.padding = padding
@@ -123,39 +122,39 @@ class Network(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes; observations are brought there, scores stay there."""
+        """The device that computes. Observations are copied to it, scores stay on it."""
         return self.shift.device
 
     @property
     def arithmetic(self) -> str:
-        """What it computes in, for provenance."""
+        """The number format of the computation, for provenance."""
         return "bfloat16" if self.bfloat16 else "float32"
 
     @property
     def trains_faster_in_bfloat16(self) -> bool:
-        """Where it is: large images alone gain, on GPUs and on processors that multiply such matrices (AMX). On one that only
-        has AVX-512 for it, an update of `dqn` took 1.4 times what it takes in float32."""
+        """Whether bfloat16 saves time: for large images on GPUs, and on processors that multiply such matrices (AMX). With only
+        AVX-512, an update of `dqn` takes 1.4 times as long as in float32."""
         amx = bool(torch.cpu.get_capabilities().get("amx_bf16", False))
         return self.large_images and (self.device.type != "cpu" or amx)
 
     @property
     def score_kind(self) -> ScoreKind:
-        """What the scores are."""
+        """The kind of the scores."""
         return self._score_kind
 
     def forward(self, observations: Tensor) -> Tensor:
         """Scores (B, A) float32 of observations (B, *obs)."""
         x = self.selected(observations).to(self.device)
-        if not self.bfloat16:  # to enter and leave autocast takes a small network a tenth of its time
+        if not self.bfloat16:  # entering autocast takes a tenth of a small network's time
             if self.large_images and torch.is_grad_enabled():
-                # A pixel's channels side by side: the first convolution's gradients take a quarter of the time in that order.
+                # Channels last: in this order the first convolution's gradients take a quarter of the time.
                 x = torch.stack(x.unbind(1), -1).permute(0, 3, 1, 2)
             return cast(Tensor, self.layers(self.standardized(x)))
         first, *torso, head = self.layers
         with torch.autocast(self.device.type, torch.bfloat16):
             if x.dtype == torch.uint8 and isinstance(first, nn.Conv2d) and first.bias is not None and not self.padding:
-                # Pixels are whole numbers, and less another whole number bfloat16 holds them exactly. The rest of the affine
-                # step folds into weights and bias: passes over the images in mixed types took half of an update's time.
+                # The difference of two whole numbers up to 255 is exact in bfloat16. The rest of the affine step folds into
+                # weights and bias, because a pass over the images in mixed types takes half of an update's time.
                 whole = self.shift.round()
                 x = x.to(torch.bfloat16).sub_(whole.to(torch.bfloat16))
                 weight = first.weight * self.scale
@@ -165,19 +164,19 @@ class Network(nn.Module):
                 x = first(self.standardized(x))
             for layer in torso:
                 x = layer(x)
-        # Scores are never rounded: of a value near 1, bfloat16 keeps steps of 0.004, and actions often differ by less.
+        # Scores stay float32: near 1 bfloat16 has steps of 0.004, and the scores of actions often differ by less.
         return cast(Tensor, head(x.to(torch.float32)))
 
     def standardized(self, x: Tensor) -> Tensor:
-        """Observations (B, *obs), the features that are read, after the affine step and padded: float32 in fresh memory."""
-        # In place: fresh memory of this size costs more than the sums.
+        """The read features of observations (B, *obs) after the affine step and padding: float32 in fresh memory."""
+        # In place, because allocating memory of this size costs more than the arithmetic.
         x = x.to(torch.float32, copy=True).sub_(self.shift).mul_(self.scale)
         if not self.padding:
             return x
         return nn.functional.pad(x, (*[0] * (2 * (x.ndim - 2)), 0, self.padding))
 
     def selected(self, observations: Tensor) -> Tensor:
-        """The features that it reads, (B, features); images as they are."""
+        """The features (B, features) that the network reads; images unchanged."""
         reads = self.architecture.reads
         return observations[:, list(reads)] if reads else observations
 
@@ -188,7 +187,7 @@ class Network(nn.Module):
 
     @contextmanager
     def acting(self, *, sampled: bool) -> Iterator[None]:
-        """Dropout as it is where the network acts: `sampled` anew at each call, or off. Without dropout there is nothing to do."""
+        """Within it, dropout is drawn anew at each call if `sampled`, and off otherwise. Networks without dropout are unchanged."""
         dropout = self.dropout
         if dropout is None:
             yield
@@ -207,7 +206,7 @@ class Network(nn.Module):
 
 
 def parameter_count(network: nn.Module) -> int:
-    """Trained numbers, the standardization not among them."""
+    """The number of trained parameters, without the standardization."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
@@ -229,8 +228,8 @@ def fit_initialization(networks: Sequence[Network], observations: Sequence[Tenso
     """Draws the weights anew so that every unit has mean 0 and variance 1 over these observations, before its ReLU.
 
     Orthogonal weights, then one pass layer by layer that sets scale and bias of each unit (channel): Mishkin & Matas 2016,
-    arXiv 1511.06422, and Kraehenbuehl et al. 2016, arXiv 1511.06856. Frames are nearly all background that never moves; with
-    the usual initialization a unit's output is that background and little else. The scores begin at a tenth of that scale.
+    arXiv 1511.06422, and Kraehenbuehl et al. 2016, arXiv 1511.06856. Frames are mostly static background, which dominates the
+    outputs of units with the usual initialization. The scores begin at a tenth of that scale.
 
     Args:
         networks: changed in place; their standardization is already fixed. Layers that all of them share are fitted to the
@@ -269,7 +268,7 @@ def _fitted(layer: nn.Module, x: Tensor, generator: torch.Generator, *, last: bo
 
 
 class Spec(NamedTuple):
-    """A network's name, read."""
+    """The layers that a network's name stands for."""
 
     channels: tuple[int, ...]
     """Of the convolutions; empty for vectors."""
@@ -280,10 +279,10 @@ class Spec(NamedTuple):
 
 
 def read_name(name: str) -> Spec:
-    """What a network's name stands for.
+    """Reads a network's name.
 
     Raises:
-        UserError: no such network, or an absurd one.
+        UserError: no such network, or a layer has 0 units or more than 65,536.
     """
     numbers = r"\d+(?:,\d+)*"
     spec = PAPER_NETWORKS.get(name, name)
@@ -295,7 +294,7 @@ def read_name(name: str) -> Spec:
 
 
 def make_layers(architecture: Architecture) -> list[nn.Module]:
-    """Torso and head of a network of one head, fresh.
+    """Fresh layers of torso and head, for a network of one head.
 
     Raises:
         UserError: no such network, or it does not suit the observations.
@@ -315,7 +314,7 @@ def make_head(architecture: Architecture, features: int) -> list[nn.Module]:
 
 
 def make_torso(architecture: Architecture) -> tuple[list[nn.Module], int]:
-    """The layers that heads can share, and the number of features that they end in."""
+    """The layers that heads can share, and the number of features that they put out."""
     name, shape = architecture.name, architecture.observation_shape
     spec = read_name(name)
     layers: list[nn.Module] = []
@@ -332,7 +331,7 @@ def make_torso(architecture: Architecture) -> tuple[list[nn.Module], int]:
 
 
 def _add_convolutions(layers: list[nn.Module], channels: Sequence[int], architecture: Architecture) -> int:
-    """Appends convolutions with their normalization and ReLU; returns the number of features that come out."""
+    """Appends convolutions with their normalization and ReLU; returns the number of features that they put out."""
     name, (depth, height, width) = architecture.name, architecture.observation_shape
     kernels = _LARGE if is_large_image(architecture.observation_shape) else _SMALL
     if len(channels) > len(kernels):
@@ -345,14 +344,14 @@ def _add_convolutions(layers: list[nn.Module], channels: Sequence[int], architec
                 f"network {name!r} is too deep for observations of shape {architecture.observation_shape} "
                 "(channels, height, width)"
             )
-        # Over all units of the layer (PQN's own code: over the channels of each place), with scale and shift a channel.
+        # Over all units, with a scale and a shift for each channel. PQN's own code normalizes the channels of each place.
         layers += [nn.GroupNorm(1, out)] if architecture.normalization == "layer" else []
         layers.append(nn.ReLU())
     return depth * height * width
 
 
 def _add_hidden(layers: list[nn.Module], hidden: Sequence[int], features: int, normalization: Normalization) -> int:
-    """Appends hidden layers with their normalization and ReLU; returns the number of features that come out."""
+    """Appends hidden layers with their normalization and ReLU; returns the number of features that they put out."""
     for out in hidden:
         layers.append(nn.Linear(features, out))
         layers += [nn.LayerNorm(out)] if normalization == "layer" else []

@@ -1,4 +1,4 @@
-"""What a student is asked for in a lesson: a loss of its scores, one number a sample, with what is fitted to the lesson once."""
+"""Objectives of lessons: losses of the student's scores, one number a sample, with parameters that are fitted once."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ class Objective(Protocol):
     """The loss of one lesson."""
 
     def fit(self, examples: Batch) -> None:
-        """What is fitted once, to the first observations of the lesson."""
+        """Fits temperature and the like to the first observations of the lesson, once."""
 
     def __call__(self, scores: Tensor, batch: Batch, step: int) -> Tensor:
-        """(B,), one number a sample, of the student's scores (B, K) after `step` updates."""
+        """The loss (B,), one number a sample, of the student's scores (B, K) after `step` updates."""
 
     def agreement(self, scores: Tensor, batch: Batch) -> Tensor:
-        """(B,): 1 where the student chooses what the lesson asks for, 0 where it does not."""
+        """(B,): 1 where the student chooses the action that the lesson asks for, 0 elsewhere."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What was fitted."""
+        """The fitted parameters."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts back what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Matching:
 
 
 class Match:
-    """The student's scores are matched with the teacher's values.
+    """Matches the student's scores with the teacher's values.
 
     Args:
         loss: of student's scores and teacher's transformed values.
@@ -62,7 +62,7 @@ class Match:
         self.temperature, self.spread = 1.0, 1.0
 
     def fit(self, examples: Batch) -> None:
-        """Temperature and spread of the advantages."""
+        """Fits the temperature and the spread of the advantages."""
         sizes, values = self.task.action_sizes, examples.values
         self.spread = advantage_spread(values, sizes, examples.masks)
         values = transform(values, self.matching.targets, self.spread, sizes, examples.masks)
@@ -72,19 +72,19 @@ class Match:
         )
 
     def __call__(self, scores: Tensor, batch: Batch, step: int = 0) -> Tensor:
-        """The loss of student and teacher, (B,)."""
+        """The loss (B,) between student and teacher."""
         values, masks = batch.values, batch.masks
         if self.loss.score_kind != "actions":
             targets = transform(values, self.matching.targets, self.spread, self.task.action_sizes, masks)
             return self.loss(scores, targets, self.temperature, masks)
         low, high = bounds(self.task)
         middle, half = (low + high) / 2, (high - low) / 2
-        # In halves of the range, less its middle, which changes no distance but keeps small ones from being rounded away.
+        # In halves of the range, less its middle: distances are the same, and small ones lose no digits.
         targets = (chosen(values, self.teacher_kind, self.task) - middle) / half
         return self.loss((scores - middle) / half, targets, self.temperature, masks)
 
     def agreement(self, scores: Tensor, batch: Batch) -> Tensor:
-        """(B,): whether student and teacher choose the same action; of continuous ones how near they are."""
+        """(B,): 1 where student and teacher choose the same action, else 0; for continuous actions 1 less their distance."""
         masks = batch.masks
         ours = chosen(scores, self.loss.score_kind, self.task, masks)
         return agreement(ours, chosen(batch.values, self.teacher_kind, self.task, masks), self.task)
@@ -94,5 +94,5 @@ class Match:
         return {"temperature": self.temperature, "spread": self.spread}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts back what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
         self.temperature, self.spread = float(state["temperature"]), float(state["spread"])

@@ -1,4 +1,4 @@
-"""What is done to the teacher's values before a student is matched with them, and what is fitted to them once."""
+"""Transformations of the teacher's values, and the temperature and standardization that are fitted once."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def transform(
 ) -> Tensor:
     """Teacher's values (B, A) as they are, less their mean over actions, or that in units of `spread`.
 
-    Of several discrete actions at once, of `sizes` choices each, every one has its own mean. With `masks` (B, A) the mean is
-    over the allowed actions; what becomes of the others means nothing.
+    Several discrete actions at once, of `sizes` choices each, have a mean each. With `masks` (B, A) the mean is
+    over the allowed actions, and the results for the others have no meaning.
     """
     if targets == "raw":
         return values
@@ -83,11 +83,11 @@ def auto_temperature(values: Tensor, score_kind: ScoreKind, masks: Tensor | None
     # Entropy grows with the temperature: bisection on its logarithm, around the spread of the values.
     low, high = spread * 1e-6, spread * 1e6
     if not mean_entropy(values, low, masks) < goal < mean_entropy(values, high, masks):
-        return spread  # nothing to tell apart (all values equal in most states)
+        return spread  # in most states all values are equal
     for _ in range(60):
         middle = math.sqrt(low * high)
         low, high = (middle, high) if mean_entropy(values, middle, masks) < goal else (low, middle)
-    # Three digits are plenty, and do not change with the last bit of a sum.
+    # Three digits suffice, and do not depend on the last bit of a sum.
     return float(f"{math.sqrt(low * high):.3g}")
 
 
