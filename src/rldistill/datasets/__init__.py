@@ -1,6 +1,6 @@
-"""Datasets: the folder, and the verbs that look at it, merge several and convert them.
+"""Datasets: the folder, and the verbs that describe, merge and convert datasets.
 
-`rows` are its columns, `arrow` one file, `shards` the folder itself; `writing` fills it, `episodes` finds the episodes in it.
+`rows` has the columns, `arrow` one file, `shards` the folder. `writing` fills it, `episodes` finds the episodes in it.
 `info`, `head`, `merge` and `convert` are the verbs `rldistill dataset ...`.
 """
 

@@ -1,4 +1,4 @@
-"""The rows of a shard as Arrow: columns, record batches, files."""
+"""Shards as Arrow files: columns and record batches."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from rldistill.datasets.rows import ADVICE, FORMAT, VERSION, Labels, Shard, chec
 from rldistill.play.actions import action_layout
 from rldistill.types import UserError, first_line
 
-# Level 6 takes 30 bytes a frame of Pong and packs frames some thirty times as fast as the emulator makes them. Level 9 takes
-# 27 bytes at two thirds of that speed. Differences from the frame before take more: zstd finds repeated pixels by itself.
+# With level 6 a frame of Pong has 30 bytes, and packing is some thirty times as fast as the emulator. With level 9 it has
+# 27 bytes, at two thirds of that speed. Differences between frames take more, because zstd finds repeated pixels by itself.
 LEVEL = 6
 
 
 @contextmanager
 def readable_shard(path: Path) -> Iterator[None]:
-    """Errors of unpacking a shard become one line."""
+    """Turns errors of unpacking a shard into a UserError of one line."""
     try:
         yield
     except FileNotFoundError:
@@ -86,7 +86,7 @@ def shard_from(batch: Any, labels: Labels) -> Shard:
     """The rows of a record batch: the inverse of `batch_of`.
 
     Raises:
-        ValueError: they do not suit the task, or a label is NaN or infinite.
+        ValueError: the rows do not suit the task, or a number is NaN or infinite.
     """
     task = labels.task
     shape, kind = action_layout(task)
@@ -123,18 +123,18 @@ def encoded(parts: Sequence[Shard], labels: Labels) -> bytes:
 def batches(
     data: bytes | Path, labels: Labels, rows: int, *, first: int = 0, names: Sequence[str] | None = None
 ) -> Iterator[Any]:
-    """The record batches of a shard, one after the other, so that never more than one lies in memory unpacked.
+    """The record batches of a shard, one after the other. Memory holds one unpacked batch at a time.
 
     Args:
         data: the shard, or its path.
         labels: of the dataset whose card lists it.
-        rows: that the card says the shard has.
-        first: the first batch that is given.
+        rows: of the shard, as the card states them.
+        first: the first batch that is read.
         names: columns to unpack, by default all.
 
     Raises:
         ValueError: lengths or offsets in the file do not fit the file, the card or the columns. A checksum in the card does
-            not rule that out, since whoever wrote the file may have written the card.
+            not rule that out, because the author of a malicious file also writes the card.
     """
     source = pa.py_buffer(data) if isinstance(data, bytes) else pa.memory_map(str(data))
     schema = row_schema(labels)

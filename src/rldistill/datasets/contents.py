@@ -24,7 +24,7 @@ from rldistill.stats import Summary, summarize
 from rldistill.types import Observations, Task, UserError, check_boolean
 
 PICTURES = 4
-"""Rows drawn."""
+"""The most rows that a picture shows."""
 
 
 class Info(NamedTuple):
@@ -35,25 +35,25 @@ class Info(NamedTuple):
     control_steps: int
     """Labelled control steps, as the card says."""
     episodes: int
-    """From first to last step in the dataset."""
+    """Episodes that are complete in the dataset."""
     unfinished: int
-    """Episodes that the recording cut off, or whose beginning is not there. Their returns do not count."""
+    """Episodes that the recording cut off, or whose beginning is missing. Their returns do not count."""
     returns: Summary | None
-    """Of the episodes; None if there is none."""
+    """Returns of the complete episodes; None where there is none."""
     shards: int
     bytes: int
-    """Of shards and card."""
+    """Size of shards and card."""
     score_kind: str
-    """Of the teacher's values."""
+    """The kind of the teacher's values."""
     teachers: tuple[dict[str, Any], ...]
     """As the card has them."""
     recordings: tuple[dict[str, Any], ...]
     """As the card has them: driver, epsilon, seeds, the version and the command that recorded."""
     format_version: int
     verified: bool
-    """Whether checksums were looked at."""
+    """Whether checksums were compared."""
     damaged: dict[str, str]
-    """File name to what is wrong with the file."""
+    """The problems of damaged shards, by file name."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -68,15 +68,15 @@ class Row(NamedTuple):
 
     episode: int
     step: int
-    """Of those of the episode that are in the dataset, from 0."""
+    """Number of the step among those of the episode in the dataset, from 0."""
     action: int | list[int] | list[float]
     name: str
-    """Of the action; empty where it has none."""
+    """Name of the action; empty where it has none."""
     reward: float
     end: str
     """`terminated`, `truncated` or empty."""
     values: list[float]
-    """The teacher's."""
+    """The teacher's scores (K,)."""
 
 
 @checked_arguments
@@ -87,7 +87,7 @@ def info(
     json: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Info:
-    """Summary of a dataset: task, episodes and their returns, teacher, recordings and damaged shards.
+    """Summarizes a dataset: task, episodes and their returns, teacher, recordings and damaged shards.
 
     Args:
         data: dataset folder.
@@ -126,7 +126,7 @@ def info(
 
 
 def info_lines(contents: Info) -> list[tuple[str, str]]:
-    """Names and texts to print, of what `info` gives."""
+    """The summary as names and texts to print."""
     task, returns = contents.task, contents.returns
     lines = [
         ("dataset", contents.path),
@@ -224,7 +224,7 @@ def head(
 
 
 def _observation(part: Shard, task: Task, at: int) -> Observations:
-    """(*obs): the observation at one of an episode's rows. Only the rows of its stack are copied, not the episode."""
+    """The observation (*obs) at one row of an episode. Only the rows of its stack are copied."""
     low = max(at - task.frame_stack + 1, 0)
     near = part.rows(low, at + 1)
     stack: Observations = stacked_observations(near, task, np.array([at - low]))[0]
@@ -232,7 +232,7 @@ def _observation(part: Shard, task: Task, at: int) -> Observations:
 
 
 def head_table(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """Rows for `progress.table`."""
+    """The rows as a table for `progress.table`."""
     return [
         {
             "episode": str(row.episode),
@@ -254,12 +254,12 @@ def _short(numbers: int | Sequence[float], most: int = 8) -> str:
 
 
 def _names(task: Task) -> list[str]:
-    """Of one discrete action; none where its numbers are all there is, or the environment is not installed."""
+    """Names of the choices of one discrete action; empty where they have no names, or the environment is not installed."""
     if task.continuous or task.action_sizes:
         return []
     try:
         names = action_names(task)
-    except Exception:  # the package of the environment may be missing, and raises whatever it likes
+    except Exception:  # a missing or broken package of the environment may raise anything
         return []
     return names if names != [str(action) for action in range(task.choices[0])] else []
 
@@ -281,7 +281,7 @@ def _teacher(teacher: dict[str, Any]) -> str:
 
 
 def _free_file(path: Path, flag: str) -> Path:
-    """The path of a new file, checked before anything is read."""
+    """The path of a new file, checked before the dataset is read."""
     if place_at(path) == "stream":
         return path
     free_path(path, flag)

@@ -1,7 +1,7 @@
-"""Which rows of a dataset's shards make up which episode.
+"""The episodes in a dataset's shards.
 
-An environment's rows lie scattered: a record batch in each shard. Here they are put together again, an environment after the
-other, and cut where an episode begins.
+The rows of an environment are in one record batch of each shard. They are joined, environment after environment, and cut
+where an episode begins.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Piece(NamedTuple):
 
 
 class Episode(NamedTuple):
-    """Control steps of one environment from a start to the next, or to where its rows end."""
+    """Control steps of one environment from a start to the next, or to the end of its rows."""
 
     number: int
     """From 0: recording after recording, environment after environment, in the order of time."""
@@ -50,7 +50,7 @@ class Episode(NamedTuple):
     """Whether it was terminated or truncated, and not only cut off where the recording ends."""
     pieces: tuple[Piece, ...]
     lead: Piece | None
-    """Of an episode whose beginning is not there: the context rows that its first stack needs."""
+    """The context rows of the first stack, where the beginning of the episode is missing."""
 
     @property
     def whole(self) -> bool:
@@ -60,7 +60,7 @@ class Episode(NamedTuple):
 
 @dataclass
 class _Track:
-    """An episode in the making."""
+    """An unfinished episode."""
 
     recording: int
     environment: int
@@ -74,11 +74,11 @@ class _Track:
 def find_episodes(
     dataset: Dataset, *, verify: bool = True, progress: Progress | None = None
 ) -> tuple[list[Episode], dict[str, str]]:
-    """All episodes, and what is wrong with each shard that cannot be read (file name to text).
+    """All episodes, and the problems of unreadable shards (file name to text).
 
     Args:
-        dataset: whose shards are gone through; frames are not unpacked.
-        verify: whether checksums are looked at too.
+        dataset: whose shards are read; frames are not unpacked.
+        verify: whether checksums are compared.
         progress: notified of the steps read.
     """
     progress = progress or Silent()
@@ -91,7 +91,7 @@ def find_episodes(
     progress.start(f"{'check' if verify else 'read'} {dataset.path}", dataset.control_steps, "steps")
     for place, shard in enumerate(dataset.shards):
         if place in beginnings or (before is not None and shard_number(shard.file) != shard_number(before.file) + 1):
-            _close(tracks, closed)  # another recording, or a shard is missing: time does not go on
+            _close(tracks, closed)  # another recording, or a missing shard: the rows do not follow in time
         recording = max(bisect_right(beginnings, place) - 1, 0)
         try:
             for batch, columns in enumerate(list(dataset.columns(shard, _COLUMNS, verify=verify))):
@@ -104,12 +104,12 @@ def find_episodes(
         done += shard.control_steps
         progress.update(done)
     _close(tracks, closed)
-    closed.sort(key=lambda track: (track.recording, track.environment))  # stable: in the order of time
+    closed.sort(key=lambda track: (track.recording, track.environment))  # stable, so in the order of time
     return [_episode(number, track) for number, track in enumerate(closed)], damaged
 
 
 def _runs(columns: dict[str, npt.NDArray[Any]]) -> Iterable[tuple[int, int]]:
-    """Rows of one environment, context rows first."""
+    """Ranges of rows of one environment each, context rows first."""
     environment, context = columns["environment"], columns["context"]
     if not len(environment):
         return []
@@ -163,7 +163,7 @@ def _episode(number: int, track: _Track) -> Episode:
 
 
 def read_episodes(dataset: Dataset, episodes: Sequence[Episode]) -> Iterator[tuple[Episode, Shard]]:
-    """Each episode with its rows, those of `lead` first. One episode lies in memory at a time, and one record batch.
+    """Each episode with its rows, those of `lead` first. Memory holds one episode and one record batch at a time.
 
     Raises:
         UserError: a shard is damaged.
@@ -180,7 +180,7 @@ def read_episodes(dataset: Dataset, episodes: Sequence[Episode]) -> Iterator[tup
 
 
 def stacked_observations(rows: Shard, task: Task, at: npt.NDArray[np.int64]) -> Observations:
-    """(N, *obs): the observations at some of an episode's rows, stacks rebuilt."""
+    """The observations (N, *obs) at some rows of an episode, with their stacks."""
     replay = Replay(task, 1, len(rows.frames), {})
     replay.add_frames(rows.frames, rows.starts)
     return replay.observations(at, np.zeros(len(at), np.int64))

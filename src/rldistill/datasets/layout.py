@@ -1,4 +1,4 @@
-"""Where the columns of an Arrow file lie, checked before anything is unpacked or read.
+"""The places of the columns in an Arrow file, checked before anything is unpacked or read.
 
 Arrow's reader takes lengths from the file: a length that is too large makes it read memory behind a column, and a column that
 is packed to almost nothing may unpack to any size. So the tables of lengths and offsets are read here, from the flatbuffers of
@@ -17,7 +17,7 @@ _MAGIC = b"ARROW1"
 _PADDING = 64
 """Bytes by which a writer may round up the length of a column."""
 _RECORD_BATCH = 3
-"""The kind of message."""
+"""The kind of message that is a record batch."""
 
 
 def check_layout(data: Any, schema: Any, rows: int) -> None:
@@ -41,7 +41,7 @@ def check_layout(data: Any, schema: Any, rows: int) -> None:
 
 
 def _blocks(view: memoryview) -> Iterator[tuple[int, ...]]:
-    """Of the record batches: offset, length of the metadata, length of the columns."""
+    """The offset, length of metadata and length of columns of each record batch."""
     (length,) = struct.unpack_from("<i", view, len(view) - 10)
     if view[-6:].tobytes() != _MAGIC or not 0 < length <= len(view) - 10:
         raise ValueError("it is no Arrow file, or was cut")
@@ -79,7 +79,7 @@ def _rows_of(view: memoryview, block: tuple[int, ...], schema: Any, most: int) -
     place = iter(buffers)
     for _, size in wanted:
         _, marks = next(place)
-        if marks:  # where nothing is missing there need not be any, and none is written
+        if marks:  # validity marks are optional where nothing is missing
             raise ValueError("a column has missing values")
         if size is not None:
             start, length = next(place)
@@ -102,14 +102,14 @@ def _check_column(columns: memoryview, offset: int, length: int, size: int, *, p
     unpacked = length
     if packed and length:
         (unpacked,) = struct.unpack_from("<q", columns[offset : offset + length])
-        if unpacked == -1:  # left as it is
+        if unpacked == -1:  # not compressed
             unpacked = length - 8
     if not size <= unpacked <= size + _PADDING:
         raise ValueError(f"a column has {unpacked:,} bytes, its rows need {size:,}")
 
 
 class _Table:
-    """A table of a flatbuffer: an offset for each field that is there."""
+    """A table of a flatbuffer: an offset for each field that it has."""
 
     def __init__(self, view: memoryview, at: int) -> None:
         self._view, self._at = view, at
@@ -124,7 +124,7 @@ class _Table:
         return _Table(view, struct.unpack_from("<I", view)[0])
 
     def offset(self, field: int) -> int:
-        """Of a field in the buffer, 0 where it is left to its default."""
+        """The offset of a field in the buffer, 0 where the field has its default."""
         place = 4 + 2 * field
         if place + 2 > self._size:
             return 0
@@ -146,7 +146,7 @@ class _Table:
         return _Table(self._view, at)
 
     def structs(self, field: int, form: str) -> Iterator[tuple[int, ...]]:
-        """A vector of structs; empty where it is not there."""
+        """A vector of structs; empty where the field is missing."""
         at = self._target(field)
         if at:
             (count,) = struct.unpack_from("<I", self._view, at)

@@ -1,4 +1,4 @@
-"""The verb `dataset merge`: one dataset of several. Shards are linked or copied as they are, nothing is unpacked."""
+"""The verb `dataset merge`: one dataset of several. Shards are linked or copied without being unpacked."""
 
 from __future__ import annotations
 
@@ -102,14 +102,14 @@ def _check_same(first: Dataset, other: Dataset, *, mixed_teachers: bool) -> None
 
 
 def _named(teachers: Sequence[Mapping[str, Any]]) -> str:
-    """Paths alone may be the same."""
+    """Path and checksum of each teacher, because different teachers may have had the same path."""
     return ", ".join(
         f"{item.get('path') or item.get('kind')} (sha256 {str(item.get('sha256'))[:12]})" for item in teachers
     )
 
 
 def _check_apart(sources: Sequence[Dataset]) -> None:
-    """The same play twice would count twice."""
+    """Raises UserError where two datasets have the same shard, which would count twice."""
     places: dict[str, Path] = {}
     for source in sources:
         for shard in source.shards:
@@ -120,7 +120,7 @@ def _check_apart(sources: Sequence[Dataset]) -> None:
 
 
 def _together(sources: Sequence[Dataset]) -> tuple[dict[str, Any], list[list[int]]]:
-    """What the card says of the teacher, and for each dataset the places of its teachers in the list."""
+    """The card's entry for the teacher, and for each dataset the indices of its teachers in the list."""
     teachers: list[dict[str, Any]] = []
     places = []
     for source in sources:
@@ -133,13 +133,13 @@ def _together(sources: Sequence[Dataset]) -> tuple[dict[str, Any], list[list[int
         places.append(own)
     if len(teachers) == 1:
         return teachers[0], places
-    # A checksum that is no teacher's own: what asks whether a teacher labelled a dataset hears no from each of them.
+    # A checksum that no teacher has, so that none of them counts as the teacher of all labels.
     several = hashlib.sha256(repr([item.get("sha256") for item in teachers]).encode()).hexdigest()
     return {"path": None, "sha256": several, "kind": "several", "teachers": teachers}, places
 
 
 def _recordings(source: Dataset, shards: int, teachers: list[int] | None) -> list[dict[str, Any]]:
-    """Those of a dataset whose shards stand behind so many others; `teacher` is a place in the list of teachers."""
+    """The recordings of a dataset whose shards follow so many others; `teacher` is an index into the list of teachers."""
     recordings = [dict(item) for item in source.card["recordings"]]
     if not recordings or recordings[0].get("first_shard") != 0:
         recordings.insert(0, {"driver": "unknown", "first_shard": 0})
@@ -151,7 +151,7 @@ def _recordings(source: Dataset, shards: int, teachers: list[int] | None) -> lis
 
 
 def _link(source: Path, target: Path) -> None:
-    """Shards are replaced as a whole, never written to, so a link does not change under the other's hands."""
+    """Links a shard, or copies it. A link is safe, because shards are replaced as a whole and never written to."""
     try:
         os.link(source, target)
     except OSError:  # another disk, or one without links

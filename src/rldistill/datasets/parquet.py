@@ -27,15 +27,15 @@ from rldistill.progress import Progress
 from rldistill.types import UserError, first_line
 
 KEY = b"rldistill"
-# zstd looks back over a page: over one of 8 MB it finds the frames of a thousand control steps before.
+# zstd searches one page: in 8 MB it finds repetitions over a thousand control steps.
 PAGE_BYTES = 8 << 20
 LEVEL = 6
 _PAGE_HEADS = 1 << 20
-"""Bytes of a column beside its values: statistics, heads of pages, a dictionary."""
+"""Bytes of a column beside its values: statistics, page headers, a dictionary."""
 
 
 def write_parquet(dataset: Dataset, episodes: Sequence[Episode], folder: Path, progress: Progress) -> list[str]:
-    """Writes the files into a folder that is there; returns notes about them.
+    """Writes the files into an existing folder; returns notes about them.
 
     Raises:
         UserError: a shard is damaged.
@@ -84,7 +84,7 @@ def write_parquet(dataset: Dataset, episodes: Sequence[Episode], folder: Path, p
 
 
 def parquet_files(source: Path) -> list[Path]:
-    """The files of ours at a path, a folder or one file; none if there is something else."""
+    """The files in rldistill's layout at a path, which is a folder or one file; empty where there are none."""
     files = sorted(source.glob("*.parquet")) if source.is_dir() else [source]
     if not files or not files[0].is_file():
         return []
@@ -96,7 +96,7 @@ def parquet_files(source: Path) -> list[Path]:
 
 
 def read_parquet(files: Sequence[Path], folder: Path, progress: Progress) -> None:
-    """Writes the shards and the card into a folder that is there.
+    """Writes the shards and the card into an existing folder.
 
     Raises:
         UserError: a file is missing, truncated, altered, or of another dataset.
@@ -137,7 +137,7 @@ def read_parquet(files: Sequence[Path], folder: Path, progress: Progress) -> Non
 
 
 def _description(file: Path) -> dict[str, Any]:
-    """Card, shard and place of a file, from its metadata."""
+    """Card, shard and index of a file, from its metadata."""
     with _readable(file):
         check_regular(file)
         described = parse_json((pq.read_metadata(file).metadata or {})[KEY], file)
@@ -157,7 +157,7 @@ def _schema(dataset: Dataset) -> Any:
 
 
 def _check_sizes(metadata: Any, schema: Any, rows: int) -> None:
-    """Raises ValueError where a row group says that it has more rows or bytes than the card's rows need.
+    """Raises ValueError where a row group declares more rows or bytes than the card's rows need.
 
     A column that is packed to almost nothing would unpack to any size.
     """
@@ -168,27 +168,27 @@ def _check_sizes(metadata: Any, schema: Any, rows: int) -> None:
         for number in range(group.num_columns):
             column = group.column(number)
             width = _bytes_of(schema.field(column.path_in_schema.split(".")[0]).type)
-            # Values, marks of what is missing, heads of pages; a list has a mark for each of its values.
+            # Values, validity marks and page headers; a list has a mark for each of its values.
             if not 0 <= column.total_uncompressed_size <= group.num_rows * (2 * width + 16) + _PAGE_HEADS:
                 raise ValueError(f"its column {column.path_in_schema} is larger than its rows")
 
 
 def _bytes_of(kind: Any) -> int:
-    """Of one value of a column, at least one."""
+    """Bytes of one value of a column, at least one."""
     if pa.types.is_fixed_size_list(kind):
         return int(kind.list_size) * _bytes_of(kind.value_type)
     return int(kind.byte_width) if pa.types.is_fixed_size_binary(kind) else max(int(kind.bit_width) // 8, 1)
 
 
 def _packed(column: Any, kind: Any) -> Any:
-    """Lists of bytes as one value each, over the same memory."""
+    """Lists of bytes as one binary value each, over the same memory."""
     if not pa.types.is_fixed_size_binary(kind):
         return column
     return pa.FixedSizeBinaryArray.from_buffers(kind, len(column), [None, column.flatten().buffers()[1]])
 
 
 def _part(table: Any, dataset: Dataset) -> Any:
-    """Rows of a row group as those of a shard."""
+    """The rows of a row group as rows of a shard."""
     schema = row_schema(dataset)
     columns = []
     for field in schema:
@@ -207,7 +207,7 @@ def _part(table: Any, dataset: Dataset) -> Any:
 
 @contextmanager
 def _readable(file: Path) -> Iterator[None]:
-    """Errors of reading a file become one line."""
+    """Turns errors of reading a file into a UserError of one line."""
     try:
         yield
     except UserError:

@@ -1,4 +1,4 @@
-"""The rows of a dataset: their columns, and what they must be for a task."""
+"""The rows of a dataset: their columns, and the checks against a task."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ ADVICE = "; get it anew, or go on without it (Dataset.intact)"
 
 
 class Labels(Protocol):
-    """What the columns of rows follow from; a `Dataset` is one."""
+    """The task and the kind of scores, which determine the columns; a `Dataset` has both."""
 
     @property
     def task(self) -> Task:
-        """What was played."""
+        """The task that was played."""
 
     @property
     def score_kind(self) -> ScoreKind:
-        """Of the teacher's values."""
+        """The kind of the teacher's values."""
 
 
 class Shard(NamedTuple):
@@ -37,17 +37,17 @@ class Shard(NamedTuple):
     starts: Bools
     """(T,): whether the frame is the first of its episode."""
     context: Bools
-    """(T,): whether the row only completes the stacks of later rows. Its frame and its start hold, the rest is zero."""
+    """(T,): whether the row only completes the stacks of later rows. Only its frame and its start have a meaning."""
     environments: npt.NDArray[np.int32]
-    """(T,): the row of the vectorized environment. Where it changes, time does not go on."""
+    """(T,): the row of the vectorized environment. Rows with different numbers do not follow each other in time."""
     actions: Actions
-    """(T,) or (T, D): what the driver chose at this frame."""
+    """(T,) or (T, D): the action that the driver chose at this frame."""
     rewards: Floats
     """(T,): raw, for that action."""
     terminated: Bools
     """(T,): whether the action ended the episode."""
     truncated: Bools
-    """(T,): whether it was cut off after the action."""
+    """(T,): whether the episode was cut off after the action."""
     values: Floats
     """(T, K): the teacher's scores."""
     masks: Masks | None = None
@@ -65,12 +65,12 @@ def frame_shape(task: Task) -> tuple[int, ...]:
 
 
 def label_width(labels: Labels) -> int:
-    """K, the scores of a control step."""
+    """K, the number of scores of a control step."""
     return score_width(labels.task, labels.score_kind)
 
 
 def check_rows(part: Shard, labels: Labels) -> None:
-    """Raises ValueError where the rows do not suit the task, or a label is of no use."""
+    """Raises ValueError where rows do not suit the task, or a number is NaN or infinite."""
     length, task, width = len(part.frames), labels.task, label_width(labels)
     if part.frames.shape != (length, *frame_shape(task)) or part.frames.dtype != task.observation_dtype:
         raise ValueError(f"frames of shape {part.frames.shape[1:]}, the task's are {frame_shape(task)}")
@@ -89,12 +89,12 @@ def check_rows(part: Shard, labels: Labels) -> None:
     if masks is not None:
         if masks.shape != (length, task.mask_size) or masks.dtype != np.bool_:
             raise ValueError(f"masks of shape {masks.shape}, expected {(length, task.mask_size)}")
-        # Context rows are there for their frames alone.
+        # Only the frames of context rows have a meaning.
         if not (are_allowed(part.actions, task, masks) & some_allowed(masks, task) | part.context).all():
             raise ValueError("an action that its mask does not allow, or a mask that allows none")
 
 
 def joined(parts: Sequence[Shard]) -> Shard:
-    """Rows after rows."""
+    """The rows of all parts, one part after the other."""
     columns = zip(*parts, strict=True)
     return Shard._make(None if column[0] is None else np.concatenate(column) for column in columns)

@@ -45,7 +45,7 @@ class ShardEntry(NamedTuple):
 
     file: str
     rows: int
-    """Context rows among them."""
+    """Context rows among the rows."""
     control_steps: int
     sha256: str
     bytes: int
@@ -53,14 +53,14 @@ class ShardEntry(NamedTuple):
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset folder as its card describes it; shards are read, and checked, when they are asked for."""
+    """A dataset folder as its card describes it. Shards are read and checked when they are needed."""
 
     path: Path
     task: Task
     score_kind: ScoreKind
-    """Of the teacher's values."""
+    """The kind of the teacher's values."""
     card: Mapping[str, Any]
-    """All of `dataset.json`."""
+    """The contents of `dataset.json`."""
     shards: tuple[ShardEntry, ...]
 
     @property
@@ -77,7 +77,7 @@ class Dataset:
         return joined(list(self.parts(self.shards[index])))
 
     def problems(self) -> dict[str, str]:
-        """File name to what is wrong with it, for each shard that cannot be read. Reads every shard."""
+        """The problems of unreadable shards, by file name. Reads every shard."""
         problems = {}
         for shard in self.shards:
             try:
@@ -88,7 +88,7 @@ class Dataset:
         return problems
 
     def intact(self) -> Self:
-        """The dataset without the shards that cannot be read; its recordings begin where they do among the others."""
+        """The dataset without its unreadable shards. Its recordings begin at the same shards, which are renumbered."""
         damaged = self.problems()
         dropped = [place for place, shard in enumerate(self.shards) if shard.file in damaged]
         recordings = [dict(item) for item in self.card["recordings"]]
@@ -99,16 +99,16 @@ class Dataset:
         return replace(self, shards=shards, card={**self.card, "recordings": recordings})
 
     def with_recording(self, settings: Mapping[str, Any]) -> Self:
-        """Notes in the card how the shards that follow are recorded; written to disk with the first of them."""
+        """The dataset with an entry for the recording that follows. The entry is written to disk with the first shard."""
         return replace(self, card={**self.card, "recordings": [*self.card["recordings"], dict(settings)]})
 
     def parts(self, shard: ShardEntry) -> Iterator[Shard]:
-        """Its rows, a record batch at a time.
+        """The rows of a shard, one record batch at a time.
 
         Raises:
             UserError: as `read`.
         """
-        from rldistill.datasets import arrow  # here: most verbs need no pyarrow, a fifth of a second and 25 MB
+        from rldistill.datasets import arrow  # imported here, because it takes a fifth of a second and 25 MB
 
         path = self.path / shard.file
         data = self.checked_bytes(shard)
@@ -136,7 +136,7 @@ class Dataset:
     def columns(
         self, shard: ShardEntry, names: Sequence[str], *, verify: bool
     ) -> Iterator[dict[str, npt.NDArray[Any]]]:
-        """Some plain columns, a record batch at a time, without unpacking the others.
+        """Some plain columns, one record batch at a time, without unpacking the others.
 
         Args:
             shard: one of `shards`.
@@ -182,7 +182,7 @@ class Dataset:
 
 
 def _check_counts(shard: ShardEntry, rows: int, labelled: int) -> None:
-    """Raises ValueError where a shard has not the rows that the card says."""
+    """Raises ValueError where a shard has other numbers of rows than the card states."""
     if (rows, labelled) != (shard.rows, shard.control_steps):
         wanted = f"{CARD} says {shard.rows} and {shard.control_steps}"
         raise ValueError(f"it has {rows} rows and {labelled} labels, {wanted}")
@@ -210,7 +210,7 @@ def create_dataset(path: Path, task: Task, score_kind: ScoreKind, teacher: Mappi
 
 
 def empty_dataset(path: Path, task: Task, score_kind: ScoreKind, teacher: Mapping[str, Any]) -> Dataset:
-    """As `create_dataset`, but nothing is made or written: the card is with the first shard."""
+    """As `create_dataset`, but writes nothing; the card is written with the first shard."""
     card = {
         "format": FORMAT,
         "format_version": VERSION,
@@ -289,8 +289,8 @@ def parse_card(card: Mapping[str, Any], place: str) -> tuple[Task, ScoreKind, tu
 
 
 def _check_entry(shard: ShardEntry) -> None:
-    """Raises ValueError or TypeError where what a card says of a shard cannot be."""
-    # The name that the number has here: a path or another spelling could name a shard a second time.
+    """Raises ValueError or TypeError where a card's entry for a shard is impossible."""
+    # Only the standard name is accepted: a path or another spelling could list a shard a second time.
     if not isinstance(shard.file, str) or not re.fullmatch(SHARD, shard.file):
         raise ValueError(f"{printable(shard.file)!r} is no name of a shard")
     if shard.file != shard_file(shard_number(shard.file)):
@@ -308,7 +308,7 @@ def _check_apart(folder: Path, shards: Sequence[ShardEntry]) -> None:
     """Raises UserError where two shards are one file, whose rows would count twice."""
     places: dict[tuple[int, int], str] = {}
     for shard in shards:
-        with suppress(OSError):  # one that is missing is a matter of whoever reads it
+        with suppress(OSError):  # a missing file is reported when it is read
             there = (folder / shard.file).stat()
             first = places.setdefault((there.st_dev, there.st_ino), shard.file)
             if first != shard.file:
@@ -316,7 +316,7 @@ def _check_apart(folder: Path, shards: Sequence[ShardEntry]) -> None:
 
 
 def unlike_fields(task: Task, score_kind: ScoreKind, dataset: Dataset) -> Iterator[tuple[str, Any, Any]]:
-    """Fields in which a task and its labels are not those of the dataset: name, the dataset's, the other."""
+    """Fields in which a task and its labels differ from those of the dataset: name, the dataset's value, the other value."""
     ours, theirs = dataset.task.as_dict(), task.as_dict()
     pairs = [(f"task.{name}", ours.get(name), theirs.get(name)) for name in {**ours, **theirs}]
     pairs.append(("score_kind", dataset.score_kind, score_kind))
@@ -324,7 +324,7 @@ def unlike_fields(task: Task, score_kind: ScoreKind, dataset: Dataset) -> Iterat
 
 
 def same_teacher(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
-    """Whether two entries of a card are of one teacher: by its checksum, if it has one."""
+    """Whether two entries of a card are of one teacher. Checksums decide, where there are any."""
     one_sum, two_sum = one.get("sha256"), two.get("sha256")
     if one_sum is None or two_sum is None:
         return one_sum is two_sum and one.get("kind") == two.get("kind")
@@ -337,7 +337,7 @@ def append_shard(dataset: Dataset, parts: Sequence[Shard], *, number: int | None
     Args:
         dataset: with all its shards, as opened.
         parts: one for each environment, in the order of time, with the context rows that its first stack needs.
-        number: in its name, by default the next one. Over a number that is left out time does not go on.
+        number: in its name, by default the next one. Shards with a gap in their numbers do not follow each other in time.
 
     Raises:
         UserError: a frame, an action or a label does not suit the task, a label is NaN or infinite, or the disk is
@@ -354,14 +354,14 @@ def append_shard(dataset: Dataset, parts: Sequence[Shard], *, number: int | None
     rows = sum(len(part.frames) for part in parts)
     labelled = sum(int((~part.context).sum()) for part in parts)
     file = shard_file(_next_number(dataset) if number is None else number)
-    # A file of this name that the card does not know was left by a process killed before it wrote the card.
+    # A file of this name that is not in the card is left from a process that was killed before it wrote the card.
     replace_file(dataset.path / file, data)
     entry = ShardEntry(file, rows, labelled, hashlib.sha256(data).hexdigest(), len(data))
     return write_card(replace(dataset, shards=(*dataset.shards, entry)))
 
 
 def load_replay(dataset: Dataset, *, progress: Progress | None = None) -> tuple[Replay, npt.NDArray[np.int64]]:
-    """All frames in memory, once each, to draw batches from.
+    """Loads all frames into memory, once each, to draw batches from.
 
     Args:
         dataset: with the shards to load.
@@ -387,7 +387,7 @@ def load_replay(dataset: Dataset, *, progress: Progress | None = None) -> tuple[
     sampleable, done = [], 0
     parts = (part for shard in dataset.shards for part in dataset.parts(shard))
     progress.start(f"read {dataset.path}", dataset.control_steps, "steps")
-    # A thread decompresses the next part while this one is copied; both leave the interpreter free.
+    # A thread decompresses the next part while this one is copied; both release the interpreter's lock.
     with ThreadPoolExecutor(max_workers=1) as ahead:
         following = ahead.submit(next, parts, None)
         while (part := following.result()) is not None:
@@ -411,13 +411,13 @@ def shard_number(file: str) -> int:
 
 
 def _next_number(dataset: Dataset) -> int:
-    """Beyond the card's last shard: a shard that was left out as damaged keeps its name."""
+    """The number after the card's last shard, so that a damaged shard that was left out keeps its name."""
     files = [item["file"] for item in dataset.card["shards"]] + [shard.file for shard in dataset.shards]
     return max(map(shard_number, files), default=-1) + 1
 
 
 def write_card(dataset: Dataset) -> Dataset:
-    """Replaces the card by one that names the dataset's shards; returns what is on the disk then."""
+    """Replaces the card by one that lists the dataset's shards, and returns the dataset on disk."""
     shards = [shard._asdict() for shard in dataset.shards]
     card = {**dataset.card, "control_steps": dataset.control_steps, "shards": shards}
     data = json.dumps(card, indent=2).encode() + b"\n"

@@ -1,4 +1,4 @@
-"""Datasets in the making: control steps of vectorized environments are collected until there is a shard of them."""
+"""Writing of datasets: control steps of vectorized environments are collected until they fill a shard."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from rldistill.types import Actions, Bools, Floats, Masks, Observations, UserErr
 
 
 class DatasetWriter:
-    """Collects the control steps of vectorized environments and appends a shard whenever enough are there.
+    """Collects the control steps of vectorized environments, and appends a shard whenever one is full.
 
     Args:
-        dataset: to append to; `dataset` is always what lies on the disk.
-        num_envs: rows added together.
-        shard_steps: control steps a shard, of all rows together, at most (but one of each row at least).
+        dataset: to append to; the attribute `dataset` is always the state on disk.
+        num_envs: rows that are added together.
+        shard_steps: the most control steps of a shard, of all rows together; at least one of each row.
 
     Raises:
         UserError: no memory for a shard.
@@ -35,7 +35,7 @@ class DatasetWriter:
         self._depth = frame_shape(dataset.task)[0]
         self._heads: list[Shard] = []
         """The context rows of each row's part."""
-        # Time runs along the second axis, so that each row's part lies in one piece.
+        # Time is the second axis, so that the part of each row is contiguous.
         shape = (num_envs, self._length)
         kinds: dict[str, tuple[tuple[int, ...], npt.DTypeLike]] = {
             "frames": (frame_shape(dataset.task), dataset.task.observation_dtype),
@@ -49,7 +49,7 @@ class DatasetWriter:
         }
         try:
             self._columns = {name: np.zeros((*shape, *item), dtype) for name, (item, dtype) in kinds.items()}
-        except (MemoryError, ValueError):  # the latter of sizes beyond all memory
+        except (MemoryError, ValueError):  # ValueError where the size is beyond all memory
             raise UserError(f"no memory for a shard of {shard_steps} control steps: lower --shard-steps") from None
         self._lengths = np.zeros(num_envs, dtype=np.int64)
         # A row that begins in the middle of an episode has a full stack, all of it context.
@@ -68,7 +68,7 @@ class DatasetWriter:
         *,
         keep: int | None = None,
     ) -> None:
-        """One control step of all rows, (N, ...) each; `keep` takes the first rows alone, and ends the shard.
+        """Adds one control step of all rows, (N, ...) each; `keep` takes only the first rows, and ends the shard.
 
         Raises:
             UserError: as `append_shard`, when the shard is full.
@@ -91,7 +91,7 @@ class DatasetWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Appends what was collected as a shard, a short one if need be.
+        """Appends the collected control steps as a shard, which may be short.
 
         Raises:
             UserError: as `append_shard`.
@@ -109,7 +109,7 @@ class DatasetWriter:
         self._lengths[:] = 0
 
     def _head(self, row: int, observation: npt.NDArray[Any]) -> Shard:
-        """The frames before the newest of a stack, as far as they belong to the same episode."""
+        """Context rows with the older frames of a stack, as far as they are of the same episode."""
         length = int(min(self._ages[row], self._stack - 1))
         shape = frame_shape(self._task)
         older = observation.reshape(self._stack, *shape)[-1 - length : -1] if length else np.empty((0, *shape))

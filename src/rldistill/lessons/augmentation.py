@@ -1,4 +1,4 @@
-"""States that nobody visited, made of two that were. A teacher can label any observation, so they cost no control step."""
+"""Composites of two visited states. A teacher can label any observation, so they cost no control step."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ def compose_(observations: Tensor, partners: Tensor, generator: np.random.Genera
     """Makes each observation a composite of itself and its partner, in place.
 
     Images get a rectangle of their partner's pixels, in all channels and frames, as in CutMix (Yun et al. 2019, arXiv
-    1905.04899, equations 1 and 2): its area's share is drawn uniformly, its centre too, and what lies outside is cut off.
-    So a paddle here meets a ball from there, and everything stays in its place. Vectors become a point on the line between the
-    two, drawn uniformly, as in mixup (Zhang et al. 2018, arXiv 1710.09412).
+    1905.04899, equations 1 and 2). The share of its area and its centre are drawn uniformly, and the parts outside of the
+    image are cut off. Pixels keep their places. Vectors become a point on the line between the two, drawn uniformly, as in
+    mixup (Zhang et al. 2018, arXiv 1710.09412).
 
     Args:
         observations: (B, channels, height, width) of any type, or (B, features) float; written to.
@@ -34,7 +34,7 @@ def compose_(observations: Tensor, partners: Tensor, generator: np.random.Genera
         first = np.maximum(np.ceil(centre - half), 0).astype(np.int64)
         last = np.minimum(np.floor(centre + half), length - 1).astype(np.int64)
         edges.append(list(zip(first.tolist(), (last + 1).tolist(), strict=True)))
-    # One by one, and the rectangles alone: a mask over whole batches moves far more memory. NumPy starts a small copy sooner.
+    # Rectangles are copied one by one: a mask over whole batches moves far more memory, and small copies are faster in NumPy.
     for image, partner, (top, bottom), (left, right) in zip(
         observations.numpy(), partners.numpy(), *edges, strict=True
     ):

@@ -1,4 +1,4 @@
-"""Which lesson the next minibatches come from, where a student has several."""
+"""Choice of the lesson that the next minibatches come from."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ Schedule: TypeAlias = Literal["uniform", "progress"]
 
 
 class LessonSchedule(Protocol):
-    """Chooses the lesson that the next minibatches come from."""
+    """Chooses the lesson of the next minibatches."""
 
     def choose(self) -> Lesson:
-        """The next one."""
+        """The next lesson."""
 
     def scored(self, scores: Mapping[Lesson, float]) -> None:
         """Takes the student's normalized scores of the last evaluation: 0 is random play, 1 the teacher."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next choice depends on."""
+        """The state that the next choice depends on."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts back what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
 
 
 class Uniform:
-    """Every lesson equally often: once a round, in random order.
+    """Chooses every lesson equally often: once in each round, in random order.
 
     Multi-task distillation as in Rusu et al. 2015, arXiv 1511.06295, section 3, which takes the games' data in turn.
 
@@ -44,33 +44,33 @@ class Uniform:
         self._left: list[int] = []
 
     def choose(self) -> Lesson:
-        """The next of the round."""
+        """The next lesson of the round."""
         if not self._left:
             self._left = self._generator.permutation(len(self._lessons)).tolist()
         return self._lessons[self._left.pop()]
 
     def scored(self, scores: Mapping[Lesson, float]) -> None:
-        """Scores change nothing."""
+        """Ignores the scores."""
 
     def state_dict(self) -> dict[str, Any]:
         """The rest of the round, and the generator."""
         return {"left": list(self._left), "generator": generator_state(self._generator)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts back what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
         self._left = [int(place) for place in state["left"]]
         load_generator_state(self._generator, state["generator"])
 
 
 LEAST_SHARE = 0.3
-"""Of the share that a lesson has under `Uniform`: what it keeps under `ByProgress` however good it is."""
+"""The part of its uniform share that every lesson keeps under `ByProgress`."""
 
 
 class ByProgress:
-    """The further a lesson is behind its teacher on the normalized scale, the more often it is chosen.
+    """Chooses a lesson more often, the further the student is behind its teacher on the normalized scale.
 
-    A lesson's share is `LEAST_SHARE` of the uniform one, and of the rest what its distance from 1 is of all distances. Before
-    the first evaluation all are alike.
+    Every lesson has `LEAST_SHARE` of its uniform share. The rest is divided in proportion to the lessons' distances from a
+    normalized score of 1. Before the first evaluation all shares are equal.
 
     Args:
         lessons: to choose from.
@@ -90,11 +90,11 @@ class ByProgress:
         return dict(zip(self._lessons, (LEAST_SHARE / number + (1 - LEAST_SHARE) * part).tolist(), strict=True))
 
     def choose(self) -> Lesson:
-        """One drawn by the shares."""
+        """A lesson that is drawn with the probabilities `shares`."""
         return self._lessons[int(self._generator.choice(len(self._lessons), p=list(self.shares.values())))]
 
     def scored(self, scores: Mapping[Lesson, float]) -> None:
-        """The scores that shares follow from until the next evaluation."""
+        """Sets the scores that the shares depend on until the next evaluation."""
         self._scores = np.array([scores[lesson] for lesson in self._lessons])
 
     def state_dict(self) -> dict[str, Any]:
@@ -102,7 +102,7 @@ class ByProgress:
         return {"scores": self._scores.tolist(), "generator": generator_state(self._generator)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts back what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
         self._scores = np.array(state["scores"], dtype=np.float64)
         load_generator_state(self._generator, state["generator"])
 

@@ -1,4 +1,4 @@
-"""How a driving student explores, from its scores to actions, and how a learning teacher does."""
+"""Exploration: from scores to actions, of a student that drives and of a learner."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Explore: TypeAlias = Literal["greedy", "epsilon", "boltzmann", "dropout"]
 def explorer(
     network: Network, task: Task, explore: Explore, epsilon: Callable[[], float], generator: np.random.Generator
 ) -> Policy:
-    """A driving policy on the network as it stands at each call.
+    """A driving policy that follows the current weights of a network.
 
     Args:
         network: the student.
@@ -26,7 +26,7 @@ def explorer(
         explore: `greedy`; `epsilon`: uniformly random with probability epsilon; `boltzmann`: drawn from the softmax of
             the scores, or from the Gaussian; `dropout`: greedy on a network with units dropped,
             drawn anew each control step (Bronstein & Zheng).
-        epsilon: for `epsilon` alone: asked at each call.
+        epsilon: called at each control step; for `epsilon` alone.
         generator: of the draws; dropout draws from the network's own.
     """
 
@@ -42,11 +42,11 @@ def explorer(
 
 
 class EZGreedy:
-    """Epsilon-greedy whose random actions last; Dabney et al. 2021, arXiv 2006.01782, algorithm 1 with its zeta durations.
+    """Epsilon-greedy with random actions that last; Dabney et al. 2021, arXiv 2006.01782, algorithm 1 with its zeta durations.
 
-    A random action is taken n times, n drawn with a probability of 1 / n^2 up to a longest (the paper's mu = 2). A random
-    walk never crosses Freeway's road; some tens of steps one way do. With a longest of 1 it is epsilon-greedy. A random
-    action that is no longer allowed is drawn anew, for the control steps that it has left.
+    A random action is taken n times, n drawn with a probability proportional to 1 / n^2 up to a longest (the paper's mu = 2).
+    In Freeway a random walk does not cross the road, and some tens of steps in one direction do. With a longest of 1 it is
+    epsilon-greedy. A random action that is no longer allowed is drawn anew, for the control steps that it has left.
 
     Args:
         task: whose actions these are.
@@ -85,10 +85,10 @@ class EZGreedy:
         return cast(Actions, np.where(random.reshape(-1, *[1] * (greedy.ndim - 1)), self._held, greedy))
 
     def state_dict(self) -> dict[str, Any]:
-        """The random actions that go on."""
+        """The random actions that continue."""
         return {"held": self._held.copy(), "left": self._left.copy()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts back what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
         self._held = cast(Actions, np.asarray(state["held"]).astype(self._held.dtype))
         self._left = np.array(np.asarray(state["left"]), dtype=np.int64)

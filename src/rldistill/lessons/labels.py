@@ -1,4 +1,4 @@
-"""Who labels what a student learns from, and whose a label is."""
+"""Labellers: the scores that a student is matched with, and their owners."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class Labeller(ActionValues, Protocol):
 
     @property
     def owner(self) -> int:
-        """Whose labels it gives now: another number whenever the same observations would get other ones."""
+        """The owner of the labels that it gives now. The number changes whenever the same observations get other labels."""
 
     @property
     def changes(self) -> bool:
-        """Whether `owner` may ever change; if not, nobody asks for it."""
+        """Whether `owner` may change. If not, labels are stored without their owner."""
 
 
 class OneTeacher:
-    """The labels of one teacher that learns no more."""
+    """The labels of one fixed teacher."""
 
     owner = 0
     changes = False
@@ -34,15 +34,15 @@ class OneTeacher:
         self.score_kind: ScoreKind = teacher.score_kind
 
     def __call__(self, observations: Tensor) -> Tensor:
-        """As the teacher."""
+        """The teacher's scores (B, K) of observations (B, *obs)."""
         return self.teacher(observations)
 
 
 def checked_labels(values: Tensor, kind: ScoreKind, task: Task, masks: Masks | Tensor | None = None) -> Tensor:
-    """The teacher's values (B, K) as float32, as `without_masked_infinity` gives them.
+    """The teacher's values (B, K) as float32, without the infinities of actions that the masks rule out.
 
     Raises:
-        UserError: another number of them than the task's actions need, or NaN or infinity among them.
+        UserError: K is not what the task's actions need, or a value is NaN or infinite.
     """
     width = score_width(task, kind)
     if values.ndim != 2 or values.shape[1] != width:

@@ -1,7 +1,7 @@
-"""Streams of labelled batches: what the one student update is fed with.
+"""Streams of labelled batches, which students learn from.
 
-A stream is handed policies and a teacher; it does not know what a student is. It iterates for ever, can be saved between
-two items, and put back.
+A stream takes policies and a teacher, and does not depend on the kind of student. It iterates for ever. Its state can be saved
+between two items and restored.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from rldistill.types import Actions, Batch, Lesson, Masks, Observations, Policy,
 
 
 class Stream(Protocol):
-    """Iterates over minibatches by lesson for ever; can be saved, and counts what they cost."""
+    """Iterates over minibatches by lesson for ever, can be saved, and counts control steps."""
 
     @property
     def lessons(self) -> Sequence[Lesson]:
-        """All that batches may be of."""
+        """The lessons that batches may be of."""
 
     @property
     def teacher_steps(self) -> int:
@@ -44,70 +44,70 @@ class Stream(Protocol):
 
     @property
     def environments(self) -> Sequence[Environments]:
-        """Those that it steps."""
+        """The environments that it steps."""
 
     def __iter__(self) -> Stream: ...
 
     def __next__(self) -> Mapping[Lesson, Batch]:
-        """A batch of one lesson or of several, or several batches of each; `minibatches` parts them."""
+        """One batch or several batches of one lesson or of several; `minibatches` splits them."""
 
     def examples(self) -> Mapping[Lesson, Batch]:
-        """Some observations of every lesson, to fit temperature and standardization to before the first item."""
+        """Observations of every lesson, to which temperature and standardization are fitted before the first item."""
 
     @property
     def must_save(self) -> bool:
         """Whether the next item may overwrite what the last `state_dict` needs."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next item depends on."""
+        """The state that the next item depends on."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts back what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
 
     def close(self) -> None:
-        """Frees what it holds."""
+        """Closes its environments."""
 
 
 _TOGETHER = 256
-"""Samples that are drawn, composed and labelled at once where more than a batch is due: four passes over 32 states, each after
-an update that has emptied the caches, take a sixth more than one over 128."""
+"""Samples that are drawn, composed and labelled at once where more than a batch is due. Four passes over 32 states take a sixth
+longer than one over 128, because each update empties the processor's caches."""
 
 
 def minibatches(item: Mapping[Lesson, Batch], size: int) -> list[Mapping[Lesson, Batch]]:
-    """The batches of `size` samples in a stream's item. Each has its share of what stands first and last in the item."""
+    """The batches of `size` samples in a stream's item. They take samples in turn, and so equal shares of composites."""
     parts = max(max(len(batch.observations) for batch in item.values()) // size, 1)
     return [{lesson: batch.part(slice(first, None, parts)) for lesson, batch in item.items()} for first in range(parts)]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Who drives, and how many samples are drawn of what is visited."""
+    """Who drives, and how many samples are drawn from the visited states."""
 
     share: Schedule
-    """Control steps to the teacher's share of the rows."""
+    """The teacher's share of the rows, by control steps."""
     teacher_epsilon: float
-    """With which the teacher's rows take random actions (0.05 in Rusu et al. 2015)."""
+    """Probability of a random action in the teacher's rows (0.05 in Rusu et al. 2015)."""
     warmup: int
     """Control steps before the first batch; `examples` are taken from them."""
     batch_size: int
-    """Samples an update; an item has them once, or as often as they are due, up to 256 in all."""
+    """Samples for each update. An item has one batch, or as many as are due, up to 256 samples in all."""
     samples_per_step: float
     """Samples drawn for each control step."""
 
     def times_an_item(self, num_envs: int) -> int:
-        """How often all rows are stepped for one item, at most. (One more than the quotient: sums round.)"""
+        """The most steps of all rows for one item: one more than the quotient, because sums are rounded."""
         return math.ceil(self.batch_size / (num_envs * self.samples_per_step)) + 1
 
 
 class Driven:
-    """Environments are stepped, the teacher labels what is visited, batches are drawn from the recent past.
+    """Steps environments, labels the visited states, and draws batches from the recent ones.
 
-    Who drives is decided by rows: the teacher has the first `share(control steps)` of them, rounded, the student the
-    others. A share of 1 is the paper's setting (the teacher drives), 0 leaves all to the student, one that falls is
-    DAgger (Ross et al. 2011, arXiv 1011.0686) with a decaying mixture.
+    The teacher drives the first `share(control steps)` of the rows, rounded, and the student the others. With a share of 1 the
+    teacher drives alone, which is the paper's setting. With 0 the student drives alone. A share that falls is DAgger (Ross et
+    al. 2011, arXiv 1011.0686) with a decaying mixture.
 
-    A label remembers its owner where the labeller's answers may change: a drawn state whose label is not the labeller's of now
-    is labelled anew, and the label is written back.
+    Where the labeller's answers may change, each label is stored with its owner. A drawn state whose label has another owner than
+    the labeller has now is labelled anew, and the label is written back.
 
     Args:
         lesson: whose batches these are.
@@ -154,16 +154,16 @@ class Driven:
 
     @property
     def lessons(self) -> Sequence[Lesson]:
-        """One."""
+        """The only lesson."""
         return (self.lesson,)
 
     @property
     def control_steps(self) -> int:
-        """Driven by both together."""
+        """Control steps that teacher and student drove."""
         return self.teacher_steps + self.student_steps
 
     def examples(self) -> Mapping[Lesson, Batch]:
-        """A thousand states of the warm-up."""
+        """1,024 states of the warm-up, which is played first."""
         while self.control_steps < max(self.plan.warmup, 1):
             self._step()
         return {self.lesson: self._draw(1024)}
@@ -175,7 +175,7 @@ class Driven:
         return _batch(self.replay, times, rows)
 
     def _label_anew(self, times: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> None:
-        """Labels the states whose labels are not the labeller's of now."""
+        """Labels the states whose labels have another owner than the labeller has now."""
         others = np.flatnonzero(self.replay.column("owners", times, rows) != self.labeller.owner)
         if not len(others):
             return
@@ -208,7 +208,7 @@ class Driven:
 
     @property
     def must_save(self) -> bool:
-        """As the replay says of one more item."""
+        """Whether the next item may overwrite states that the last saved state needs."""
         return self.replay.must_save(self.plan.times_an_item(self._played.num_envs))
 
     def state_dict(self) -> dict[str, Any]:
@@ -223,7 +223,7 @@ class Driven:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts back what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
         self._played.load_state_dict(state["environments"])
         self.replay.load_state_dict(state["replay"])
         load_generator_state(self.generator, state["generator"])
@@ -231,19 +231,19 @@ class Driven:
         self.teacher_steps, self.student_steps = int(state["teacher_steps"]), int(state["student_steps"])
 
     def close(self) -> None:
-        """Frees the emulators."""
+        """Closes the environments."""
         self._played.close()
 
 
 class Offline:
-    """Batches from a recorded dataset, drawn uniformly; nothing is played.
+    """Draws batches uniformly from a recorded dataset, without playing.
 
     Args:
         lesson: whose batches these are.
         replay: all its frames in one row, with a column `values`, and of a task with action masks a column `masks`.
-        times: those that may be drawn.
+        times: of the states that may be drawn.
         batch_size: samples an update; an item has them up to 256 in all, as `Driven` has.
-        updates: in the whole run, for which no more is drawn; beyond them an item has a batch.
+        updates: in the whole run; items are no larger than these need, and beyond them an item has one batch.
         generator: of the draws.
     """
 
@@ -272,7 +272,7 @@ class Offline:
         return {self.lessons[0]: self._draw(batches * self.batch_size)}
 
     def examples(self) -> Mapping[Lesson, Batch]:
-        """A thousand states."""
+        """1,024 states."""
         return {self.lessons[0]: self._draw(1024)}
 
     def _draw(self, size: int) -> Batch:
@@ -281,15 +281,15 @@ class Offline:
 
     @property
     def must_save(self) -> bool:
-        """Never: nothing is overwritten."""
+        """False, because nothing is overwritten."""
         return False
 
     def state_dict(self) -> dict[str, Any]:
-        """The generator, and for how many updates it has drawn."""
+        """The generator, and the number of updates that it has drawn for."""
         return {"generator": generator_state(self.generator), "drawn": self._drawn}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts back what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
         load_generator_state(self.generator, state["generator"])
         self._drawn = int(state["drawn"])
 
@@ -298,13 +298,13 @@ class Offline:
 
 
 class Composed:
-    """Another stream, a share of each of its batches replaced by composites that the teacher labels on the spot.
+    """Replaces a share of each batch of another stream by composites, which the teacher labels.
 
     The student is matched with its teacher as a function, also between the states that were visited (Beyer et al. 2022,
-    arXiv 2106.05237, section 3, "function matching"). It costs labels, and no control steps.
+    arXiv 2106.05237, section 3, "function matching"). Composites cost labels and no control steps.
 
     Args:
-        stream: what is visited, of one lesson.
+        stream: of visited states, of one lesson.
         labeller: labels the composites.
         share: of each batch, above 0.
         generator: of the composites.
@@ -315,7 +315,7 @@ class Composed:
 
     @property
     def lessons(self) -> Sequence[Lesson]:
-        """Of the stream within."""
+        """Those of the inner stream."""
         return self.stream.lessons
 
     @property
@@ -351,30 +351,30 @@ class Composed:
         return batch
 
     def examples(self) -> Mapping[Lesson, Batch]:
-        """Visited states alone."""
+        """The inner stream's, without composites."""
         return self.stream.examples()
 
     @property
     def must_save(self) -> bool:
-        """As the stream within says."""
+        """That of the inner stream."""
         return self.stream.must_save
 
     def state_dict(self) -> dict[str, Any]:
-        """The stream's own, and the generator."""
+        """The state of the inner stream, and the generator."""
         return {"stream": self.stream.state_dict(), "generator": generator_state(self.generator)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts back what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
         self.stream.load_state_dict(state["stream"])
         load_generator_state(self.generator, state["generator"])
 
     def close(self) -> None:
-        """Closes the stream within."""
+        """Closes the inner stream."""
         self.stream.close()
 
 
 class Interleaved:
-    """Several streams; each item is one of theirs.
+    """Takes each item from one of several streams.
 
     Args:
         streams: of one lesson each.
@@ -387,22 +387,22 @@ class Interleaved:
 
     @property
     def lessons(self) -> Sequence[Lesson]:
-        """Of all streams."""
+        """Those of all streams."""
         return tuple(self._streams)
 
     @property
     def teacher_steps(self) -> int:
-        """Of all streams together."""
+        """The sum over all streams."""
         return sum(stream.teacher_steps for stream in self._streams.values())
 
     @property
     def student_steps(self) -> int:
-        """Of all streams together."""
+        """The sum over all streams."""
         return sum(stream.student_steps for stream in self._streams.values())
 
     @property
     def environments(self) -> Sequence[Environments]:
-        """Of all streams."""
+        """Those of all streams."""
         return tuple(environments for stream in self._streams.values() for environments in stream.environments)
 
     def __iter__(self) -> Interleaved:
@@ -412,21 +412,21 @@ class Interleaved:
         return next(self._streams[self.schedule.choose()])
 
     def examples(self) -> Mapping[Lesson, Batch]:
-        """Of every lesson."""
+        """Those of every lesson."""
         return {lesson: batch for stream in self._streams.values() for lesson, batch in stream.examples().items()}
 
     @property
     def must_save(self) -> bool:
-        """Whether one of them must be saved, for any may be the next."""
+        """Whether any stream must be saved, because any may be the next."""
         return any(stream.must_save for stream in self._streams.values())
 
     def state_dict(self) -> dict[str, Any]:
-        """All streams, by the names of their lessons, and the schedule."""
+        """The states of all streams, by the names of their lessons, and that of the schedule."""
         streams = {lesson.name: stream.state_dict() for lesson, stream in self._streams.items()}
         return {"streams": streams, "schedule": self.schedule.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts back what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
         for lesson, stream in self._streams.items():
             stream.load_state_dict(state["streams"][lesson.name])
         self.schedule.load_state_dict(state["schedule"])

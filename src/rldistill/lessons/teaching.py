@@ -1,4 +1,4 @@
-"""A lesson with the teacher who gives it."""
+"""A lesson with its teacher."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rldistill.types import Lesson, Task, Teacher
 
 
 class Teaching(NamedTuple):
-    """A lesson with its teacher."""
+    """A lesson with its teacher and its loss."""
 
     lesson: Lesson
     teacher: Teacher

@@ -1,7 +1,7 @@
-"""A network as the plain numbers that are left of it when it acts: what exporters write down, format by format.
+"""A network as plain arrays, from which the exporters write their formats.
 
-Every network of `networks` is a chain of affine layers (convolutions, then linear ones), each but the last followed by an
-optional normalization and a ReLU. Dropout is gone, and the features that a network does not read have weights of zero.
+Every network of `networks` is a chain of affine layers: convolutions, then linear ones. Each but the last is followed by an
+optional normalization and a ReLU. Dropout is left out, and features that a network does not read have weights of zero.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rldistill.types import Floats
 
 
 class Norm(NamedTuple):
-    """Over all units of a layer, then scale and shift a channel: (C,) each."""
+    """Normalization over all units of a layer, then a scale and a shift for each channel, (C,) each."""
 
     weight: Floats
     bias: Floats
@@ -27,7 +27,7 @@ class Norm(NamedTuple):
 
 
 class Affine(NamedTuple):
-    """One layer; of a linear one `stride` is 0."""
+    """One layer; the `stride` of a linear layer is 0."""
 
     weight: Floats
     """(out, in, kernel, kernel) or (out, in)."""
@@ -42,7 +42,7 @@ class Affine(NamedTuple):
 
 
 class Lowered(NamedTuple):
-    """A network: `scale * (x - shift)` where they are not folded into the first layer, then the layers."""
+    """A network: the step `scale * (x - shift)`, unless it is folded into the first layer, then the layers."""
 
     shift: Floats | None
     """(features,); None where the first layer takes observations as they are."""
@@ -53,12 +53,12 @@ class Lowered(NamedTuple):
 def lower(network: Network, *, fold_vectors: bool = False) -> Lowered:
     """The chain of a network, without gradients and sharing no memory with it.
 
-    The standardization of images, one pair of numbers, is folded into the first layer. That of vectors, a pair a feature,
-    stays a step of its own (a feature that hardly varies would lose its digits in the sum) unless `fold_vectors`.
+    The standardization of images, one pair of numbers, is folded into the first layer. The standardization of vectors, a pair for
+    each feature, stays a separate step unless `fold_vectors`, because a feature that hardly varies loses digits in the sum.
 
     Args:
         network: of `networks.build`.
-        fold_vectors: fold there too.
+        fold_vectors: fold the standardization of vectors too.
     """
     shape = network.architecture.observation_shape
     image = len(shape) == 3
@@ -85,13 +85,13 @@ def lower(network: Network, *, fold_vectors: bool = False) -> Lowered:
 
 
 def activations(lowered: Lowered, observations: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """What each layer gives for observations (B, *obs): before its normalization and ReLU, and after."""
+    """The outputs of each layer for observations (B, *obs): before its normalization and ReLU, and after."""
     x = _standardized(lowered, observations)
-    given = []
+    outputs = []
     for layer in lowered.layers:
         before, x = _forward(layer, x)
-        given.append((before, x))
-    return given
+        outputs.append((before, x))
+    return outputs
 
 
 def _standardized(lowered: Lowered, observations: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def _standardized(lowered: Lowered, observations: Tensor) -> Tensor:
 
 
 def _forward(layer: Affine, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Before normalization and ReLU, and after."""
+    """The output before normalization and ReLU, and after."""
     weight, bias = torch.from_numpy(layer.weight), torch.from_numpy(layer.bias)
     if layer.stride:
         before = nn.functional.conv2d(x, weight, bias, layer.stride)
@@ -119,7 +119,7 @@ class Rounded(NamedTuple):
     """A layer's weights in 8 bits: `numbers[o] * scales[o]` stands for `weight[o]`."""
 
     numbers: npt.NDArray[np.int8]
-    """Of the weight's shape, -127 to 127."""
+    """-127 to 127, in the shape of the weight."""
     scales: Floats
     """(out,)."""
     bias: Floats
@@ -127,18 +127,18 @@ class Rounded(NamedTuple):
 
 
 _PATCHES = 16_384
-"""Inputs of a layer that its rounding is fitted to, at most."""
+"""The most inputs of a layer that its rounding is fitted to."""
 _DAMPING = 0.01
-"""Of the mean square of the inputs: some hardly ever differ from their mean."""
+"""Share of the mean square of the inputs that is added to it, because some inputs hardly vary."""
 
 
 def int8_layers(lowered: Lowered, observations: Tensor) -> list[Rounded]:
     """All layers' weights in 8 bits, fitted to observations so that each layer's outputs change as little as can be.
 
-    A layer's weights are rounded one input after the other, and what a rounding does to the outputs is taken back by the
-    weights that are still to come, as far as their inputs go together with it: Frantar et al. 2022, arXiv 2210.17323,
-    algorithm 1 (GPTQ). Each layer is fitted to what the rounded layers before it give, and its bias makes the mean output
-    that of the plain network. Scales are those of the largest weight.
+    A layer's weights are rounded one input after the other. The following weights compensate for the change of the
+    outputs, as far as their inputs are correlated with it: Frantar et al. 2022, arXiv 2210.17323, algorithm 1 (GPTQ). Each
+    layer is fitted to the outputs of the rounded layers before it, and its bias keeps the mean output of the plain network.
+    Scales are those of the largest weight.
 
     Args:
         lowered: the network.
@@ -160,11 +160,11 @@ def int8_layers(lowered: Lowered, observations: Tensor) -> list[Rounded]:
 
 
 def _patches(layer: Affine, x: Tensor) -> npt.NDArray[np.float64]:
-    """What the layer's units read, (N, inputs of a unit)."""
+    """The inputs of the layer's units, (N, inputs of a unit)."""
     if not layer.stride:
         return x.flatten(1).numpy().astype(np.float64)
     number = max(_PATCHES // math.prod(layer.outputs[1:]), 1)
-    spread = x[:: max(-(-len(x) // number), 1)]  # some of all, not the first
+    spread = x[:: max(-(-len(x) // number), 1)]  # spread over all observations
     patches = nn.functional.unfold(spread, layer.weight.shape[2], stride=layer.stride)
     return patches.transpose(1, 2).flatten(0, 1).numpy().astype(np.float64)
 
@@ -187,7 +187,7 @@ def _fitted(weight: npt.NDArray[np.float64], inputs: npt.NDArray[np.float64]) ->
 
 
 def chain(network: Network) -> list[Affine]:
-    """The layers of a network without its standardization; the first one reads padding too, where there is any."""
+    """The layers of a network without its standardization; the first one reads the padding too."""
     shape: tuple[int, ...] = network.architecture.observation_shape
     if network.architecture.reads:
         shape = (len(network.architecture.reads),)
@@ -211,11 +211,11 @@ def chain(network: Network) -> list[Affine]:
 
 
 def _bias(layer: nn.Conv2d | nn.Linear) -> Floats:
-    assert layer.bias is not None  # of `networks.build` all have one
+    assert layer.bias is not None  # all layers of `networks.build` have one
     return _numbers(layer.bias)
 
 
 def _numbers(tensor: Tensor) -> Floats:
-    if tensor.is_meta:  # a skeleton: shapes alone
+    if tensor.is_meta:  # a meta tensor has a shape and no numbers
         return np.zeros(tuple(tensor.shape), np.float32)
     return tensor.detach().to(torch.float32).numpy().copy()

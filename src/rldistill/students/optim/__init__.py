@@ -1,4 +1,4 @@
-"""Optimizers, and what is done to gradients before a step."""
+"""Optimizers, and transformations of gradients before a step."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Optimization:
-    """How the weights are moved, from the first ones on."""
+    """First weights, optimizer, schedule and average."""
 
     optimizer: Literal["auto", "adam", "muon", "rmsprop"] = "auto"
     """AdamW; Muon (orthogonal steps of the weight matrices); or RMSProp as in the paper. `auto`: muon for students of images whose
     teacher gives logits, which it fits in far fewer updates; else adam."""
     learning_rate: float = 3e-3
-    """Its peak."""
+    """Peak of the learning rate."""
     steady: bool = True
     """Steps that no layer's mean input and number of inputs make longer: gradients are taken for inputs less their mean, and
     layers of more than 256 inputs have a smaller rate. Without it many of a student's ReLUs die."""

@@ -1,4 +1,4 @@
-"""AdamW without the bookkeeping of `torch.optim`, which takes a small student longer than the sums."""
+"""AdamW without the bookkeeping of `torch.optim`, which takes longer than the arithmetic of a small student."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class AdamW:
         ]
 
     def step(self) -> None:
-        """Moves each parameter by its gradient, which has to be there."""
+        """Moves each parameter by its gradient; every parameter needs one."""
         with torch.no_grad():
             self._steps.add_(1)
             for group, (first, second) in zip(self.param_groups, self._moments, strict=True):
@@ -55,5 +55,5 @@ class AdamW:
         return {"steps": self._steps, "moments": self._moments}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts back what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
         self._steps, self._moments = state["steps"], state["moments"]

@@ -8,21 +8,20 @@ import torch
 from torch import Tensor, nn
 
 _KEPT = 0.9
-"""Of a running mean with each batch: it follows the layers before within some ten updates."""
+"""Share of a running mean that stays with each batch: it follows the earlier layers within some ten updates."""
 
 
 class CentredInputs:
-    """Layers in the coordinates of their inputs' distance from the mean, `W (x - m) + c`, while the optimizer steps.
+    """Writes layers as `W (x - m) + c` while the optimizer steps, with the running mean `m` of their inputs.
 
-    What comes out of a ReLU is never negative, so all of a unit's weights have gradients of one sign, and an optimizer that
-    moves each by about its learning rate shifts the unit's output by their number times the mean input. Some such steps and
-    the unit is 0 for every observation, for good: of 16 channels in the second convolution of `net2`, fifteen died within
-    10,000 control steps of Breakout. In these coordinates the mean does not count, and the function is the same: `c` is `b + W m`
-    (Schraudolph 1998, "Accelerated gradient descent by factor-centering decomposition"; Montavon & Mueller 2012, "Deep
-    Boltzmann machines and the centering trick").
+    The outputs of a ReLU are never negative, so all weights of a unit have gradients of one sign. An optimizer that moves each
+    weight by about its learning rate shifts the unit's output by their number times the mean input. After some such steps the
+    unit is 0 for every observation and gets no gradient any more. In the centred coordinates the mean does not count, and the
+    function is the same: `c` is `b + W m` (Schraudolph 1998, "Accelerated gradient descent by factor-centering decomposition";
+    Montavon & Mueller 2012, "Deep Boltzmann machines and the centering trick").
 
     Args:
-        layers: of a network; its convolutions (no padding) and linear layers are in these coordinates.
+        layers: of a network; its convolutions (without padding) and linear layers are centred.
         skips_first: leaves out the first of them, whose inputs are standardized.
     """
 
@@ -42,7 +41,7 @@ class CentredInputs:
         self._means[place] = self._means[place].lerp(mean, 1 - _KEPT) if place in self._means else mean
 
     def enter(self) -> None:
-        """Gradients of W at constant c, from those at constant b."""
+        """Turns the gradients of W at constant b into those at constant c."""
         self._before = [layer.weight.detach().clone() for layer in self._layers]
         for place, layer in enumerate(self._layers):
             gradient, shift = layer.weight.grad, layer.bias.grad if layer.bias is not None else None
@@ -54,7 +53,7 @@ class CentredInputs:
                 gradient.sub_(torch.outer(shift, self._means[place])[:, :, None, None])
 
     def leave(self) -> None:
-        """b from c: it takes back what the change of W does to the mean output, weight decay's share of it too."""
+        """Computes b from c: it compensates for the effect of the change of W, weight decay included, on the mean output."""
         with torch.no_grad():
             for place, (layer, before) in enumerate(zip(self._layers, self._before, strict=True)):
                 if layer.bias is not None:
@@ -66,5 +65,5 @@ class CentredInputs:
         return [self._means[place] for place in sorted(self._means)]
 
     def load_state_dict(self, means: Sequence[Tensor]) -> None:
-        """Puts back what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
         self._means = {place: mean.to(self._layers[place].weight.device) for place, mean in enumerate(means)}

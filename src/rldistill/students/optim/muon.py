@@ -13,24 +13,24 @@ from rldistill.students.optim.adamw import AdamW
 _MOMENTUM = 0.95
 _ROUNDS = 5
 _QUINTIC = (3.4445, -4.7750, 2.0315)
-"""Of the published polynomial: it takes singular values from 0.01 to 1 to about 1 (0.7 to 1.2) in five rounds."""
+"""Coefficients of the published polynomial: in five rounds it maps singular values from 0.01 to 1 to 0.7 to 1.2."""
 
-_NOTHING = 1e-12
-"""Beside a matrix of norm 1."""
+_NEGLIGIBLE = 1e-12
+"""Entries below this are set to 0 in a matrix of norm 1."""
 
 
 def orthogonalized(matrix: Tensor) -> Tensor:
     """The (N, M) matrix with the same singular vectors and singular values near 1: U V^T of its U S V^T, about.
 
     Newton-Schulz iteration with a quintic polynomial (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/). All
-    rounds are polynomials of the smaller Gram matrix, so they are made there and applied to the matrix once: less than half
-    of the sums for a student's hidden layer.
+    rounds are polynomials of the smaller Gram matrix. They are computed there and applied to the matrix once, which takes less
+    than half of the operations for a student's hidden layer.
     """
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
-    # The momentum of a dead unit fades until float32 holds it only as denormal numbers, and stays there. Products with them took
-    # forty times as long, and beside a norm of 1 they move nothing.
-    x = torch.hardshrink(x / (torch.linalg.matrix_norm(x) + 1e-7), _NOTHING)
+    # The momentum of a dead unit decays to denormal numbers and stays there. Products with them take forty times as long, and
+    # they are negligible beside a norm of 1.
+    x = torch.hardshrink(x / (torch.linalg.matrix_norm(x) + 1e-7), _NEGLIGIBLE)
     gram = x @ x.T
     applied = factor = _factor(gram)
     for _ in range(_ROUNDS - 1):
