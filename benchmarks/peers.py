@@ -150,11 +150,11 @@ class Rows:
             UserError: a process fails, or a result that is there is of another job.
         """
         # Before anything runs: of other settings would be found out after an hour.
-        known = [self._known(row) for row in rows]
-        done = sum(result is not None for result in known)
+        earlier = [self._earlier(row) for row in rows]
+        done = sum(result is not None for result in earlier)
         self.progress.start(what, len(rows), "runs", done=done)
         results = []
-        for row, result in zip(rows, known, strict=True):
+        for row, result in zip(rows, earlier, strict=True):
             if result is None:
                 result = self._run(row, done)
                 done += 1
@@ -162,7 +162,7 @@ class Rows:
             results.append(result)
         return results
 
-    def _known(self, row: Row) -> dict[str, Any] | None:
+    def _earlier(self, row: Row) -> dict[str, Any] | None:
         path = self.out / "rows" / f"{row.name}.json"
         if not path.exists():
             return None
@@ -206,7 +206,7 @@ def waiting(progress: Progress, done: int) -> Callable[[float], None]:
     return lambda seconds: progress.update(done, seconds=seconds)
 
 
-def watched(command: Sequence[str], log: Path, heard: Callable[[float], None], own: Mapping[str, str]) -> None:
+def watched(command: Sequence[str], log: Path, on_wait: Callable[[float], None], own: Mapping[str, str]) -> None:
     """Runs a command on one thread, its output in a file, and tells now and then how many seconds that has taken.
 
     Args:
@@ -235,14 +235,14 @@ def watched(command: Sequence[str], log: Path, heard: Callable[[float], None], o
                     status = process.wait(0.5)
                     break
                 except subprocess.TimeoutExpired:
-                    heard(time.perf_counter() - began)
+                    on_wait(time.perf_counter() - began)
         finally:
             if process.poll() is None:
                 process.kill()
                 process.wait()
     if status:
-        said = log.read_text().strip().splitlines() or ["it said nothing"]
-        raise UserError(f"{log.stem} failed with status {status}: {said[-1]} (all of it in {log})")
+        log_lines = log.read_text().strip().splitlines() or ["it said nothing"]
+        raise UserError(f"{log.stem} failed with status {status}: {log_lines[-1]} (all of it in {log})")
 
 
 def python_of(peer: Peer) -> Path:
@@ -337,7 +337,7 @@ def compare_students(options: Options, rows: Rows) -> str:
     results = rows.run("students", [row for *_, row, _ in planned])
     for (*_, row, budget), result in zip(planned, results, strict=True):
         check_spent(row, result, budget)
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    by_method: dict[tuple[str, str], list[dict[str, Any]]] = {}
     scored: dict[tuple[str, str], list[Score]] = {}
     levels: dict[str, Score] = {}
     for game in options.games:
@@ -348,19 +348,19 @@ def compare_students(options: Options, rows: Rows) -> str:
             (method, result) for (method, played, *_), result in zip(planned, results, strict=True) if played == game
         ]
         for (method, result), score in zip(mine, students, strict=True):
-            found.setdefault((game, method.key), []).append(result)
+            by_method.setdefault((game, method.key), []).append(result)
             scored.setdefault((game, method.key), []).append(score)
     budgets = {method.key: budget for method, _, _, _, budget in planned}
     lines = [
         f"Seeds a row: {len(options.seeds)}; {options.episodes} games a student with epsilon 0.01; times and memory are medians.",
         markdown([teacher_line(game, level, training[game]) for game, level in levels.items()]),
         markdown([
-            student_line(game, levels[game], method, budgets[method.key], found[game, method.key], scored[game, method.key])
+            student_line(game, levels[game], method, budgets[method.key], by_method[game, method.key], scored[game, method.key])
             for game in options.games for method in METHODS
         ]),
         "What imitation takes by what rldistill takes, seed by seed: median (range).",
         markdown([
-            ratio_line(game, ours, theirs, levels[game], found, scored)
+            ratio_line(game, ours, theirs, levels[game], by_method, scored)
             for game in options.games for ours in METHODS for theirs in METHODS
             if ours.peer == "rldistill" and theirs.peer == "imitation"
         ]),
@@ -429,11 +429,11 @@ def ratio_line(
     ours: Method,
     theirs: Method,
     level: Score,
-    found: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]],
+    by_method: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]],
     scored: Mapping[tuple[str, str], Sequence[Score]],
 ) -> dict[str, str]:
     """One method of theirs by one of ours."""
-    pairs = list(zip(found[game, theirs.key], found[game, ours.key], strict=True))
+    pairs = list(zip(by_method[game, theirs.key], by_method[game, ours.key], strict=True))
     mean = {
         method.key: np.mean(
             [normalized_score(score.mean, level.random_score, level.mean) for score in scored[game, method.key]]
@@ -591,8 +591,8 @@ def main(options: Options) -> None:
     kept = [options.out / f"{part}.md" for part in PARTS]  # those of earlier calls with --only among them
     text = "\n".join([f"On {machine_in_words()}.\n", *(path.read_text() for path in kept if path.exists())])
     replace_file(options.out / "peers.md", text.encode())
-    found = [{"name": path.stem, **read_json(path)} for path in sorted((options.out / "rows").glob("*.json"))]
-    replace_file(options.out / "peers.json", json.dumps(found, indent=2).encode() + b"\n")
+    by_method = [{"name": path.stem, **read_json(path)} for path in sorted((options.out / "rows").glob("*.json"))]
+    replace_file(options.out / "peers.json", json.dumps(by_method, indent=2).encode() + b"\n")
     print(text, end="")
 
 

@@ -109,7 +109,7 @@ def states_met(policy: KeptPolicy, name: str, options: Options, progress: Progre
     going = np.ones(options.games, dtype=np.bool_)
     steps = 0
 
-    def seen(transition: Transition) -> None:
+    def count(transition: Transition) -> None:
         nonlocal going, steps
         if steps % options.apart == 0:
             met.append(transition.observations[going])
@@ -124,7 +124,7 @@ def states_met(policy: KeptPolicy, name: str, options: Options, progress: Progre
         options.seed,
         num_envs=options.games,
         on_progress=progress.update,
-        on_step=seen,
+        on_step=count,
     )
     return torch.cat([as_tensor(part) for part in met])
 

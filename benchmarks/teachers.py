@@ -92,10 +92,10 @@ def main(options: Options) -> None:
             curves[game].append(Curve(f"seed {policy.provenance['configuration']['seed']}", steps, means))
             skips[game] = policy.task.frame_skip
     print(markdown(teachers), markdown(snapshots), sep="\n\n")
-    for game, shown in curves.items():
+    for game, curve in curves.items():
         options.figures.mkdir(parents=True, exist_ok=True)
         (options.figures / f"teachers-{game}.svg").write_bytes(
-            learning_curve(shown, axis=control_steps(skips[game]), width=5.0)
+            learning_curve(curve, axis=control_steps(skips[game]), width=5.0)
         )
 
 

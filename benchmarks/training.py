@@ -113,10 +113,10 @@ def works_of(learner: DQN | PQN) -> tuple[dict[str, Callable[[], int]], dict[str
             torch.cuda.synchronize(network.device)
         return 1
 
-    said = f"{rows} environments, {parameter_count(network):,} parameters, {minibatch} samples an update, " \
+    description = f"{rows} environments, {parameter_count(network):,} parameters, {minibatch} samples an update, " \
         f"{updates_per_step:g} updates a control step"  # fmt: skip
     works: dict[str, Callable[[], int]] = {"env": step, "act": act, "learn": train, "pipeline": pipeline}
-    return works, {"env": 1.0, "act": 1.0, "learn": updates_per_step}, said
+    return works, {"env": 1.0, "act": 1.0, "learn": updates_per_step}, description
 
 
 def sb3_work(env: str, learner: DQN, replay: int, rows: int, minibatch: int) -> tuple[Callable[[], int], str]:
@@ -185,8 +185,8 @@ def main(options: Options) -> None:
                 config = replace(config, algo="dqn", double=algo == "dqn", replay=options.replay, warmup=1_000)
             learners[algo] = make_learner(options.env, config, scratch)
         parts = {algo: works_of(learner) for algo, learner in learners.items()}
-        for algo, (own, _, said) in parts.items():
-            print(f"{algo}: {said}")
+        for algo, (own, _, description) in parts.items():
+            print(f"{algo}: {description}")
             works |= {f"{algo} {name}": work for name, work in own.items()}
         beside = next((learner for learner in learners.values() if isinstance(learner, DQN)), None)
         if options.sb3 and beside is not None:
@@ -197,9 +197,9 @@ def main(options: Options) -> None:
                 try:
                     for name, sizes in {"its zoo's sizes": (1, 32), "our sizes": own_sizes}.items():
                         peer = f"Stable-Baselines3's DQN, {name}"
-                        works[peer], said = sb3_work(options.env, beside, options.replay, *sizes)
+                        works[peer], description = sb3_work(options.env, beside, options.replay, *sizes)
                         peers.append(peer)
-                        print(f"{peer}: {said}")
+                        print(f"{peer}: {description}")
                 except ImportError as error:
                     print(f"Stable-Baselines3 is left out, {error.name} is not installed: "
                           "pip install stable-baselines3 opencv-python")  # fmt: skip

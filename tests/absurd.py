@@ -150,14 +150,14 @@ def targets(folder: Path, *, programs: bool = True) -> dict[str, Target]:
     from rldistill.verbs.export import ExportConfig
     from rldistill.verbs.push import PushConfig, push
 
-    found: dict[str, Target] = {}
+    all_targets: dict[str, Target] = {}
 
     def plain(path: Path) -> tuple[Any, Callable[[str], None]]:
         return json.loads(path.read_text()), lambda text: path.write_text(text) and None
 
     # --- policy folder
     policy = _policy(folder / "policy")
-    found["policy.json"] = Target(plain(policy / "policy.json")[0], _signed(policy), lambda: _use(policy))
+    all_targets["policy.json"] = Target(plain(policy / "policy.json")[0], _signed(policy), lambda: _use(policy))
     # --- run folder
     run = folder / "run"
     config = {"verb": "distill", "teacher": "none", "task": load_policy(policy).task.as_dict(), "env": None, "seed": 0,
@@ -194,8 +194,8 @@ def targets(folder: Path, *, programs: bool = True) -> dict[str, Target]:
         given = PushConfig(scores=run / "scores.json", teacher="none", seconds=0)
         push(run, "me/mine", given, out=folder / "hub", dry_run=True)
 
-    found["config.json"] = Target(*plain(run / "config.json"), configured)
-    found["config.json of push"] = Target(*plain(run / "config.json"), pushed)
+    all_targets["config.json"] = Target(*plain(run / "config.json"), configured)
+    all_targets["config.json of push"] = Target(*plain(run / "config.json"), pushed)
 
     def put_metrics(text: str) -> None:
         # A line each; what is no list is one.
@@ -206,8 +206,8 @@ def targets(folder: Path, *, programs: bool = True) -> dict[str, Target]:
             parts.insert(2, text.removeprefix("[").removesuffix("]"))
         (run / "metrics.jsonl").write_text("\n".join(parts))
 
-    found["metrics.jsonl"] = Target(metrics, put_metrics, page)
-    found["metrics.jsonl of push"] = Target(metrics, put_metrics, pushed)
+    all_targets["metrics.jsonl"] = Target(metrics, put_metrics, page)
+    all_targets["metrics.jsonl of push"] = Target(metrics, put_metrics, pushed)
 
     def scored() -> None:
         scores = read_scores(run / "scores.json")
@@ -217,8 +217,8 @@ def targets(folder: Path, *, programs: bool = True) -> dict[str, Target]:
         scored()
         page()
 
-    found["scores.json"] = Target(*plain(run / "scores.json"), scored_page)
-    found["scores.json of push"] = Target(*plain(run / "scores.json"), pushed)
+    all_targets["scores.json"] = Target(*plain(run / "scores.json"), scored_page)
+    all_targets["scores.json of push"] = Target(*plain(run / "scores.json"), pushed)
     # --- dataset
     data = folder / "data"
     dataset = played(create_dataset(data, VECTOR, "q_values", TEACHER), 12, num_envs=2, shard_steps=12)[0]
@@ -244,8 +244,8 @@ def targets(folder: Path, *, programs: bool = True) -> dict[str, Target]:
     other = folder / "other"
     played(create_dataset(other, VECTOR, "q_values", TEACHER), 8, num_envs=1, shard_steps=12, seed=3)
     del dataset
-    found["dataset.json"] = Target(*plain(data / "dataset.json"), looked_at)
-    found["dataset.json of merge"] = Target(*plain(data / "dataset.json"), merged)
+    all_targets["dataset.json"] = Target(*plain(data / "dataset.json"), looked_at)
+    all_targets["dataset.json of merge"] = Target(*plain(data / "dataset.json"), merged)
     # --- Parquet
     import pyarrow.parquet as pq
 
@@ -261,31 +261,33 @@ def targets(folder: Path, *, programs: bool = True) -> dict[str, Target]:
         convert(folder / "table", folder / "back", "rldistill")
         open_dataset(folder / "back")
 
-    found["Parquet"] = Target(json.loads(rows.schema.metadata[b"rldistill"]), put_rows, from_rows)
+    all_targets["Parquet"] = Target(json.loads(rows.schema.metadata[b"rldistill"]), put_rows, from_rows)
     # --- Stable-Baselines3
     zipped = balancing_zip(folder / "ppo-CartPole-v1.zip")
-    found["data of SB3"] = Target(*_in_zip(zipped, "data"), lambda: _use(zipped))
+    all_targets["data of SB3"] = Target(*_in_zip(zipped, "data"), lambda: _use(zipped))
     # --- exports
     quick = ExportConfig(episodes=0, states=20, calibration=20)
     export(policy, folder / "p.zip", "sb3", quick)
     exported = folder / "p.zip"
-    found["sb3 export"] = Target(*_in_zip(exported, "rldistill.json"), lambda: _use(exported))
+    all_targets["sb3 export"] = Target(*_in_zip(exported, "rldistill.json"), lambda: _use(exported))
     if programs:
         import onnx
 
         script = folder / "p.pt"
         export(policy, script, "torchscript", quick)
         read_script = partial(note_in, "torchscript", script)
-        found["TorchScript export"] = Target(*_in_zip(script, "rldistill.json"), read_script)
+        all_targets["TorchScript export"] = Target(*_in_zip(script, "rldistill.json"), read_script)
         export(policy, folder / "p.onnx", "onnx", quick)
         model = onnx.load(folder / "p.onnx")
-        (said,) = (item for item in model.metadata_props if item.key == "rldistill")
+        (entry,) = (item for item in model.metadata_props if item.key == "rldistill")
 
-        def put_said(text: str) -> None:
-            said.value = text.encode(errors="replace").decode()
+        def put_entry(text: str) -> None:
+            entry.value = text.encode(errors="replace").decode()
             (folder / "p.onnx").write_bytes(model.SerializeToString())
 
-        found["ONNX export"] = Target(json.loads(said.value), put_said, lambda: note_in("onnx", folder / "p.onnx"))
+        all_targets["ONNX export"] = Target(
+            json.loads(entry.value), put_entry, lambda: note_in("onnx", folder / "p.onnx")
+        )
     try:
         export(policy, folder / "p.c", "c", quick)
         source = (folder / "p.c").read_text()
@@ -294,7 +296,7 @@ def targets(folder: Path, *, programs: bool = True) -> dict[str, Target]:
         def put_c(text: str) -> None:
             (folder / "p.c").write_text(f"{first}\n/* {text} */\n{rest}", errors="replace")
 
-        found["C export"] = Target(
+        all_targets["C export"] = Target(
             json.loads(second[3:-3]), put_c, lambda: note_in(kind_of(folder / "p.c"), folder / "p.c")
         )
     except UserError:
@@ -315,7 +317,7 @@ def targets(folder: Path, *, programs: bool = True) -> dict[str, Target]:
         tensors.write_bytes(len(header).to_bytes(8, "little") + header + packed[8 + length :])
 
     said_of = TeacherOptions(teacher_network="mlp:8,5", teacher_scores="q_values")
-    found["safetensors"] = Target(
+    all_targets["safetensors"] = Target(
         json.loads(packed[8 : 8 + length]), put_header,
         lambda: load_teacher(tensors, env="CartPole-v1", options=said_of),
     )  # fmt: skip
@@ -336,7 +338,7 @@ def targets(folder: Path, *, programs: bool = True) -> dict[str, Target]:
         "tags": "\n- CartPole-v1",
         "model-index": "\n- name: PPO\n  dataset:\n    name: CartPole-v1",
     }
-    found["card of the hub"] = Target(card, put_card, lambda: _use(model_folder))
+    all_targets["card of the hub"] = Target(card, put_card, lambda: _use(model_folder))
     # --- Minari
     try:
         convert(other, folder / "minari" / "vector-v0", "minari")
@@ -346,11 +348,11 @@ def targets(folder: Path, *, programs: bool = True) -> dict[str, Target]:
             shutil.rmtree(folder / "read", ignore_errors=True)
             convert(folder / "minari" / "vector-v0", folder / "read", "rldistill")
 
-        found["metadata of Minari"] = Target(*plain(metadata), from_minari)
+        all_targets["metadata of Minari"] = Target(*plain(metadata), from_minari)
     except UserError:
         pass
     assert DistillConfig
-    return found
+    return all_targets
 
 
 class Case(NamedTuple):
@@ -361,11 +363,11 @@ class Case(NamedTuple):
     value: Any
 
 
-def cases(found: Mapping[str, Target]) -> list[Case]:
+def cases(all_targets: Mapping[str, Target]) -> list[Case]:
     """All of them."""
     return [
         Case(name, place, value)
-        for name, target in found.items()
+        for name, target in all_targets.items()
         for place in places_in(target.document)
         for value in ABSURD
     ]
@@ -390,7 +392,7 @@ def outcome(case: Case, target: Target) -> str:
 def main() -> int:
     """Tries all cases and says what is at fault."""
     torch.set_num_threads(1)
-    logged, seen = Counter[str](), Counter[str]()
+    logged, faults = Counter[str](), Counter[str]()
 
     def late(*_: Any) -> None:
         raise RuntimeError("it takes more than ten seconds of the processor")
@@ -398,27 +400,27 @@ def main() -> int:
     signal.signal(signal.SIGPROF, late)
     only = sys.argv[1:]
     with tempfile.TemporaryDirectory() as place:
-        found = targets(Path(place))
-        every = [case for case in cases(found) if not only or case.target in only]
+        all_targets = targets(Path(place))
+        every = [case for case in cases(all_targets) if not only or case.target in only]
         random.Random(0).shuffle(every)
         share = float(os.environ.get("SHARE", "1"))
         for case in every[: int(len(every) * share)]:
             signal.setitimer(signal.ITIMER_PROF, 10)
-            text = outcome(case, found[case.target])
+            text = outcome(case, all_targets[case.target])
             signal.setitimer(signal.ITIMER_PROF, 0)
             logged[text if text in ("read", "refused") else "fault"] += 1
             if text not in ("read", "refused"):
                 lines = text.strip().splitlines()
                 ours = [line.strip() for line in lines if "/rldistill/" in line]
                 key = f"{case.target}: {lines[-1][:160]} [{ours[-1][-90:] if ours else ''}]"
-                seen[key] += 1
-                if seen[key] == 1:
+                faults[key] += 1
+                if faults[key] == 1:
                     print(f"FAULT {key}\n   {case.place} = {str(case.value)[:60]!r}", flush=True)
             if sum(logged.values()) % 500 == 0:
                 print(f"{sum(logged.values())} cases", flush=True)
-            found[case.target].put(json.dumps(found[case.target].document))
-    print(f"{sum(logged.values())} cases: {dict(logged)}; {len(seen)} kinds of faults")
-    return 1 if seen else 0
+            all_targets[case.target].put(json.dumps(all_targets[case.target].document))
+    print(f"{sum(logged.values())} cases: {dict(logged)}; {len(faults)} kinds of faults")
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ class Levers(gymnasium.Env[dict[str, Any], npt.NDArray[np.int64]]):
     def render(self) -> npt.NDArray[np.uint8]:
         return np.full((8, 8, 3), 10 * self.age, dtype=np.uint8)
 
-    def _seen(self) -> dict[str, Any]:
+    def _observation(self) -> dict[str, Any]:
         self.wind = self.np_random.uniform(-1, 1, size=2).astype(np.float32)
         self.door = int(self.np_random.integers(3))
         return {"wind": self.wind, "door": self.door, "age": np.array([self.age], dtype=np.float32)}
@@ -57,13 +57,13 @@ class Levers(gymnasium.Env[dict[str, Any], npt.NDArray[np.int64]]):
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
         super().reset(seed=seed)
         self.age = 0
-        return self._seen(), {}
+        return self._observation(), {}
 
     def step(self, action: npt.NDArray[np.int64]) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         points = float(action[0] == (self.wind[0] > 0)) + float(action[1] == self.door)
         action += 100  # as some environments do: what is kept of the action must be a copy
         self.age += 1
-        return self._seen(), points, self.age == 10, False, {}
+        return self._observation(), points, self.age == 10, False, {}
 
 
 @pytest.fixture(scope="session")

@@ -64,12 +64,12 @@ def acting_zip(path: Path, observations: spaces.Box, actions: spaces.Space[Any],
 def named_parts_zip(path: Path) -> Path:
     """A PPO policy with random weights for two actions, of observations with two parts that have four numbers together."""
     parts = spaces.Dict(cart=spaces.Box(-9, 9, (2,), np.float32), pole=spaces.Discrete(2))
-    said = {
+    entry = {
         ":type:": "<class 'gymnasium.spaces.dict.Dict'>",
         ":serialized:": base64.b64encode(pickle.dumps(parts)).decode(),
     }
     draw = actor_critic(4, 8, outputs=2)
-    changes = {"observation_space": said}
+    changes = {"observation_space": entry}
     return make_zip(path, "PPO", draw.tensors, space_of("CartPole-v1"), spaces.Discrete(2), changes=changes)
 
 

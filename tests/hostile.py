@@ -86,10 +86,10 @@ def _read_dataset(path: Path) -> str:
     """Reads all of a dataset and says what it is; the first thing that is wrong."""
     from rldistill.datasets import info, info_lines, load_replay, open_dataset
 
-    found = info(path)
-    info_lines(found)
+    summary = info(path)
+    info_lines(summary)
     load_replay(open_dataset(path))
-    return next(iter(found.damaged.values()), "")
+    return next(iter(summary.damaged.values()), "")
 
 
 class Outcome(NamedTuple):

@@ -166,9 +166,9 @@ def _members(data: bytes) -> dict[str, bytes]:
 def _pickles_in_data(data: bytes, rng: random.Random, canary: Path) -> bytes:
     """Every pickle in the JSON is a payload, a bomb or damaged, and the readable copies beside the spaces' are cut away or left."""
     members = _members(data)
-    said = json.loads(members["data"])
+    document = json.loads(members["data"])
     copies = rng.random() < 0.5
-    for entry in said.values():
+    for entry in document.values():
         if isinstance(entry, dict) and ":serialized:" in entry:
             good = base64.b64decode(entry[":serialized:"]) or b"N."
             made: list[Harm] = [lambda _, r, c: payload(r, c), pickle_bomb, any_damage]
@@ -177,12 +177,12 @@ def _pickles_in_data(data: bytes, rng: random.Random, canary: Path) -> bytes:
             for key in ("n", "nvec", "low", "high", "low_repr", "high_repr"):
                 if not copies:
                     entry.pop(key, None)
-    return _zipped(members | {"data": json.dumps(said).encode()})
+    return _zipped(members | {"data": json.dumps(document).encode()})
 
 
 def _absurd_json(data: bytes, rng: random.Random, canary: Path) -> bytes:
     members = _members(data)
-    said = json.loads(members["data"])
+    document = json.loads(members["data"])
     absurd: list[Any] = [
         10**15,
         -1,
@@ -206,11 +206,11 @@ def _absurd_json(data: bytes, rng: random.Random, canary: Path) -> bytes:
     spaces += [("policy_kwargs", key) for key in ("activation_fn", "net_arch", "clip_mean", "n_quantiles", "use_expln")]
     spaces += [("policy_class", key) for key in ("__module__", "__init__", ":type:")]
     for place, key in rng.sample(spaces, rng.choice((1, 3))):
-        if isinstance(said.get(place), dict):
-            said[place][key] = rng.choice(absurd)
-    for key in rng.sample(sorted(said), rng.choice((0, 0, 1, 5))):
-        said[key] = rng.choice(absurd)
-    text = json.dumps(said).encode()
+        if isinstance(document.get(place), dict):
+            document[place][key] = rng.choice(absurd)
+    for key in rng.sample(sorted(document), rng.choice((0, 0, 1, 5))):
+        document[key] = rng.choice(absurd)
+    text = json.dumps(document).encode()
     if rng.random() < 0.3:
         text = rng.choice(
             (b"[" * 10**6, b'{"a":' * 10**5, b"[" + b"{}," * 10**6 + b"{}]", b"9" * 10**6, b'"\xff"', b"null")
@@ -291,11 +291,11 @@ def _nested(data: bytes, rng: random.Random, canary: Path) -> bytes:
 
 def _lengths(data: bytes, rng: random.Random, canary: Path) -> bytes:
     """Numbers of eight and four bytes that are lengths and offsets become others."""
-    found = bytearray(data)
+    altered = bytearray(data)
     for _ in range(rng.choice((1, 1, 3, 10))):
-        at = rng.randrange(len(found)) & ~7
-        found[at : at + 8] = struct.pack("<q", rng.choice((2**40, -1, 2**62, 100_000, 1, 0, 5000)))
-    return bytes(found[: len(data)])
+        at = rng.randrange(len(altered)) & ~7
+        altered[at : at + 8] = struct.pack("<q", rng.choice((2**40, -1, 2**62, 100_000, 1, 0, 5000)))
+    return bytes(altered[: len(data)])
 
 
 def _absurd_card(data: bytes, rng: random.Random, canary: Path) -> bytes:

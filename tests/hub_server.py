@@ -53,7 +53,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return b"".join(parts)
 
-    def _known(self, repo: str) -> bool:
+    def _exists(self, repo: str) -> bool:
         if repo in self.hub.files:
             return True
         self._say(404, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
@@ -72,7 +72,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._say(200, {"type": "user", "name": "me", "orgs": []})
         elif parts[:2] == ["api", "models"]:
             repo, rest = "/".join(parts[2:4]), parts[4:]
-            if not self._known(repo):
+            if not self._exists(repo):
                 return
             files = hub.files[repo]
             if rest[:1] == ["tree"]:
@@ -87,7 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._say(200, info | hub.cards.get(repo, {}))
         elif len(parts) > 4 and parts[2] == "resolve":
             repo, name = "/".join(parts[:2]), "/".join(parts[4:])
-            if not self._known(repo):
+            if not self._exists(repo):
                 return
             files = hub.files[repo]
             if name not in files:
@@ -109,10 +109,10 @@ class _Handler(BaseHTTPRequestHandler):
                 text = f'You don\'t have the rights to create a model under the namespace "{owner}"'
                 self._say(403, {"error": text}, X_Error_Message=text)
                 return
-            known = repo in hub.files
+            is_there = repo in hub.files
             hub.created.append(asked)
             hub.files.setdefault(repo, {".gitattributes": b""})
-            self._say(409 if known else 200, {"url": f"{hub.url}/{repo}", "error": "exists"})
+            self._say(409 if is_there else 200, {"url": f"{hub.url}/{repo}", "error": "exists"})
             return
         if parts == ["api", "validate-yaml"]:
             self._say(200, {"errors": [], "warnings": []})

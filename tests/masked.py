@@ -35,17 +35,17 @@ class Square(gymnasium.Env[npt.NDArray[np.float32], Any]):
         places = self.place + np.array(MOVES)
         return np.asarray(((places >= 0) & (places < SIDE)).all(axis=1), dtype=np.int8)
 
-    def said(self) -> dict[str, Any]:
+    def info(self) -> dict[str, Any]:
         return {"action_mask": self.allowed()}
 
-    def seen(self) -> npt.NDArray[np.float32]:
+    def observation(self) -> npt.NDArray[np.float32]:
         return np.concatenate([self.place, self.target]).astype(np.float32)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         super().reset(seed=seed)
         self.place, self.target = self.np_random.integers(SIDE, size=(2, 2))
         self.age = 0
-        return self.seen(), self.said()
+        return self.observation(), self.info()
 
     def moved(self, action: Any) -> tuple[int, int]:
         return MOVES[int(action)]
@@ -56,13 +56,13 @@ class Square(gymnasium.Env[npt.NDArray[np.float32], Any]):
         self.place = self.place + self.moved(action)
         self.age += 1
         arrived = bool((self.place == self.target).all())
-        return self.seen(), 1.0 if arrived else -0.1, arrived, self.age == 20 and not arrived, self.said()
+        return self.observation(), 1.0 if arrived else -0.1, arrived, self.age == 20 and not arrived, self.info()
 
 
 class Method(Square):
     """Says it as sb3-contrib wants it said."""
 
-    def said(self) -> dict[str, Any]:
+    def info(self) -> dict[str, Any]:
         return {}
 
     def action_masks(self) -> npt.NDArray[np.bool_]:
@@ -72,7 +72,7 @@ class Method(Square):
 class Unmasked(Square):
     """Says nothing, and allows all: a move off the square stays on it."""
 
-    def said(self) -> dict[str, Any]:
+    def info(self) -> dict[str, Any]:
         return {}
 
     def step(self, action: Any) -> Any:
@@ -80,7 +80,7 @@ class Unmasked(Square):
         if allowed:
             return super().step(action)
         self.age += 1
-        return self.seen(), -0.1, False, self.age == 20, {}
+        return self.observation(), -0.1, False, self.age == 20, {}
 
 
 class Axes(Square):
@@ -99,13 +99,13 @@ class Axes(Square):
         self.place = self.place + np.asarray(action) - 1
         self.age += 1
         arrived = bool((self.place == self.target).all())
-        return self.seen(), 1.0 if arrived else -0.1, arrived, self.age == 20 and not arrived, self.said()
+        return self.observation(), 1.0 if arrived else -0.1, arrived, self.age == 20 and not arrived, self.info()
 
 
 class Pairs(Axes):
     """Gives a mask for each of the two actions."""
 
-    def said(self) -> dict[str, Any]:
+    def info(self) -> dict[str, Any]:
         return {"action_mask": tuple(self.allowed().reshape(2, 3))}
 
 

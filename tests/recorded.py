@@ -26,7 +26,7 @@ class Played:
     """One episode as it was played."""
 
     environment: int
-    seen: list[npt.NDArray[Any]] = field(default_factory=list)
+    observations: list[npt.NDArray[Any]] = field(default_factory=list)
     """Whole stacks."""
     rows: list[tuple[Any, ...]] = field(default_factory=list)
     """Action, reward, terminated, truncated, values."""
@@ -50,22 +50,22 @@ def played(
     frame = frame_shape(task)
     now = [Played(row) for row in range(num_envs)]
     starts = np.ones(num_envs, np.bool_)
-    seen = np.zeros((num_envs, *task.observation_shape), task.observation_dtype)
+    observations = np.zeros((num_envs, *task.observation_shape), task.observation_dtype)
     episodes: list[Played] = []
     for _ in range(steps):
         new = generator.integers(1, 256, size=(num_envs, *frame)).astype(task.observation_dtype)
-        seen = seen.copy()
-        seen[starts] = 0
+        observations = observations.copy()
+        observations[starts] = 0
         depth = frame[0] if task.frame_stack > 1 else 0
-        seen = np.concatenate([seen[:, depth:], new], axis=1) if depth else new
+        observations = np.concatenate([observations[:, depth:], new], axis=1) if depth else new
         actions = uniform_actions(task, num_envs, generator)
         rewards = generator.integers(-3, 4, size=num_envs).astype(np.float32)
         terminated = generator.random(num_envs) < end
         truncated = (generator.random(num_envs) < end / 2) & ~terminated
         values = generator.normal(size=(num_envs, score_width(task, dataset.score_kind))).astype(np.float32)
-        writer.add(seen, starts, actions, rewards, terminated, truncated, values)
+        writer.add(observations, starts, actions, rewards, terminated, truncated, values)
         for row in range(num_envs):
-            now[row].seen.append(seen[row])
+            now[row].observations.append(observations[row])
             now[row].rows.append((actions[row], rewards[row], terminated[row], truncated[row], values[row]))
             if terminated[row] or truncated[row]:
                 episodes.append(now[row])

@@ -19,11 +19,11 @@ from rldistill.verbs.export import ExportConfig
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_absurd_values_in_files_end_in_success_or_one_line(tmp_path: Path) -> None:
-    found = targets(tmp_path, programs=False)
-    assert len(found) >= 12
+    all_targets = targets(tmp_path, programs=False)
+    assert len(all_targets) >= 12
     faults, refused = [], 0
     rng = random.Random(20)
-    for name, target in found.items():
+    for name, target in all_targets.items():
         mine = cases({name: target})
         for case in rng.sample(mine, 6):
             text = outcome(case, target)

@@ -56,7 +56,7 @@ differences from 0.009 on, and another seed more than 2.
 """
 
 Array: TypeAlias = npt.NDArray[Any]
-Found: TypeAlias = dict[str, dict[str, Array]]
+Groups: TypeAlias = dict[str, dict[str, Array]]
 """What a run leaves: arrays by name, in groups that have a checksum each."""
 
 
@@ -139,12 +139,12 @@ RUNS = {
 
 def command(words: str) -> None:
     """Runs it in this process."""
-    said = io.StringIO()
-    with mock.patch.object(sys, "argv", ["rldistill", *shlex.split(words)]), contextlib.redirect_stderr(said):
+    output = io.StringIO()
+    with mock.patch.object(sys, "argv", ["rldistill", *shlex.split(words)]), contextlib.redirect_stderr(output):
         try:
             main()
         except SystemExit as end:
-            raise AssertionError(f"exit status {end.code}: {said.getvalue()}") from None
+            raise AssertionError(f"exit status {end.code}: {output.getvalue()}") from None
 
 
 def draw_teacher(path: Path, run: Run) -> None:
@@ -158,7 +158,7 @@ def draw_teacher(path: Path, run: Run) -> None:
     torch.save({name: torch.from_numpy(array) for name, array in drawn.items()}, path)
 
 
-def found_by(run: Run, folder: Path) -> Found:
+def groups_of(run: Run, folder: Path) -> Groups:
     """Runs it and reads the numbers that it leaves."""
     paths = {"policies": POLICIES, "folder": folder, "teacher": folder / "teacher.pth", "data": folder / "data"}
     places = {name: shlex.quote(str(path)) for name, path in paths.items()}
@@ -210,8 +210,8 @@ def one_thread() -> Iterator[None]:
 # Numbers
 
 
-def checksums(found: Found) -> dict[str, str]:
-    return {group: checksum(arrays) for group, arrays in found.items()}
+def checksums(groups: Groups) -> dict[str, str]:
+    return {group: checksum(arrays) for group, arrays in groups.items()}
 
 
 def checksum(arrays: Mapping[str, Array]) -> str:
@@ -222,7 +222,7 @@ def checksum(arrays: Mapping[str, Array]) -> str:
     return digest.hexdigest()
 
 
-def reference(found: Found) -> dict[str, dict[str, dict[str, Any]]]:
+def reference(groups: Groups) -> dict[str, dict[str, dict[str, Any]]]:
     """A few numbers of each array."""
     return {
         group: {
@@ -234,7 +234,7 @@ def reference(found: Found) -> dict[str, dict[str, dict[str, Any]]]:
             }
             for name, array in sorted(arrays.items())
         }
-        for group, arrays in found.items()
+        for group, arrays in groups.items()
     }
 
 
@@ -243,9 +243,9 @@ def rounded(value: Any) -> float:
     return float(f"{float(value):.7g}")
 
 
-def distance(found: Found, expected: Any) -> float:
+def distance(groups: Groups, expected: Any) -> float:
     """The largest difference of two numbers, in units of the size that the numbers of their array have."""
-    mine = reference(found)
+    mine = reference(groups)
     if {group: set(arrays) for group, arrays in mine.items()} != {g: set(arrays) for g, arrays in expected.items()}:
         return float("inf")
     largest = 0.0
@@ -282,9 +282,9 @@ def arithmetic() -> dict[str, Array]:
 
     images, vectors = drawn(64, 4, 84, 84), drawn(64, 8)
     layers = [drawn(16, 4, 8, 8), drawn(16, 16, 4, 4), drawn(16, 16, 3, 3), drawn(64, 784), drawn(16, 8), drawn(16, 16)]
-    seen = functional.conv2d(images, layers[0], stride=4).relu()
-    seen = functional.conv2d(functional.conv2d(seen, layers[1], stride=2).relu(), layers[2]).relu()
-    scores = functional.linear(seen.flatten(1), layers[3])
+    activity = functional.conv2d(images, layers[0], stride=4).relu()
+    activity = functional.conv2d(functional.conv2d(activity, layers[1], stride=2).relu(), layers[2]).relu()
+    scores = functional.linear(activity.flatten(1), layers[3])
     felt = functional.linear(functional.layer_norm(functional.linear(vectors, layers[4]), (16,)).relu(), layers[5])
     loss = scores.log_softmax(1).square().mean() + felt.tanh().exp().mean() + felt.std()
     torch.autograd.backward(loss)
@@ -302,13 +302,13 @@ def test_a_run_with_one_teacher_gives_the_same_numbers_to_the_bit(name: str, tmp
     if RUNS[name].needs:
         pytest.importorskip(RUNS[name].needs)
     kept = json.loads(CHECKSUMS.read_text())["runs"][name]
-    found = found_by(RUNS[name], tmp_path)
+    groups = groups_of(RUNS[name], tmp_path)
     here = machine()
     if here in kept["checksums"]:
-        assert checksums(found) == kept["checksums"][here]
+        assert checksums(groups) == kept["checksums"][here]
     else:
         warnings.warn(f"no checksums for {here}: compared within a tolerance", stacklevel=1)
-        assert distance(found, kept["reference"]) < TOLERANCE
+        assert distance(groups, kept["reference"]) < TOLERANCE
 
 
 def write() -> None:
@@ -319,11 +319,11 @@ def write() -> None:
         if run.needs:
             importlib.import_module(run.needs)
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            found = found_by(run, Path(folder))
-        new = checksums(found)
+            groups = groups_of(run, Path(folder))
+        new = checksums(groups)
         kept = content["runs"].get(name)
-        if kept is None or kept["checksums"].get(here, new) != new or distance(found, kept["reference"]) >= TOLERANCE:
-            kept = {"checksums": {}, "reference": reference(found)}
+        if kept is None or kept["checksums"].get(here, new) != new or distance(groups, kept["reference"]) >= TOLERANCE:
+            kept = {"checksums": {}, "reference": reference(groups)}
         kept["checksums"][here] = new
         runs[name] = kept
     text = json.dumps({"runs": runs}, indent=1)

@@ -109,40 +109,40 @@ def test_each_stack_comes_back_as_it_was_seen(
 ) -> None:
     """Stacks built here frame by frame, against those rebuilt from the shards; and again with only one shard there."""
     generator, keep = np.random.default_rng(seed), min(keep, num_envs)
-    seen = np.zeros((num_envs, 4, 5, 6), np.uint8)
+    stacked = np.zeros((num_envs, 4, 5, 6), np.uint8)
     starts = np.ones(num_envs, np.bool_)
     expected: dict[float, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         writer = DatasetWriter(create_dataset(Path(folder) / "d", STACKED, "q_values", {}), num_envs, shard_steps)
         for time in range(steps):
-            seen = np.concatenate(
-                [np.where(starts[:, None, None, None], 0, seen[:, 1:]), np.zeros_like(seen[:, :1])], 1
+            stacked = np.concatenate(
+                [np.where(starts[:, None, None, None], 0, stacked[:, 1:]), np.zeros_like(stacked[:, :1])], 1
             )
-            seen[:, 3] = generator.integers(1, 256, size=(num_envs, 5, 6))
+            stacked[:, 3] = generator.integers(1, 256, size=(num_envs, 5, 6))
             values = np.zeros((num_envs, 3), np.float32)
             values[:, 0] = time * num_envs + np.arange(num_envs)  # a name for this time and row
             rows = keep if time == steps - 1 else num_envs
             for row in range(rows):
-                expected[float(values[row, 0])] = (seen[row].copy(), bool(starts[row]))
+                expected[float(values[row, 0])] = (stacked[row].copy(), bool(starts[row]))
             zeros, none = np.zeros(num_envs), np.zeros(num_envs, np.bool_)
             ends = generator.random(num_envs) < restart
             actions, rewards = zeros.astype(np.int64), zeros.astype(np.float32)
-            writer.add(seen.copy(), starts, actions, rewards, ends, none, values, keep=rows)
+            writer.add(stacked.copy(), starts, actions, rewards, ends, none, values, keep=rows)
             starts = ends
         writer.flush()
         dataset = open_dataset(Path(folder) / "d")
         assert dataset.control_steps == len(expected)
-        found: list[float] = []
+        result: list[float] = []
         for part in [dataset, *(dataclasses.replace(dataset, shards=(shard,)) for shard in dataset.shards)]:
             replay, times = load_replay(part)
             rows_of = np.zeros(len(times), np.int64)
             names = replay.column("values", times, rows_of)[:, 0]
-            found += names.tolist()
+            result += names.tolist()
             stacks, first = replay.observations(times, rows_of), replay.column("starts", times, rows_of)
             for name, stack, start in zip(names, stacks, first, strict=True):
                 np.testing.assert_array_equal(stack, expected[float(name)][0])
                 assert start == expected[float(name)][1]
-        assert sorted(found) == sorted([*expected, *expected])  # once as a whole, once by shards
+        assert sorted(result) == sorted([*expected, *expected])  # once as a whole, once by shards
 
 
 def test_context_reaches_back_to_the_start_of_the_episode_and_no_further(tmp_path: Path) -> None:
@@ -151,8 +151,8 @@ def test_context_reaches_back_to_the_start_of_the_episode_and_no_further(tmp_pat
     one, none = np.zeros(1, np.int64), np.zeros(1, np.bool_)
     for time in range(9):
         ages = np.arange(3, -1, -1)  # of the frames in the stack
-        seen = np.where(ages <= (time if time < 3 else time - 3), time - ages, 0).astype(np.uint8)
-        stack = np.broadcast_to(seen[None, :, None, None], (1, 4, 5, 6))
+        stacked = np.where(ages <= (time if time < 3 else time - 3), time - ages, 0).astype(np.uint8)
+        stack = np.broadcast_to(stacked[None, :, None, None], (1, 4, 5, 6))
         starts, rewards = np.array([time in (0, 3)]), np.zeros(1, np.float32)
         writer.add(stack, starts, one, rewards, none, none, np.zeros((1, 3), np.float32))
     writer.flush()
@@ -240,10 +240,10 @@ def test_what_is_intact_stays_with_its_own_recording(
     write_card(dataset.intact())
     intact = open_dataset(tmp_path / "d")
     assert [item["first_shard"] for item in intact.card["recordings"]] == first
-    found: Counter[int] = Counter()
+    result: Counter[int] = Counter()
     for episode in find_episodes(intact)[0]:
-        found[episode.recording] += episode.steps
-    assert found == steps
+        result[episode.recording] += episode.steps
+    assert result == steps
     assert [item["first_shard"] for item in dataset.card["recordings"]] == [0, 4, 6], "what was opened is as it was"
 
 

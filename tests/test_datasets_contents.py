@@ -47,7 +47,7 @@ def test_episodes_are_those_that_were_played(tmp_path: Path, task: Task) -> None
     assert all(episode.begun and episode.lead is None for episode in episodes)
     for (_, rows), truth in zip(read_episodes(dataset, episodes), expected, strict=True):
         stacks = stacked_observations(rows, task, np.arange(len(rows.frames)))
-        np.testing.assert_array_equal(stacks, np.stack(truth.seen))
+        np.testing.assert_array_equal(stacks, np.stack(truth.observations))
         np.testing.assert_array_equal(rows.actions, np.stack([row[0] for row in truth.rows]))
         np.testing.assert_array_equal(rows.values, np.stack([row[4] for row in truth.rows]))
 
@@ -63,24 +63,26 @@ def test_time_does_not_go_on_over_a_missing_shard(tmp_path: Path) -> None:
     assert (after.steps, after.begun, after.ended) == (20, False, False)
     (_, _), (_, rows) = read_episodes(hole, [before, after])
     assert rows.context.tolist() == [True] * 3 + [False] * 20
-    seen = stacked_observations(rows, STACKED, np.arange(3, 23))
-    np.testing.assert_array_equal(seen, np.stack(truth[0].seen[40:]), err_msg="context rows complete the first stacks")
+    observations = stacked_observations(rows, STACKED, np.arange(3, 23))
+    np.testing.assert_array_equal(
+        observations, np.stack(truth[0].observations[40:]), err_msg="context rows complete the first stacks"
+    )
 
 
 def test_info_has_the_returns_of_full_episodes_alone(tmp_path: Path) -> None:
     _, truth = recorded(tmp_path / "d")
     scores = [episode.score for episode in truth if episode.ended]
     assert 0 < len(scores) < len(truth)
-    found = info(tmp_path / "d", json=tmp_path / "info.json")
-    assert (found.episodes, found.unfinished) == (len(scores), len(truth) - len(scores))
-    assert found.returns is not None
-    assert found.returns.mean == pytest.approx(np.mean(scores))
-    assert found.returns.iqm == pytest.approx(stats.trim_mean(scores, 0.25))
-    assert found.returns.ci_low < found.returns.mean < found.returns.ci_high
-    assert found.bytes == sum(path.stat().st_size for path in (tmp_path / "d").iterdir())
-    assert (found.control_steps, found.score_kind, found.damaged) == (210, "q_values", {})
-    assert json.loads((tmp_path / "info.json").read_text()) == json.loads(json.dumps(found.as_dict()))
-    lines = info_lines(found)
+    result = info(tmp_path / "d", json=tmp_path / "info.json")
+    assert (result.episodes, result.unfinished) == (len(scores), len(truth) - len(scores))
+    assert result.returns is not None
+    assert result.returns.mean == pytest.approx(np.mean(scores))
+    assert result.returns.iqm == pytest.approx(stats.trim_mean(scores, 0.25))
+    assert result.returns.ci_low < result.returns.mean < result.returns.ci_high
+    assert result.bytes == sum(path.stat().st_size for path in (tmp_path / "d").iterdir())
+    assert (result.control_steps, result.score_kind, result.damaged) == (210, "q_values", {})
+    assert json.loads((tmp_path / "info.json").read_text()) == json.loads(json.dumps(result.as_dict()))
+    lines = info_lines(result)
     assert ("teacher", "policies/one, dqn, sha256 aaaaaaaaaaaa") in lines
     assert ("recording", "driver teacher, epsilon 0.05, seed 0") in lines
     assert ("integrity", "all checksums fit") in lines
@@ -90,10 +92,10 @@ def test_info_names_damaged_shards_and_counts_the_others(tmp_path: Path) -> None
     dataset, _ = recorded(tmp_path / "d")
     flip(tmp_path / "d" / "shard-00001.arrow")
     cut(tmp_path / "d" / "shard-00002.arrow")
-    found = info(tmp_path / "d")
-    assert sorted(found.damaged) == ["shard-00001.arrow", "shard-00002.arrow"]
-    assert "checksum" in found.damaged["shard-00001.arrow"]
-    assert found.episodes == len([e for e in find_episodes(dataset.intact())[0] if e.whole]) > 0
+    result = info(tmp_path / "d")
+    assert sorted(result.damaged) == ["shard-00001.arrow", "shard-00002.arrow"]
+    assert "checksum" in result.damaged["shard-00001.arrow"]
+    assert result.episodes == len([e for e in find_episodes(dataset.intact())[0] if e.whole]) > 0
     quick = info(tmp_path / "d", verify=False)
     assert list(quick.damaged) == ["shard-00002.arrow"], "without checksums lengths are looked at"
     assert "of no use" in quick.damaged["shard-00002.arrow"]
@@ -101,22 +103,22 @@ def test_info_names_damaged_shards_and_counts_the_others(tmp_path: Path) -> None
 
 def test_info_of_a_dataset_without_steps(tmp_path: Path) -> None:
     create_dataset(tmp_path / "d", VECTOR, "logits", {})
-    found = info(tmp_path / "d")
-    assert (found.control_steps, found.episodes, found.returns) == (0, 0, None)
-    assert ("teacher", "unknown") in info_lines(found)
+    result = info(tmp_path / "d")
+    assert (result.control_steps, result.episodes, result.returns) == (0, 0, None)
+    assert ("teacher", "unknown") in info_lines(result)
 
 
 def test_head_gives_the_first_rows_of_the_first_episodes(tmp_path: Path) -> None:
     _, truth = recorded(tmp_path / "d")
     flat = [(number, step, row) for number, episode in enumerate(truth) for step, row in enumerate(episode.rows)]
-    shown = head(tmp_path / "d", rows=40)
-    assert len(shown) == 40
-    assert shown[-1].episode > 0, "over more than one episode"
-    for row, (number, step, (action, reward, terminated, truncated, values)) in zip(shown, flat, strict=False):
+    listed = head(tmp_path / "d", rows=40)
+    assert len(listed) == 40
+    assert listed[-1].episode > 0, "over more than one episode"
+    for row, (number, step, (action, reward, terminated, truncated, values)) in zip(listed, flat, strict=False):
         assert (row.episode, row.step, row.action, row.reward) == (number, step, action, reward)
         assert row.end == ("terminated" if terminated else "truncated" if truncated else "")
         assert row.values == values.tolist()
-    assert {row.end for row in shown} == {"", "terminated", "truncated"}
+    assert {row.end for row in listed} == {"", "terminated", "truncated"}
     one = head(tmp_path / "d", rows=1000, episode=2)
     assert [row.step for row in one] == list(range(len(truth[2].rows)))
     assert {row.episode for row in one} == {2}
@@ -147,7 +149,7 @@ def test_a_picture_takes_the_stacks_of_what_it_shows_and_no_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
     _, truth = recorded(tmp_path / "d")
-    seen = [stack for episode in truth for stack in episode.seen][:rows]
+    observations = [stack for episode in truth for stack in episode.observations][:rows]
     copied: list[int] = []
     drawn: list[npt.NDArray[Any]] = []
 
@@ -161,9 +163,9 @@ def test_a_picture_takes_the_stacks_of_what_it_shows_and_no_others(
 
     monkeypatch.setattr(contents, "stacked_observations", counted)
     monkeypatch.setattr(contents, "observation_panels", kept)
-    assert len(head(tmp_path / "d", rows=rows, picture=tmp_path / "p.png")) == len(seen)
-    places = sorted({round(share * (len(seen) - 1) / 3) for share in range(4)})
-    np.testing.assert_array_equal(drawn, [seen[place] for place in places])
+    assert len(head(tmp_path / "d", rows=rows, picture=tmp_path / "p.png")) == len(observations)
+    places = sorted({round(share * (len(observations) - 1) / 3) for share in range(4)})
+    np.testing.assert_array_equal(drawn, [observations[place] for place in places])
     assert len(copied) == len(places)
     assert max(copied) <= STACKED.frame_stack
 
@@ -213,5 +215,5 @@ def test_two_parts_of_an_environment_in_one_shard_go_on(tmp_path: Path) -> None:
     episodes, _ = find_episodes(dataset)
     parts = [rows for _, rows in read_episodes(dataset, episodes)]
     again = append_shard(create_dataset(tmp_path / "again", VECTOR, "q_values", TEACHER), parts)
-    found, _ = find_episodes(again)
-    assert [episode.score for episode in found] == [episode.score for episode in truth]
+    result, _ = find_episodes(again)
+    assert [episode.score for episode in result] == [episode.score for episode in truth]

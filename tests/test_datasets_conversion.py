@@ -75,7 +75,7 @@ def test_parquet_reads_without_rldistill(tmp_path: Path) -> None:
     ]
     assert rows["episode"].to_pylist() == [number for number, *_ in flat]
     assert rows["step"].to_pylist() == [step for _, step, *_ in flat]
-    newest = [episode.seen[step][-1:].tobytes() for _, step, episode, _ in flat]
+    newest = [episode.observations[step][-1:].tobytes() for _, step, episode, _ in flat]
     assert rows["frame"].to_pylist() == newest, "a value is the bytes of a frame"
     np.testing.assert_array_equal(np.stack(rows["values"].to_pylist()).astype(np.float32), [row[4] for *_, row in flat])
     assert table["episode"].null_count == table["step"].null_count == pc.sum(table["context"]).as_py() > 0
@@ -165,16 +165,16 @@ def test_minari_itself_reads_what_was_played(tmp_path: Path, monkeypatch: pytest
     loaded = minari.load_dataset("played-v0")
     assert (loaded.total_steps, loaded.total_episodes) == (dataset.control_steps, len(truth))
     assert loaded.spec.observation_space == gymnasium.spaces.Box(0, 255, (1, 5, 6), np.uint8)
-    for found, played_one in zip(loaded, truth, strict=True):
-        seen = np.stack(played_one.seen)[:, -1:]
-        np.testing.assert_array_equal(found.observations, np.concatenate([seen, seen[-1:]]))
+    for read, played_one in zip(loaded, truth, strict=True):
+        observations = np.stack(played_one.observations)[:, -1:]
+        np.testing.assert_array_equal(read.observations, np.concatenate([observations, observations[-1:]]))
         actions, rewards, terminated, _, values = (np.stack(column) for column in zip(*played_one.rows, strict=True))
-        np.testing.assert_array_equal(found.actions, actions)
-        np.testing.assert_array_equal(found.rewards, rewards)
-        np.testing.assert_array_equal(found.terminations, terminated)
-        assert found.terminations[-1] or found.truncations[-1], "an episode that was cut off is told as truncated"
-        np.testing.assert_array_equal(found.infos["teacher_values"][:-1], values)
-        assert np.isnan(found.infos["teacher_values"][-1]).all()
+        np.testing.assert_array_equal(read.actions, actions)
+        np.testing.assert_array_equal(read.rewards, rewards)
+        np.testing.assert_array_equal(read.terminations, terminated)
+        assert read.terminations[-1] or read.truncations[-1], "an episode that was cut off is told as truncated"
+        np.testing.assert_array_equal(read.infos["teacher_values"][:-1], values)
+        assert np.isnan(read.infos["teacher_values"][-1]).all()
 
 
 def test_images_are_not_made_jpegs(tmp_path: Path) -> None:
@@ -183,9 +183,9 @@ def test_images_are_not_made_jpegs(tmp_path: Path) -> None:
     _, truth = recorded(tmp_path / "a", IMAGE, steps=15)
     convert(tmp_path / "a", tmp_path / "m-v0", "minari")
     loaded = minari.MinariDataset(tmp_path / "m-v0" / "data")
-    seen = np.stack(truth[0].seen)
-    assert seen.std() > 50
-    np.testing.assert_array_equal(loaded[0].observations[:-1], seen)
+    observations = np.stack(truth[0].observations)
+    assert observations.std() > 50
+    np.testing.assert_array_equal(loaded[0].observations[:-1], observations)
     from minari.dataset.minari_storage import MinariStorage
 
     default = MinariStorage.new(tmp_path / "jpeg", loaded.observation_space, loaded.action_space, data_format="parquet")
@@ -193,7 +193,7 @@ def test_images_are_not_made_jpegs(tmp_path: Path) -> None:
         observations=loaded[0].observations, actions=loaded[0].actions, rewards=loaded[0].rewards,
         terminations=loaded[0].terminations, truncations=loaded[0].truncations)])  # fmt: skip
     altered = next(iter(default.get_episodes([0])))["observations"]
-    assert (altered[:-1] != seen).any()
+    assert (altered[:-1] != observations).any()
 
 
 def test_an_episode_without_its_beginning_survives_minari(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_an_episode_without_its_beginning_survives_minari(tmp_path: Path) -> Non
     same_episodes(hole, open_dataset(tmp_path / "b"))
     replay, times = load_replay(open_dataset(tmp_path / "b"))
     stacks = replay.observations(times[20:23], np.zeros(3, np.int64))
-    np.testing.assert_array_equal(stacks, np.stack(truth[0].seen[40:43]))
+    np.testing.assert_array_equal(stacks, np.stack(truth[0].observations[40:43]))
 
 
 def stacked_rows(length: int, *, context: int = 0, environment: int = 0) -> Shard:
@@ -306,17 +306,17 @@ def strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     env.action_space.seed(0)
     episodes = []
     for seed in range(4):
-        seen, actions, rewards, ends, cuts = [env.reset(seed=seed)[0]], [], [], [], []
+        observations, actions, rewards, ends, cuts = [env.reset(seed=seed)[0]], [], [], [], []
         while not (ends and (ends[-1] or cuts[-1])):
             actions.append(env.action_space.sample())
             observation, reward, ended, truncated, _ = env.step(actions[-1])
-            seen.append(observation)
+            observations.append(observation)
             rewards.append(reward)
             ends.append(ended)
             cuts.append(truncated)
-        infos = {"luck": np.arange(len(seen))}
+        infos = {"luck": np.arange(len(observations))}
         episodes.append(minari.data_collector.EpisodeBuffer(
-            seed=seed, observations=np.stack(seen), actions=np.array(actions), rewards=rewards, terminations=ends,
+            seed=seed, observations=np.stack(observations), actions=np.array(actions), rewards=rewards, terminations=ends,
             truncations=cuts, infos=infos))  # fmt: skip
     with pytest.warns(UserWarning, match="is set to None"):
         minari.create_dataset_from_buffers("cartpole/random-v0", episodes, env=env, data_format="hdf5")

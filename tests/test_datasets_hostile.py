@@ -41,15 +41,15 @@ def sign(folder: Path, data: bytes) -> None:
 
 def read_all(folder: Path) -> str:
     """Reads everything, as `distill --dataset` and `dataset info` do; gives a checksum of it."""
-    dataset, found = open_dataset(folder), hashlib.sha256()
+    dataset, content = open_dataset(folder), hashlib.sha256()
     for shard in dataset.shards:
         for part in dataset.parts(shard):
             for column in part:
-                found.update(np.ascontiguousarray(column).tobytes())
+                content.update(np.ascontiguousarray(column).tobytes())
         for columns in dataset.columns(shard, ("context", "environment", "reward"), verify=False):
             assert all(np.isfinite(column).all() for column in columns.values())
     _, damaged = find_episodes(dataset, verify=False)
-    return "damaged" if damaged else found.hexdigest()
+    return "damaged" if damaged else content.hexdigest()
 
 
 def in_a_process(works: Iterable[Callable[[], str]]) -> tuple[list[str], int]:
@@ -91,17 +91,19 @@ def metadata_of(data: bytes) -> list[int]:
 
 def patched(data: bytes, places: list[int], rng: random.Random) -> bytes:
     """Some numbers in these places become others."""
-    found = bytearray(data)
+    content = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 4))):
         at = rng.choice(places)
         match rng.randrange(3):
             case 0:
-                found[at] = (found[at] + rng.choice((1, 7, 8, 64, 127, 128, 255))) % 256
+                content[at] = (content[at] + rng.choice((1, 7, 8, 64, 127, 128, 255))) % 256
             case 1:
-                found[at & ~7 : (at & ~7) + 8] = struct.pack("<q", rng.choice((2**40, -1, 2**62, 100_000, 1, 0, 5000)))
+                content[at & ~7 : (at & ~7) + 8] = struct.pack(
+                    "<q", rng.choice((2**40, -1, 2**62, 100_000, 1, 0, 5000))
+                )
             case _:
-                found[at & ~3 : (at & ~3) + 4] = struct.pack("<i", rng.choice((2**30, -1, 100_000, 0, 1, 64)))
-    return bytes(found[: len(data)])
+                content[at & ~3 : (at & ~3) + 4] = struct.pack("<i", rng.choice((2**30, -1, 100_000, 0, 1, 64)))
+    return bytes(content[: len(data)])
 
 
 @pytest.mark.parametrize("task", [VECTOR, STACKED], ids=["vector", "stacked"])

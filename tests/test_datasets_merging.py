@@ -32,8 +32,8 @@ def test_merged_rows_are_those_of_the_one_and_then_those_of_the_other(tmp_path: 
             np.testing.assert_array_equal(ours, theirs)
     assert [item["first_shard"] for item in merged.card["recordings"]] == [0, len(a.shards) - 2, len(a.shards)]
     assert merged.card["teacher"] == TEACHER
-    found, _ = find_episodes(merged)
-    assert [episode.score for episode in found] == [episode.score for episode in [*in_a, *more, *in_b]]
+    episodes, _ = find_episodes(merged)
+    assert [episode.score for episode in episodes] == [episode.score for episode in [*in_a, *more, *in_b]]
     assert load_replay(merged)[0].added > merged.control_steps
 
 

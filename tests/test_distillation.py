@@ -203,14 +203,14 @@ def test_average_weighs_the_last_weights_as_worked_out_by_hand(share: float, wei
     network = build(Architecture("mlp:4", (4,), 2), 0, "logits")
     update = fitting_of(network, "kl", DistillConfig.of(average=share, learning_rate=0.1))
     batch = labelled(torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), torch.eye(2).repeat(4, 1))
-    seen = []
+    visited = []
     for _ in range(3):
         update({Lesson.of(CARTPOLE): batch})
-        seen.append(torch.cat([parameter.detach().flatten().clone() for parameter in network.parameters()]))
-    expected = sum(weight * vector for weight, vector in zip(weights_of, seen, strict=True))
+        visited.append(torch.cat([parameter.detach().flatten().clone() for parameter in network.parameters()]))
+    expected = sum(weight * vector for weight, vector in zip(weights_of, visited, strict=True))
     averaged = torch.cat([parameter.flatten() for parameter in update.average.parameters()])
     torch.testing.assert_close(averaged, expected)
-    assert not torch.allclose(seen[0], seen[2])
+    assert not torch.allclose(visited[0], visited[2])
 
 
 def test_weight_decay_alone_shrinks_the_weights_by_its_share_of_the_rate() -> None:
@@ -266,8 +266,8 @@ def test_the_student_that_auto_stands_for_is_at_most_a_tenth_of_its_teacher_or_2
     """With two actions, mlp:64,64 of 4 features has 4,610 parameters, mlp:211,211 46,211 and mlp:210,210 45,782; of 40
     features mlp:32,32 has 2,434 and mlp:24,24 1,634; of 400 none has as few."""
     task = replace(PONG if len(shape) == 3 else CARTPOLE, observation_shape=shape)
-    known = SavedPolicy(build(Architecture(teacher, shape, task.num_actions), 0), task)
-    assert suited_architecture(Architecture("auto", shape, task.num_actions), known).name == student
+    reference = SavedPolicy(build(Architecture(teacher, shape, task.num_actions), 0), task)
+    assert suited_architecture(Architecture("auto", shape, task.num_actions), reference).name == student
 
 
 def test_a_run_whose_student_is_auto_has_it_by_name_in_its_folder(tmp_path: Path, root: Path) -> None:
@@ -314,8 +314,8 @@ def test_long_gradients_are_shortened_as_torch_does(most: float) -> None:
     shorten(list(ours.parameters()), most)
     before = torch.nn.utils.clip_grad_norm_(theirs.parameters(), most)
     assert 0.5 < before < 1e4, "the one is longer than the bound, the other shorter"
-    for mine, known in zip(ours.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(mine.grad, known.grad)
+    for mine, reference in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, reference.grad)
 
 
 def test_python_callable_can_be_the_teacher(tmp_path: Path) -> None:
@@ -616,10 +616,10 @@ def test_ctrl_c_at_the_command_says_how_to_resume_and_resuming_ends_in_the_same_
     while time.monotonic() < deadline and not (metrics.is_file() and metrics.read_bytes().count(b"train") > 3):
         time.sleep(0.01)
     process.send_signal(number)
-    said = process.communicate(timeout=60)[1]
+    content = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert re.search(r"interrupted; continue with the same command and --resume$", said.strip())
-    assert "Traceback" not in said
+    assert re.search(r"interrupted; continue with the same command and --resume$", content.strip())
+    assert "Traceback" not in content
     assert not (tmp_path / "run" / "policy").exists()
     stopped = torch.load(tmp_path / "run" / "checkpoint" / "state", weights_only=True)["fitting"]["updates"]
     assert stopped > 0
@@ -709,9 +709,9 @@ def test_teacher_with_sick_weights_is_refused(tmp_path: Path, value: float) -> N
 
     file, card = tmp_path / "teacher" / "weights.safetensors", tmp_path / "teacher" / "policy.json"
     file.write_bytes(safetensors.torch.save(dict(sick(value).network.state_dict())))
-    said = json.loads(card.read_text())
-    said["weights_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
-    card.write_text(json.dumps(said | {"card_sha256": card_checksum(said)}))
+    content = json.loads(card.read_text())
+    content["weights_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    card.write_text(json.dumps(content | {"card_sha256": card_checksum(content)}))
     with pytest.raises(UserError, match="NaN or infinity"):
         distill(tmp_path / "teacher", tmp_path / "run", TINY)
     assert not (tmp_path / "run").exists()
@@ -770,11 +770,11 @@ def test_dataset_of_another_game_of_the_same_shape_is_refused_unless_it_is_accep
         "Pole-v0", entry_point="gymnasium.envs.classic_control.cartpole:CartPoleEnv", max_episode_steps=20
     )
     config = changed(TINY, dataset=str(root / "cartpole-data"), updates=5)
-    heard: list[str] = []
+    lines: list[str] = []
 
-    class Heard(Silent):
+    class Recorder(Silent):
         def say(self, line: str) -> None:
-            heard.append(line)
+            lines.append(line)
 
     try:
         teacher = balancing()
@@ -785,8 +785,8 @@ def test_dataset_of_another_game_of_the_same_shape_is_refused_unless_it_is_accep
             distill(elsewhere, tmp_path / "run", config)
         assert not (tmp_path / "run").exists()
         accepted = TeacherOptions(accept_mismatch=True)
-        distill(elsewhere, tmp_path / "run", config, options=accepted, progress=Heard())
-        assert any(line.startswith("warning: the dataset") for line in heard)
+        distill(elsewhere, tmp_path / "run", config, options=accepted, progress=Recorder())
+        assert any(line.startswith("warning: the dataset") for line in lines)
     finally:
         del gymnasium.registry["Pole-v0"]
 
@@ -978,14 +978,14 @@ def test_student_of_continuous_actions_does_what_its_teacher_does(
     fresh = build(student.network.architecture, 1, becomes).eval()
     assert agreement_with(teacher, SavedPolicy(fresh, PENDULUM)) < 0.9
     if becomes == kind != "actions":
-        seen = braked()
-        deviations = student(seen)[:, 1].clamp(-5, 2)
+        visited = braked()
+        deviations = student(visited)[:, 1].clamp(-5, 2)
         assert (deviations + 1).abs().mean() < 0.2, "the teacher's log standard deviation is -1"
 
 
 def braked() -> Tensor:
     """What a braked pendulum is seen to do, from ten starts."""
-    seen: list[np.ndarray] = []
+    visited: list[np.ndarray] = []
     policy = braking("actions")
     play(
         PENDULUM,
@@ -993,9 +993,9 @@ def braked() -> Tensor:
         10,
         5,
         num_envs=10,
-        on_step=lambda transition: seen.append(transition.observations),
+        on_step=lambda transition: visited.append(transition.observations),
     )
-    return torch.from_numpy(np.concatenate(seen))
+    return torch.from_numpy(np.concatenate(visited))
 
 
 @pytest.mark.parametrize(

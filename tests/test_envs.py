@@ -102,7 +102,7 @@ def test_images_of_a_gymnasium_environment_come_channels_first() -> None:
         observation_space = gymnasium.spaces.Box(0, 255, (5, 6, 3), np.uint8)
         action_space = gymnasium.spaces.Discrete(2)
 
-        def _seen(self) -> npt.NDArray[np.uint8]:
+        def _observation(self) -> npt.NDArray[np.uint8]:
             picture = np.zeros((5, 6, 3), dtype=np.uint8)
             picture[0, 5, 0] = 255
             return picture
@@ -110,10 +110,10 @@ def test_images_of_a_gymnasium_environment_come_channels_first() -> None:
         def reset(
             self, *, seed: int | None = None, options: Any = None
         ) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
-            return self._seen(), {}
+            return self._observation(), {}
 
         def step(self, action: np.int64) -> tuple[npt.NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
-            return self._seen(), 1.0, False, False, {}
+            return self._observation(), 1.0, False, False, {}
 
     gymnasium.register("Corner-v0", lambda **options: Corner(**options))
     try:

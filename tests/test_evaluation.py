@@ -98,16 +98,16 @@ def test_agreement_counts_the_states_of_the_policys_own_games() -> None:
         for parameter in student.parameters():
             parameter.zero_()
     teacher = SavedPolicy(leaning(), CARTPOLE)
-    seen: list[np.ndarray] = []
+    visited: list[np.ndarray] = []
     play(
         CARTPOLE,
         lambda generator: EpsilonGreedy(SavedPolicy(student, CARTPOLE), CARTPOLE, 0.1, generator),
         6,
         4,
         num_envs=3,
-        on_step=lambda transition: seen.append(transition.observations),
+        on_step=lambda transition: visited.append(transition.observations),
     )
-    left = teacher(torch.from_numpy(np.concatenate(seen))).argmax(dim=1) == 0
+    left = teacher(torch.from_numpy(np.concatenate(visited))).argmax(dim=1) == 0
     assert evaluate([teacher, SavedPolicy(student, CARTPOLE)], QUICK)[1].agreement == pytest.approx(
         float(left.float().mean())
     )

@@ -43,10 +43,10 @@ class Listening:
     """Keeps what a network's head is given."""
 
     def __init__(self, network: Network) -> None:
-        self.heard: list[Tensor] = []
+        self.recorded: list[Tensor] = []
         head = network.layers[-1]
         assert isinstance(head, nn.Linear)
-        head.register_forward_hook(lambda module, inputs, output: self.heard.append(inputs[0].clone()))
+        head.register_forward_hook(lambda module, inputs, output: self.recorded.append(inputs[0].clone()))
 
 
 def test_greedy_takes_the_best_action() -> None:
@@ -87,7 +87,7 @@ def test_dropout_drops_other_units_each_control_step() -> None:
     listening = Listening(network)
     act = explorer(network, FOUR, "dropout", lambda: 0.0, np.random.default_rng(0))
     actions = [act(x) for _ in range(3)]
-    first, second, third = listening.heard
+    first, second, third = listening.recorded
     assert not torch.equal(first, second)
     assert not torch.equal(second, third)
     assert any((one != other).any() for one, other in itertools.pairwise(actions))
@@ -131,7 +131,7 @@ def test_only_dropout_drops(explore: Explore) -> None:
     act = explorer(network, FOUR, explore, lambda: 0.1, np.random.default_rng(0))
     act(x)
     act(x)
-    assert torch.equal(*listening.heard)
+    assert torch.equal(*listening.recorded)
 
 
 @pytest.mark.parametrize("explore", ALL)

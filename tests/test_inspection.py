@@ -49,12 +49,12 @@ def test_every_line_of_a_policy_folder(tmp_path: Path) -> None:
 def test_student_is_said_to_be_distilled_and_parts_of_observations_are_named(tmp_path: Path, levers: str) -> None:
     network = build(Architecture("mlp:1200", (6,), 5), 0, "logits")
     save_policy(tmp_path / "policy", network, make_task(levers), {"teacher": "somebody"})
-    known = inspect(tmp_path / "policy")
-    assert known["algorithm"] == "distilled"
-    assert known["observations"] == "(6,) float32: age (1), door (3), wind (2)"
-    assert known["actions"] == "2 discrete actions at once, of 2, 3 choices"
-    assert known["parameters"] == "14,405"  # 6 * 1200 + 1200 + 1200 * 5 + 5
-    assert known["made by"] == "teacher somebody"
+    described = inspect(tmp_path / "policy")
+    assert described["algorithm"] == "distilled"
+    assert described["observations"] == "(6,) float32: age (1), door (3), wind (2)"
+    assert described["actions"] == "2 discrete actions at once, of 2, 3 choices"
+    assert described["parameters"] == "14,405"  # 6 * 1200 + 1200 + 1200 * 5 + 5
+    assert described["made by"] == "teacher somebody"
     save_policy(tmp_path / "bare", network, make_task(levers), {})
     assert (inspect(tmp_path / "bare")["algorithm"], inspect(tmp_path / "bare")["made by"]) == ("unknown", "unknown")
 
@@ -62,14 +62,14 @@ def test_student_is_said_to_be_distilled_and_parts_of_observations_are_named(tmp
 def test_every_line_of_a_zip(tmp_path: Path) -> None:
     not_normalized = {"_last_obs": {}, "_last_original_obs": None}
     path = balancing_zip(tmp_path / "ppo-CartPole-v1.zip", changes=not_normalized)
-    known = inspect(path)
-    layers = known.pop("network")
+    described = inspect(path)
+    layers = described.pop("network")
     assert layers.count("Linear(") == 2
     assert "Tanh()" in layers
-    made_by = known.pop("made by").split(", ")
+    made_by = described.pop("made by").split(", ")
     assert {"stable_baselines3 2.4.0", "control_steps 1234", "policy_class SomePolicy"} <= set(made_by)
     assert f"sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}" in made_by
-    assert known == {
+    assert described == {
         "policy": str(path),
         "format": "Stable-Baselines3 zip",
         "algorithm": "PPO",
@@ -89,26 +89,28 @@ def test_normalization_is_told_as_found_or_as_missing(tmp_path: Path, monkeypatc
     folder = path.parent / "CartPole-v1"
     folder.mkdir()
     (folder / "config.yml").write_text(CONFIG.format("true"))
-    known = inspect(path)
-    assert known["normalization"] == "expected, and not here"
-    assert len(known["does not fit"]) == 1
-    assert "--normalization" in known["does not fit"][0]
+    described = inspect(path)
+    assert described["normalization"] == "expected, and not here"
+    assert len(described["does not fit"]) == 1
+    assert "--normalization" in described["does not fit"][0]
     statistics = write_statistics(folder / "vecnormalize.pkl", 4, monkeypatch)
-    known = inspect(path)
-    assert known["normalization"] == f"VecNormalize of {statistics}, clipped at 10"
-    assert known["does not fit"] == []
+    described = inspect(path)
+    assert described["normalization"] == f"VecNormalize of {statistics}, clipped at 10"
+    assert described["does not fit"] == []
 
 
 def test_what_was_supposed_is_noted(tmp_path: Path) -> None:
     torch.save(nature(*NATURE), tmp_path / "pong.pth")
-    known = inspect(tmp_path / "pong.pth", InspectConfig(env="PongNoFrameskip-v4"))
-    assert known["format"] == "state dict"
-    assert known["observations"] == "(4, 84, 84) uint8"
-    assert known["scores"] == "logits"
+    described = inspect(tmp_path / "pong.pth", InspectConfig(env="PongNoFrameskip-v4"))
+    assert described["format"] == "state dict"
+    assert described["observations"] == "(4, 84, 84) uint8"
+    assert described["scores"] == "logits"
     # Channels 8, kernels 8, 4, 3; 16 hidden units over 7 x 7 cells.
-    assert known["parameters"] == f"{4 * 64 * 8 + 8 + 8 * 16 * 8 + 8 + 8 * 9 * 8 + 8 + 392 * 16 + 16 + 16 * 6 + 6:,}"
-    assert known["does not fit"] == []
-    assert known["notes"] == [
+    assert (
+        described["parameters"] == f"{4 * 64 * 8 + 8 + 8 * 16 * 8 + 8 + 8 * 9 * 8 + 8 + 392 * 16 + 16 + 16 * 6 + 6:,}"
+    )
+    assert described["does not fit"] == []
+    assert described["notes"] == [
         "supposed, since the file does not say: strides of the convolutions are 4, 2, 1, pixels are divided by 255 "
         "(--pixels bytes leaves them as they are), ReLU after each hidden layer (--teacher-network cnn:8,8,8:16:tanh "
         "names another)"

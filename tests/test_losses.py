@@ -215,18 +215,18 @@ def test_step_size_does_not_depend_on_the_batch_size(loss: str) -> None:
     config = checked(DistillConfig.of(student="mlp:8", loss=loss, targets="raw", max_grad_norm=0.0))
     generator = torch.Generator().manual_seed(1)
     observations, values = torch.randn(32, 4, generator=generator), torch.randn(32, 2, generator=generator)
-    gradients, told = [], []
+    gradients, means = [], []
     for times in (1, 4):
         network = build(Architecture("mlp:8", (4,), 2), 0)
         objective = Match(parse_loss(loss), task, "q_values", config.matching)
         update = GradientFitting(network, {Lesson.of(task): objective}, config.optimization, 10, 0)
         batch = labelled(observations.repeat(times, 1), values.repeat(times, 1))
-        told.append(update({Lesson.of(task): batch})[Lesson.of(task)].loss)
+        means.append(update({Lesson.of(task): batch})[Lesson.of(task)].loss)
         gradients.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
-    assert told[1] == pytest.approx(told[0], rel=1e-5)
+    assert means[1] == pytest.approx(means[0], rel=1e-5)
     network = build(Architecture("mlp:8", (4,), 2), 0)
-    assert told[0] == pytest.approx(parse_loss(loss)(network(observations), values, 1.0).mean().item(), rel=1e-5)
+    assert means[0] == pytest.approx(parse_loss(loss)(network(observations), values, 1.0).mean().item(), rel=1e-5)
 
 
 # Continuous actions, and several discrete ones at once

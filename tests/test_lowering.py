@@ -49,14 +49,14 @@ def test_the_chain_gives_the_networks_scores(name: str, fold: bool) -> None:
 def test_rounded_layers_keep_the_mean_of_each_output(name: str) -> None:
     architecture = ARCHITECTURES[name]
     lowered = lower(made(architecture))
-    seen = torch.rand((64, *architecture.observation_shape), generator=torch.Generator().manual_seed(2)) * 200
-    rounded = int8_layers(lowered, seen)
+    examples = torch.rand((64, *architecture.observation_shape), generator=torch.Generator().manual_seed(2)) * 200
+    rounded = int8_layers(lowered, examples)
     layers = [
         layer._replace(weight=(numbers * scales.reshape(-1, *[1] * (numbers.ndim - 1))).astype(np.float32), bias=bias)
         for layer, (numbers, scales, bias) in zip(lowered.layers, rounded, strict=True)
     ]
     for (ours, _), (theirs, _) in zip(
-        activations(lowered._replace(layers=tuple(layers)), seen), activations(lowered, seen), strict=True
+        activations(lowered._replace(layers=tuple(layers)), examples), activations(lowered, examples), strict=True
     ):
         over = (0, 2, 3) if ours.ndim == 4 else (0,)
         spread = float(theirs.std())

@@ -257,7 +257,7 @@ def test_a_mask_that_is_none_is_refused_in_one_line(masks: list[Any], wrong: str
     given = iter(masks)
 
     class Odd(Square):
-        def said(self) -> dict[str, Any]:
+        def info(self) -> dict[str, Any]:
             return {"action_mask": next(given)}
 
     gymnasium.register("Odd-v0", lambda **options: Odd(**options))

@@ -106,11 +106,11 @@ def stepped(optimizer: Any, tensors: list[Tensor], seeds: range) -> list[bytes]:
 
 def test_what_is_no_hidden_matrix_is_moved_by_adamw() -> None:
     hidden, rest = parameters()
-    found = stepped(Muon(hidden, [{"params": rest, "share": 1.0}], 0.1), hidden + rest, range(5))
+    moved = stepped(Muon(hidden, [{"params": rest, "share": 1.0}], 0.1), hidden + rest, range(5))
     _, alone = parameters()
     adamw = AdamW([{"params": alone, "share": 1.0}], 0.1)
     ignored = [torch.zeros_like(tensor) for tensor in hidden]  # drawn for, so that the gradients are the same
-    assert stepped(adamw, ignored + alone, range(5))[2:] == found[2:]
+    assert stepped(adamw, ignored + alone, range(5))[2:] == moved[2:]
 
 
 def test_a_step_of_a_convolution_is_that_of_its_kernels_as_rows() -> None:

@@ -174,12 +174,12 @@ def test_scores_of_a_bfloat16_network_are_not_rounded_to_it(name: str) -> None:
 def test_gradients_of_a_bfloat16_network_are_those_of_float32_but_for_rounding() -> None:
     network = build(Architecture("net2", ATARI, 6), 0)
     network.standardize(torch.tensor([87.3]), torch.tensor([1 / 33]))
-    observations, found = pixels(8), []
+    observations, gradients = pixels(8), []
     for network.bfloat16 in (False, True):
         network.zero_grad()
         network(observations).square().sum().backward()
-        found.append([parameter.grad for parameter in network.parameters()])
-    for exact, rounded in zip(*found, strict=True):
+        gradients.append([parameter.grad for parameter in network.parameters()])
+    for exact, rounded in zip(*gradients, strict=True):
         assert exact is not None
         assert float((exact - rounded).norm()) < 0.15 * float(exact.norm())
 

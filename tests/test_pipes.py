@@ -159,12 +159,12 @@ def test_no_file_is_opened_in_another_way() -> None:
         r"\.read_bytes\(|\.read_text\(|\bopen\([^)]*\"rb?\"|is_zipfile\(path|json\.load\(|np\.load\(|[^_]load_file\("
     )
     places = {str(path.relative_to(source)): read.findall(path.read_text()) for path in source.rglob("*.py")}
-    assert {name for name, found in places.items() if found} <= {"files.py", *READ_ELSEWHERE}
+    assert {name for name, result in places.items() if result} <= {"files.py", *READ_ELSEWHERE}
 
 
-def damaged(found: Any) -> None:
-    if found.damaged:
-        raise UserError(next(iter(found.damaged.values())))
+def damaged(result: Any) -> None:
+    if result.damaged:
+        raise UserError(next(iter(result.damaged.values())))
 
 
 @pytest.mark.parametrize("kind", ["pipe", "endless device"])

@@ -156,12 +156,12 @@ def test_steady_steps_to_one_value_for_all_states_leave_them_apart() -> None:
         clip_rewards=True, lives_as_episodes=True, seed=0,
     )  # fmt: skip
     pqn = PQN(network, environments, learning, PQNSettings(steady=True))
-    seen = states(64)
+    observations = states(64)
 
     def apart() -> float:
         """Mean deviation of the last hidden layer's units, which are normalized in each state, over states."""
         with torch.no_grad():
-            return float(network.layers[:-2](seen / 255).std(0).mean())
+            return float(network.layers[:-2](observations / 255).std(0).mean())
 
     before = apart()
     network.train()

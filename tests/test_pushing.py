@@ -38,7 +38,7 @@ QUICK = PushConfig(episodes=3, epsilon=0.1, seed=4, num_envs=2, seconds=0)
 FEW = ExportConfig(states=60, calibration=10, episodes=1)
 
 
-class Heard(Silent):
+class Recorder(Silent):
     """Keeps what is said."""
 
     def __init__(self) -> None:
@@ -84,11 +84,11 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, task: Task) -> Path:
 @pytest.fixture(scope="module")
 def written(shelf: Path) -> tuple[Pushed, Path, list[str]]:
     """A dry run of the run folder, with pictures."""
-    heard, out = Heard(), shelf / "hub"
+    recorder, out = Recorder(), shelf / "hub"
     done = push(
-        shelf / "run", "me/levers", replace(QUICK, seconds=1, license="mit"), out=out, dry_run=True, progress=heard
+        shelf / "run", "me/levers", replace(QUICK, seconds=1, license="mit"), out=out, dry_run=True, progress=recorder
     )
-    return done, out, heard.lines
+    return done, out, recorder.lines
 
 
 def refused(says: str, *words: Any, **options: Any) -> str:
@@ -197,35 +197,37 @@ def test_without_the_package_for_it_the_replay_is_a_gif_and_that_is_said(
     shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    said = Heard()
+    recorded = Recorder()
     config = PushConfig(episodes=2, seconds=0.2, teacher="none")
-    done = push(shelf / "run", "me/levers", config, out=tmp_path / "hub", dry_run=True, progress=said)
+    done = push(shelf / "run", "me/levers", config, out=tmp_path / "hub", dry_run=True, progress=recorded)
     assert "replay.gif" in done.files
-    assert any("rldistill[video]" in line for line in said.lines)
+    assert any("rldistill[video]" in line for line in recorded.lines)
     assert "![The policy at play](replay.gif)" in (tmp_path / "hub" / "README.md").read_text()
 
 
 def test_folders_of_this_machine_in_what_is_published_are_told(
     written: tuple[Pushed, Path, list[str]], shelf: Path, task: Task, tmp_path: Path
 ) -> None:
-    _, _, said = written
+    _, _, recorded = written
     assert any(
         line.startswith("note: folders of this machine stand in policy.json and config.json and scores.json, ")
-        for line in said
+        for line in recorded
     )
-    heard = Heard()
+    recorder = Recorder()
     plain = saved(
         tmp_path / "plain", task, 0, command="rldistill train ALE/Pong-v5 --out runs/a/b", teacher="hf://a/b/c"
     )
-    push(plain, "me/x", replace(QUICK, teacher="none"), out=tmp_path / "out", dry_run=True, progress=heard)
-    assert not any("folders of this machine" in line for line in heard.lines)
+    push(plain, "me/x", replace(QUICK, teacher="none"), out=tmp_path / "out", dry_run=True, progress=recorder)
+    assert not any("folders of this machine" in line for line in recorder.lines)
 
 
 def test_a_policy_whose_teacher_is_gone_stands_alone(task: Task, tmp_path: Path) -> None:
-    heard = Heard()
+    recorder = Recorder()
     place = saved(tmp_path / "policy", task, 1, teacher="runs/gone")
-    done = push(place, "me/x", QUICK, out=tmp_path / "out", dry_run=True, progress=heard)
-    assert "the teacher runs/gone is left out: no policy folder at runs/gone (--teacher names another)" in heard.lines
+    done = push(place, "me/x", QUICK, out=tmp_path / "out", dry_run=True, progress=recorder)
+    assert (
+        "the teacher runs/gone is left out: no policy folder at runs/gone (--teacher names another)" in recorder.lines
+    )
     assert [score.policy for score in done.scores] == ["me/x"]
     assert set(done.files) == {"README.md", "policy.json", "scores.json", "weights.safetensors"}
     text = (tmp_path / "out" / "README.md").read_text()

@@ -130,10 +130,10 @@ def test_page_shows_table_curve_and_configuration(run: Path, page: str) -> None:
 
 
 def test_animation_has_both_players_and_what_the_teacher_thinks_of_the_students_game(page: str) -> None:
-    shown = plays(page)
-    assert shown["length"] == 30
-    assert shown["actions"] == ["NOOP", "LEFT", "RIGHT"]
-    teacher, student = shown["players"]
+    replay = plays(page)
+    assert replay["length"] == 30
+    assert replay["actions"] == ["NOOP", "LEFT", "RIGHT"]
+    teacher, student = replay["players"]
     assert (teacher["role"], student["role"]) == ("teacher", "student")
     assert teacher["other"] is None
     for rows in (teacher["preferences"], student["preferences"], student["other"]):
@@ -366,9 +366,9 @@ def test_animation_of_continuous_actions_shows_where_they_lie(tmp_path: Path, ki
         page = report(run, config=ReportConfig(episodes=2, num_envs=2, seconds=2, epsilon=0.2)).read_text()
     finally:
         del gymnasium.registry["Slide-v0"]
-    shown = plays(page)
-    teacher, student = shown["players"]
-    assert shown["actions"] == ["0", "1"]
+    replay = plays(page)
+    teacher, student = replay["players"]
+    assert replay["actions"] == ["0", "1"]
     assert "where its action lies in its range" in page
     for rows in (teacher["preferences"], student["preferences"], student["other"]):
         assert len(rows) == 30
@@ -381,8 +381,8 @@ def test_animation_of_continuous_actions_shows_where_they_lie(tmp_path: Path, ki
 def test_animation_of_several_actions_names_their_choices(tmp_path: Path, levers: str) -> None:
     run = distilled_of(tmp_path, make_task(levers), "logits")
     page = report(run, config=ReportConfig(episodes=2, num_envs=2, seconds=2, epsilon=0.2)).read_text()
-    shown = plays(page)
-    assert shown["actions"] == ["0: 0", "0: 1", "1: 0", "1: 1", "1: 2"]
-    for player in shown["players"]:
+    replay = plays(page)
+    assert replay["actions"] == ["0: 0", "0: 1", "1: 0", "1: 1", "1: 2"]
+    for player in replay["players"]:
         assert all(abs(sum(row[:2]) - 100) < 0.2 and abs(sum(row[2:]) - 100) < 0.2 for row in player["preferences"])
         assert set(player["actions"]) == {-1}

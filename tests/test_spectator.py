@@ -39,13 +39,13 @@ def test_a_spectator_sees_the_games_that_are_played_without_one() -> None:
 def test_running_score_and_game_follow_the_rewards() -> None:
     policy = a_policy()
     with closing(spectate(policy, BREAKOUT, epsilon=1.0, seed=0, other=policy)) as moments:
-        seen = list(islice(moments, 120))
-    assert seen[0].game == 1
-    assert seen[-1].game > 1  # random play soon loses the ball
-    for before, after in zip(seen, seen[1:], strict=False):
+        watched = list(islice(moments, 120))
+    assert watched[0].game == 1
+    assert watched[-1].game > 1  # random play soon loses the ball
+    for before, after in zip(watched, watched[1:], strict=False):
         assert after.game == before.game + before.ended
         assert after.score == (0 if before.ended else before.score + before.reward)
-    for moment in seen:
+    for moment in watched:
         assert moment.other is not None
         assert np.array_equal(moment.other, moment.values)
         assert moment.best == moment.values.argmax()

@@ -51,12 +51,12 @@ class Watched(Environments):
 
     def __init__(self, task: Task, num_envs: int, seed: int) -> None:
         super().__init__(task, num_envs, seed)
-        self.seen: list[Observations] = []
+        self.observed: list[Observations] = []
         self.taken: list[Actions] = []
         self.games = 0
 
     def step(self, actions: Actions) -> Step:
-        self.seen.append(self.observations)
+        self.observed.append(self.observations)
         self.taken.append(actions.copy())
         step = super().step(actions)
         self.games += int((~np.isnan(step.returns)).sum())
@@ -130,7 +130,7 @@ def test_teacher_drives_its_share_of_the_rows_and_the_student_the_others(share: 
         next(stream)
     (watched,) = stream.environments
     assert isinstance(watched, Watched)
-    for observations, actions in zip(watched.seen, watched.taken, strict=True):
+    for observations, actions in zip(watched.observed, watched.taken, strict=True):
         best = teacher(torch.from_numpy(observations)).argmax(dim=1).numpy()
         np.testing.assert_array_equal(actions[:rows], best[:rows])
         assert (actions[rows:] == 1).all()
@@ -157,7 +157,7 @@ def test_teachers_epsilon_is_the_share_of_its_random_actions() -> None:
     stream.examples()
     (watched,) = stream.environments
     assert isinstance(watched, Watched)
-    best = teacher(torch.from_numpy(np.concatenate(watched.seen))).argmax(dim=1).numpy()
+    best = teacher(torch.from_numpy(np.concatenate(watched.observed))).argmax(dim=1).numpy()
     # Half of the random ones of two actions are the best one too; the standard error is 0.006.
     assert float((np.concatenate(watched.taken) != best).mean()) == pytest.approx(0.2, abs=0.025)
 
@@ -366,9 +366,9 @@ def test_saved_offline_stream_goes_on_with_identical_batches(tmp_path: Path) -> 
     expected = [item[Lesson.of(CARTPOLE)] for item in itertools.islice(stream, 5)]
     again = stream_of(2)
     again.load_state_dict(load_state(tmp_path / "state"))
-    for item, known in zip(itertools.islice(again, 5), expected, strict=True):
-        assert torch.equal(item[Lesson.of(CARTPOLE)].observations, known.observations)
-        assert torch.equal(item[Lesson.of(CARTPOLE)].values, known.values)
+    for item, reference in zip(itertools.islice(again, 5), expected, strict=True):
+        assert torch.equal(item[Lesson.of(CARTPOLE)].observations, reference.observations)
+        assert torch.equal(item[Lesson.of(CARTPOLE)].values, reference.values)
 
 
 def composed_of(scratch: Path | None = None, share: float = 0.5, teacher: ActionValues | None = None) -> Composed:

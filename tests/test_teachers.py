@@ -478,7 +478,7 @@ def test_what_does_not_fit_stops_every_verb_and_leaves_nothing(tmp_path: Path, c
         assert not list(out.iterdir())
 
 
-class Heard(Silent):
+class Recorder(Silent):
     """Keeps the lines that stay."""
 
     def __init__(self) -> None:
@@ -497,7 +497,7 @@ def test_accepted_mismatch_goes_on_and_is_said(tmp_path: Path, case: str) -> Non
         verb(ACCEPT)
     assert {made.name for made in out.iterdir()} == {"run", "data", "scores.json"}
     assert json.loads((out / "run" / "config.json").read_text())["teacher_options"]["accept_mismatch"] is True
-    progress = Heard()
+    progress = Recorder()
     load_fitting(path, options=ACCEPT, progress=progress)
     warned = [line for line in progress.lines if line.startswith(f"warning: {path.name}: ")]
     assert len(warned) == len(foreign(path).mismatches)
@@ -533,7 +533,7 @@ def test_teacher_no_better_than_chance_is_refused_when_it_is_first_played(tmp_pa
             says=r"mean return in 10 games is \d\.\d, that of random play \d+\.\d \[.*--accept-mism",
         )
         assert not (tmp_path / "run").exists()
-    progress = Heard()
+    progress = Recorder()
     distill(path, tmp_path / "run", config, options=ACCEPT, progress=progress)
     assert any(
         re.match(r"warning: the teacher's mean return in 10 games is \d\.\d, that of random", line)

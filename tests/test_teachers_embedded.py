@@ -81,7 +81,7 @@ def vec(x: Numbers) -> Numbers:
 
 
 OBS_RMS = {"mean": t(MEAN), "var": t(DEVIATION**2), "count": t(9.0)}
-KNOWN: dict[str, tuple[Any, Callable[[Numbers], Numbers]]] = {
+FORMULAS: dict[str, tuple[Any, Callable[[Numbers], Numbers]]] = {
     "skrl": ({"policy": network(), "value": network(outputs=1), "observation_preprocessor": SKRL}, skrl),
     "skrl of before": ({"policy": network(), "optimizer": {}, "state_preprocessor": SKRL}, skrl),
     "skrl of two": (
@@ -134,9 +134,9 @@ def loaded(path: Path, options: TeacherOptions = OPTIONS) -> ForeignTeacher:
     return teacher
 
 
-@pytest.mark.parametrize("tool", KNOWN)
+@pytest.mark.parametrize("tool", FORMULAS)
 def test_statistics_of_known_tools_are_applied_as_the_tool_does(tmp_path: Path, tool: str) -> None:
-    value, formula = KNOWN[tool]
+    value, formula = FORMULAS[tool]
     teacher = loaded(saved(tmp_path / "policy.pt", value))
     assert not teacher.mismatches
     assert any("normalized with its own" in note for note in teacher.notes)
@@ -240,7 +240,7 @@ def test_others_stop_by_name_and_the_named_way_out_works(tmp_path: Path, kind: s
 
 
 def test_statistics_that_are_named_go_before_the_files_own_and_that_is_a_note(tmp_path: Path) -> None:
-    path = saved(tmp_path / "policy.pt", KNOWN["skrl"][0])
+    path = saved(tmp_path / "policy.pt", FORMULAS["skrl"][0])
     written = tmp_path / "mine.json"
     written.write_text(json.dumps({"mean": [0, 0, 0, 0], "std": [1, 1, 1, 1]}))
     teacher = loaded(path, TeacherOptions(**{**vars(OPTIONS), "normalization": written}))

@@ -24,7 +24,7 @@ from rldistill.verbs.watch import watch
 from test_teachers import of_kind
 from test_teachers_formats import NATURE, nature
 
-SAID: dict[str, Any] = {
+OPTIONS: dict[str, Any] = {
     "teacher_network": "mlp:8,5",
     "teacher_scores": "logits",
     "pixels": "bytes",
@@ -46,10 +46,10 @@ def test_an_option_on_a_file_that_says_everything_itself_is_refused_by_name(tmp_
     own = own_folder(tmp_path)
     export(own, tmp_path / "own.ts", "torchscript", ExportConfig(states=100, episodes=1, num_envs=1))
     zipped = of_kind("Stable-Baselines3 zip", tmp_path)  # its algorithm is DQN, its input no image
-    choices = [(path, name) for path in (own, tmp_path / "own.ts") for name in SAID]
+    choices = [(path, name) for path in (own, tmp_path / "own.ts") for name in OPTIONS]
     for path, name in [*choices, (zipped, "teacher_scores"), (zipped, "pixels")]:
         with pytest.raises(UserError, match=f"{flag(name)} has no effect on .*{path.name}: leave it out"):
-            load_teacher(path, options=TeacherOptions(**{name: SAID[name]}))
+            load_teacher(path, options=TeacherOptions(**{name: OPTIONS[name]}))
 
 
 @pytest.mark.parametrize("kind", ["state dict", "ONNX", "TorchScript", "CleanRL"])

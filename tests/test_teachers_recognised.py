@@ -25,7 +25,7 @@ from rldistill.play.envs import make_task
 from rldistill.teachers import TeacherOptions, load_fitting, load_teacher
 from rldistill.types import UserError
 from rldistill.verbs.distill import DistillConfig, distill
-from test_teachers import Heard
+from test_teachers import Recorder
 from test_teachers_formats import VECTORS, linear, mlp_scores, numbers, relu
 from test_teachers_options import own_folder
 
@@ -254,7 +254,7 @@ def test_copies_that_learn_slower_are_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("own", [True, False])
 def test_an_id_whose_version_is_gone_says_what_is_played_wherever_it_is_named(tmp_path: Path, own: bool) -> None:
-    progress = Heard()
+    progress = Recorder()
     path = own_folder(tmp_path) if own else balancing_zip(tmp_path / "ppo-CartPole-v1.zip")
     gymnasium.register("CartPole-v7", "gymnasium.envs.classic_control.cartpole:CartPoleEnv", max_episode_steps=50)
     try:

@@ -49,9 +49,9 @@ def stage(task: Task, names: list[str], players: int = 1, scale: float = 10.0) -
 
 def view(task: Task, preferences: list[float], action: Any, **others: Any) -> View:
     frame = np.random.default_rng(0).integers(256, size=(20, 30, 3), dtype=np.uint8)
-    told = np.array(preferences, dtype=np.float32)
+    received = np.array(preferences, dtype=np.float32)
     given = dict(marks=None, best=np.asarray(action), random=False, status="score 3") | others
-    return View(frame, told, action=np.asarray(action), **given)
+    return View(frame, received, action=np.asarray(action), **given)
 
 
 def bars(picture: Pixels) -> list[dict[tuple[int, int, int], list[int]]]:
@@ -59,15 +59,15 @@ def bars(picture: Pixels) -> list[dict[tuple[int, int, int], list[int]]]:
     colours = (TRACK, BAR, TAKEN, EXPLORED, MARK)
     lines = [np.isin(codes(line), [codes(np.array(colour)) for colour in colours]).sum() > 100 for line in picture]
     lines[:212] = [False] * 212  # the game
-    found, top = [], 0
+    by_colour, top = [], 0
     for y, within in enumerate([*lines, False]):
         if not within and y > top + 3:
             band = codes(picture[top:y])
             alike = band[0][(band == band[0]).all(axis=0)]
             columns = np.flatnonzero((band == band[0]).all(axis=0))
-            found.append({colour: columns[alike == codes(np.array(colour))].tolist() for colour in colours})
+            by_colour.append({colour: columns[alike == codes(np.array(colour))].tolist() for colour in colours})
         top = top if within else y + 1
-    return found
+    return by_colour
 
 
 def codes(pixels: Pixels | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -89,9 +89,9 @@ def test_bars_are_as_long_as_preferences_and_the_one_that_was_taken_has_its_colo
 
 
 def test_the_game_is_shown_as_it_is_at_a_whole_multiple() -> None:
-    seen = view(CARTPOLE, [0.5, 0.5], 0)
-    picture = stage(CARTPOLE, ["0", "1"]).draw([seen])
-    assert np.array_equal(picture[12:212, 12:312], seen.frame.repeat(10, axis=0).repeat(10, axis=1))
+    pictured = view(CARTPOLE, [0.5, 0.5], 0)
+    picture = stage(CARTPOLE, ["0", "1"]).draw([pictured])
+    assert np.array_equal(picture[12:212, 12:312], pictured.frame.repeat(10, axis=0).repeat(10, axis=1))
     assert picture.shape[0] % 2 == picture.shape[1] % 2 == 0
 
 
@@ -220,8 +220,8 @@ def test_an_mp4_has_the_pictures_the_size_and_the_rate() -> None:
         assert float(stream.average_rate or 0) == 12.5
         assert float(film.duration or 0) / 1e6 == pytest.approx(25 / 12.5, abs=0.01)
     assert len(read) == 25
-    for seen, drawn in zip(read, flat, strict=True):
-        assert np.abs(seen.astype(int) - drawn).mean() < 6
+    for pictured, drawn in zip(read, flat, strict=True):
+        assert np.abs(pictured.astype(int) - drawn).mean() < 6
 
 
 # The verb
@@ -276,16 +276,16 @@ def test_two_policies_start_alike_and_the_one_that_is_over_waits(tmp_path: Path)
 
 @minatar
 def test_a_game_that_is_cut_has_its_score_so_far(tmp_path: Path) -> None:
-    told: list[str] = []
+    received: list[str] = []
 
-    class Told:
+    class Recorder:
         def __getattr__(self, name: str) -> Callable[..., None]:
-            return lambda *words, **figures: told.append(words[0]) if name == "say" else None
+            return lambda *words, **figures: received.append(words[0]) if name == "say" else None
 
-    done = watch(a_policy(), WatchConfig(max_steps=3, scale=1.0), out=tmp_path / "a.gif", progress=Told())  # type: ignore[arg-type]  # says what it is told
+    done = watch(a_policy(), WatchConfig(max_steps=3, scale=1.0), out=tmp_path / "a.gif", progress=Recorder())  # type: ignore[arg-type]  # says what it is told
     assert (done[0].returns, done[0].unfinished, done[0].steps) == ([], 0.0, 3)
     assert watched_table(done)[0]["score"] == "0 (unfinished)"
-    assert told == []
+    assert received == []
 
 
 @minatar
@@ -454,12 +454,12 @@ def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
 
 
-def pressing(keys: dict[int, list[str]], shown: list[int], number: int = 20) -> Iterator[Pixels]:
+def pressing(keys: dict[int, list[str]], positions: list[int], number: int = 20) -> Iterator[Pixels]:
     """Pictures; when one is asked for, keys are pressed that the window will find beside the picture."""
     import pygame
 
     for at in range(number):
-        shown.append(at)
+        positions.append(at)
         for key in keys.get(at, []):
             code = getattr(pygame, f"K_{key}")
             pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=code))
@@ -482,9 +482,9 @@ def pressing(keys: dict[int, list[str]], shown: list[int], number: int = 20) -> 
     ],
 )
 def test_keys_pause_step_and_quit(keys: dict[int, list[str]], last: int) -> None:
-    shown: list[int] = []
-    show(pressing(keys, shown), 1000.0, size=(30, 20), title="pong")
-    assert shown[-1] == last
+    positions: list[int] = []
+    show(pressing(keys, positions), 1000.0, size=(30, 20), title="pong")
+    assert positions[-1] == last
 
 
 @needs_pygame
@@ -492,16 +492,16 @@ def test_keys_pause_step_and_quit(keys: dict[int, list[str]], last: int) -> None
 def test_while_it_is_paused_no_picture_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     import pygame
 
-    shown: list[int] = []
+    positions: list[int] = []
     waits: list[int] = []
 
     def waited(seconds: float) -> None:
-        waits.append(shown[-1])
+        waits.append(positions[-1])
         if len(waits) == 5:
             pygame.event.post(pygame.event.Event(pygame.QUIT))
 
     monkeypatch.setattr(time, "sleep", waited)
-    show(pressing({3: ["RIGHT"]}, shown), 1e9, size=(30, 20), title="pong")
+    show(pressing({3: ["RIGHT"]}, positions), 1e9, size=(30, 20), title="pong")
     assert waits == [4] * 5, "one step, and then it waits"
 
 
@@ -533,21 +533,21 @@ def test_a_picture_stays_its_time_and_keys_are_heard_meanwhile(
 def test_a_game_in_a_window_is_the_game_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import pygame
 
-    seen: list[Pixels] = []
+    pictured: list[Pixels] = []
     flip = pygame.display.flip
 
     def kept() -> None:
         flip()
-        seen.append(pygame.surfarray.array3d(pygame.display.get_surface()).transpose(1, 0, 2))
+        pictured.append(pygame.surfarray.array3d(pygame.display.get_surface()).transpose(1, 0, 2))
 
     monkeypatch.setattr(pygame.display, "flip", kept)
     config = WatchConfig(max_steps=6, epsilon=0.5, scale=1.0, fps=20)
     done = watch(a_policy(), config)
     assert done == watch(a_policy(), config, out=tmp_path / "a.gif")
     pictures, _ = frames_of((tmp_path / "a.gif").read_bytes())
-    assert len(seen) == 6 + 20
-    assert np.array_equal(seen[0], pictures[0])
-    assert np.array_equal(seen[-1], pictures[-1])
+    assert len(pictured) == 6 + 20
+    assert np.array_equal(pictured[0], pictures[0])
+    assert np.array_equal(pictured[-1], pictures[-1])
     assert not pygame.display.get_init(), "the window is closed"
 
 
