@@ -14,7 +14,7 @@ from rldistill.configurations import changed
 from rldistill.datasets.shards import Dataset, load_replay
 from rldistill.lessons.choosers import SCHEDULES
 from rldistill.lessons.exploration import explorer
-from rldistill.lessons.labels import OneTeacher
+from rldistill.lessons.labels import Labeller, OneTeacher
 from rldistill.lessons.streams import Composed, Driven, Interleaved, Offline, Plan, Stream
 from rldistill.lessons.teaching import Teaching
 from rldistill.play.actions import score_width
@@ -110,18 +110,19 @@ def _played(
     room = min(max(batches.replay // 20, 100 * num_envs), longest - batches.replay)
     item = num_envs * plan.times_an_item(num_envs)
     exploring = linear(config.driving.epsilon, 0.0, config.steps)
+    labeller = OneTeacher(teaching.teacher)
     environments = Environments(teaching.task, num_envs, config.seed)
     task = environments.task
     driven = Driven(
         replace(teaching.lesson, task=task),
         environments,
-        OneTeacher(teaching.teacher),
+        labeller,
         explorer(network, task, config.driving.explore, lambda: exploring(driven.control_steps), generator),
         Replay(
             task,
             num_envs,
             batches.replay,
-            columns_of(teaching, task),
+            columns_of(labeller, task),
             scratch=own_scratch(scratch, place),
             slack=room + item,
         ),
@@ -140,9 +141,10 @@ def own_scratch(scratch: Path, place: int) -> Path:
     return own
 
 
-def columns_of(teaching: Teaching, task: Task) -> Columns:
+def columns_of(labeller: Labeller, task: Task) -> Columns:
     """The columns of a lesson's replay."""
-    return {"values": ((score_width(task, teaching.teacher.score_kind),), np.float32), **mask_column(task)}
+    owners: Columns = {"owners": ((), np.int64)} if labeller.changes else {}
+    return {"values": ((score_width(task, labeller.score_kind),), np.float32), **mask_column(task), **owners}
 
 
 def share_of(config: DistillConfig) -> Schedule:
@@ -162,7 +164,9 @@ def within_memory(config: DistillConfig, teachings: Sequence[Teaching]) -> Disti
     if config.batches.replay_memory is None:
         return config
     room = bytes_in(config.batches.replay_memory)
-    a_step = sum(bytes_a_step(teaching.task, columns_of(teaching, teaching.task)) for teaching in teachings)
+    a_step = sum(
+        bytes_a_step(teaching.task, columns_of(OneTeacher(teaching.teacher), teaching.task)) for teaching in teachings
+    )
     fits = int(room / a_step)
     least = max(config.batches.warmup, config.driving.num_envs * (max(t.task.frame_stack for t in teachings) + 1))
     if fits < least:
