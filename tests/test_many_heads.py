@@ -424,6 +424,7 @@ def test_a_student_of_several_tasks_is_published_with_a_row_and_a_result_a_task(
     assert text.count("(this policy)") == 2
     assert text.count("(teacher)") == 1
     assert read_scores(tmp_path / "hub" / "scores.json").across_tasks[0].policy == "me/two"
+    assert "* me/two (" in text, "a name is not capitalized"
     published = load_heads(tmp_path / "hub")
     assert published.sha256 == load_heads(run).sha256
     # Over its own folder, its exports among it, and with its own scores.

@@ -212,6 +212,11 @@ def remarks(scores: Sequence[Score]) -> list[str]:
     return lines + [in_words(mean) for mean in (scores.across_tasks if isinstance(scores, Scores) else ())]
 
 
+def sentences(scores: Sequence[Score]) -> list[str]:
+    """The remarks as sentences for a page. Names at their beginning are not changed."""
+    return [f"{'R' + line[1:] if line.startswith('random play ') else line}." for line in remarks(scores)]
+
+
 def _remarks(scores: Sequence[Score]) -> list[str]:
     first = scores[0]
     how = f"measured over {first.episodes:,} games" if first.random_measured else "as published"

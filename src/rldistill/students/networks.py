@@ -304,7 +304,11 @@ def make_layers(architecture: Architecture) -> list[nn.Module]:
 
 
 def make_head(architecture: Architecture, features: int) -> list[nn.Module]:
-    """The head's own hidden layers, dropout, and the layer that gives the scores."""
+    """The head's own hidden layers, dropout, and the layer that gives the scores.
+
+    Raises:
+        UserError: no such network, or the dropout is no probability below 1.
+    """
     layers: list[nn.Module] = []
     if not 0.0 <= architecture.dropout < 1.0:
         raise UserError(f"dropout is a probability below 1, not {architecture.dropout}")
@@ -314,7 +318,11 @@ def make_head(architecture: Architecture, features: int) -> list[nn.Module]:
 
 
 def make_torso(architecture: Architecture) -> tuple[list[nn.Module], int]:
-    """The layers that heads can share, and the number of features that they put out."""
+    """The layers that heads can share, and the number of features that they put out.
+
+    Raises:
+        UserError: no such network, or it does not suit the observations.
+    """
     name, shape = architecture.name, architecture.observation_shape
     spec = read_name(name)
     layers: list[nn.Module] = []

@@ -107,7 +107,7 @@ class DistillConfig:
     """`dqn`, `net1`, `net2`, `net3`, or any `cnn:8,8,8:16` (channels : hidden units) or `mlp:64,64`; of several tasks `multi3`,
     `multi10`, or any with units after a + that every task has for itself, `cnn:32,64,64:512+128`. `auto`: `net2` for images; for
     vectors the widest of mlp:64,64, mlp:32,32, mlp:24,24 and mlp:16,16 that has at most a tenth of the teacher's parameters, or
-    2,000 if that is more."""
+    2,000 if that is more; of several tasks `multi3` for large images, cnn:16:128+32 for small ones, mlp:64,64+32 for vectors."""
     student_observation: tuple[str, ...] = ()
     """Parts of the observation (the names of a Dict) that the student sees, where the teacher sees them all: what robotics
     calls a privileged teacher. By default the student sees what the teacher sees."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from rldistill.play.actions import describe
 from rldistill.policies import MultiTaskPolicy, SavedPolicy
-from rldistill.runs.scores import Score, remarks, score_table
+from rldistill.runs.scores import Score, score_table, sentences
 from rldistill.stats import figure, interval
 from rldistill.students.networks import parameter_count
 from rldistill.types import ScoreKind, Task, is_large_image
@@ -199,7 +199,7 @@ def _protocol(own: Sequence[Score], scores: Sequence[Score]) -> str:
         "* Intervals are 95 % percentile bootstrap intervals over distinct games; ± is the standard deviation of the games; IQM is "
         "the mean of the middle half. Decisions are timed one by one on one thread of the machine that played."
     )
-    random = "\n".join(f"* {_plain(line[:1].upper() + line[1:])}." for line in remarks(scores))
+    random = "\n".join(f"* {_plain(line)}" for line in sentences(scores))
     if len(scores) > 1:
         random += (
             "\n* Normalized, random play is 0, and the first row's mean is 1. Agreement is the share of visited states in which a "

@@ -15,7 +15,7 @@ import numpy as np
 import rldistill
 from rldistill import plots
 from rldistill.progress import clock
-from rldistill.runs.scores import Score, remarks, score_table
+from rldistill.runs.scores import Score, score_table, sentences
 from rldistill.stats import figure, interval, with_interval
 from rldistill.verbs.report.made import Made
 
@@ -280,7 +280,7 @@ def scores_html(scores: Sequence[Score], roles: Sequence[str]) -> str:
                 body += f"<td>{escape(value)}{f'<small>[{escape(interval)}</small>' if interval else ''}</td>"
         body += "</tr>"
     first = scores[0]
-    notes = "".join(f"{escape(line[:1].upper() + line[1:])}. " for line in remarks(scores))
+    notes = "".join(f"{escape(line)} " for line in sentences(scores))
     meanings = "".join(
         f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in MEANINGS.items() if name in rows[0]
     )
