@@ -132,7 +132,7 @@ def test_n_step_returns_are_those_of_a_walk_along_the_episode(steps: list[tuple[
 def test_an_update_is_a_step_on_the_huber_loss_of_the_samples_drawn(double: bool) -> None:
     with learner(minibatch=64, double=double) as dqn:
         while dqn.control_steps < 600:  # the ring has gone round
-            dqn._play()
+            dqn.play()
         with torch.no_grad():
             for parameter in dqn.target.parameters():
                 parameter.mul_(-1.5)  # so that it matters which network is asked for what
@@ -163,7 +163,7 @@ def test_an_update_is_a_step_on_the_huber_loss_of_the_samples_drawn(double: bool
                 target += weight * float(values(dqn.target, time + 3, row)[best])
             error = abs(float(values(dqn.network, time, row)[int(column("actions", time, row))]) - target)
             errors.append(error**2 / 2 if error <= 1 else error - 0.5)
-        loss, _ = dqn._update()
+        loss, _ = dqn.update()
         assert float(loss) == pytest.approx(np.mean(errors), rel=1e-4)
 
 
@@ -172,7 +172,7 @@ def test_the_warm_up_is_random_play_whatever_the_schedule_after_it() -> None:
         assert dqn.epsilon == 1.0
     with learner("MinAtar/Breakout-v1", epsilon_steps=0, warmup=10_000) as dqn:
         for _ in range(150):
-            dqn._play()
+            dqn.play()
         actions = dqn.replay.column("actions", np.arange(50, 150)[:, None], np.arange(4)[None])
         assert dqn.epsilon == 1.0
         # 400 draws of three actions alike: each has 133 on average, with a deviation of 9.4.
@@ -195,16 +195,16 @@ def test_updates_follow_from_the_control_steps_alone() -> None:
 def test_the_target_network_is_a_copy_from_every_seventh_update() -> None:
     with learner() as dqn:
         for _ in range(30):
-            dqn._play()
+            dqn.play()
         first = [tensor.clone() for tensor in dqn.target.state_dict().values()]
         for _ in range(6):
-            dqn._update()
+            dqn.update()
         assert all(map(torch.equal, first, dqn.target.state_dict().values()))
-        dqn._update()
+        dqn.update()
         copied = [tensor.clone() for tensor in dqn.target.state_dict().values()]
         assert all(map(torch.equal, copied, dqn.network.state_dict().values()))
         assert not all(map(torch.equal, first, copied))
-        dqn._update()
+        dqn.update()
         assert all(map(torch.equal, copied, dqn.target.state_dict().values()))
 
 
@@ -271,7 +271,7 @@ def test_settings_of_an_item_change_reports_alone() -> None:
 @pytest.mark.parametrize("lives_as_episodes", [False, True])
 def test_a_lost_life_ends_what_is_learnt_only_where_that_is_asked(lives_as_episodes: bool) -> None:
     with learner("BreakoutNoFrameskip-v4", lives_as_episodes=lives_as_episodes, warmup=10_000, capacity=2_000) as dqn:
-        games = sum(len(dqn._play()) for _ in range(500))
+        games = sum(len(dqn.play()) for _ in range(500))
         ends = int(dqn.replay.column("terminated", np.arange(500)[:, None], np.arange(4)[None]).sum())
     # Five lives a game, the last of which is the end of it; up to four more are lost in each game that is still open.
     assert games > 4

@@ -571,7 +571,7 @@ def test_dqn_keeps_the_masks_of_what_it_bootstraps_from() -> None:
     settings = DQNSettings(capacity=2_000, warmup=0, n_step=1, minibatch=256, slack=100)
     dqn = DQN(_constant(environments.task), environments, LEARNING, settings)
     for _ in range(100):
-        dqn._play()
+        dqn.play()
     drawn = dqn.draw()
     assert drawn.masks is not None
     around = drawn.bootstrap[:, None, :2].numpy() + np.array(MOVES)

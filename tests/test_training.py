@@ -306,7 +306,7 @@ def test_a_run_that_fails_at_once_leaves_no_folder(tmp_path: Path, monkeypatch: 
     def fails(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("rldistill.verbs.train._learner", fails)
+    monkeypatch.setattr("rldistill.verbs.train.make_learner_of", fails)
     with pytest.raises(MemoryError):
         train("CartPole-v1", tmp_path / "run", CARTPOLE_DQN)
     assert not (tmp_path / "run").exists()

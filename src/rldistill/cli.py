@@ -79,8 +79,12 @@ def _print_scores(scores: Sequence[Score], *, stderr: bool = False) -> None:
 
 def _train(
     env: Annotated[
-        Positional[str],
-        arg(help="Environment id: ALE/Pong-v5, PongNoFrameskip-v4, MinAtar/Breakout-v1, CartPole-v1 ..."),
+        Positional[tuple[str, ...]],
+        arg(
+            metavar="ENV [ENV ...]",
+            help="Environment id: ALE/Pong-v5, PongNoFrameskip-v4, MinAtar/Breakout-v1, CartPole-v1 ... Several are learnt "
+            "together by one network with a head for each.",
+        ),
     ],
     out: Out,
     config: OmitArgPrefixes[TrainConfig],
@@ -89,6 +93,8 @@ def _train(
     """Train a teacher by deep Q-learning; the result is a policy folder, OUT/policy.
 
     Example: rldistill train ALE/Pong-v5 --algo pqn --steps 2500000 --seed 0 --out runs/pong
+
+    Example: rldistill train PongNoFrameskip-v4 FreewayNoFrameskip-v4 --algo dqn --network multi3 --out runs/joint
     """
     with Talking() as progress:
         train(env, out, config, resume=resume, progress=progress)

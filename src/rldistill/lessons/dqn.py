@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rldistill.files import generator_state, load_generator_state
 from rldistill.lessons.exploration import EZGreedy
-from rldistill.lessons.learning import Learning
+from rldistill.lessons.learning import Learning, Learnt, as_figures
 from rldistill.play.actions import allowed
 from rldistill.play.envs import Environments
 from rldistill.play.replay import Replay, mask_column
@@ -142,6 +142,11 @@ def q_targets(
     return r_t + discount_t * q_t_value.gather(1, best).squeeze(1)
 
 
+def adam(parts: Iterable[Iterable[nn.Parameter]], learning_rate: float) -> torch.optim.Adam:
+    """The optimizer, with a group for each part of a network. What has no gradient rests."""
+    return torch.optim.Adam([{"params": list(part)} for part in parts], lr=learning_rate, eps=1.5e-4, fused=True)
+
+
 class DQN:
     """A learner: iterate `learn()`, save and load between two items. `policy` is what has been learnt.
 
@@ -151,6 +156,7 @@ class DQN:
         learning: what it shares with other learners; Adam's learning rate is constant, and epsilon falls after the warm-up.
         settings: its own.
         scratch: folder for the replay's files; None keeps it in the process, which then cannot be saved.
+        optimizer: of `adam`, where parts of the network are shared with other learners; by default its own.
 
     Raises:
         UserError: no room for the replay, or it is too small to sample from.
@@ -164,20 +170,22 @@ class DQN:
         settings: DQNSettings,
         *,
         scratch: Path | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
         self.network, self.environments, self.settings = network, environments, settings
         self.policy = network
         self.discount = learning.discount
         self.target = copy.deepcopy(network).eval().requires_grad_(False)
-        self.optimizer = torch.optim.Adam(network.parameters(), lr=learning.learning_rate, eps=1.5e-4, fused=True)
+        self.optimizer = optimizer or adam([network.parameters()], learning.learning_rate)
         self.learning_rate = constant(learning.learning_rate)
         self._falling = linear(1.0, learning.epsilon_end, learning.epsilon_steps)
-        self.generator = np.random.default_rng([learning.seed, 2])
+        self.generator = learning.generator()
         self._explore = EZGreedy(environments.task, environments.num_envs, learning.epsilon_repeats, self.generator)
         self.control_steps = 0
         self.updates = 0
         rows = environments.num_envs
-        self._item_times = max(settings.item_steps // rows, 1)
+        self.item_times = max(settings.item_steps // rows, 1)
+        """Control steps of each row in an item."""
         self.replay = Replay(
             environments.task,
             rows,
@@ -190,7 +198,7 @@ class DQN:
                 **mask_column(environments.task),
             },
             scratch=scratch,
-            slack=max(settings.slack // rows, self._item_times) * rows,
+            slack=max(settings.slack // rows, self.item_times) * rows,
         )
         least_times = self.replay.stack + settings.n_step
         if self.replay.capacity < least_times:
@@ -221,26 +229,28 @@ class DQN:
         """`item_steps` control steps and the updates that are due with them an item: a record with the mean loss (None
         while warming up), and the returns of the games that ended."""
         while True:
-            losses: list[Tensor] = []
-            targets: list[Tensor] = []
-            returns: list[float] = []
-            for _ in range(self._item_times):
-                returns += self._play()
-                while self.updates < updates_due(
-                    self.control_steps, self.environments.num_envs, self.replay.stack, self.settings
-                ):
-                    loss, target = self._update()
-                    losses.append(loss)
-                    targets.append(target)
-            yield {
-                "loss": float(torch.stack(losses).mean()) if losses else None,
-                "epsilon": self.epsilon,
-                "learning_rate": self.learning_rate(self.control_steps),
-                "mean_value": float(torch.stack(targets).mean()) if targets else None,
-                "returns": returns,
-            }
+            yield self.figures([self._step() for _ in range(self.item_times)])
 
-    def _play(self) -> list[float]:
+    def _step(self) -> Learnt:
+        """One control step of all rows, and the updates that are due with it."""
+        returns = self.play()
+        updates = []
+        while self.updates < self.due:
+            updates.append(self.update())
+        return Learnt([loss for loss, _ in updates], [target for _, target in updates], returns)
+
+    def figures(self, stretches: Sequence[Learnt]) -> dict[str, Any]:
+        """The record of an item."""
+        now = {"epsilon": self.epsilon, "learning_rate": self.learning_rate(self.control_steps)}
+        return now | as_figures(stretches)
+
+    @property
+    def due(self) -> int:
+        """Updates that are due with the control steps so far. With one there is enough in the replay to draw from."""
+        return updates_due(self.control_steps, self.environments.num_envs, self.replay.stack, self.settings)
+
+    def play(self) -> list[float]:
+        """One control step of all rows, kept in the replay; the returns of the games that ended."""
         step = next(self._rollout)
         self.replay.add(
             step.observations,
@@ -254,7 +264,7 @@ class DQN:
         self.control_steps += self.environments.num_envs
         return [float(score) for score in step.returns[~np.isnan(step.returns)]]
 
-    def _update(self) -> tuple[Tensor, Tensor]:
+    def update(self) -> tuple[Tensor, Tensor]:
         """One gradient step on a fresh minibatch, and what else is due with it; the mean loss and the mean target."""
         loss, target = self.fit(self.draw())
         self.updates += 1
@@ -306,14 +316,20 @@ class DQN:
     @property
     def must_save(self) -> bool:
         """As the replay says of one more item."""
-        return self.replay.must_save(self._item_times)
+        return self.replay.must_save(self.item_times)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next item depends on; the replay's frames stay in its files."""
         return {
             "network": self.network.state_dict(),
-            "target": self.target.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            **self.own_state_dict(),
+        }
+
+    def own_state_dict(self) -> dict[str, Any]:
+        """The state without network and optimizer, which learners of several tasks share."""
+        return {
+            "target": self.target.state_dict(),
             "environments": self.environments.state_dict(),
             "generator": generator_state(self.generator),
             "exploration": self._explore.state_dict(),
@@ -328,10 +344,18 @@ class DQN:
         Raises:
             UserError: the replay's files are missing or damaged.
         """
-        self.replay.load_state_dict(state["replay"])
+        self.load_own_state_dict(state)
         self.network.load_state_dict(state["network"])
-        self.target.load_state_dict(state["target"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+    def load_own_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Puts back what `own_state_dict` gave.
+
+        Raises:
+            UserError: the replay's files are missing or damaged.
+        """
+        self.replay.load_state_dict(state["replay"])
+        self.target.load_state_dict(state["target"])
         self.environments.load_state_dict(state["environments"])
         load_generator_state(self.generator, state["generator"])
         self._explore.load_state_dict(state["exploration"])

@@ -1,8 +1,14 @@
-"""What all learners from reward share: their schedules, their exploration and what they make of rewards and lives."""
+"""What all learners from reward share: their settings, and what they report of a stretch of learning."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -27,3 +33,31 @@ class Learning:
     """Learn as if a lost life ended the episode; see `as_learnt`."""
     seed: int
     """Of exploration and minibatches."""
+    place: int = 0
+    """Of the task among several that are learnt together: each has random numbers of its own."""
+
+    def generator(self) -> np.random.Generator:
+        """Of exploration and minibatches, at its beginning."""
+        return np.random.default_rng([self.seed, 2, self.place] if self.place else [self.seed, 2])
+
+
+class Learnt(NamedTuple):
+    """What came of a stretch of learning."""
+
+    losses: Sequence[Tensor] = ()
+    """Mean loss of each update."""
+    targets: Sequence[Tensor] = ()
+    """Means of the values that were learnt."""
+    returns: Sequence[float] = ()
+    """Of the games that ended."""
+
+
+def as_figures(stretches: Sequence[Learnt]) -> dict[str, Any]:
+    """Mean loss and mean value over all updates, None where there was none, and the returns."""
+    losses = [loss for learnt in stretches for loss in learnt.losses]
+    targets = [target for learnt in stretches for target in learnt.targets]
+    return {
+        "loss": float(torch.stack(losses).mean()) if losses else None,
+        "mean_value": float(torch.stack(targets).mean()) if targets else None,
+        "returns": [score for learnt in stretches for score in learnt.returns],
+    }

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rldistill.files import generator_state, load_generator_state
 from rldistill.lessons.exploration import EZGreedy
-from rldistill.lessons.learning import Learning
+from rldistill.lessons.learning import Learning, Learnt, as_figures
 from rldistill.play.actions import allowed
 from rldistill.play.envs import Environments
 from rldistill.play.rollout import as_learnt, rollout
@@ -65,6 +65,45 @@ def q_lambda_targets(r_t: Tensor, discount_t: Tensor, v_t: Tensor, cut_t: Tensor
     return targets
 
 
+def radam(parts: Iterable[Iterable[nn.Parameter]], learning_rate: float) -> torch.optim.RAdam:
+    """The optimizer, with a group for each part of a network. A part without gradients rests."""
+    groups = [{"params": list(part)} for part in parts]
+    kind = RAdam if groups[0]["params"][0].device.type == "cpu" else torch.optim.RAdam
+    return kind(groups, lr=learning_rate)
+
+
+class Averaged(NamedTuple):
+    """Weights that are exponential averages of others."""
+
+    averages: Sequence[Tensor]
+    """Changed in place."""
+    weights: Sequence[Tensor]
+    """As they are learnt, in the same order."""
+    length: int
+    """About how many updates are averaged over."""
+    updates: Callable[[], int]
+    """Updates of these weights so far."""
+
+    def follow(self) -> None:
+        """Takes in the weights after an update."""
+        # The plain mean of all until there are as many as it is to hold: the first weights do not linger.
+        share = 1 / min(self.updates(), self.length)
+        with torch.no_grad():
+            for mean, last in zip(self.averages, self.weights, strict=True):
+                mean.lerp_(last, share)
+
+
+class Sharing(NamedTuple):
+    """What a learner shares with those of other tasks, whose network has the same torso."""
+
+    optimizer: torch.optim.Optimizer
+    """Of `radam`."""
+    policy: Network
+    """The learner's own head on the averaged torso; the network itself where nothing is averaged."""
+    averages: Sequence[Averaged]
+    """Of the torso and of the head; empty where nothing is averaged."""
+
+
 class PQN:
     """A learner: iterate `learn()`, save and load between two items. `policy` is what has been learnt.
 
@@ -73,18 +112,25 @@ class PQN:
         environments: its rows are stepped together.
         learning: what it shares with other learners; RAdam's learning rate falls linearly to a tenth.
         settings: its own.
+        sharing: where parts of the network are shared with other learners.
     """
 
-    def __init__(self, network: Network, environments: Environments, learning: Learning, settings: PQNSettings) -> None:
+    def __init__(
+        self,
+        network: Network,
+        environments: Environments,
+        learning: Learning,
+        settings: PQNSettings,
+        *,
+        sharing: Sharing | None = None,
+    ) -> None:
         self.network, self.environments, self.settings = network, environments, settings
-        self.policy = copy.deepcopy(network) if settings.averaging > 1 else network
+        self.optimizer, self.policy, self._averages = sharing or self._sharing_nothing(learning.learning_rate)
         self.discount = learning.discount
         self._centred = CentredInputs(network.layers if settings.steady else ())
-        optimizer = RAdam if network.device.type == "cpu" else torch.optim.RAdam
-        self.optimizer = optimizer(network.parameters(), lr=learning.learning_rate)
         self.learning_rate = linear(learning.learning_rate, learning.learning_rate / 10, learning.steps)
         self.epsilon = linear(1.0, learning.epsilon_end, learning.epsilon_steps)
-        self.generator = np.random.default_rng([learning.seed, 2])
+        self.generator = learning.generator()
         self._explore = EZGreedy(environments.task, environments.num_envs, learning.epsilon_repeats, self.generator)
         self.control_steps = 0
         self.updates = 0
@@ -93,6 +139,16 @@ class PQN:
             played, clip_rewards=learning.clip_rewards, lives_as_episodes=learning.lives_as_episodes
         )
         self._values: list[Tensor] = []
+
+    def _sharing_nothing(self, learning_rate: float) -> Sharing:
+        """Optimizer and policy of a learner whose network is its own."""
+        network, length = self.network, self.settings.averaging
+        optimizer = radam([network.parameters()], learning_rate)
+        if length == 1:
+            return Sharing(optimizer, network, ())
+        policy = copy.deepcopy(network)
+        means, weights = list(policy.parameters()), list(network.parameters())
+        return Sharing(optimizer, policy, [Averaged(means, weights, length, lambda: self.updates)])
 
     def _act(self, observations: Observations, masks: Masks | None = None) -> Actions:
         with torch.no_grad():
@@ -104,15 +160,18 @@ class PQN:
     def learn(self) -> Iterator[dict[str, Any]]:
         """One rollout and its epochs an item: a record with the loss, and the returns of the games that ended."""
         while True:
-            observations, actions, targets, returns = self._collect()
-            loss = self._fit(observations, actions, targets)
-            yield {
-                "loss": loss,
-                "epsilon": self.epsilon(self.control_steps),
-                "learning_rate": self.learning_rate(self.control_steps),
-                "mean_value": float(targets.mean()),
-                "returns": returns,
-            }
+            yield self.figures([self.learn_rollout()])
+
+    def learn_rollout(self) -> Learnt:
+        """Plays a rollout and learns from it."""
+        observations, actions, targets, returns = self._collect()
+        losses = self._fit(observations, actions, targets)
+        return Learnt(losses, [targets.mean()], returns)
+
+    def figures(self, stretches: Sequence[Learnt]) -> dict[str, Any]:
+        """The record of an item."""
+        steps = self.control_steps
+        return {"epsilon": self.epsilon(steps), "learning_rate": self.learning_rate(steps), **as_figures(stretches)}
 
     def _collect(self) -> tuple[Tensor, Tensor, Tensor, list[float]]:
         length, rows = self.settings.rollout_length, self.environments.num_envs
@@ -155,7 +214,7 @@ class PQN:
             returns,
         )
 
-    def _fit(self, observations: Tensor, actions: Tensor, targets: Tensor) -> float:
+    def _fit(self, observations: Tensor, actions: Tensor, targets: Tensor) -> list[Tensor]:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.control_steps)
         losses = []
@@ -165,7 +224,7 @@ class PQN:
             for chosen in torch.split(order, self.settings.minibatch):
                 losses.append(self.fit(observations.index_select(0, chosen), actions[chosen], targets[chosen]))
         self.network.eval()
-        return float(torch.stack(losses).mean())
+        return losses
 
     def fit(self, observations: Tensor, actions: Tensor, targets: Tensor) -> Tensor:
         """One gradient step on B samples, (B, *obs), (B,) and (B,); the mean loss."""
@@ -178,12 +237,8 @@ class PQN:
         self.optimizer.step()
         self._centred.leave()
         self.updates += 1
-        if self.policy is not self.network:
-            # The plain mean of all until there are as many as it is to hold: the first weights do not linger.
-            share = 1 / min(self.updates, self.settings.averaging)
-            with torch.no_grad():
-                for mean, last in zip(self.policy.parameters(), self.network.parameters(), strict=True):
-                    mean.lerp_(last, share)
+        for average in self._averages:
+            average.follow()
         return loss.detach()
 
     @property
@@ -197,6 +252,12 @@ class PQN:
             "network": self.network.state_dict(),
             "policy": self.policy.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            **self.own_state_dict(),
+        }
+
+    def own_state_dict(self) -> dict[str, Any]:
+        """The state without network, policy and optimizer, which learners of several tasks share."""
+        return {
             "means": self._centred.state_dict(),
             "environments": self.environments.state_dict(),
             "generator": generator_state(self.generator),
@@ -210,6 +271,10 @@ class PQN:
         self.network.load_state_dict(state["network"])
         self.policy.load_state_dict(state["policy"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.load_own_state_dict(state)
+
+    def load_own_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Puts back what `own_state_dict` gave."""
         self._centred.load_state_dict(state["means"])
         self.environments.load_state_dict(state["environments"])
         load_generator_state(self.generator, state["generator"])

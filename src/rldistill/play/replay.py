@@ -57,6 +57,15 @@ def bytes_a_step(task: Task, columns: Columns) -> int:
     )
 
 
+def own_scratch(scratch: Path, place: int) -> Path:
+    """Where the replay of the lesson in a place lies: of the first in the folder itself, of the others in folders of their own."""
+    if not place:
+        return scratch
+    own = scratch / f"lesson-{place}"
+    own.mkdir(exist_ok=True)
+    return own
+
+
 class Replay:
     """A ring of the last control steps of `num_envs` environments.
 

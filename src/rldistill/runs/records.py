@@ -199,17 +199,30 @@ def read_records(path: Path, since: int = 0) -> tuple[list[Record], int]:
 def curve_csv(records: Iterable[Record], *, points: int = 200, games: int = 100) -> bytes:
     """A learning curve: the columns `control_steps` and `mean_return`, the mean of the last `games` games ended by then.
 
+    Of several tasks, one after the other, there is a column `task` before them.
+
     Args:
         records: of a run; those without control steps and returns are passed over.
-        points: at most so many rows, evenly spaced; the last record is always there.
+        points: at most so many rows a task, evenly spaced; the last record is always there.
         games: how many, with exploration as it was then.
     """
-    recent: deque[float] = deque(maxlen=games)
-    curve = []
+    recent: dict[str | None, deque[float]] = {}
+    curves: dict[str | None, list[str]] = {}
     for record in records:
         if isinstance(record, Train | Evaluation) and record.control_steps is not None and record.returns is not None:
-            recent.extend(record.returns)
-            if recent:
-                curve.append(f"{record.control_steps},{figure(sum(recent) / len(recent), least=3)}")
-    every = max(-(-len(curve) // points), 1)
-    return "\n".join(["control_steps,mean_return", *curve[::-1][::every][::-1], ""]).encode()
+            own = recent.setdefault(record.lesson, deque(maxlen=games))
+            own.extend(record.returns)
+            if own:
+                task = "" if record.lesson is None else f"{_quoted(record.lesson)},"
+                row = f"{task}{record.control_steps},{figure(sum(own) / len(own), least=3)}"
+                curves.setdefault(record.lesson, []).append(row)
+    lines = ["control_steps,mean_return" if set(curves) <= {None} else "task,control_steps,mean_return"]
+    for curve in curves.values():
+        every = max(-(-len(curve) // points), 1)
+        lines += curve[::-1][::every][::-1]
+    return "\n".join([*lines, ""]).encode()
+
+
+def _quoted(name: str) -> str:
+    """A name as CSV holds it."""
+    return '"' + name.replace('"', '""') + '"' if set(name) & set(',"\n\r') else name

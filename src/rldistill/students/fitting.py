@@ -327,13 +327,13 @@ def _parts(
     torso = _Part(list(student.torso), list(average.torso), settings, is_first=True, has_scores=False)
     heads = {
         name: _Part(
-            list(view.layers)[len(student.torso) :],
-            list(average.view(name).layers)[len(student.torso) :],
+            list(student.own_layers(name)),
+            list(average.own_layers(name)),
             settings,
             is_first=False,
             has_scores=True,
         )
-        for name, view in student.views()
+        for name in student.heads
     }
     return [torso, *heads.values()], {lesson: [torso, heads[lesson.head]] for lesson in networks}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -77,13 +77,21 @@ class MultiTaskNetwork(nn.Module):
         """Each task with its view."""
         yield from self._views.items()
 
+    def own_layers(self, task: str) -> nn.Sequential:
+        """The layers of one head, which come after the torso."""
+        return cast(nn.Sequential, self.view(task).layers[len(self.torso) :])
+
+    def parts(self) -> list[list[nn.Parameter]]:
+        """The parameters of the torso, and of each head."""
+        return [list(self.torso.parameters()), *(list(self.own_layers(task).parameters()) for task in self.heads)]
+
     def arrays(self) -> dict[str, Tensor]:
         """All saved arrays, each once: `torso.0.weight`, `heads.0.0.weight`, `heads.0.shift` ...; heads are numbered by place."""
         arrays = {f"torso.{name}": tensor for name, tensor in self.torso.state_dict().items()}
-        for place, network in enumerate(self._views.values()):
+        for place, (task, network) in enumerate(self._views.items()):
             arrays |= {f"heads.{place}.{name}": tensor for name, tensor in network.named_buffers() if "." not in name}
-            own = network.layers[len(self.torso) :]
-            arrays |= {f"heads.{place}.{name}": tensor for name, tensor in own.state_dict().items()}
+            own = self.own_layers(task).state_dict()
+            arrays |= {f"heads.{place}.{name}": tensor for name, tensor in own.items()}
         return arrays
 
     def load_arrays(self, arrays: Mapping[str, Tensor]) -> None:
@@ -127,11 +135,11 @@ def widest_shape(heads: Mapping[str, Head]) -> tuple[int, ...]:
     for task, other in others:
         if len(other) != len(shape):
             raise UserError(
-                f"{first} has observations of shape {shape} and {task} of {other}: one student reads images or vectors, not both"
+                f"{first} has observations of shape {shape} and {task} of {other}: one network reads images or vectors, not both"
             )
         if other[1:] != shape[1:]:
             raise UserError(
-                f"{first} has images of {shape[1:]} pixels and {task} of {other[1:]}: one student reads images of one size"
+                f"{first} has images of {shape[1:]} pixels and {task} of {other[1:]}: one network reads images of one size"
             )
     return (max(head.features for head in heads.values()), *shape[1:])
 

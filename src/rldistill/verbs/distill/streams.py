@@ -19,7 +19,7 @@ from rldistill.lessons.streams import Composed, Driven, Interleaved, Offline, Pl
 from rldistill.lessons.teaching import Teaching
 from rldistill.play.actions import score_width
 from rldistill.play.envs import Environments
-from rldistill.play.replay import Columns, Replay, bytes_a_step, mask_column
+from rldistill.play.replay import Columns, Replay, bytes_a_step, mask_column, own_scratch
 from rldistill.progress import Progress
 from rldistill.schedules import Schedule, constant, linear
 from rldistill.students.heads import MultiTaskNetwork
@@ -130,15 +130,6 @@ def _played(
         generator,
     )
     return driven
-
-
-def own_scratch(scratch: Path, place: int) -> Path:
-    """Where the replay of the lesson in a place lies: of the first in the folder itself, of the others in folders of their own."""
-    if not place:
-        return scratch
-    own = scratch / f"lesson-{place}"
-    own.mkdir(exist_ok=True)
-    return own
 
 
 def columns_of(labeller: Labeller, task: Task) -> Columns:

@@ -15,16 +15,18 @@ class TrainConfig:
     """How a teacher is trained. None stands for the algorithm's own default."""
 
     steps: int = 2_000_000
-    """Control steps of all environments together (on Atari one is four frames)."""
+    """Control steps of all environments together (on Atari one is four frames); of several tasks those of each."""
     algo: Literal["dqn", "pqn"] = "dqn"
     """`dqn`: double DQN with replay and target network. `pqn`: replay-free Q(lambda), better teachers per hour on a CPU."""
     seed: int = 0
     """Of weights, environments, exploration and minibatches."""
     network: str | None = None
     """`dqn`, `net1`, `net2`, `net3`, `cnn:32,64,64:512` or `mlp:64,64`; by default `dqn` for images, cnn:16:128 for small
-    grids, mlp:128,128 for vectors."""
+    grids, mlp:128,128 for vectors. Of several tasks `multi3`, `multi10`, or any with units after a + that every task has for
+    itself; by default multi3, cnn:16:128+32, mlp:128,128+32."""
     num_envs: int | None = None
-    """Environments stepped together (dqn 16, vectors 8; pqn 64, small grids 128, vectors 16). With 1 no second one is made."""
+    """Environments stepped together, of each task (dqn 16, vectors 8; pqn 64, small grids 128, vectors 16). With 1 no second one
+    of a task is made."""
     max_episode_steps: int | None = None
     """Control steps after which a game is truncated, which bootstraps; by default 10,000 where the environment sets no limit
     (Atari's games end after 108,000 frames)."""
@@ -57,7 +59,7 @@ class TrainConfig:
     """dqn: the learning network chooses the action that is bootstrapped from, which keeps values from growing too large (van
     Hasselt et al. 2015). False is the DQN of Mnih et al. 2015: a fifth less work an update."""
     replay: int = 400_000
-    """dqn: control steps kept to learn from (7 kB each on Atari)."""
+    """dqn: control steps kept to learn from (7 kB each on Atari), of each task."""
     warmup: int | None = None
     """dqn: control steps of uniformly random play before the first update (Atari 20,000, at most a tenth of `steps`)."""
     replay_ratio: float | None = None
@@ -84,7 +86,8 @@ class TrainConfig:
     tensorboard: bool = False
     """Also write the metrics as TensorBoard events, to `tensorboard/` in the run folder."""
     final_episodes: int = 30
-    """Games played at the end, with epsilon 0.01, for the score in `policy.json`; 0 plays none, and there is no score."""
+    """Games of each task played at the end, with epsilon 0.01, for the score in `policy.json`; 0 plays none, and there is no
+    score."""
     weights_dtype: Literal["float32", "float16"] = "float32"
     """How the final policy's numbers are kept: float16 is half the size. The score is that of the numbers kept."""
 
@@ -136,14 +139,21 @@ def check_config(config: TrainConfig) -> None:
         raise UserError(f"--weights-dtype is float32 or float16, not {config.weights_dtype!r}")
 
 
-def resolve(config: TrainConfig, task: Task) -> dict[str, Any]:
+def resolve(config: TrainConfig, task: Task, *, alone: bool = True) -> dict[str, Any]:
     """The settings of a run on a task, as JSON data, with the defaults of the algorithm.
 
     What does not change the result is left out. What the machine decides (`bfloat16`) is left to it, so that another one can go on.
+
+    Args:
+        config: as the user gave it.
+        task: what is learnt.
+        alone: whether it is the only one.
     """
     kind = _kind(task)
+    networks = {"vector": "mlp:128,128", "grid": "cnn:16:128", "image": "dqn"}
+    networks_of_several = {"vector": "mlp:128,128+32", "grid": "cnn:16:128+32", "image": "multi3"}
     defaults: dict[str, Any] = {
-        "network": {"vector": "mlp:128,128", "grid": "cnn:16:128", "image": "dqn"}[kind],
+        "network": (networks if alone else networks_of_several)[kind],
         "clip_rewards": task.frame_skip > 1,
         "lives_as_episodes": task.frame_skip > 1,
     }
