@@ -380,6 +380,8 @@ BAD = {
     "unknown game": ("train ALE/Pnog-v5 --out {out}", "unknown Atari game 'Pnog'; did you mean Pong"),
     "unknown environment": ("train CartPole-v9 --out {out}", "unknown environment 'CartPole-v9'"),
     "train no steps": ("train CartPole-v1 --steps 0 --out {out}", "--steps is at least 1, not 0"),
+    "train nothing": ("train --out {out}", "there is no environment"),
+    "train a task twice": ("train CartPole-v1 CartPole-v1 --out {out}", "CartPole-v1 is named twice"),
     "train negative steps": ("train CartPole-v1 --steps -3 --out {out}", "--steps is at least 1, not -3"),
     "record no steps": ("record --teacher {shelf}/good --steps 0 --out {out}", "--steps is at least 1, not 0"),
     "distill no steps": ("distill --teacher {shelf}/good --steps 0 --out {out}", "--steps is at least 1, not 0"),

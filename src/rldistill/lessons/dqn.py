@@ -17,9 +17,8 @@ from rldistill.files import generator_state, load_generator_state
 from rldistill.lessons.exploration import EZGreedy
 from rldistill.lessons.learning import Learning, Learnt, as_figures
 from rldistill.play.actions import allowed
-from rldistill.play.envs import Environments
 from rldistill.play.replay import Replay, mask_column
-from rldistill.play.rollout import as_learnt, rollout
+from rldistill.play.rollout import Resumable, as_learnt, rollout
 from rldistill.schedules import constant, linear
 from rldistill.students.networks import Network
 from rldistill.types import Actions, Bools, Floats, Masks, Observations, UserError, as_tensor
@@ -165,7 +164,7 @@ class DQN:
     def __init__(
         self,
         network: Network,
-        environments: Environments,
+        environments: Resumable,
         learning: Learning,
         settings: DQNSettings,
         *,

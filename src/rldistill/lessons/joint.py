@@ -16,7 +16,7 @@ import torch
 from rldistill.lessons.dqn import DQN, DQNSettings, adam
 from rldistill.lessons.learning import Learning, Learnt
 from rldistill.lessons.pqn import PQN, Averaged, PQNSettings, Sharing, radam
-from rldistill.play.envs import Environments
+from rldistill.play.rollout import Resumable
 from rldistill.students.heads import MultiTaskNetwork
 
 
@@ -61,7 +61,7 @@ class Joint:
     ) -> None:
         self.network, self.policy, self.learners, self.optimizer = network, policy, learners, optimizer
         self.steps = steps
-        self._advance, self._times = advance, times
+        self.advance, self._times = advance, times
         self._now = next(iter(learners))
 
     @property
@@ -84,7 +84,7 @@ class Joint:
         while True:
             learnt: dict[str, list[Learnt]] = {}
             for _ in range(self._times):
-                stretch = self._advance(self._now)
+                stretch = self.advance(self._now)
                 for task, of_task in stretch.learnt.items():
                     learnt.setdefault(task, []).append(of_task)
                 if stretch.ends_turn or self.learners[self._now].control_steps >= self.steps:
@@ -124,7 +124,7 @@ class Joint:
 
 def joint_dqn(
     network: MultiTaskNetwork,
-    environments: Mapping[str, Environments],
+    environments: Mapping[str, Resumable],
     learning: Mapping[str, Learning],
     settings: DQNSettings,
     scratch: Mapping[str, Path],
@@ -175,7 +175,7 @@ def play_and_update(learners: Mapping[str, DQN], played: str) -> Stretch:
 
 def joint_pqn(
     network: MultiTaskNetwork,
-    environments: Mapping[str, Environments],
+    environments: Mapping[str, Resumable],
     learning: Mapping[str, Learning],
     settings: PQNSettings,
 ) -> Joint:

@@ -15,8 +15,7 @@ from rldistill.files import generator_state, load_generator_state
 from rldistill.lessons.exploration import EZGreedy
 from rldistill.lessons.learning import Learning, Learnt, as_figures
 from rldistill.play.actions import allowed
-from rldistill.play.envs import Environments
-from rldistill.play.rollout import as_learnt, rollout
+from rldistill.play.rollout import Resumable, as_learnt, rollout
 from rldistill.schedules import linear
 from rldistill.students.networks import Network
 from rldistill.students.optim.centring import CentredInputs
@@ -118,7 +117,7 @@ class PQN:
     def __init__(
         self,
         network: Network,
-        environments: Environments,
+        environments: Resumable,
         learning: Learning,
         settings: PQNSettings,
         *,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -33,6 +33,31 @@ class Steppable(Protocol):
 
     def step(self, actions: Actions) -> Step:
         """One control step of all rows."""
+
+
+class Resumable(Steppable, Protocol):
+    """Rows of one task that can be saved and put back, as `Environments` are."""
+
+    @property
+    def task(self) -> Task:
+        """What is played."""
+
+    @property
+    def num_envs(self) -> int:
+        """N."""
+
+    @property
+    def cut(self) -> int:
+        """Games that were truncated by the task's longest game so far."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Puts back what `state_dict` gave."""
+
+    def close(self) -> None:
+        """Frees what they hold."""
 
 
 class Transition(NamedTuple):

@@ -18,8 +18,9 @@ from rldistill.lessons.dqn import DQN, DQNSettings
 from rldistill.lessons.joint import Joint
 from rldistill.lessons.pqn import PQN, PQNSettings
 from rldistill.machine import device_failures, keep_freed_memory, machine_in_words, torch_device, usual_torch
-from rldistill.play.envs import Environments, cut_in_words
+from rldistill.play.envs import cut_in_words
 from rldistill.play.games import play_scored
+from rldistill.play.rollout import Resumable
 from rldistill.policies import MultiTaskPolicy, SavedPolicy, add_provenance, load_heads
 from rldistill.progress import Progress, Silent
 from rldistill.runs.loop import Hook, Pace, say_once, work_through
@@ -117,7 +118,7 @@ def _learn(
         )
 
 
-def _cut_remark(environments: Environments, progress: Progress) -> Hook:
+def _cut_remark(environments: Resumable, progress: Progress) -> Hook:
     """Says once when endless games are cut."""
     return say_once(lambda: environments.cut > 0, lambda: cut_in_words(environments.task), progress.say)
 

@@ -23,7 +23,7 @@ class TrainConfig:
     network: str | None = None
     """`dqn`, `net1`, `net2`, `net3`, `cnn:32,64,64:512` or `mlp:64,64`; by default `dqn` for images, cnn:16:128 for small
     grids, mlp:128,128 for vectors. Of several tasks `multi3`, `multi10`, or any with units after a + that every task has for
-    itself; by default multi3, cnn:16:128+32, mlp:128,128+32."""
+    itself; by default multi3, cnn:16:128+32, mlp:128,128."""
     num_envs: int | None = None
     """Environments stepped together, of each task (dqn 16, vectors 8; pqn 64, small grids 128, vectors 16). With 1 no second one
     of a task is made."""
@@ -151,7 +151,7 @@ def resolve(config: TrainConfig, task: Task, *, alone: bool = True) -> dict[str,
     """
     kind = _kind(task)
     networks = {"vector": "mlp:128,128", "grid": "cnn:16:128", "image": "dqn"}
-    networks_of_several = {"vector": "mlp:128,128+32", "grid": "cnn:16:128+32", "image": "multi3"}
+    networks_of_several = {"vector": "mlp:128,128", "grid": "cnn:16:128+32", "image": "multi3"}
     defaults: dict[str, Any] = {
         "network": (networks if alone else networks_of_several)[kind],
         "clip_rewards": task.frame_skip > 1,
