@@ -39,13 +39,13 @@ CARTPOLE = make_task("CartPole-v1")
 
 
 @dataclass
-class Said:
+class Outcome:
     status: int
     out: str
     err: str
 
 
-Command = Callable[..., Said]
+Command = Callable[..., Outcome]
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     """The command in this process: starting Python and importing torch takes seconds each time."""
     monkeypatch.setenv("COLUMNS", "200")
 
-    def run(*words: object) -> Said:
+    def run(*words: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["rldistill", *map(str, words)])
         capsys.readouterr()
         try:
@@ -62,8 +62,8 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         except SystemExit as end:
             assert isinstance(end.code, int)
             status = end.code
-        said = capsys.readouterr()
-        return Said(status, said.out, said.err)
+        outcome = capsys.readouterr()
+        return Outcome(status, outcome.out, outcome.err)
 
     return run
 
@@ -103,8 +103,8 @@ CONFIGS = {
 
 @pytest.mark.parametrize("verb", CONFIGS)
 def test_help_names_every_flag(command: Command, verb: str) -> None:
-    said = command(verb, "--help")
-    assert said.status == 0
+    outcome = command(verb, "--help")
+    assert outcome.status == 0
     config = CONFIGS[verb]
     flags = list(flat(config())) if config else {"demo": ["seed"], "split": ["task", "out"]}.get(verb, [])
     more = {"evaluate": ["json"], "report": ["out"], "record": ["append"]}
@@ -113,10 +113,10 @@ def test_help_names_every_flag(command: Command, verb: str) -> None:
     flags += ["resume"] if verb in ("train", "distill") else []
     takes_files = verb in ("record", "distill", "evaluate", "inspect", "watch")
     flags += [field.name for field in fields(TeacherOptions)] if takes_files else []
-    missing = [flag for flag in flags if f"--{flag.replace('_', '-')} " not in said.out.replace(",", " ")]
+    missing = [flag for flag in flags if f"--{flag.replace('_', '-')} " not in outcome.out.replace(",", " ")]
     assert not missing
     if verb != "demo":
-        assert f"rldistill {verb} " in said.out, "it teaches by an example"
+        assert f"rldistill {verb} " in outcome.out, "it teaches by an example"
 
 
 DATASET_FLAGS = {
@@ -131,10 +131,10 @@ DATASET_FLAGS = {
 def test_help_of_dataset_names_every_flag(command: Command, verb: str) -> None:
     assert set(DATASET_FLAGS) == set(cli.DATASET_VERBS)
     assert verb in command("dataset", "--help").out
-    said = command("dataset", verb, "--help")
-    assert said.status == 0
-    assert not [flag for flag in DATASET_FLAGS[verb] if f"--{flag} " not in said.out.replace(",", " ")]
-    assert f"Example: rldistill dataset {verb} " in said.out
+    outcome = command("dataset", verb, "--help")
+    assert outcome.status == 0
+    assert not [flag for flag in DATASET_FLAGS[verb] if f"--{flag} " not in outcome.out.replace(",", " ")]
+    assert f"Example: rldistill dataset {verb} " in outcome.out
 
 
 def test_dataset_is_looked_into_merged_and_converted(tmp_path: Path, command: Command) -> None:
@@ -143,16 +143,16 @@ def test_dataset_is_looked_into_merged_and_converted(tmp_path: Path, command: Co
         words = ["--steps", 200, "--shard-steps", 100, "--seed", seed]
         assert command("record", "--teacher", teacher, *words, "--out", tmp_path / name).status == 0
     assert command("dataset", "merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c").status == 0
-    said = command("dataset", "info", tmp_path / "c", "--json", tmp_path / "info.json")
-    assert said.status == 0
-    assert dict(line.split(maxsplit=1) for line in said.out.splitlines())["environment"] == "CartPole-v1"
+    outcome = command("dataset", "info", tmp_path / "c", "--json", tmp_path / "info.json")
+    assert outcome.status == 0
+    assert dict(line.split(maxsplit=1) for line in outcome.out.splitlines())["environment"] == "CartPole-v1"
     assert json.loads((tmp_path / "info.json").read_text())["control_steps"] == 400
-    said = command("dataset", "head", tmp_path / "c", "-n", 3)
-    assert said.status == 0
-    assert said.out.count("│") == 3 * 7, "three rows of six columns"
-    said = command("dataset", "convert", tmp_path / "c", "--to", "parquet", "--out", tmp_path / "p")
-    assert said.status == 0
-    assert "note: " in said.out
+    outcome = command("dataset", "head", tmp_path / "c", "-n", 3)
+    assert outcome.status == 0
+    assert outcome.out.count("│") == 3 * 7, "three rows of six columns"
+    outcome = command("dataset", "convert", tmp_path / "c", "--to", "parquet", "--out", tmp_path / "p")
+    assert outcome.status == 0
+    assert "note: " in outcome.out
     assert command("dataset", "convert", tmp_path / "p", "--to", "rldistill", "--out", tmp_path / "back").status == 0
     assert {file.name: file.read_bytes() for file in (tmp_path / "back").iterdir()} == {
         file.name: file.read_bytes() for file in (tmp_path / "c").iterdir()
@@ -160,25 +160,25 @@ def test_dataset_is_looked_into_merged_and_converted(tmp_path: Path, command: Co
 
 
 def test_info_of_a_damaged_dataset_says_what_there_is_and_ends_with_2(shelf: Path, command: Command) -> None:
-    said = command("dataset", "info", shelf / "flipped-shard")
-    assert "CartPole-v1" in said.out
-    refused(said, "1 of 2 shards of")
-    assert "shard-00001.arrow" in said.err
+    outcome = command("dataset", "info", shelf / "flipped-shard")
+    assert "CartPole-v1" in outcome.out
+    refused(outcome, "1 of 2 shards of")
+    assert "shard-00001.arrow" in outcome.err
 
 
 def test_help_names_every_verb(command: Command) -> None:
-    said = command("--help")
-    assert said.status == 0
+    outcome = command("--help")
+    assert outcome.status == 0
     assert set(CONFIGS) == set(cli.VERBS)
-    assert all(verb in said.out for verb in CONFIGS)
+    assert all(verb in outcome.out for verb in CONFIGS)
 
 
 def test_verbs_follow_each_other_from_a_teacher_to_a_page(tmp_path: Path, command: Command) -> None:
     teacher, data, student = tmp_path / "teacher", tmp_path / "data", tmp_path / "student"
     played, offline = tmp_path / "student", tmp_path / "offline"
-    said = command("train", "CartPole-v1", "--steps", 400, "--final-episodes", 2, "--seed", 3, "--out", teacher)
-    assert (said.status, said.out) == (0, "")
-    assert "mean return" in said.err
+    outcome = command("train", "CartPole-v1", "--steps", 400, "--final-episodes", 2, "--seed", 3, "--out", teacher)
+    assert (outcome.status, outcome.out) == (0, "")
+    assert "mean return" in outcome.err
     assert command("record", "--teacher", teacher, "--steps", 300, "--out", data).status == 0
     assert {"dataset.json", "shard-00000.arrow"} <= {path.name for path in data.iterdir()}
     assert command("distill", "--teacher", teacher, *SMALL, "--out", played).status == 0
@@ -188,11 +188,11 @@ def test_verbs_follow_each_other_from_a_teacher_to_a_page(tmp_path: Path, comman
     assert load_policy(student).provenance["command"].startswith("rldistill distill --teacher")
 
     scores = tmp_path / "scores.json"
-    said = command(
+    outcome = command(
         "evaluate", teacher, played, offline, "--episodes", 4, "--epsilon", 0.01, "--seed", 1, "--json", scores
     )
-    assert said.status == 0
-    assert said.out.count("mlp:4") == 2
+    assert outcome.status == 0
+    assert outcome.out.count("mlp:4") == 2
     table = json.loads(scores.read_text())
     assert [Path(row["policy"]).name for row in table] == ["teacher", "student", "offline"]
     for row in table:
@@ -205,8 +205,8 @@ def test_verbs_follow_each_other_from_a_teacher_to_a_page(tmp_path: Path, comman
     assert table[1]["parameters"] == 4 * 4 + 4 + 4 * 2 + 2
 
     page = tmp_path / "page.html"
-    said = command("report", student, "--out", page, "--episodes", 2, "--seconds", 0)
-    assert (said.status, said.out.strip()) == (0, str(page))
+    outcome = command("report", student, "--out", page, "--episodes", 2, "--seconds", 0)
+    assert (outcome.status, outcome.out.strip()) == (0, str(page))
     assert page.read_text().startswith("<!")
 
 
@@ -218,9 +218,9 @@ def test_a_machine_without_memory_is_one_line(tmp_path: Path) -> None:
         f"sys.argv = ['rldistill', *{words!r}]\n"
         "rldistill.cli.main()\n"
     )
-    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    assert said.returncode == 2
-    assert re.fullmatch(r"rldistill: error: the machine has no memory left for this: take [^\n]*\n", said.stderr)
+    outcome = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert outcome.returncode == 2
+    assert re.fullmatch(r"rldistill: error: the machine has no memory left for this: take [^\n]*\n", outcome.stderr)
     assert not (tmp_path / "run").exists()
 
 
@@ -228,9 +228,9 @@ def test_finished_run_with_resume_is_done_at_once(tmp_path: Path, command: Comma
     teacher = policy(tmp_path / "teacher")
     words = ["distill", "--teacher", teacher, *SMALL, "--out", tmp_path / "run"]
     assert command(*words).status == 0
-    said = command(*words, "--resume")
-    assert said.status == 0
-    assert "is finished already" in said.err
+    outcome = command(*words, "--resume")
+    assert outcome.status == 0
+    assert "is finished already" in outcome.err
 
 
 @pytest.mark.parametrize(
@@ -248,11 +248,11 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, command: Comm
         raise KeyboardInterrupt
 
     monkeypatch.setitem(cli.VERBS, verb, pressed)
-    said = command(verb)
-    assert said.status == 130
-    assert said.err.startswith("rldistill: interrupted; ")
-    assert words in said.err
-    assert said.err.count("\n") == 1
+    outcome = command(verb)
+    assert outcome.status == 130
+    assert outcome.err.startswith("rldistill: interrupted; ")
+    assert words in outcome.err
+    assert outcome.err.count("\n") == 1
 
 
 def test_version_is_said_without_importing_the_verbs(tmp_path: Path) -> None:
@@ -304,17 +304,17 @@ def test_demo_without_its_teacher_says_so() -> None:
 def test_inspect_prints_what_a_zip_is_and_how_it_plays(tmp_path: Path, command: Command) -> None:
     not_normalized = {"_last_obs": {}, "_last_original_obs": None}
     zipped = balancing_zip(tmp_path / "ppo-CartPole-v1.zip", sign=-1.0, changes=not_normalized)
-    said = command("inspect", zipped, "--play", 2, "--epsilon", 0)
-    assert said.status == 0
-    lines = dict(line.split(maxsplit=1) for line in said.out.splitlines())
+    outcome = command("inspect", zipped, "--play", 2, "--epsilon", 0)
+    assert outcome.status == 0
+    lines = dict(line.split(maxsplit=1) for line in outcome.out.splitlines())
     assert lines["format"] == "Stable-Baselines3 zip"
     assert (lines["algorithm"], lines["environment"], lines["parameters"]) == ("PPO", "CartPole-v1", "16")
     assert "in 2 games, epsilon 0" in lines["plays"]
-    said = command("inspect", zipped, "--env", "Acrobot-v1")
-    assert said.status == 0, "what does not fit is told, not refused"
-    unfit = [line for line in said.out.splitlines() if line.lstrip().startswith("does not fit")]
+    outcome = command("inspect", zipped, "--env", "Acrobot-v1")
+    assert outcome.status == 0, "what does not fit is told, not refused"
+    unfit = [line for line in outcome.out.splitlines() if line.lstrip().startswith("does not fit")]
     assert len(unfit) == 2, "another shape, and other actions"
-    assert "notes" not in said.out
+    assert "notes" not in outcome.out
     assert list(tmp_path.iterdir()) == [zipped]
 
 
@@ -335,12 +335,12 @@ def tree(folder: Path) -> dict[str, bytes | None]:
     return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
 
 
-def refused(said: Said, words: str) -> None:
-    assert said.status == 2
-    assert said.err.startswith("rldistill: error: ")
-    assert said.err.count("\n") == 1, said.err
-    assert "Traceback" not in said.err
-    assert words in said.err
+def refused(outcome: Outcome, words: str) -> None:
+    assert outcome.status == 2
+    assert outcome.err.startswith("rldistill: error: ")
+    assert outcome.err.count("\n") == 1, outcome.err
+    assert "Traceback" not in outcome.err
+    assert words in outcome.err
 
 
 @pytest.fixture(scope="module")
@@ -465,9 +465,9 @@ def test_wrong_input_is_one_line_and_status_2_and_touches_nothing(
 ) -> None:
     line, words = BAD[case]
     before = tree(shelf)
-    said = command(*line.format(shelf=shelf, out=tmp_path / "out").split())
-    refused(said, words)
-    assert said.out == ""
+    outcome = command(*line.format(shelf=shelf, out=tmp_path / "out").split())
+    refused(outcome, words)
+    assert outcome.out == ""
     assert tree(shelf) == before
     assert not list(tmp_path.iterdir()), "no folder is left behind"
 
@@ -475,7 +475,7 @@ def test_wrong_input_is_one_line_and_status_2_and_touches_nothing(
 @pytest.mark.parametrize("name", ["cut-shard", "flipped-shard", "no-shard"])
 def test_damaged_shard_is_refused_by_its_name(tmp_path: Path, shelf: Path, command: Command, name: str) -> None:
     before = tree(shelf)
-    said = command(
+    outcome = command(
         "distill",
         "--teacher",
         shelf / "good",
@@ -486,7 +486,7 @@ def test_damaged_shard_is_refused_by_its_name(tmp_path: Path, shelf: Path, comma
         "--out",
         tmp_path / "out",
     )
-    refused(said, "shard-00001.arrow")
+    refused(outcome, "shard-00001.arrow")
     assert tree(shelf) == before
 
 
@@ -517,18 +517,18 @@ def test_wrong_input_to_the_real_command(tmp_path: Path, shelf: Path) -> None:
         text=True,
         check=False,
     )
-    refused(Said(done.returncode, done.stdout, done.stderr), "cut-weights")
+    refused(Outcome(done.returncode, done.stdout, done.stderr), "cut-weights")
     assert not (tmp_path / "out").exists()
 
 
 def test_export_ends_with_a_table_and_its_file_is_evaluated(command: Command, tmp_path: Path) -> None:
     folder, out = policy(tmp_path / "policy"), tmp_path / "p.pt"
     few = ["--states", "50", "--calibration", "10", "--episodes", "2"]
-    said = command("export", folder, "--format", "torchscript", "--out", out, *few)
-    assert said.status == 0, said.err
-    assert "eager torch" in said.out
-    assert "torchscript" in said.out
-    assert str(out) in said.out
+    outcome = command("export", folder, "--format", "torchscript", "--out", out, *few)
+    assert outcome.status == 0, outcome.err
+    assert "eager torch" in outcome.out
+    assert "torchscript" in outcome.out
+    assert str(out) in outcome.out
     refused = command("export", folder, "--format", "torchscript", "--out", out, *few)
     assert (refused.status, refused.out) == (2, "")
     assert refused.err.count("\n") == 1
@@ -544,10 +544,10 @@ def test_push_writes_the_folder_and_says_what_is_in_it(command: Command, tmp_pat
     pytest.importorskip("huggingface_hub")
     folder, out = policy(tmp_path / "policy"), tmp_path / "hub"
     words = ["push", folder, "--repo", "me/pole", "--dry-run", "--out", out, "--episodes", 2, "--seconds", 0]
-    said = command(*words)
-    assert said.status == 0, said.err
-    assert "me/pole" in said.out
-    assert said.out.splitlines()[-1] == f"{out}: README.md, policy.json, scores.json, weights.safetensors"
+    outcome = command(*words)
+    assert outcome.status == 0, outcome.err
+    assert "me/pole" in outcome.out
+    assert outcome.out.splitlines()[-1] == f"{out}: README.md, policy.json, scores.json, weights.safetensors"
     before = tree(tmp_path)
     refused(command(*words), "exists: replace it with --force")
     refused(command("push", folder, "--repo", "pole", "--dry-run", "--out", tmp_path / "x"), "write --repo owner/name")
@@ -563,10 +563,10 @@ def test_watch_writes_a_film_and_says_how_it_went(tmp_path: Path, levers: str, c
         save_policy(tmp_path / name, build(Architecture("mlp:4", (6,), 5), seed, "logits"), task, {})
     out = tmp_path / "levers.gif"
     words = ["watch", tmp_path / "teacher", tmp_path / "student", "--episodes", 2, "--out", out]
-    said = command(*words)
-    assert said.status == 0, said.err
+    outcome = command(*words)
+    assert outcome.status == 0, outcome.err
     assert out.read_bytes().startswith(b"GIF89a")
-    assert said.out.count(" 20 ") == 2, "two games of ten steps each"
-    assert said.out.endswith(f"{out}\n")
+    assert outcome.out.count(" 20 ") == 2, "two games of ten steps each"
+    assert outcome.out.endswith(f"{out}\n")
     refused(command(*words), "--force")
     assert command(*words, "--force").status == 0

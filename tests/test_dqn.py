@@ -141,9 +141,9 @@ def test_an_update_is_a_step_on_the_huber_loss_of_the_samples_drawn(double: bool
         replay, errors = dqn.replay, []
 
         def values(network: torch.nn.Module, time: int, row: int) -> torch.Tensor:
-            seen = torch.from_numpy(replay.observations(np.array([time]), np.array([row])))
+            stacks = torch.from_numpy(replay.observations(np.array([time]), np.array([row])))
             with torch.no_grad():
-                return network(seen)[0]  # type: ignore[no-any-return]  # a Module's call is untyped
+                return network(stacks)[0]  # type: ignore[no-any-return]  # a Module's call is untyped
 
         def column(name: str, time: int, row: int) -> float:
             return float(replay.column(name, np.array([time]), np.array([row]))[0])

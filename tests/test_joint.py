@@ -260,16 +260,16 @@ def test_tasks_are_learnt_alike_however_long_their_games_are(tmp_path: Path) -> 
 
 def test_the_average_of_the_torso_is_that_of_the_weights_after_every_update(tmp_path: Path) -> None:
     learner = joint(tmp_path, algo="pqn", averaging=1_000, steady=False)
-    seen: list[Tensor] = []
+    weights: list[Tensor] = []
     learner.optimizer.register_step_post_hook(
-        lambda *_: seen.append(learner.network.arrays()["torso.1.weight"].clone())
+        lambda *_: weights.append(learner.network.arrays()["torso.1.weight"].clone())
     )
     items = learner.learn()
     for _ in range(3):
         next(items)
-    assert len(seen) == learner.updates > 3
+    assert len(weights) == learner.updates > 3
     average = learner.policy.arrays()["torso.1.weight"]
-    torch.testing.assert_close(average, torch.stack(seen).mean(0))
+    torch.testing.assert_close(average, torch.stack(weights).mean(0))
     close(learner)
 
 
