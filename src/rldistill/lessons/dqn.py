@@ -26,37 +26,37 @@ from rldistill.types import Actions, Bools, Floats, Masks, Observations, UserErr
 
 @dataclass(frozen=True)
 class DQNSettings:
-    """Defaults for Atari; what differs from the papers is in `docs/train.md`."""
+    """Defaults for Atari; `docs/train.md` lists the differences from the papers."""
 
     capacity: int = 400_000
     """Control steps kept to learn from (7 kB each on Atari)."""
     n_step: int = 3
     """Rewards summed before the bootstrap; 1 is the paper's."""
     double: bool = True
-    """The learning network chooses the action whose value is bootstrapped from; otherwise it is the target network's largest."""
+    """Double Q-learning: the learning network chooses the action of the bootstrap. Otherwise the target network does."""
     warmup: int = 20_000
     """Control steps of uniformly random play before the first update."""
     replay_ratio: float = 8.0
     """Samples drawn for each control step; the paper's 32 every 4 control steps are 8."""
     minibatch: int = 128
-    """Samples an update. Larger and rarer than the paper's 32: the same samples in a quarter of the updates."""
+    """Samples for each update. The paper has 32, and four times as many updates for the same samples."""
     target_every: int = 500
     """Updates between two copies to the target network."""
     item_steps: int = 512
-    """Control steps an item of `DQN.learn`; it changes what is reported when, and nothing else."""
+    """Control steps in an item of `DQN.learn`. They change only the times of records."""
     slack: int = 65_536
     """Control steps of room in the replay's files, so that not every item needs a checkpoint."""
 
 
 class NStep(NamedTuple):
-    """What follows B transitions, each (B,)."""
+    """Returns and bootstraps of B transitions, each (B,)."""
 
     returns: Floats
-    """Discounted sum of the rewards that are counted."""
+    """Discounted sum of the rewards of the window."""
     discounts: Floats
-    """What the bootstrap is multiplied with: gamma to the number of rewards, 0 where the episode terminated."""
+    """Factor of the bootstrap: gamma to the power of the number of rewards, 0 where the episode terminated."""
     steps: npt.NDArray[np.int64]
-    """After how many control steps the observation to bootstrap from comes."""
+    """Control steps to the observation of the bootstrap."""
     valid: Bools
     """False where the first step was truncated: its last observation is not kept, so there is no target."""
 
@@ -69,7 +69,7 @@ class Drawn(NamedTuple):
     actions: Tensor
     """(B,) int64."""
     bootstrap: Tensor
-    """(B, *obs): the observations bootstrapped from."""
+    """(B, *obs): the observations of the bootstrap."""
     returns: Tensor
     discounts: Tensor
     valid: Tensor
@@ -106,7 +106,7 @@ def n_step_returns(rewards: Floats, terminated: Bools, truncated: Bools, discoun
 
 
 def updates_due(control_steps: int, num_envs: int, stack: int, settings: DQNSettings) -> int:
-    """Updates after so many control steps: a function of them alone, so that a resumed run does the same ones.
+    """Updates that are due after a number of control steps. It depends on nothing else, so a resumed run makes the same updates.
 
     Args:
         control_steps: of all environments together.
@@ -114,7 +114,7 @@ def updates_due(control_steps: int, num_envs: int, stack: int, settings: DQNSett
         stack: frames in an observation.
         settings: the learner's.
     """
-    # So many must have been added before one can be drawn with all that it needs.
+    # The first transition can be drawn once its whole window has been added.
     first = max(settings.warmup, (stack + settings.n_step - 1) * num_envs)
     return max(int((control_steps - first) * settings.replay_ratio / settings.minibatch), 0)
 
@@ -142,12 +142,12 @@ def q_targets(
 
 
 def adam(parts: Iterable[Iterable[nn.Parameter]], learning_rate: float) -> torch.optim.Adam:
-    """The optimizer, with a group for each part of a network. What has no gradient rests."""
+    """The optimizer, with a group for each part of a network. Parts without gradients do not change."""
     return torch.optim.Adam([{"params": list(part)} for part in parts], lr=learning_rate, eps=1.5e-4, fused=True)
 
 
 class DQN:
-    """A learner: iterate `learn()`, save and load between two items. `policy` is what has been learnt.
+    """A learner: iterate `learn()`, save and load between two items. `policy` is the result.
 
     Args:
         network: trained in place.
@@ -225,13 +225,13 @@ class DQN:
         return self._explore(greedy, self.epsilon, masks)
 
     def learn(self) -> Iterator[dict[str, Any]]:
-        """`item_steps` control steps and the updates that are due with them an item: a record with the mean loss (None
-        while warming up), and the returns of the games that ended."""
+        """Makes `item_steps` control steps and their updates for each item. Yields a record with the mean loss, None during the
+        warm-up, and the returns of the games that ended."""
         while True:
             yield self.figures([self._step() for _ in range(self.item_times)])
 
     def _step(self) -> Learnt:
-        """One control step of all rows, and the updates that are due with it."""
+        """Makes one control step of all rows, and the updates that are due."""
         returns = self.play()
         updates = []
         while self.updates < self.due:
@@ -245,11 +245,11 @@ class DQN:
 
     @property
     def due(self) -> int:
-        """Updates that are due with the control steps so far. With one there is enough in the replay to draw from."""
+        """Updates that are due with the control steps so far. Once it is positive, the replay can be drawn from."""
         return updates_due(self.control_steps, self.environments.num_envs, self.replay.stack, self.settings)
 
     def play(self) -> list[float]:
-        """One control step of all rows, kept in the replay; the returns of the games that ended."""
+        """Makes one control step of all rows and adds it to the replay. Returns the returns of the games that ended."""
         step = next(self._rollout)
         self.replay.add(
             step.observations,
@@ -264,7 +264,7 @@ class DQN:
         return [float(score) for score in step.returns[~np.isnan(step.returns)]]
 
     def update(self) -> tuple[Tensor, Tensor]:
-        """One gradient step on a fresh minibatch, and what else is due with it; the mean loss and the mean target."""
+        """Makes a gradient step on a fresh minibatch, and copies the target network when due. Returns mean loss and target."""
         loss, target = self.fit(self.draw())
         self.updates += 1
         if self.updates % self.settings.target_every == 0:
@@ -272,7 +272,7 @@ class DQN:
         return loss, target
 
     def draw(self) -> Drawn:
-        """A minibatch of the replay."""
+        """Draws a minibatch from the replay."""
         length = self.settings.n_step
         times, rows = self.replay.sample(self.generator, self.settings.minibatch, ahead=length)
         window, beside = times[:, None] + np.arange(length), rows[:, None]
@@ -295,7 +295,7 @@ class DQN:
         return Drawn(*(torch.from_numpy(array).to(self.network.device) for array in arrays))
 
     def fit(self, drawn: Drawn) -> tuple[Tensor, Tensor]:
-        """One gradient step on a minibatch; the mean loss and the mean target."""
+        """Makes one gradient step on a minibatch. Returns mean loss and mean target."""
         with torch.no_grad():
             q_t = self.target(drawn.bootstrap)
             selector = self.network(drawn.bootstrap) if self.settings.double else q_t
@@ -314,11 +314,11 @@ class DQN:
 
     @property
     def must_save(self) -> bool:
-        """As the replay says of one more item."""
+        """Whether the next item may overwrite states that the last saved state needs."""
         return self.replay.must_save(self.item_times)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next item depends on; the replay's frames stay in its files."""
+        """The state that the next item depends on; the replay's frames stay in its files."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -338,7 +338,7 @@ class DQN:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts back what `state_dict` gave.
+        """Restores what `state_dict` returned.
 
         Raises:
             UserError: the replay's files are missing or damaged.
@@ -348,7 +348,7 @@ class DQN:
         self.optimizer.load_state_dict(state["optimizer"])
 
     def load_own_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts back what `own_state_dict` gave.
+        """Restores what `own_state_dict` returned.
 
         Raises:
             UserError: the replay's files are missing or damaged.

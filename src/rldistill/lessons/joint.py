@@ -1,7 +1,7 @@
-"""Joint training: one network learns several tasks from reward, a head a task. Multi-task distillation is compared with it.
+"""Joint training: one network learns several tasks from reward, with a head for each.
 
-Rusu et al. 2015, arXiv 1511.06295, train their multi-task DQN so: a replay and a head for each game, games that change by
-episodes, and updates that are interleaved evenly between the games.
+Rusu et al. 2015, arXiv 1511.06295, compare multi-task distillation with a multi-task DQN of this kind. It has a replay and a head
+for each game, changes games by episodes, and interleaves updates evenly between the games.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from rldistill.students.heads import MultiTaskNetwork
 
 
 class Stretch(NamedTuple):
-    """What came of the least that is played of a task before another one may be."""
+    """The shortest play of a task: its records, and whether another task may follow."""
 
     learnt: Mapping[str, Learnt]
-    """By task."""
+    """Records by task."""
     ends_turn: bool
     """Whether another task may be played now."""
 
 
 Advance: TypeAlias = Callable[[str], Stretch]
-"""Plays the named task, and learns what is due."""
+"""Plays the named task, and makes the updates that are due."""
 
 
 class Joint:
     """Learners of several tasks that share a network. Iterate `learn()`, save and load between two items.
 
-    The task that is played next is the one with the fewest control steps so far. So all have about as many at any time,
-    however long their episodes are, and none is forgotten while others go on alone.
+    The next task is the one with the fewest control steps so far. So all tasks have about equal numbers of control steps at any
+    time, whatever the lengths of their episodes.
 
     Args:
         network: trained in place.
-        policy: what has been learnt: the network, or the average of its weights.
+        policy: the result: the network, or the average of its weights.
         learners: by task; each trains its view of the network.
         optimizer: of the network, which all learners use.
         advance: how a task is played and learnt.
         steps: control steps of each task.
-        times: stretches in an item.
+        times: stretches in each item.
     """
 
     def __init__(
@@ -66,12 +66,12 @@ class Joint:
 
     @property
     def control_steps(self) -> int:
-        """Of all tasks together."""
+        """The sum over all tasks."""
         return sum(learner.control_steps for learner in self.learners.values())
 
     @property
     def updates(self) -> int:
-        """Of all tasks together."""
+        """The sum over all tasks."""
         return sum(learner.updates for learner in self.learners.values())
 
     @property
@@ -80,7 +80,7 @@ class Joint:
         return all(learner.control_steps >= self.steps for learner in self.learners.values())
 
     def learn(self) -> Iterator[Mapping[str, dict[str, Any]]]:
-        """Some stretches of play an item: a record of each task that was played or learnt."""
+        """Plays some stretches for each item, and yields a record of each task that was played or learnt."""
         while True:
             learnt: dict[str, list[Learnt]] = {}
             for _ in range(self._times):
@@ -95,11 +95,11 @@ class Joint:
 
     @property
     def must_save(self) -> bool:
-        """Whether one of the learners must be saved, for any may be played next."""
+        """Whether any learner must be saved, because any may be played next."""
         return any(learner.must_save for learner in self.learners.values())
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next item depends on; the replays' frames stay in their files."""
+        """The state that the next item depends on; the replays' frames stay in their files."""
         return {
             "network": self.network.arrays(),
             "policy": self.policy.arrays(),
@@ -109,7 +109,7 @@ class Joint:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts back what `state_dict` gave.
+        """Restores what `state_dict` returned.
 
         Raises:
             UserError: files of a replay are missing or damaged.
@@ -154,10 +154,10 @@ def joint_dqn(
 
 
 def play_and_update(learners: Mapping[str, DQN], played: str) -> Stretch:
-    """One control step of all rows of a task, and the updates that are due with it, which are of all tasks in turn.
+    """Plays one control step of all rows of a task, and makes the updates that are due, of all tasks in turn.
 
-    The next update is of the task with the fewest so far, among those whose warm-up is over. A game of many hundred control steps
-    would otherwise be learnt alone for as long, and the others forgotten.
+    The next update is of the task with the fewest updates so far, among those whose warm-up is over. Otherwise a long game
+    would be the only one that is learnt while it lasts.
     """
     returns = learners[played].play()
     made: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {played: []}
@@ -179,10 +179,10 @@ def joint_pqn(
     learning: Mapping[str, Learning],
     settings: PQNSettings,
 ) -> Joint:
-    """PQN of several tasks: a rollout of one is played and learnt, then one of the next.
+    """PQN of several tasks: plays a rollout of one task and learns from it, then one of the next.
 
     Args:
-        network: trained in place; wants layer normalization.
+        network: trained in place; it should have layer normalization.
         environments: by task.
         learning: by task; steps and learning rate are the same.
         settings: of every learner.

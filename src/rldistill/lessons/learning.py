@@ -1,4 +1,4 @@
-"""What all learners from reward share: their settings, and what they report of a stretch of learning."""
+"""Settings and records that all learners from reward share."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Learning:
-    """How an agent learns from reward, whatever its algorithm."""
+    """Settings of learning from reward, for every algorithm."""
 
     steps: int
     """Control steps of the whole run, for the schedules."""
     learning_rate: float
-    """Its first value."""
+    """First value of the learning rate."""
     discount: float
-    """Gamma."""
+    """Gamma, the discount of one control step."""
     epsilon_end: float
     """Last probability of a random action."""
     epsilon_steps: int
@@ -32,24 +32,24 @@ class Learning:
     lives_as_episodes: bool
     """Learn as if a lost life ended the episode; see `as_learnt`."""
     seed: int
-    """Of exploration and minibatches."""
+    """Seed of exploration and minibatches."""
     place: int = 0
-    """Of the task among several that are learnt together: each has random numbers of its own."""
+    """Index of the task among several that are learnt together. Each has its own random numbers."""
 
     def generator(self) -> np.random.Generator:
-        """Of exploration and minibatches, at its beginning."""
+        """A fresh generator for exploration and minibatches."""
         return np.random.default_rng([self.seed, 2, self.place] if self.place else [self.seed, 2])
 
 
 class Learnt(NamedTuple):
-    """What came of a stretch of learning."""
+    """Losses, targets and returns of a stretch of learning."""
 
     losses: Sequence[Tensor] = ()
     """Mean loss of each update."""
     targets: Sequence[Tensor] = ()
-    """Means of the values that were learnt."""
+    """Mean target of each update."""
     returns: Sequence[float] = ()
-    """Of the games that ended."""
+    """Returns of the games that ended."""
 
 
 def as_figures(stretches: Sequence[Learnt]) -> dict[str, Any]:

@@ -25,21 +25,21 @@ from rldistill.types import Actions, Masks, Observations, as_tensor
 
 @dataclass(frozen=True)
 class PQNSettings:
-    """Defaults are those of the paper's Atari runs, but for what `docs/papers.md` lists."""
+    """Defaults are those of the paper's Atari runs, except for the differences in `docs/papers.md`."""
 
     rollout_length: int = 32
     """Control steps of each environment between two phases of learning."""
     epochs: int = 2
     """Passes over each rollout."""
     minibatch: int = 256
-    """Samples a gradient step."""
+    """Samples for each gradient step."""
     trace: float = 0.65
     """Lambda of Q(lambda)."""
     max_grad_norm: float = 10.0
     steady: bool = False
     """Gradients are taken for layers' inputs less their mean."""
     averaging: int = 1
-    """Updates over which the weights of the policy are averaged, exponentially; 1 takes the last ones."""
+    """Updates over which the weights of the policy are averaged, exponentially; 1 takes the last weights."""
 
 
 def q_lambda_targets(r_t: Tensor, discount_t: Tensor, v_t: Tensor, cut_t: Tensor, trace: float) -> Tensor:
@@ -65,27 +65,27 @@ def q_lambda_targets(r_t: Tensor, discount_t: Tensor, v_t: Tensor, cut_t: Tensor
 
 
 def radam(parts: Iterable[Iterable[nn.Parameter]], learning_rate: float) -> torch.optim.RAdam:
-    """The optimizer, with a group for each part of a network. A part without gradients rests."""
+    """The optimizer, with a group for each part of a network. Parts without gradients do not change."""
     groups = [{"params": list(part)} for part in parts]
     kind = RAdam if groups[0]["params"][0].device.type == "cpu" else torch.optim.RAdam
     return kind(groups, lr=learning_rate)
 
 
 class Averaged(NamedTuple):
-    """Weights that are exponential averages of others."""
+    """Exponential averages of weights."""
 
     averages: Sequence[Tensor]
-    """Changed in place."""
+    """The averages, changed in place."""
     weights: Sequence[Tensor]
-    """As they are learnt, in the same order."""
+    """The learnt weights, in the same order."""
     length: int
-    """About how many updates are averaged over."""
+    """About the number of updates that are averaged over."""
     updates: Callable[[], int]
     """Updates of these weights so far."""
 
     def follow(self) -> None:
-        """Takes in the weights after an update."""
-        # The plain mean of all until there are as many as it is to hold: the first weights do not linger.
+        """Adds the weights after an update to the average."""
+        # The plain mean of all weights up to `length` updates, so that the first weights have no excess share.
         share = 1 / min(self.updates(), self.length)
         with torch.no_grad():
             for mean, last in zip(self.averages, self.weights, strict=True):
@@ -93,18 +93,18 @@ class Averaged(NamedTuple):
 
 
 class Sharing(NamedTuple):
-    """What a learner shares with those of other tasks, whose network has the same torso."""
+    """The optimizer, policy and averages that learners of several tasks share."""
 
     optimizer: torch.optim.Optimizer
-    """Of `radam`."""
+    """An optimizer of `radam`."""
     policy: Network
     """The learner's own head on the averaged torso; the network itself where nothing is averaged."""
     averages: Sequence[Averaged]
-    """Of the torso and of the head; empty where nothing is averaged."""
+    """The averages of the torso and of the head; empty where nothing is averaged."""
 
 
 class PQN:
-    """A learner: iterate `learn()`, save and load between two items. `policy` is what has been learnt.
+    """A learner: iterate `learn()`, save and load between two items. `policy` is the result.
 
     Args:
         network: trained in place; wants layer normalization.
@@ -140,7 +140,7 @@ class PQN:
         self._values: list[Tensor] = []
 
     def _sharing_nothing(self, learning_rate: float) -> Sharing:
-        """Optimizer and policy of a learner whose network is its own."""
+        """The optimizer and policy of a learner that shares its network with no other."""
         network, length = self.network, self.settings.averaging
         optimizer = radam([network.parameters()], learning_rate)
         if length == 1:
@@ -157,7 +157,7 @@ class PQN:
         return self._explore(greedy, self.epsilon(self.control_steps), masks)
 
     def learn(self) -> Iterator[dict[str, Any]]:
-        """One rollout and its epochs an item: a record with the loss, and the returns of the games that ended."""
+        """Plays one rollout and learns from it for each item. Yields a record with the loss and the returns of ended games."""
         while True:
             yield self.figures([self.learn_rollout()])
 
@@ -226,7 +226,7 @@ class PQN:
         return losses
 
     def fit(self, observations: Tensor, actions: Tensor, targets: Tensor) -> Tensor:
-        """One gradient step on B samples, (B, *obs), (B,) and (B,); the mean loss."""
+        """Makes one gradient step on B samples, (B, *obs), (B,) and (B,). Returns the mean loss."""
         values = self.network(observations).gather(1, actions[:, None]).squeeze(1)
         loss: Tensor = 0.5 * (values - targets).square().mean()
         self.optimizer.zero_grad(set_to_none=True)
@@ -242,11 +242,11 @@ class PQN:
 
     @property
     def must_save(self) -> bool:
-        """Never: the state is complete in itself, whenever it is saved."""
+        """False, because the saved state is complete."""
         return False
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next item depends on."""
+        """The state that the next item depends on."""
         return {
             "network": self.network.state_dict(),
             "policy": self.policy.state_dict(),
@@ -266,14 +266,14 @@ class PQN:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts back what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
         self.network.load_state_dict(state["network"])
         self.policy.load_state_dict(state["policy"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.load_own_state_dict(state)
 
     def load_own_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts back what `own_state_dict` gave."""
+        """Restores what `own_state_dict` returned."""
         self._centred.load_state_dict(state["means"])
         self.environments.load_state_dict(state["environments"])
         load_generator_state(self.generator, state["generator"])
