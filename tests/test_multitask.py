@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +35,7 @@ from rldistill.types import Lesson, ScoreKind, Task, UserError
 from rldistill.verbs.distill import DistillConfig, distill
 from rldistill.verbs.distill.streams import bytes_in, make_stream, within_memory
 from rldistill.verbs.distill.teaching import Teaching, make_student, teaching_of
+from rldistill.verbs.distill.work import Level
 from rldistill.verbs.evaluate import EvaluateConfig, evaluate
 
 CARTPOLE, PENDULUM, ACROBOT = (make_task(name) for name in ("CartPole-v1", "Pendulum-v1", "Acrobot-v1"))
@@ -192,6 +195,36 @@ def test_evaluations_that_choose_lessons_stay_as_they_are_when_a_run_is_resumed(
     )  # finished: nothing is chosen
 
 
+def test_games_that_choose_lessons_count_for_no_score(tmp_path: Path, root: Path) -> None:
+    """Greedy games depend on their starts alone; the evaluations of a run begin as `play_scored` does with its seed."""
+    config = changed(QUICK, steps=200, evaluate_every=150, evaluate_epsilon=0.0, evaluate_episodes=5)
+    alike = {}
+    for schedule in ("uniform", "progress"):
+        student = distill(both(root), tmp_path / schedule, changed(config, schedule_lessons=schedule))
+        evaluated = play_scored(CARTPOLE, student.view("CartPole-v1"), 5, 0.0, QUICK.seed)
+        alike[schedule] = student.provenance["scores"]["CartPole-v1"]["returns"] == evaluated["returns"]
+    assert alike == {"uniform": True, "progress": False}
+
+
+@pytest.mark.parametrize("score", [{"iqm": 1.0}, 5, {"mean": math.nan}])
+def test_a_score_that_a_teachers_card_does_not_really_state_is_measured(tmp_path: Path, score: Any) -> None:
+    config = changed(QUICK, schedule_lessons="progress", steps=200, evaluate_every=150)
+    distill([replace(balancing(), provenance={"score": score}), braking()], tmp_path / "run", config)
+    levels = [r for r in RunFolder(tmp_path / "run").records()[0] if isinstance(r, TeacherScore)]
+    assert [level.episodes for level in levels] == [QUICK.evaluating.evaluate_episodes] * 2
+
+
+def test_a_teacher_that_plays_no_better_than_chance_is_nothing_to_be_behind() -> None:
+    assert Level(random=10.0, teacher=20.0).normalized(12.5) == 0.25
+    assert [Level(random=10.0, teacher=teacher).normalized(30.0) for teacher in (10.0, 5.0)] == [1.0, 1.0]
+
+
+def test_settings_may_be_numbers_of_numpy(tmp_path: Path) -> None:
+    config = changed(QUICK, num_envs=np.int64(4), learning_rate=np.float32(0.003), evaluate_episodes=np.int32(0))
+    distill([balancing(), braking()], tmp_path / "run", config)
+    assert RunFolder(tmp_path / "run").config()["num_envs"] == 4
+
+
 def test_a_run_may_play_no_games_at_all(tmp_path: Path, root: Path) -> None:
     student = distill(both(root), tmp_path / "run", changed(QUICK, evaluate_episodes=0))
     records, _ = RunFolder(tmp_path / "run").records()
@@ -199,13 +232,32 @@ def test_a_run_may_play_no_games_at_all(tmp_path: Path, root: Path) -> None:
     assert not any(isinstance(record, Evaluation) for record in records)
 
 
-def test_replays_of_all_tasks_fit_into_the_memory_asked_for() -> None:
-    """CartPole: 4 floats, a flag, 2 values are 25 bytes a step; Pendulum: 3 floats, a flag, 1 value are 17."""
-    config = within_memory(changed(QUICK, replay_memory="42kB", replay=10_000), teachings())
-    assert config.batches.replay == 1_000
+@pytest.mark.parametrize("schedule", ["uniform", "progress"])
+@pytest.mark.parametrize(("memory", "num_envs", "steps"), [(42_000, 4, 10_000), (300_000, 8, 5_000), (90_000, 3, 900)])
+def test_replays_of_all_tasks_fit_into_the_memory_asked_for(
+    tmp_path: Path, memory: int, num_envs: int, steps: int, schedule: str
+) -> None:
+    """The files together are at most as large, and one more control step of each task would not fit unless all do."""
+    asked = changed(QUICK, replay_memory=str(memory), steps=steps, replay=steps, num_envs=num_envs)
+    config = within_memory(changed(asked, schedule_lessons=schedule), teachings())
+    student, config = make_student(teachings(), config)
+    make_stream(teachings(), student, config, tmp_path, Silent()).close()
+    size = sum(path.stat().st_size for path in tmp_path.rglob("replay-*"))
+    # CartPole: 4 floats, a flag, 2 values are 25 bytes a step; Pendulum: 3 floats, a flag, 1 value are 17; both have checksums.
+    assert size <= memory
+    assert config.batches.replay == steps or size > memory - 2 * (num_envs * (25 + 17) + 8)
+
+
+def test_memory_that_the_replays_do_not_fill_changes_nothing() -> None:
     assert within_memory(changed(QUICK, replay=500, replay_memory="1GiB"), teachings()).batches.replay == 500
-    with pytest.raises(UserError, match="replay-memory 1kB holds 23 control steps"):
-        within_memory(changed(QUICK, replay_memory="1kB"), teachings())
+
+
+def test_the_memory_that_a_refusal_names_is_enough() -> None:
+    config = changed(QUICK, warmup=50_000, steps=100_000, replay=100_000)
+    with pytest.raises(UserError, match="replay-memory 1kB holds 0 control steps") as refusal:
+        within_memory(changed(config, replay_memory="1kB"), teachings())
+    (enough,) = re.findall(r"take (\w+)", str(refusal.value))
+    assert within_memory(changed(config, replay_memory=enough), teachings()).batches.replay >= 50_000
 
 
 @pytest.mark.parametrize(("text", "size"), [("4GiB", 2**32), ("500MB", 5e8), ("1.5kb", 1500), ("12", 12)])
@@ -223,6 +275,10 @@ def other_cartpole() -> SavedPolicy:
     return replace(balancing(), provenance={"made": "elsewhere"})
 
 
+def rewarded_otherwise() -> SavedPolicy:
+    return replace(balancing(), task=replace(CARTPOLE, env_kwargs=(("sutton_barto_reward", True),)))
+
+
 def frames() -> SavedPolicy:
     task = make_task("PongNoFrameskip-v4")
     return SavedPolicy(build(Architecture("cnn:4:8", task.observation_shape, 6), 0), task)
@@ -232,6 +288,9 @@ def frames() -> SavedPolicy:
     ("policies", "changes", "words"),
     [
         ([balancing, other_cartpole], {}, "both teach CartPole-v1"),
+        ([balancing, rewarded_otherwise], {}, "with other options"),
+        ([balancing, lambda: None], {}, "a sequence"),
+        ([balancing, lambda: [braking()]], {}, "a sequence"),
         ([balancing, frames], {}, "images or vectors, not both"),
         ([balancing, braking], {"env": "CartPole-v1"}, "--env is for one teacher"),
         ([balancing, braking], {"dataset": "data"}, "--dataset is for one teacher"),

@@ -7,7 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, get_args, get_type_hints
 
 import numpy as np
@@ -153,12 +153,14 @@ def check_boolean(name: str, value: object) -> None:
 
 
 def plain_numbers(config: Configuration) -> Configuration:
-    """A configuration whose NumPy numbers (of a `for seed in np.arange(3)`) are Python's, which JSON can hold."""
-    changed = {
-        field.name: value.item()
-        for field in fields(config)
-        if isinstance(value := getattr(config, field.name), np.generic)
-    }
+    """A configuration whose NumPy numbers (of a `for seed in np.arange(3)`) are Python's, which JSON can hold, in its parts too."""
+    changed: dict[str, Any] = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, np.generic):
+            changed[field.name] = value.item()
+        elif is_dataclass(value) and not isinstance(value, type):
+            changed[field.name] = plain_numbers(value)
     return replace(config, **changed)
 
 
@@ -295,7 +297,7 @@ _RANGES = {
 
 
 def _whole_numbers(values: Any) -> tuple[int, ...]:
-    if not isinstance(values, list | tuple) or not all(_is_number(value, int) for value in values):
+    if not isinstance(values, list | tuple) or not all(is_number(value, int) for value in values):
         raise TypeError(f"{printable(repr(values))} is no list of whole numbers")
     return tuple(values)
 
@@ -310,7 +312,7 @@ def _check_kinds(task: Task) -> None:
     wrong = [
         name
         for name, (least, largest) in _RANGES.items()
-        if not _is_number(getattr(task, name), int) or not least <= getattr(task, name) <= largest
+        if not is_number(getattr(task, name), int) or not least <= getattr(task, name) <= largest
     ]
     wrong += [] if isinstance(task.env, str) else ["env"]
     sizes = task.observation_shape
@@ -322,18 +324,19 @@ def _check_kinds(task: Task) -> None:
     ]
     wrong += [] if task.observation_dtype in ("uint8", "float32") else ["observation_dtype"]
     wrong += [name for name in ("difficulty_ramping", "action_masks") if not isinstance(getattr(task, name), bool)]
-    wrong += [] if _is_number(task.sticky_actions, int | float) else ["sticky_actions"]
-    wrong += [] if task.random_score is None or _is_number(task.random_score, int | float) else ["random_score"]
+    wrong += [] if is_number(task.sticky_actions) else ["sticky_actions"]
+    wrong += [] if task.random_score is None or is_number(task.random_score) else ["random_score"]
     if wrong:
         raise ValueError(f"{wrong[0]} is {str(getattr(task, wrong[0]))[:40]!r}")
 
 
-def _is_number(value: Any, kind: Any) -> bool:
+def is_number(value: Any, kind: Any = int | float) -> bool:
+    """Whether data from a file is a finite number of a kind; True and False are none."""
     return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_argument(name: Any, value: Any) -> bool:
-    kinds = isinstance(value, str | bool | None) or _is_number(value, int | float)
+    kinds = isinstance(value, str | bool | None) or is_number(value)
     return isinstance(name, str) and name.isidentifier() and kinds
 
 

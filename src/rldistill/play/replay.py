@@ -49,20 +49,34 @@ def _all_columns(task: Task, columns: Columns) -> Columns:
     return {"frames": (frame, task.observation_dtype), "starts": ((), np.bool_), **columns}
 
 
-def bytes_a_step(task: Task, columns: Columns) -> int:
-    """Bytes that one control step takes in a replay with these columns."""
-    return sum(
+def _times(task: Task, num_envs: int, capacity: int) -> int:
+    """How often all rows are added until `capacity` control steps are there, at least until a stack is."""
+    return max(-(-capacity // num_envs), task.frame_stack + 1)
+
+
+def ring_bytes(task: Task, num_envs: int, capacity: int, columns: Columns, *, slack: int) -> int:
+    """Bytes of the scratch files of a `Replay` with these arguments."""
+    times = _times(task, num_envs, capacity) + -(-slack // num_envs)
+    each = (
         int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         for shape, dtype in _all_columns(task, columns).values()
     )
+    return times * (num_envs * sum(each) + np.dtype(np.uint32).itemsize)
 
 
 def own_scratch(scratch: Path, place: int) -> Path:
-    """Where the replay of the lesson in a place lies: of the first in the folder itself, of the others in folders of their own."""
+    """Where the replay of the lesson in a place lies: of the first in the folder itself, of the others in folders of their own.
+
+    Raises:
+        UserError: the folder cannot be made.
+    """
     if not place:
         return scratch
     own = scratch / f"lesson-{place}"
-    own.mkdir(exist_ok=True)
+    try:
+        own.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {own}: {error.strerror}") from None
     return own
 
 
@@ -102,7 +116,7 @@ class Replay:
     ) -> None:
         self.num_envs = num_envs
         self.stack = task.frame_stack
-        self.capacity = max(-(-capacity // num_envs), self.stack + 1)
+        self.capacity = _times(task, num_envs, capacity)
         self._length = self.capacity + (-(-slack // num_envs) if scratch else 0)
         self._scratch, self._advice = scratch, advice
         self.added = 0

@@ -44,7 +44,7 @@ Reference = str | os.PathLike[str] | Teacher
 @usual_torch()
 @checked_arguments
 def distill(
-    teacher: str | os.PathLike[str] | Teacher | Sequence[Any],
+    teacher: Reference | Sequence[Reference],
     out: str | os.PathLike[str],
     config: DistillConfig | None = None,
     *,
@@ -68,8 +68,8 @@ def distill(
     """
     check_boolean("resume", resume)
     progress = progress or Silent()
-    given = flat(config or DistillConfig())
-    config = checked(plain_numbers(config or DistillConfig()))
+    config = plain_numbers(config or DistillConfig())
+    given, config = flat(config), checked(config)
     keep_freed_memory()
     teachings = _load_teachings(teacher, config, options, progress)
     _check_schedule(config, len(teachings), RunFolder(Path(out)))
@@ -338,7 +338,7 @@ def _finished(run: Run, config: DistillConfig, progress: Progress) -> SavedPolic
     made = policy.provenance
     lines = ["no games were played, so there is no score"]
     if config.evaluating.evaluate_episodes:
-        games, began = Games(config, progress), time.monotonic()
+        games, began = Games(config, progress, fresh=config.schedule_lessons == "progress"), time.monotonic()
         scores: dict[str, dict[str, Any]] = {}
         for name, view in _heads(policy).items():
             title = "score of the student" + (f" in {name}" if name else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from rldistill.lessons.streams import Composed, Driven, Interleaved, Offline, Pl
 from rldistill.lessons.teaching import Teaching
 from rldistill.play.actions import score_width
 from rldistill.play.envs import Environments
-from rldistill.play.replay import Columns, Replay, bytes_a_step, mask_column, own_scratch
+from rldistill.play.replay import Columns, Replay, mask_column, own_scratch, ring_bytes
 from rldistill.progress import Progress
 from rldistill.schedules import Schedule, constant, linear
 from rldistill.students.heads import MultiTaskNetwork
@@ -101,14 +102,7 @@ def _played(
     number: int,
 ) -> Driven:
     batches, num_envs = config.batches, config.driving.num_envs
-    plan = Plan(
-        share_of(config), config.driving.teacher_epsilon, batches.warmup, batches.batch_size, batches.samples_per_step
-    )
-    # Of several lessons one may be chosen more often than the others, so its replay may overwrite what the run began with.
-    longest = config.steps if number == 1 else config.steps * number
-    # Room between two checkpoints: a run whose steps all fit never overwrites a thing. The last item ends beyond its steps.
-    room = min(max(batches.replay // 20, 100 * num_envs), longest - batches.replay)
-    item = num_envs * plan.times_an_item(num_envs)
+    plan = plan_of(config)
     exploring = linear(config.driving.epsilon, 0.0, config.steps)
     labeller = OneTeacher(teaching.teacher)
     environments = Environments(teaching.task, num_envs, config.seed)
@@ -124,12 +118,28 @@ def _played(
             batches.replay,
             columns_of(labeller, task),
             scratch=own_scratch(scratch, place),
-            slack=room + item,
+            slack=slack_of(config, number),
         ),
         plan,
         generator,
     )
     return driven
+
+
+def plan_of(config: DistillConfig) -> Plan:
+    """Who drives, and how much is drawn."""
+    batches, epsilon = config.batches, config.driving.teacher_epsilon
+    return Plan(share_of(config), epsilon, batches.warmup, batches.batch_size, batches.samples_per_step)
+
+
+def slack_of(config: DistillConfig, number: int) -> int:
+    """Control steps of room that the replay of each of so many lessons has beyond its capacity, between two checkpoints."""
+    replay, num_envs = config.batches.replay, config.driving.num_envs
+    # Of several lessons one may be chosen more often than the others, so its replay may overwrite what the run began with.
+    longest = config.steps if number == 1 else config.steps * number
+    # A run whose steps all fit never overwrites a thing. The last item ends beyond its steps.
+    room = min(max(replay // 20, 100 * num_envs), longest - replay)
+    return room + num_envs * plan_of(config).times_an_item(num_envs)
 
 
 def columns_of(labeller: Labeller, task: Task) -> Columns:
@@ -152,20 +162,26 @@ def within_memory(config: DistillConfig, teachings: Sequence[Teaching]) -> Disti
     Raises:
         UserError: they would be shorter than the warm-up.
     """
-    if config.batches.replay_memory is None:
+    if config.batches.replay_memory is None or config.dataset is not None:
         return config
-    room = bytes_in(config.batches.replay_memory)
-    a_step = sum(
-        bytes_a_step(teaching.task, columns_of(OneTeacher(teaching.teacher), teaching.task)) for teaching in teachings
-    )
-    fits = int(room / a_step)
-    least = max(config.batches.warmup, config.driving.num_envs * (max(t.task.frame_stack for t in teachings) + 1))
+    room, replay = bytes_in(config.batches.replay_memory), config.batches.replay
+    num_envs = config.driving.num_envs
+
+    def taken(steps: int) -> int:
+        """By replays of so many control steps."""
+        slack = slack_of(changed(config, replay=steps), len(teachings))
+        columns = {teaching.task: columns_of(OneTeacher(teaching.teacher), teaching.task) for teaching in teachings}
+        return sum(ring_bytes(task, num_envs, steps, own, slack=slack) for task, own in columns.items())
+
+    stack = max(teaching.task.frame_stack for teaching in teachings)
+    least = max(config.batches.warmup, num_envs * (stack + 1))
+    fits = bisect_right(range(1, max(replay, least) + 1), room, key=taken)
     if fits < least:
         raise UserError(
             f"--replay-memory {config.batches.replay_memory} holds {fits} control steps of each task, and {least} are needed: "
-            f"take {math.ceil(least * a_step / 2**20)}MiB or more, or a shorter --warmup"
+            f"take {math.ceil(taken(least) / 2**20)}MiB or more, or a shorter --warmup"
         )
-    return changed(config, replay=min(config.batches.replay, fits))
+    return changed(config, replay=min(replay, fits))
 
 
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}

@@ -37,14 +37,20 @@ def teaching_of(teacher: Teacher, source: str, task: Task, config: DistillConfig
 
 
 def check_tasks(teachings: Sequence[Teaching]) -> None:
-    """Raises UserError where two teachers are of one task."""
+    """Raises UserError where two teachers are of one task, or of one environment id with other options."""
     by_task: dict[str, Teaching] = {}
     for teaching in teachings:
         before = by_task.setdefault(teaching.task.env, teaching)
         if before is not teaching:
+            both = f"{before.source} and {teaching.source} both"
+            if replace(before.task, random_score=None) != replace(teaching.task, random_score=None):
+                raise UserError(
+                    f"{both} play {teaching.task.env}, with other options: heads are named by environment ids, so a student has "
+                    "one for each; name one of them"
+                )
             raise UserError(
-                f"{before.source} and {teaching.source} both teach {teaching.task.env}: a student has one teacher a task until "
-                "choosing among several is there (--select); name one of them"
+                f"{both} teach {teaching.task.env}: a student has one teacher a task until choosing among several is there "
+                "(--select); name one of them"
             )
 
 

@@ -22,7 +22,7 @@ from rldistill.students.fitting import Figures, GradientFitting
 from rldistill.students.heads import MultiTaskNetwork
 from rldistill.students.networks import Network
 from rldistill.students.objectives import Match
-from rldistill.types import ActionValues, Lesson, Task, Teacher, UserError
+from rldistill.types import ActionValues, Lesson, Task, Teacher, UserError, is_number
 from rldistill.verbs.distill.config import DistillConfig
 
 
@@ -196,8 +196,8 @@ class Level(NamedTuple):
     """Mean return of the teacher."""
 
     def normalized(self, score: float) -> float:
-        """0 for random play, 1 for the teacher; 1 where they are alike."""
-        return (score - self.random) / (self.teacher - self.random) if self.teacher != self.random else 1.0
+        """0 for random play, 1 for the teacher; 1 where the teacher plays no better than chance, and there is no scale."""
+        return (score - self.random) / (self.teacher - self.random) if self.teacher > self.random else 1.0
 
 
 class Games:
@@ -206,10 +206,12 @@ class Games:
     Args:
         config: how many games, and how.
         progress: shows how far they are.
+        fresh: plays other games than those that may have chosen lessons.
     """
 
-    def __init__(self, config: DistillConfig, progress: Progress) -> None:
+    def __init__(self, config: DistillConfig, progress: Progress, *, fresh: bool = False) -> None:
         self.config, self.progress = config, progress
+        self._seed = config.seed + (1_000_000 if fresh else 0)
         self._say = cache(progress.say)  # each evaluation has the same lines again
 
     def play(
@@ -223,7 +225,7 @@ class Games:
             values,
             settings.evaluate_episodes,
             settings.evaluate_epsilon,
-            self.config.seed,
+            self._seed,
             num_envs=1 if self.config.driving.num_envs == 1 else 10,
             on_progress=self.progress.update,
             on_step=lambda transition: stop_if_asked(),
@@ -252,7 +254,7 @@ def teachers_level(teaching: Teaching, task: Task, games: Games, check: Callable
     teacher, playing = teaching.teacher, games.config.playing
     own = playing.env is None and teacher.task.max_episode_steps == task.max_episode_steps
     stated = getattr(teacher, "provenance", {}).get("score") if own else None
-    if stated:
+    if isinstance(stated, dict) and is_number(stated.get("mean")):
         kept = ("mean", "ci_low", "ci_high", "episodes", "distinct", "epsilon")
         return {name: stated[name] for name in kept if name in stated}
     if not games.config.evaluating.evaluate_episodes:
