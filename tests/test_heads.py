@@ -69,15 +69,18 @@ def test_a_head_of_several_is_that_network_alone() -> None:
     assert torch.equal(alone(x), network.view("b")(x))
 
 
+@pytest.mark.parametrize("name", ["cnn:8:16+5", "mlp:16+5"])
 @pytest.mark.parametrize("task", list(GRIDS))
-def test_a_head_that_was_split_off_gives_the_same_scores(task: str) -> None:
-    network = grids()
+def test_a_head_that_was_split_off_gives_the_same_scores(task: str, name: str) -> None:
+    network = build_heads(name, GRIDS, 3)
     network.view(task).standardize(torch.tensor([0.3]), torch.tensor([2.0]))
     alone = network.split(task)
     x = observations(GRIDS[task])
     torch.testing.assert_close(alone(x), network.view(task)(x))
     assert alone.architecture.observation_shape == GRIDS[task].observation_shape
-    assert next(alone.parameters()).shape[1] == GRIDS[task].observation_shape[0], "no weights for what it never sees"
+    channels = GRIDS[task].observation_shape[0]
+    expected = channels * 100 if name.startswith("mlp") else channels
+    assert next(alone.parameters()).shape[1] == expected, "no weights for what it never sees"
 
 
 def test_padding_does_not_depend_on_the_standardization() -> None:

@@ -118,8 +118,9 @@ class MultiTaskNetwork(nn.Module):
             network = Network(view.architecture, view.score_kind)
         state = {name: tensor.detach().clone() for name, tensor in view.state_dict().items()}
         if view.padding:
-            first = next(name for name, _ in view.layers.named_parameters())
-            state[f"layers.{first}"] = state[f"layers.{first}"][:, : -view.padding].contiguous()
+            first = f"layers.{next(name for name, _ in view.layers.named_parameters())}"
+            # Channels, or of images that are flattened the pixels of all channels; the padded ones come last.
+            state[first] = state[first][:, : network.state_dict()[first].shape[1]].contiguous()
         network.load_state_dict(state)
         return network.train(self.training)
 
