@@ -73,7 +73,7 @@ def run_cell(options: Options, arm: str, seed: int, teachers: Sequence[Path], pr
     out = options.out / f"{arm}-seed{seed}"
     games = [load_policy(teacher).task.env for teacher in teachers]
     if arm == "joint":
-        config = TrainConfig(
+        config = TrainConfig.of(
             steps=options.steps, algo="pqn", network=options.joint, seed=seed, final_episodes=0, averaging=200
         )
         train(games, out, config, resume=True, progress=progress)

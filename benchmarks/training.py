@@ -180,7 +180,7 @@ def main(options: Options) -> None:
         for algo in options.algos:
             scratch = Path(folder) / algo
             scratch.mkdir()
-            config = TrainConfig(steps=100_000_000, algo="pqn", device=options.device)
+            config = TrainConfig.of(steps=100_000_000, algo="pqn", device=options.device)
             if algo != "pqn":
                 config = replace(config, algo="dqn", double=algo == "dqn", replay=options.replay, warmup=1_000)
             learners[algo] = make_learner(options.env, config, scratch)

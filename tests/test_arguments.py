@@ -84,7 +84,7 @@ def test_fields_of_a_wrong_type_are_refused_by_their_flag(config: Any, wrong: di
     def verb(config: Any) -> None: ...
 
     with pytest.raises(UserError, match=f"--{field.replace('_', '-')}|{field}"):
-        verb(config(**wrong))
+        verb(getattr(config, "of", config)(**wrong))
 
 
 def test_what_is_expected_is_said() -> None:

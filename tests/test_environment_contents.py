@@ -240,7 +240,7 @@ def test_a_run_whose_environment_fails_keeps_the_traceback_and_goes_on(world: Re
         return SEEDED(env)
 
     env = world(spaces.Box(-9, 9, (2,)), observe)
-    config = TrainConfig(algo="pqn", steps=1200, num_envs=2, network="mlp:4", final_episodes=1, checkpoint_seconds=0)
+    config = TrainConfig.of(algo="pqn", steps=1200, num_envs=2, network="mlp:4", final_episodes=1, checkpoint_seconds=0)
     with pytest.raises(EnvironmentFailed, match="no reply.*the traceback is in .*; go on with --resume") as refusal:
         train(env, tmp_path / "run", config)
     assert len(str(refusal.value).splitlines()) == 1
@@ -252,5 +252,5 @@ def test_a_run_whose_environment_fails_keeps_the_traceback_and_goes_on(world: Re
 def test_a_run_that_fails_at_once_leaves_no_folder(world: Register, tmp_path: Path) -> None:
     env = world(spaces.Box(-9, 9, (2,)), lambda env: 1 / (env.age - 1) * np.ones(2))
     with pytest.raises(EnvironmentFailed, match="ZeroDivisionError: division by zero"):
-        train(env, tmp_path / "run", TrainConfig(algo="pqn", steps=600, network="mlp:4"))
+        train(env, tmp_path / "run", TrainConfig.of(algo="pqn", steps=600, network="mlp:4"))
     assert not (tmp_path / "run").exists()

@@ -22,6 +22,7 @@ from rldistill import (
     save_policy,
     train,
 )
+from rldistill.configurations import changed
 from rldistill.play.envs import Environments, fitting_task, make_task, task_in_file
 from rldistill.play.envs.ids import arguments_of
 from rldistill.students.networks import Architecture, build
@@ -206,7 +207,9 @@ def test_arguments_that_are_none_of_an_environments_are_refused(wrong: str) -> N
 
 
 def test_arguments_are_kept_with_the_policy_and_played_by_every_verb(module: Path, tmp_path: Path) -> None:
-    config = TrainConfig(algo="pqn", steps=512, num_envs=2, network="mlp:4", final_episodes=1, env_kwargs=("size=3",))
+    config = TrainConfig.of(
+        algo="pqn", steps=512, num_envs=2, network="mlp:4", final_episodes=1, env_kwargs=("size=3",)
+    )
     trained = train(TASK.env, tmp_path / "run", config)
     assert trained.task == replace(TASK, env_kwargs=(("size", 3),))
     assert Task.from_dict(json.loads(json.dumps(trained.task.as_dict()))) == trained.task
@@ -216,7 +219,7 @@ def test_arguments_are_kept_with_the_policy_and_played_by_every_verb(module: Pat
     assert record(tmp_path / "run", tmp_path / "data", RecordConfig(steps=4, env=TASK.env)).task == trained.task
     train(TASK.env, tmp_path / "run", config, resume=True)
     with pytest.raises(UserError, match="task.env_kwargs"):
-        train(TASK.env, tmp_path / "run", replace(config, env_kwargs=("size=4",)), resume=True)
+        train(TASK.env, tmp_path / "run", changed(config, env_kwargs=("size=4",)), resume=True)
 
 
 def test_an_argument_in_a_file_names_no_file_and_no_module(module: Path, tmp_path: Path) -> None:

@@ -264,7 +264,7 @@ class Lines(Silent):
         self.lines.append(line)
 
 
-QUICK = TrainConfig(steps=400, num_envs=4, replay=400, final_episodes=3, max_episode_steps=30)
+QUICK = TrainConfig.of(steps=400, num_envs=4, replay=400, final_episodes=3, max_episode_steps=30)
 STUDENT = DistillConfig.of(
     student="mlp:4",
     steps=300,
@@ -327,7 +327,7 @@ def test_steps_show_that_a_long_game_goes_on(
 
 
 def test_with_one_environment_there_is_never_a_second(tmp_path: Path) -> None:
-    train("Port-v0", tmp_path / "teacher", replace(QUICK, num_envs=1, max_episode_steps=None))
+    train("Port-v0", tmp_path / "teacher", changed(QUICK, num_envs=1, max_episode_steps=None))
     assert load_policy(tmp_path / "teacher").provenance["score"]["episodes"] == 3
     config = changed(STUDENT, num_envs=1, max_episode_steps=None)
     foreign = replace(load_policy(tmp_path / "teacher"), provenance={})  # its score is measured
@@ -342,7 +342,7 @@ def test_with_one_environment_there_is_never_a_second(tmp_path: Path) -> None:
 
 def test_a_second_environment_that_cannot_be_made_names_the_way_to_do_with_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="1 of 4 were made: .*--num-envs 1"):
-        train("Port-v0", tmp_path / "teacher", replace(QUICK, max_episode_steps=None))
+        train("Port-v0", tmp_path / "teacher", changed(QUICK, max_episode_steps=None))
     assert not Port.taken
 
 
@@ -365,7 +365,7 @@ def test_a_policy_is_safe_before_its_final_games_and_resuming_plays_them_alone(t
 
     def run(name: str, games: int, progress: Lines | None = None, *, resume: bool = False) -> SavedPolicy:
         if verb == "train":
-            config = replace(QUICK, final_episodes=games)
+            config = changed(QUICK, final_episodes=games)
             return train("Corridor-v0", tmp_path / name, config, resume=resume, progress=progress)
         settings = changed(STUDENT, evaluate_episodes=games, evaluate_every=0)
         return distill(teacher, tmp_path / name, settings, resume=resume, progress=progress)
@@ -396,7 +396,7 @@ def test_a_policy_is_safe_before_its_final_games_and_resuming_plays_them_alone(t
 
 def test_without_games_there_is_no_score_and_everything_copes(tmp_path: Path) -> None:
     lines = Lines()
-    teacher = train("Corridor-v0", tmp_path / "teacher", replace(QUICK, final_episodes=0), progress=lines)
+    teacher = train("Corridor-v0", tmp_path / "teacher", changed(QUICK, final_episodes=0), progress=lines)
     student = distill(tmp_path / "teacher", tmp_path / "student", changed(STUDENT, evaluate_episodes=0), progress=lines)
     assert "score" not in teacher.provenance
     assert "score" not in student.provenance
@@ -406,7 +406,7 @@ def test_without_games_there_is_no_score_and_everything_copes(tmp_path: Path) ->
         page = report(tmp_path / run, config=ReportConfig(episodes=2, seconds=0)).read_text()
         assert not re.search(r"\bnan\b", page)
     # The games may follow later.
-    scored = train("Corridor-v0", tmp_path / "teacher", replace(QUICK, final_episodes=2), resume=True)
+    scored = train("Corridor-v0", tmp_path / "teacher", changed(QUICK, final_episodes=2), resume=True)
     assert scored.provenance["score"]["episodes"] == 2
 
 
@@ -430,7 +430,7 @@ def test_an_option_that_a_folder_lacks_has_its_default(tmp_path: Path) -> None:
         train(
             "Corridor-v0",
             tmp_path / "run",
-            replace(QUICK, max_episode_steps=None, checkpoint_seconds=0),
+            changed(QUICK, max_episode_steps=None, checkpoint_seconds=0),
             progress=lines,
         )
     path = tmp_path / "run" / "config.json"
@@ -439,8 +439,8 @@ def test_an_option_that_a_folder_lacks_has_its_default(tmp_path: Path) -> None:
     path.write_text(json.dumps(before))
     with pytest.raises(UserError, match="max_episode_steps"):
         train("Corridor-v0", tmp_path / "run", QUICK, resume=True)
-    train("Corridor-v0", tmp_path / "run", replace(QUICK, max_episode_steps=None), resume=True)
-    train("Corridor-v0", tmp_path / "whole", replace(QUICK, max_episode_steps=None))
+    train("Corridor-v0", tmp_path / "run", changed(QUICK, max_episode_steps=None), resume=True)
+    train("Corridor-v0", tmp_path / "whole", changed(QUICK, max_episode_steps=None))
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from rldistill import configurations
 from rldistill.lessons.dqn import DQN
 from rldistill.lessons.joint import Joint
 from rldistill.play.games import play_scored
@@ -81,11 +81,11 @@ def environments() -> Iterator[None]:
 BOTH = ("CartPole-v1", "Doors-v0")
 QUICK = {
     # The replays go round, and checkpoints come when the room in their files is used up, not by the clock.
-    "dqn": TrainConfig(
+    "dqn": TrainConfig.of(
         steps=1_200, network="mlp:16+8", num_envs=4, warmup=100, replay=200, minibatch=32, replay_ratio=2, target_every=10,
         checkpoint_seconds=1e9, final_episodes=1,
     ),
-    "pqn": TrainConfig(
+    "pqn": TrainConfig.of(
         steps=1_200, algo="pqn", network="mlp:16+8", num_envs=4, averaging=20, steady=True, checkpoint_seconds=0,
         final_episodes=1,
     ),
@@ -95,7 +95,7 @@ QUICK = {
 @pytest.mark.parametrize(("algo", "steps"), [("dqn", 2_000), ("pqn", 6_000)])
 def test_one_network_learns_two_tasks(tmp_path: Path, algo: Any, steps: int) -> None:
     """Random play has some 22 on CartPole and 3.3 of 10 at the doors."""
-    config = TrainConfig(steps=steps, algo=algo, num_envs=8, final_episodes=10, learning_rate=3e-3)
+    config = TrainConfig.of(steps=steps, algo=algo, num_envs=8, final_episodes=10, learning_rate=3e-3)
     policy = train(BOTH, tmp_path / "run", config)
     scores = policy.provenance["scores"]
     assert scores["CartPole-v1"]["mean"] > 45
@@ -103,7 +103,9 @@ def test_one_network_learns_two_tasks(tmp_path: Path, algo: Any, steps: int) -> 
 
 
 def test_the_result_is_a_policy_of_several_heads_which_the_verbs_understand(tmp_path: Path) -> None:
-    policy = train(BOTH, tmp_path / "run", replace(QUICK["dqn"], snapshots=(0.5,), weights_dtype="float16"))
+    policy = train(
+        BOTH, tmp_path / "run", configurations.changed(QUICK["dqn"], snapshots=(0.5,), weights_dtype="float16")
+    )
     assert isinstance(policy, MultiTaskPolicy)
     assert [(name, head.num_scores) for name, head in policy.heads.items()] == [("CartPole-v1", 2), ("Doors-v0", 3)]
     # 4 features (of the doors 3 and a zero), 16 units, then a layer of 8 and the actions for each.
@@ -200,7 +202,7 @@ def test_a_run_that_is_stopped_and_fails_ends_in_the_weights_of_one_that_was_not
 
 
 def joint(tmp_path: Path, **changed: Any) -> Joint:
-    learner = make_learner(BOTH, replace(QUICK[changed.get("algo", "dqn")], **changed), tmp_path)
+    learner = make_learner(BOTH, configurations.changed(QUICK[changed.get("algo", "dqn")], **changed), tmp_path)
     assert isinstance(learner, Joint)
     return learner
 
@@ -281,7 +283,7 @@ def test_random_numbers_of_tasks_are_their_own(tmp_path: Path) -> None:
 
 
 def test_a_single_environment_is_learnt_alike_whether_it_is_named_alone_or_in_a_list(tmp_path: Path) -> None:
-    config = replace(QUICK["dqn"], network="mlp:8")
+    config = configurations.changed(QUICK["dqn"], network="mlp:8")
     train("CartPole-v1", tmp_path / "one", config)
     train(["CartPole-v1"], tmp_path / "list", config)
     assert weights(tmp_path / "one") == weights(tmp_path / "list")
@@ -306,7 +308,7 @@ def test_a_wrong_input_is_reported_in_one_line_and_leaves_nothing(
     tmp_path: Path, env: tuple[str, ...], fields: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message) as refusal:
-        train(env, tmp_path / "run", replace(QUICK["dqn"], **fields))
+        train(env, tmp_path / "run", configurations.changed(QUICK["dqn"], **fields))
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "run").exists()
 

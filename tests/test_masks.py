@@ -427,7 +427,7 @@ def test_minari_keeps_the_masks(tmp_path: Path, walker: Walker) -> None:
 
 
 LEARNERS = {
-    "dqn": TrainConfig(
+    "dqn": TrainConfig.of(
         algo="dqn",
         steps=2_000,
         num_envs=4,
@@ -439,7 +439,7 @@ LEARNERS = {
         replay_ratio=16.0,
         target_every=20,
     ),
-    "pqn": TrainConfig(
+    "pqn": TrainConfig.of(
         algo="pqn",
         steps=8_000,
         num_envs=8,
@@ -472,7 +472,7 @@ class _Killed(Silent):
 
 @pytest.mark.parametrize("algo", LEARNERS)
 def test_training_killed_with_masks_ends_in_the_same_weights(tmp_path: Path, algo: str) -> None:
-    config = replace(LEARNERS[algo], steps=1_200, replay_ratio=None, final_episodes=1, checkpoint_seconds=0)
+    config = changed(LEARNERS[algo], steps=1_200, replay_ratio=None, final_episodes=1, checkpoint_seconds=0)
     whole = train("Square-v0", tmp_path / "whole", config)
     process = multiprocessing.get_context("fork").Process(
         target=train, args=("Square-v0", tmp_path / "killed", config), kwargs={"progress": _Killed(700)}

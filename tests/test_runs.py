@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -374,14 +374,14 @@ def test_a_checkpoint_with_another_layout_has_another_number(tmp_path: Path) -> 
         return {str(name): layout(state[name], depth - 1) for name in sorted(state, key=str)}
 
     learners: dict[str, TrainConfig] = {
-        "dqn": TrainConfig(steps=2_000, algo="dqn", network="mlp:8", warmup=64, replay=500),
-        "pqn": TrainConfig(steps=2_000, algo="pqn", network="mlp:8"),
+        "dqn": TrainConfig.of(steps=2_000, algo="dqn", network="mlp:8", warmup=64, replay=500),
+        "pqn": TrainConfig.of(steps=2_000, algo="pqn", network="mlp:8"),
     }
     for algo, learning in learners.items():
         with pytest.raises(KeyboardInterrupt):
             train("CartPole-v1", tmp_path / algo, learning, progress=CtrlC(600))
     short = DistillConfig.of(student="mlp:8", steps=2_000, warmup=64, evaluate_episodes=1, evaluate_every=0)
-    trained = train("CartPole-v1", tmp_path / "teacher", TrainConfig(steps=300, network="mlp:8", final_episodes=1))
+    trained = train("CartPole-v1", tmp_path / "teacher", TrainConfig.of(steps=300, network="mlp:8", final_episodes=1))
     with pytest.raises(KeyboardInterrupt):
         distill(trained, tmp_path / "student", short, progress=CtrlC(600))
     layouts = {name: layout(load_state(tmp_path / name / "checkpoint" / "state")) for name in ("dqn", "pqn", "student")}
@@ -592,8 +592,8 @@ def begun(out: Path, name: str, **changes: Any) -> None:
 @pytest.mark.parametrize("algo", ["dqn", "pqn"])
 def test_trainings_from_before_some_options_are_resumed(tmp_path: Path, algo: Any) -> None:
     begun(tmp_path / "run", algo)
-    config = TrainConfig(algo=algo, steps=1_000, final_episodes=1)
-    others = {"dqn": replace(config, double=False), "pqn": replace(config, weights_dtype="float16")}
+    config = TrainConfig.of(algo=algo, steps=1_000, final_episodes=1)
+    others = {"dqn": changed(config, double=False), "pqn": changed(config, weights_dtype="float16")}
     with pytest.raises(
         UserError, match="begun with (double = true, not false|weights_dtype = .float32., not .float16.)"
     ):
@@ -603,7 +603,7 @@ def test_trainings_from_before_some_options_are_resumed(tmp_path: Path, algo: An
 
 
 def test_lost_lives_were_no_episodes_before_there_was_the_option(tmp_path: Path) -> None:
-    config, task = TrainConfig(steps=4_000, network="cnn:4,4,4:8"), make_task("PongNoFrameskip-v4")
+    config, task = TrainConfig.of(steps=4_000, network="cnn:4,4,4:8"), make_task("PongNoFrameskip-v4")
     settings = resolve(config, task)
     before = {"verb": "train", "task": task.as_dict(), **settings, "dqn": asdict(own_settings(settings, task))}
     del before["lives_as_episodes"]
@@ -615,7 +615,7 @@ def test_lost_lives_were_no_episodes_before_there_was_the_option(tmp_path: Path)
 
 @pytest.mark.parametrize(("name", "preset"), [("distill", "none"), ("distill rusu2015", "rusu2015")])
 def test_distillations_from_before_some_options_are_resumed(tmp_path: Path, name: str, preset: Any) -> None:
-    teacher = train("CartPole-v1", tmp_path / "teacher", TrainConfig(steps=300, network="mlp:8", final_episodes=1))
+    teacher = train("CartPole-v1", tmp_path / "teacher", TrainConfig.of(steps=300, network="mlp:8", final_episodes=1))
     begun(tmp_path / "run", name, teacher="a policy in memory", teacher_sha256=teacher.sha256)
     config = DistillConfig.of(preset, student="mlp:8", steps=600, evaluate_episodes=1)
     with pytest.raises(UserError, match="begun with targets = .raw., not .advantage."):
@@ -640,7 +640,7 @@ def test_a_distillation_from_before_there_were_several_lessons_ends_in_the_same_
     tmp_path: Path, dropout: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rldistill.verbs.distill.Pace", partial(Pace, showing=0.0))
-    teacher = train("CartPole-v1", tmp_path / "teacher", TrainConfig(steps=300, network="mlp:8", final_episodes=1))
+    teacher = train("CartPole-v1", tmp_path / "teacher", TrainConfig.of(steps=300, network="mlp:8", final_episodes=1))
     config = DistillConfig.of(
         student="mlp:8", steps=600, warmup=64, dropout=dropout, evaluate_episodes=1, evaluate_every=0
     )

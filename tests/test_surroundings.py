@@ -25,7 +25,7 @@ from rldistill.verbs.export import ExportConfig, export
 from rldistill.verbs.record import RecordConfig, record
 from rldistill.verbs.train import TrainConfig, train
 
-TRAIN = TrainConfig(steps=400, algo="dqn", network="mlp:8", warmup=100, replay=400, final_episodes=1, num_envs=2)
+TRAIN = TrainConfig.of(steps=400, algo="dqn", network="mlp:8", warmup=100, replay=400, final_episodes=1, num_envs=2)
 DISTILL = DistillConfig.of(steps=300, student="mlp:8", warmup=64, evaluate_episodes=1, evaluate_every=0, num_envs=2)
 
 

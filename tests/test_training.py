@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from rldistill.configurations import changed
 from rldistill.play.games import play_scored
 from rldistill.progress import Silent
 from rldistill.runs.folder import read_metrics
@@ -25,12 +26,12 @@ from rldistill.verbs.train import TrainConfig, train
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["rldistill.verbs.train"])
 
-CARTPOLE_DQN = TrainConfig(
+CARTPOLE_DQN = TrainConfig.of(
     steps=5_000, algo="dqn", seed=3, network="mlp:32", warmup=600, replay=2_000, checkpoint_seconds=0, final_episodes=2
 )
-CARTPOLE_PQN = TrainConfig(steps=8_000, algo="pqn", seed=3, network="mlp:32", checkpoint_seconds=0, final_episodes=2)
+CARTPOLE_PQN = TrainConfig.of(steps=8_000, algo="pqn", seed=3, network="mlp:32", checkpoint_seconds=0, final_episodes=2)
 # The replay has gone round at the end, and checkpoints come when the room in its files is used up, not by the clock.
-PONG_DQN = TrainConfig(
+PONG_DQN = TrainConfig.of(
     steps=3_000,
     algo="dqn",
     seed=3,
@@ -57,10 +58,6 @@ def cpu_seconds(pid: int | None) -> float:
     except (FileNotFoundError, ProcessLookupError):
         return float("inf")  # it is over
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def changed(config: TrainConfig, **fields: Any) -> TrainConfig:
-    return TrainConfig(**{**config.__dict__, **fields})
 
 
 @pytest.mark.parametrize(
@@ -214,12 +211,12 @@ def test_averaging_changes_the_policies_that_are_kept_and_nothing_of_what_is_lea
 
 @pytest.mark.parametrize(("asked", "arithmetic"), [(True, "bfloat16"), (False, "float32"), (None, "float32")])
 def test_a_policy_says_in_what_it_was_computed(tmp_path: Path, asked: bool | None, arithmetic: str) -> None:
-    policy = train("CartPole-v1", tmp_path / "run", TrainConfig(steps=600, final_episodes=1, bfloat16=asked))
+    policy = train("CartPole-v1", tmp_path / "run", TrainConfig.of(steps=600, final_episodes=1, bfloat16=asked))
     assert policy.provenance["arithmetic"] == arithmetic
 
 
 def test_settings_reach_the_configuration_resolved(tmp_path: Path) -> None:
-    train("CartPole-v1", tmp_path / "run", TrainConfig(steps=600, final_episodes=1))
+    train("CartPole-v1", tmp_path / "run", TrainConfig.of(steps=600, final_episodes=1))
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["num_envs"] == 8
     assert config["warmup"] == 60
@@ -274,14 +271,14 @@ def test_a_wrong_input_is_reported_in_one_line_and_leaves_nothing(
     tmp_path: Path, env: str, fields: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message) as refusal:
-        train(env, tmp_path / "run", TrainConfig(**fields))
+        train(env, tmp_path / "run", TrainConfig.of(**fields))
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "run").exists()
 
 
 def test_the_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
     fields: dict[str, Any] = {"steps": np.int64(600), "seed": np.int64(3), "learning_rate": np.float32(1e-3)}
-    config = TrainConfig(**fields, replay=600, final_episodes=1)
+    config = TrainConfig.of(**fields, replay=600, final_episodes=1)
     made = train("CartPole-v1", tmp_path / "run", config)
     assert made.provenance["configuration"]["seed"] == 3
     assert made.provenance["configuration"]["learning_rate"] == pytest.approx(1e-3)
@@ -389,7 +386,7 @@ def test_teachers_learn_to_balance_a_pole(
     tmp_path: Path, algo: Literal["dqn", "pqn"], steps: int, least: float
 ) -> None:
     """Random play falls after some 22 steps. Four seeds of dqn had 229 to 293, of pqn 421 to 500 (after 40,000 steps 169 on)."""
-    policy = train("CartPole-v1", tmp_path / "run", TrainConfig(algo=algo, steps=steps, final_episodes=10))
+    policy = train("CartPole-v1", tmp_path / "run", TrainConfig.of(algo=algo, steps=steps, final_episodes=10))
     assert policy.provenance["score"]["mean"] >= least
 
 
@@ -408,6 +405,6 @@ def test_actions_that_are_not_one_discrete_choice_are_refused_in_one_line(
         ),
     ):
         with pytest.raises(UserError, match=words) as refusal:
-            train(env, tmp_path / "run", TrainConfig(steps=100, algo=algo))
+            train(env, tmp_path / "run", TrainConfig.of(steps=100, algo=algo))
         assert len(str(refusal.value).splitlines()) == 1
         assert not (tmp_path / "run").exists()

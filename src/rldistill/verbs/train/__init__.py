@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from rldistill.arguments import checked_arguments
+from rldistill.configurations import flat
 from rldistill.files import replace_file
 from rldistill.lessons.dqn import DQN, DQNSettings
 from rldistill.lessons.joint import Joint
@@ -69,9 +70,9 @@ def train(
     tasks = [plan.task.as_dict() for plan in plans]
     named = {"verb": "train", "task": tasks if len(tasks) > 1 else tasks[0]}
     with _run(out, config, named | resolved, resume=resume) as run:
-        made_before = run.result(load_heads, progress.say, games=config.final_episodes)
+        made_before = run.result(load_heads, progress.say, games=config.output.final_episodes)
         if made_before is not None:
-            scored = run.folder.scored or not config.final_episodes
+            scored = run.folder.scored or not config.output.final_episodes
             return made_before if scored else _finished(run, resolved, progress)
         work = Training(make_learner_of(plans, network, run.scratch), config.steps)
         try:
@@ -91,9 +92,9 @@ _OLDER = {"lives_as_episodes": False}
 
 
 def _run(out: str | os.PathLike[str], config: TrainConfig, resolved: dict[str, Any], *, resume: bool) -> Run:
-    defaults = older_defaults(asdict(TrainConfig()), asdict(config), resolved) | _OLDER
+    defaults = older_defaults(flat(TrainConfig()), flat(config), resolved) | _OLDER
     defaults |= {"dqn": asdict(DQNSettings()), "pqn": asdict(PQNSettings())}
-    return Run(Path(out), resolved, resume=resume, defaults=defaults, tensorboard=config.tensorboard)
+    return Run(Path(out), resolved, resume=resume, defaults=defaults, tensorboard=config.output.tensorboard)
 
 
 def _learn(
@@ -111,10 +112,10 @@ def _learn(
             log=run.log,
             hooks=[
                 *[_cut_remark(learner.environments, progress) for learner in work.learners.values()],
-                snapshots_of(work, config.snapshots, run.path / "snapshots", made),
+                snapshots_of(work, config.output.snapshots, run.path / "snapshots", made),
             ],
             on_stop=lambda: progress.say(f"stopped at {work.done:,} control steps: go on with --resume"),
-            pace=Pace(saving=config.checkpoint_seconds, showing=0.0),  # a round takes long enough
+            pace=Pace(saving=config.output.checkpoint_seconds, showing=0.0),  # a round takes long enough
         )
 
 
@@ -144,12 +145,12 @@ def _keep(work: Training, config: TrainConfig, run: Run, made: dict[str, Any]) -
     network = work.learner.policy.eval().cpu()
     for view in views_of(network):
         view.bfloat16 = False  # whoever loads it computes in float32
-    if config.weights_dtype == "float16":
+    if config.output.weights_dtype == "float16":
         _round_to_half(network)
     with suppress(OSError):  # what follows reports a full disk
         run.policy_path.mkdir(exist_ok=True)
     replace_file(run.policy_path / "curve.csv", curve_csv(run.folder.records()[0]))
-    work.save(run.policy_path, network, made, config.weights_dtype)
+    work.save(run.policy_path, network, made, config.output.weights_dtype)
 
 
 def _finished(run: Run, settings: Mapping[str, Any], progress: Progress) -> SavedPolicy | MultiTaskPolicy:

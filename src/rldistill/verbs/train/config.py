@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from rldistill.configurations import changed, check_choices, flat
 from rldistill.lessons.dqn import DQNSettings, updates_due
 from rldistill.lessons.pqn import PQNSettings
 from rldistill.types import MOST_ENVIRONMENTS, MOST_SAMPLES, Task, UserError, check_numbers, is_large_image
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """How a teacher is trained. None stands for the algorithm's own default."""
+class EnvironmentOptions:
+    """What is played, and what of it is learnt from."""
 
-    steps: int = 2_000_000
-    """Control steps of all environments together (on Atari one is four frames); of several tasks those of each."""
-    algo: Literal["dqn", "pqn"] = "dqn"
-    """`dqn`: double DQN with replay and target network. `pqn`: replay-free Q(lambda), better teachers per hour on a CPU."""
-    seed: int = 0
-    """Of weights, environments, exploration and minibatches."""
-    network: str | None = None
-    """`dqn`, `net1`, `net2`, `net3`, `cnn:32,64,64:512` or `mlp:64,64`; by default `dqn` for images, cnn:16:128 for small
-    grids, mlp:128,128 for vectors. Of several tasks `multi3`, `multi10`, or any with units after a + that every task has for
-    itself; by default multi3, cnn:16:128+32, mlp:128,128."""
     num_envs: int | None = None
     """Environments stepped together, of each task (dqn 16, vectors 8; pqn 64, small grids 128, vectors 16). With 1 no second one
     of a task is made."""
     max_episode_steps: int | None = None
     """Control steps after which a game is truncated, which bootstraps; by default 10,000 where the environment sets no limit
     (Atari's games end after 108,000 frames)."""
-    learning_rate: float | None = None
-    """dqn: Adam, 1e-4; pqn: RAdam, 2.5e-4 falling linearly to a tenth (on Atari; larger for small observations)."""
-    discount: float = 0.99
-    """Gamma."""
+    sticky_actions: float | None = None
+    """Probability of a repeated action; None leaves it to the environment id."""
+    env_kwargs: tuple[str, ...] = ()
+    """Arguments name=value that a Gymnasium environment is made with; values are JSON's scalars or else text. They are kept with
+    the policy."""
+    clip_rewards: bool | None = None
+    """Learn from the sign of the rewards alone, as Mnih et al. 2015; by default on Atari only. Scores stay raw."""
+    lives_as_episodes: bool | None = None
+    """Learn as if a lost life ended the game, as Mnih et al. 2015; by default on Atari only. Games are played whole, and their
+    scores are of whole games."""
+
+
+@dataclass(frozen=True)
+class Exploring:
+    """Random actions while learning."""
+
     epsilon_end: float = 0.01
     """Probability of a random action after `epsilon_steps`; it falls linearly from 1."""
     epsilon_steps: int | None = None
@@ -42,17 +45,12 @@ class TrainConfig:
     epsilon_repeats: int = 1
     """How many control steps a random action lasts at most: how many is drawn with a probability of 1 / n^2 (Dabney et al. 2021).
     1 is the usual epsilon-greedy; where random play finds no reward (Freeway), 100."""
-    clip_rewards: bool | None = None
-    """Learn from the sign of the rewards alone, as Mnih et al. 2015; by default on Atari only. Scores stay raw."""
-    lives_as_episodes: bool | None = None
-    """Learn as if a lost life ended the game, as Mnih et al. 2015; by default on Atari only. Games are played whole, and their
-    scores are of whole games."""
-    steady: bool = False
-    """pqn: take gradients for layers' inputs less their mean, as `distill --steady` does. For games whose rewards are rare, which
-    otherwise teach a network one value for all states; values of some size it reaches late."""
-    averaging: int = 1
-    """pqn: the policy's weights are averages, exponential ones over about so many updates (a run of 1,000,000 steps on Atari has
-    7,800). 1 keeps the last weights. For games where a single slip ends the game, 2,000; what is learnt stays the same."""
+
+
+@dataclass(frozen=True)
+class DQNOptions:
+    """What only deep Q-networks with a replay have."""
+
     n_step: int = 3
     """dqn: rewards summed before the bootstrap."""
     double: bool = True
@@ -68,17 +66,24 @@ class TrainConfig:
     """dqn: samples an update (128)."""
     target_every: int | None = None
     """dqn: updates between two copies to the target network (Atari 500)."""
-    sticky_actions: float | None = None
-    """Probability of a repeated action; None leaves it to the environment id."""
-    env_kwargs: tuple[str, ...] = ()
-    """Arguments name=value that a Gymnasium environment is made with; values are JSON's scalars or else text. They are kept with
-    the policy."""
-    bfloat16: bool | None = None
-    """Compute all layers but the last in bfloat16 (weights, scores, targets and the optimizer stay float32); by default for
-    images where that is faster: on a GPU, or a processor that multiplies matrices of it (AMX)."""
-    device: str = "auto"
-    """Where the networks are: `cpu`, `cuda`, `cuda:1`, or `auto`, a GPU if PyTorch sees one. Games are played on the processor.
-    A run may be resumed on another device."""
+
+
+@dataclass(frozen=True)
+class PQNOptions:
+    """What only replay-free learning has."""
+
+    steady: bool = False
+    """pqn: take gradients for layers' inputs less their mean, as `distill --steady` does. For games whose rewards are rare, which
+    otherwise teach a network one value for all states; values of some size it reaches late."""
+    averaging: int = 1
+    """pqn: the policy's weights are averages, exponential ones over about so many updates (a run of 1,000,000 steps on Atari has
+    7,800). 1 keeps the last weights. For games where a single slip ends the game, 2,000; what is learnt stays the same."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """What is written, and how often; games for the final score."""
+
     snapshots: tuple[float, ...] = ()
     """Shares of the training after which the weights are kept as a policy folder in `snapshots/`, such as 0.25 0.5 0.75."""
     checkpoint_seconds: float = 60.0
@@ -92,51 +97,84 @@ class TrainConfig:
     """How the final policy's numbers are kept: float16 is half the size. The score is that of the numbers kept."""
 
 
-_OF_ONE = {
-    "dqn": ("n_step", "double", "replay", "warmup", "replay_ratio", "minibatch", "target_every"),
-    "pqn": ("steady", "averaging"),
-}
-"""Settings that only one algorithm has."""
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a teacher is trained. None stands for the algorithm's own default.
+
+    In Python `TrainConfig.of(algo="pqn", averaging=200)` takes the names of the flags.
+    """
+
+    steps: int = 2_000_000
+    """Control steps of all environments together (on Atari one is four frames); of several tasks those of each."""
+    algo: Literal["dqn", "pqn"] = "dqn"
+    """`dqn`: double DQN with replay and target network. `pqn`: replay-free Q(lambda), better teachers per hour on a CPU."""
+    seed: int = 0
+    """Of weights, environments, exploration and minibatches."""
+    network: str | None = None
+    """`dqn`, `net1`, `net2`, `net3`, `cnn:32,64,64:512` or `mlp:64,64`; by default `dqn` for images, cnn:16:128 for small
+    grids, mlp:128,128 for vectors. Of several tasks `multi3`, `multi10`, or any with units after a + that every task has for
+    itself; by default multi3, cnn:16:128+32, mlp:128,128."""
+    learning_rate: float | None = None
+    """dqn: Adam, 1e-4; pqn: RAdam, 2.5e-4 falling linearly to a tenth (on Atari; larger for small observations)."""
+    discount: float = 0.99
+    """Gamma."""
+    bfloat16: bool | None = None
+    """Compute all layers but the last in bfloat16 (weights, scores, targets and the optimizer stay float32); by default for
+    images where that is faster: on a GPU, or a processor that multiplies matrices of it (AMX)."""
+    device: str = "auto"
+    """Where the networks are: `cpu`, `cuda`, `cuda:1`, or `auto`, a GPU if PyTorch sees one. Games are played on the processor.
+    A run may be resumed on another device."""
+    environments: EnvironmentOptions = field(default_factory=EnvironmentOptions)
+    exploring: Exploring = field(default_factory=Exploring)
+    dqn: DQNOptions = field(default_factory=DQNOptions)
+    pqn: PQNOptions = field(default_factory=PQNOptions)
+    output: Output = field(default_factory=Output)
+
+    @staticmethod
+    def of(**settings: Any) -> TrainConfig:
+        """A configuration by the names of the flags.
+
+        Raises:
+            UserError: no such setting.
+        """
+        return changed(TrainConfig(), **settings)
 
 
 def check_config(config: TrainConfig) -> None:
     """Raises UserError where a setting is out of its range, whatever the environment."""
+    check_choices(config)
+    check_numbers(config, least={"steps": 1, "seed": 0}, positive=["learning_rate"], shares=["discount"])
+    check_numbers(config.environments, least={"max_episode_steps": 1}, within={"num_envs": (1, MOST_ENVIRONMENTS)})
     check_numbers(
-        config,
-        least={
-            "steps": 1,
-            "seed": 0,
-            "n_step": 1,
-            "replay": 1,
-            "warmup": 0,
-            "target_every": 1,
-            "averaging": 1,
-            "epsilon_steps": 0,
-            "max_episode_steps": 1,
-            "final_episodes": 0,
-            "checkpoint_seconds": 0,
-        },
-        positive=["learning_rate"],
-        shares=["discount", "epsilon_end"],
-        within={
-            "num_envs": (1, MOST_ENVIRONMENTS),
-            "minibatch": (1, MOST_SAMPLES),
-            "epsilon_repeats": (1, 1_000_000),
-            "replay_ratio": (0, 10_000),
-        },
+        config.exploring,
+        least={"epsilon_steps": 0},
+        shares=["epsilon_end"],
+        within={"epsilon_repeats": (1, 1_000_000)},
     )
-    if config.algo not in ("dqn", "pqn"):
-        raise UserError(f"--algo is dqn or pqn, not {config.algo!r}")
-    for algorithm, names in _OF_ONE.items():
-        set_in_vain = [name for name in names if getattr(config, name) != getattr(TrainConfig, name)]
-        if set_in_vain and config.algo != algorithm:
-            raise UserError(f"--{set_in_vain[0].replace('_', '-')} is for --algo {algorithm}; {config.algo} has none")
-    if any(not 0 < share < 1 for share in config.snapshots):
-        raise UserError(f"--snapshots are shares of the training between 0 and 1, not {config.snapshots}")
-    if len({f"{share:g}" for share in config.snapshots}) < len(config.snapshots):
-        raise UserError(f"--snapshots names a share twice: {config.snapshots}")
-    if config.weights_dtype not in ("float32", "float16"):
-        raise UserError(f"--weights-dtype is float32 or float16, not {config.weights_dtype!r}")
+    check_numbers(
+        config.dqn,
+        least={"n_step": 1, "replay": 1, "warmup": 0, "target_every": 1},
+        within={"minibatch": (1, MOST_SAMPLES), "replay_ratio": (0, 10_000)},
+    )
+    check_numbers(config.pqn, least={"averaging": 1})
+    check_numbers(config.output, least={"final_episodes": 0, "checkpoint_seconds": 0})
+    _check_algorithm(config)
+    shares = config.output.snapshots
+    if any(not 0 < share < 1 for share in shares):
+        raise UserError(f"--snapshots are shares of the training between 0 and 1, not {shares}")
+    if len({f"{share:g}" for share in shares}) < len(shares):
+        raise UserError(f"--snapshots names a share twice: {shares}")
+
+
+def _check_algorithm(config: TrainConfig) -> None:
+    """Raises UserError where a setting is given that the algorithm does not have."""
+    others: dict[str, DQNOptions | PQNOptions] = {"dqn": config.dqn, "pqn": config.pqn}
+    del others[config.algo]
+    ((algorithm, options),) = others.items()
+    defaults = flat(type(options)())
+    set_in_vain = [name for name, value in flat(options).items() if value != defaults[name]]
+    if set_in_vain:
+        raise UserError(f"--{set_in_vain[0].replace('_', '-')} is for --algo {algorithm}; {config.algo} has none")
 
 
 def resolve(config: TrainConfig, task: Task, *, alone: bool = True) -> dict[str, Any]:
@@ -173,7 +211,7 @@ def resolve(config: TrainConfig, task: Task, *, alone: bool = True) -> dict[str,
             "minibatch": 128,
             "target_every": {"vector": 100, "grid": 125, "image": 500}[kind],
         }
-    settings = asdict(config)
+    settings = flat(config)
     for name in ("checkpoint_seconds", "tensorboard", "device", "env_kwargs"):  # the last are in the task
         del settings[name]
     return settings | {name: default for name, default in defaults.items() if settings[name] is None}

@@ -65,9 +65,9 @@ def make_plans(env: str | Sequence[str], config: TrainConfig) -> list[Plan]:
 def _task(env: str, config: TrainConfig) -> Task:
     task = make_task(
         env,
-        sticky_actions=config.sticky_actions,
-        env_kwargs=config.env_kwargs,
-        max_episode_steps=config.max_episode_steps,
+        sticky_actions=config.environments.sticky_actions,
+        env_kwargs=config.environments.env_kwargs,
+        max_episode_steps=config.environments.max_episode_steps,
     )
     if task.continuous or task.action_sizes:
         raise UserError(f"{env} has {describe(task)}; deep Q-learning needs one discrete action")
