@@ -14,7 +14,7 @@ from torch import Tensor
 from rldistill.datasets import load_replay
 from rldistill.files import load_state, save_state
 from rldistill.lessons.labels import OneTeacher
-from rldistill.lessons.streams import Composed, Driven, Offline, Plan, minibatches
+from rldistill.lessons.streams import Composed, Driven, DrivingPlan, Offline, minibatches
 from rldistill.play.actions import mix_in_random
 from rldistill.play.envs import Environments, Step, make_task
 from rldistill.play.replay import Replay
@@ -96,7 +96,7 @@ def driven(
         OneTeacher(teacher or policy_for(task)),
         student or Always(0),
         Replay(task, num_envs, capacity, {"values": ((task.num_actions,), np.float32)}, scratch=scratch, slack=slack),
-        Plan(share if callable(share) else constant(share), **settings),
+        DrivingPlan(share if callable(share) else constant(share), **settings),
         generator or np.random.default_rng(seed),
     )
 

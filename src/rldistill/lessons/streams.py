@@ -80,7 +80,7 @@ def minibatches(item: Mapping[Lesson, Batch], size: int) -> list[Mapping[Lesson,
 
 
 @dataclass(frozen=True)
-class Plan:
+class DrivingPlan:
     """Who drives, and how many samples are drawn from the visited states."""
 
     share: Schedule
@@ -127,7 +127,7 @@ class Driven:
         labeller: Labeller,
         student: Policy,
         replay: Replay,
-        plan: Plan,
+        plan: DrivingPlan,
         generator: np.random.Generator,
     ) -> None:
         self.lesson, self.labeller, self.student = lesson, labeller, student

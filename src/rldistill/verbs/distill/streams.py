@@ -16,7 +16,7 @@ from rldistill.datasets.shards import Dataset, load_replay
 from rldistill.lessons.choosers import SCHEDULES
 from rldistill.lessons.exploration import explorer
 from rldistill.lessons.labels import Labeller, OneTeacher
-from rldistill.lessons.streams import Composed, Driven, Interleaved, Offline, Plan, Stream
+from rldistill.lessons.streams import Composed, Driven, DrivingPlan, Interleaved, Offline, Stream
 from rldistill.lessons.teaching import Teaching
 from rldistill.play.actions import score_width
 from rldistill.play.envs import Environments
@@ -126,10 +126,10 @@ def _played(
     return driven
 
 
-def plan_of(config: DistillConfig) -> Plan:
+def plan_of(config: DistillConfig) -> DrivingPlan:
     """Who drives, and how much is drawn."""
     batches, epsilon = config.batches, config.driving.teacher_epsilon
-    return Plan(share_of(config), epsilon, batches.warmup, batches.batch_size, batches.samples_per_step)
+    return DrivingPlan(share_of(config), epsilon, batches.warmup, batches.batch_size, batches.samples_per_step)
 
 
 def slack_of(config: DistillConfig, number: int) -> int:
