@@ -570,3 +570,13 @@ def test_watch_writes_a_film_and_says_how_it_went(tmp_path: Path, levers: str, c
     assert outcome.out.endswith(f"{out}\n")
     refused(command(*words), "--force")
     assert command(*words, "--force").status == 0
+
+
+@pytest.mark.parametrize("flag", ["--teacher", "--env-kwargs", "--env_kwargs", "--student-observation"])
+def test_a_flag_of_several_values_is_given_once(command: Command, tmp_path: Path, flag: str) -> None:
+    """The parser takes the last one, and a student would have one teacher of two."""
+    words = ["distill", "--teacher", "policies/pong", "--out", tmp_path / "run"]
+    done = command(*words, *([flag, "a"] if flag == "--teacher" else [flag, "a", flag, "b"]))
+    assert done.status == 2
+    assert f"{flag.replace('_', '-')} is given twice" in done.err
+    assert not (tmp_path / "run").exists()

@@ -168,6 +168,20 @@ def test_what_does_not_go_together_is_refused(
     assert all(word in str(refusal.value) for word in words), refusal.value
 
 
+@pytest.mark.filterwarnings("ignore:.*out of date")
+def test_teachers_of_two_versions_of_a_game_stand_beside_the_heads_of_their_own_version() -> None:
+    """CartPole-v0 ends after 200 control steps, CartPole-v1 after 500."""
+    tasks = {name: make_task(name) for name in ("CartPole-v0", "CartPole-v1")}
+    whole = MultiTaskPolicy(build_heads("mlp:4", dict.fromkeys(tasks, Head((4,), 2, "logits")), 0).eval(), tasks)
+    teachers = [
+        SavedPolicy(build(Architecture("mlp:4", (4,), 2), 1).eval(), tasks[name])
+        for name in ("CartPole-v1", "CartPole-v0")
+    ]
+    scores = evaluate([*teachers, whole], QUICK)
+    assert [score.task["env"] for score in scores] == ["CartPole-v0"] * 2 + ["CartPole-v1"] * 2
+    assert scores.across_tasks[0].tasks == 2
+
+
 def test_a_loaded_teacher_finds_its_task(shelf: Path) -> None:
     head = HEADS["CartPole-v1"]
     teacher = SavedPolicy(build(Architecture("mlp:6", (4,), 2), 0, head.score_kind).eval(), TASKS["CartPole-v1"])

@@ -156,6 +156,18 @@ def _preset_in(words: Sequence[str]) -> Preset:
     return named
 
 
+_LISTS = ("--teacher", "--env-kwargs", "--student-observation", "--snapshots", "--exports", "--with")
+"""Flags that several values may follow."""
+
+
+def _check_lists(words: Sequence[str]) -> None:
+    """Refuses a flag of several values that is given twice, because the parser would drop the first values without a word."""
+    names = [word.partition("=")[0].replace("_", "-") for word in words]
+    for name in _LISTS:
+        if names.count(name) > 1:
+            raise UserError(f"{name} is given twice: name it once, with all its values behind it")
+
+
 def _evaluate(
     policies: Positional[Refs],
     config: OmitArgPrefixes[EvaluateConfig],
@@ -421,6 +433,7 @@ def main() -> None:
     """Runs a verb. Exit status 2 and one line for a wrong input or a system that refuses, 130 for Ctrl-C."""
     try:
         preset = _preset_in(sys.argv)
+        _check_lists(sys.argv)
         tyro.extras.subcommand_cli_from_dict(
             VERBS if preset == "none" else {**VERBS, "distill": _distill_with(DistillConfig.of(preset))},
             description="Policy distillation for reinforcement learning: a trained policy becomes a smaller one. "

@@ -27,7 +27,7 @@ from rldistill.formats.sb3.reading import read_sb3
 from rldistill.formats.tensors.state_dict import read_state_dict
 from rldistill.formats.units import unit_mismatch, unit_tool, with_units
 from rldistill.machine import usual_torch
-from rldistill.play.envs import arguments_of, chosen_task, name_environment, newest_task, same_game, unlike
+from rldistill.play.envs import arguments_of, chosen_task, name_environment, nearest_game, newest_task, unlike
 from rldistill.policies import MultiTaskPolicy, NamedPolicy, SavedPolicy, load_heads, name_of, named_heads
 from rldistill.policies import load_policy as load_folder
 from rldistill.progress import Progress
@@ -334,9 +334,9 @@ def load_all(
                 given, env=env, env_kwargs=env_kwargs, like=like, options=options, alone=False, progress=progress
             )
             own = (read.foreign.env if isinstance(read, ForeignTeacher) else None) or read.task.env
-            alike = [task for task in tasks if same_game(task.env, own) and unlike(task, read.task) is None]
-            if alike and isinstance(read, ForeignTeacher):
-                read = replace(read, task=alike[0])
+            nearest = nearest_game(own, (task for task in tasks if unlike(task, read.task) is None))
+            if nearest is not None and isinstance(read, ForeignTeacher):
+                read = replace(read, task=nearest)
             files.append(NamedPolicy(name_of(given), read, own))
             loaded.append(files[-1])
     check_all_act(options, [one.policy for one in files], [one.name for one in files])

@@ -149,10 +149,11 @@ def tables_by_task(policies: Sequence[NamedPolicy]) -> list[list[NamedPolicy]]:
             tables[_head_of(one)].append(one)
             continue
         alike = [name for name, task in heads.items() if same_game(task.env, one.env)]
-        exact = [name for name in alike if heads[name].env_kwargs == one.policy.task.env_kwargs]
         if not alike:
             raise UserError(f"{one.name} plays {one.env}, and no student here does: their tasks are {', '.join(heads)}")
-        tables[(exact or alike)[0]].append(one)
+        kwargs = one.policy.task.env_kwargs
+        nearest = max(alike, key=lambda name: (heads[name].env == one.env, heads[name].env_kwargs == kwargs))
+        tables[nearest].append(one)
     return list(tables.values())
 
 

@@ -35,7 +35,7 @@ from rldistill.play.envs.gymnasium import (
 from rldistill.play.envs.ids import arguments_of, canonical, is_atari, is_minatar, name_environment
 from rldistill.play.envs.masks import remark_masks_are_gone
 from rldistill.play.envs.minatar import MINATAR_GAMES, MinAtarBackend, minatar_task
-from rldistill.play.envs.names import action_names, features_of, same_game
+from rldistill.play.envs.names import action_names, features_of, nearest_game, same_game
 from rldistill.play.envs.spaces import features_text
 from rldistill.play.envs.world import Backend, Pixels, Step, unlike
 from rldistill.types import Actions, Bools, Masks, Observations, Task, UserError
@@ -66,6 +66,7 @@ __all__ = [
     "make_backend",
     "make_task",
     "name_environment",
+    "nearest_game",
     "newest_task",
     "observation_bounds",
     "observed_range",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rldistill.play.envs.ids import is_atari, is_minatar
@@ -19,6 +19,12 @@ def same_game(one: str, other: str) -> bool:
     """
     first, second = (re.sub(r"^[\w.]+:|^ALE/|NoFrameskip|-v\d+$", "", env) for env in (one, other))
     return first == second
+
+
+def nearest_game(env: str, tasks: Iterable[Task]) -> Task | None:
+    """The task of an environment id; where there is none, the first one of the same game."""
+    alike = [task for task in tasks if same_game(task.env, env)]
+    return next((task for task in alike if task.env == env), alike[0] if alike else None)
 
 
 def action_names(task: Task) -> list[str]:

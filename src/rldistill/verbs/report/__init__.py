@@ -12,7 +12,7 @@ from typing import Any
 from rldistill.arguments import checked_arguments
 from rldistill.files import place_at, read_regular, replace_file
 from rldistill.machine import usual_torch
-from rldistill.play.envs import confirm, same_game, unlike
+from rldistill.play.envs import confirm, nearest_game, same_game, unlike
 from rldistill.policies import KeptPolicy, MultiTaskPolicy, NamedPolicy, SavedPolicy, load_heads, named, named_heads
 from rldistill.progress import Progress, Silent
 from rldistill.runs.folder import RunFolder
@@ -160,6 +160,7 @@ def _page_of_tasks(
         task = config.task or names[0]
         view = policy.view(task)
         others = [one.policy for one in table if one.whole is None and same_game(one.env, view.task.env)]
+        others.sort(key=lambda one: one.task.env != view.task.env)  # Pong's own teacher before one of another version
         plays = _plays([*others[:1], view], view, settings, config, notes, progress)
         if plays is not None:
             plays["task"] = task
@@ -197,8 +198,7 @@ def _playing(player: KeptPolicy, task: Task) -> KeptPolicy:
 
 def _beside(teacher: KeptPolicy, heads: Sequence[NamedPolicy]) -> NamedPolicy:
     """A teacher that plays the task of the head that it taught."""
-    env = teacher.task.env
-    task = next((head.policy.task for head in heads if same_game(head.env, env)), teacher.task)
+    task = nearest_game(teacher.task.env, (head.policy.task for head in heads)) or teacher.task
     return named(_playing(teacher, task) if unlike(teacher.task, task) is None else teacher)
 
 
