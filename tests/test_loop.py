@@ -64,8 +64,15 @@ def test_work_is_logged_and_saved_when_it_must_be_after_a_hook_and_at_the_end() 
     kept = Kept(work)
     work_on(work, kept)
     assert kept.calls == [
-        ("log", 2), ("save", 2), ("log", 4), ("hook", 4), ("save", 4), ("log", 6), ("log", 8), ("save", 8)
-    ]  # fmt: skip
+        ("log", 2),
+        ("save", 2),
+        ("log", 4),
+        ("hook", 4),
+        ("save", 4),
+        ("log", 6),
+        ("log", 8),
+        ("save", 8),
+    ]
 
 
 def test_a_hook_that_is_due_where_the_work_goes_on_comes_before_the_next_item() -> None:

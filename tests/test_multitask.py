@@ -35,7 +35,7 @@ from rldistill.types import Lesson, ScoreKind, Task, UserError
 from rldistill.verbs.distill import DistillConfig, distill
 from rldistill.verbs.distill.streams import bytes_in, make_stream, within_memory
 from rldistill.verbs.distill.teaching import Teaching, make_student, teaching_of
-from rldistill.verbs.distill.work import Level
+from rldistill.verbs.distill.work import Scale
 from rldistill.verbs.evaluate import EvaluateConfig, evaluate
 
 CARTPOLE, PENDULUM, ACROBOT = (make_task(name) for name in ("CartPole-v1", "Pendulum-v1", "Acrobot-v1"))
@@ -215,8 +215,8 @@ def test_a_score_that_a_teachers_card_does_not_really_state_is_measured(tmp_path
 
 
 def test_a_teacher_that_plays_no_better_than_chance_is_nothing_to_be_behind() -> None:
-    assert Level(random=10.0, teacher=20.0).normalized(12.5) == 0.25
-    assert [Level(random=10.0, teacher=teacher).normalized(30.0) for teacher in (10.0, 5.0)] == [1.0, 1.0]
+    assert Scale(random=10.0, teacher=20.0).normalized(12.5) == 0.25
+    assert [Scale(random=10.0, teacher=teacher).normalized(30.0) for teacher in (10.0, 5.0)] == [1.0, 1.0]
 
 
 def test_settings_may_be_numbers_of_numpy(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from rldistill.files import generator_state, load_generator_state
 from rldistill.types import Lesson
 
-Schedule: TypeAlias = Literal["uniform", "progress"]
+LessonScheduleName: TypeAlias = Literal["uniform", "progress"]
 
 
 class LessonSchedule(Protocol):
@@ -107,4 +107,4 @@ class ByProgress:
         load_generator_state(self._generator, state["generator"])
 
 
-SCHEDULES: dict[Schedule, type[Uniform | ByProgress]] = {"uniform": Uniform, "progress": ByProgress}
+SCHEDULES: dict[LessonScheduleName, type[Uniform | ByProgress]] = {"uniform": Uniform, "progress": ByProgress}

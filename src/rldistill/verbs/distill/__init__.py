@@ -34,7 +34,7 @@ from rldistill.verbs.distill.config import DistillConfig, checked
 from rldistill.verbs.distill.dataset import fitting_dataset
 from rldistill.verbs.distill.streams import make_stream, within_memory
 from rldistill.verbs.distill.teaching import check_tasks, make_student, teaching_of
-from rldistill.verbs.distill.work import Distillation, Evaluations, Games
+from rldistill.verbs.distill.work import Distillation, Evaluations, GamesOfRun
 
 __all__ = ["DistillConfig", "checked", "distill"]
 
@@ -257,7 +257,7 @@ def _learn(
     progress: Progress,
 ) -> None:
     """From where the run stands to its last update."""
-    games = Games(work.config, progress)
+    games = GamesOfRun(work.config, progress)
     evaluations = Evaluations(work, games, run.log)
     if run.state is not None:
         progress.say(f"resuming {run.path}")
@@ -268,7 +268,7 @@ def _learn(
         records = evaluations.measure_levels(teachings, lambda doubt: _stop_or_say(doubt, options, progress))
         for record in [*work.begin(), *records]:
             run.log(record)
-    names = " and ".join(lesson.task.env for lesson in work.lessons)
+    names = ", ".join(lesson.task.env for lesson in work.lessons)
     work_through(
         work,
         f"distill {names} to {work.config.student}",
@@ -338,7 +338,7 @@ def _finished(run: Run, config: DistillConfig, progress: Progress) -> SavedPolic
     made = policy.provenance
     lines = ["no games were played, so there is no score"]
     if config.evaluating.evaluate_episodes:
-        games, began = Games(config, progress, fresh=config.schedule_lessons == "progress"), time.monotonic()
+        games, began = GamesOfRun(config, progress, fresh=config.schedule_lessons == "progress"), time.monotonic()
         scores: dict[str, dict[str, Any]] = {}
         for name, view in _heads(policy).items():
             title = "score of the student" + (f" in {name}" if name else "")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from rldistill.configurations import changed, check_choices
-from rldistill.lessons.choosers import Schedule as LessonScheduleName
+from rldistill.lessons.choosers import LessonScheduleName
 from rldistill.lessons.exploration import Explore
 from rldistill.students.objectives import Matching
 from rldistill.students.optim import Optimization

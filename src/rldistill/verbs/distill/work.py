@@ -187,7 +187,7 @@ def _updates(config: DistillConfig) -> int:
     return max(int(drawn / config.batches.batch_size), 1)
 
 
-class Level(NamedTuple):
+class Scale(NamedTuple):
     """The two ends of the normalized scale of a task."""
 
     random: float
@@ -200,7 +200,7 @@ class Level(NamedTuple):
         return (score - self.random) / (self.teacher - self.random) if self.teacher > self.random else 1.0
 
 
-class Games:
+class GamesOfRun:
     """Plays the games of a run, with its settings.
 
     Args:
@@ -233,7 +233,7 @@ class Games:
         )
 
 
-def alone(work: Distillation) -> ExitStack:
+def released(work: Distillation) -> ExitStack:
     """Within it games may be played: where there may be only one environment, the run's own are closed meanwhile."""
     closed = ExitStack()
     for environments in work.stream.environments:
@@ -242,7 +242,7 @@ def alone(work: Distillation) -> ExitStack:
     return closed
 
 
-def teachers_level(teaching: Teaching, task: Task, games: Games, check: Callable[[str], None]) -> dict[str, Any]:
+def teachers_level(teaching: Teaching, task: Task, games: GamesOfRun, check: Callable[[str], None]) -> dict[str, Any]:
     """The teacher's score, as its folder states it or as it is measured here; empty where no games are played.
 
     Args:
@@ -290,13 +290,13 @@ class Evaluations:
         log: takes the records.
     """
 
-    def __init__(self, work: Distillation, games: Games, log: Callable[[Record], None]) -> None:
+    def __init__(self, work: Distillation, games: GamesOfRun, log: Callable[[Record], None]) -> None:
         self.work, self.games, self.log = work, games, log
         settings = games.config.evaluating
         every = work.total // 5 if settings.evaluate_every is None else settings.evaluate_every * len(work.lessons)
         self.every = every if settings.evaluate_episodes and every else work.total
         self.next = self.every
-        self.levels: dict[Lesson, Level] = {}
+        self.scales: dict[Lesson, Scale] = {}
         """Of several lessons, the ends of their normalized scales; empty where no games are played."""
 
     def measure_levels(self, teachings: Sequence[Teaching], check: Callable[[str], None]) -> list[Record]:
@@ -308,13 +308,13 @@ class Evaluations:
         """
         records: list[Record] = []
         normalized = len(teachings) > 1 and self.games.config.evaluating.evaluate_episodes > 0
-        with alone(self.work):
+        with released(self.work):
             for lesson, teaching in zip(self.work.lessons, teachings, strict=True):
                 level = teachers_level(teaching, lesson.task, self.games, check)
                 if level:
                     records.append(TeacherScore(lesson=self.work.name_of(lesson), **level))
                 if level and normalized:
-                    self.levels[lesson] = Level(self._random(lesson.task), float(level["mean"]))
+                    self.scales[lesson] = Scale(self._random(lesson.task), float(level["mean"]))
         return records
 
     def _random(self, task: Task) -> float:
@@ -330,7 +330,7 @@ class Evaluations:
         began = time.monotonic()
         records: list[Record] = []
         means: dict[Lesson, float] = {}
-        with alone(self.work):
+        with released(self.work):
             for lesson in self.work.lessons:
                 name = self.work.name_of(lesson)
                 title = "score of the student" + (f" in {name}" if name else "")
@@ -346,21 +346,21 @@ class Evaluations:
 
     def _take(self, means: Mapping[Lesson, float]) -> None:
         """Shows the scores, and hands them to the schedule of lessons."""
-        if self.levels:
-            means = {lesson: self.levels[lesson].normalized(mean) for lesson, mean in means.items()}
+        if self.scales:
+            means = {lesson: self.scales[lesson].normalized(mean) for lesson, mean in means.items()}
         self.work.score = float(np.mean(list(means.values())))
-        if isinstance(self.work.stream, Interleaved) and self.levels:
+        if isinstance(self.work.stream, Interleaved) and self.scales:
             self.work.stream.schedule.scored(means)
 
     def state_dict(self) -> dict[str, Any]:
         """When the next games are due, and the ends of the scales."""
         return {
             "next_evaluation": self.next,
-            "levels": {lesson.name: list(level) for lesson, level in self.levels.items()},
+            "levels": {lesson.name: list(level) for lesson, level in self.scales.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from what `state_dict` gave. Another --evaluate-every than the run was begun with counts from here on."""
         self.next = min(int(state["next_evaluation"]), (self.work.done // self.every + 1) * self.every)
         ends = state.get("levels", {})  # runs from before there were several lessons have none
-        self.levels = {lesson: Level(*ends[lesson.name]) for lesson in self.work.lessons if lesson.name in ends}
+        self.scales = {lesson: Scale(*ends[lesson.name]) for lesson in self.work.lessons if lesson.name in ends}
