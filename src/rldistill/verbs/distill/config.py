@@ -31,11 +31,11 @@ class Driving:
     teacher_epsilon: float = 0.05
     """Probability of a random action where the teacher drives (the paper's 0.05)."""
     explore: Explore = "epsilon"
-    """How the student explores where it drives: greedy, epsilon, boltzmann, or dropout. A greedy one goes round in the first
-    way to win that it finds, and shows nothing new."""
+    """How the student explores where it drives: greedy, epsilon, boltzmann, or dropout. A greedy student repeats the first way to
+    win that it finds, and visits no new states."""
     epsilon: float = 0.05
-    """Of `--explore epsilon`: probability of a random action at first; it falls to nothing at the end of the run, when the student
-    shall have seen what it meets where it does not explore."""
+    """Of `--explore epsilon`: probability of a random action at first. It falls to 0 at the end of the run, so that the last states
+    are those of the student without exploration."""
     num_envs: int = 8
     """Environments stepped together; with 1 there is never a second one, in evaluations neither."""
 
@@ -107,10 +107,10 @@ class DistillConfig:
     """`dqn`, `net1`, `net2`, `net3`, or any `cnn:8,8,8:16` (channels : hidden units) or `mlp:64,64`; of several tasks `multi3`,
     `multi10`, or any with units after a + that every task has for itself, `cnn:32,64,64:512+128`. `auto`: `net2` for images; for
     vectors the widest of mlp:64,64, mlp:32,32, mlp:24,24 and mlp:16,16 that has at most a tenth of the teacher's parameters, or
-    2,000 if that is more; of several tasks `multi3` for large images, cnn:16:128+32 for small ones, mlp:64,64+32 for vectors."""
+    2,000 if that is more. For several tasks: `multi3` for large images, cnn:16:128+32 for small ones, mlp:64,64+32 for vectors."""
     student_observation: tuple[str, ...] = ()
-    """Parts of the observation (the names of a Dict) that the student sees, where the teacher sees them all: what robotics
-    calls a privileged teacher. By default the student sees what the teacher sees."""
+    """Parts of the observation (the names of a Dict) that the student reads, where the teacher reads them all: what robotics
+    calls a privileged teacher. By default the student reads what the teacher reads."""
     steps: int = 20_000
     """Control steps played (by teacher and student together), of each task; on Atari one is four frames. Not for --dataset."""
     updates: int | None = None

@@ -111,7 +111,7 @@ def _architecture(teaching: Teaching, config: DistillConfig) -> Architecture:
 
 def suited_architecture(architecture: Architecture, teacher: Teacher) -> Architecture:
     """What `--student auto` stands for: `net2` for images; for vectors the widest of four that has at most a tenth of the teacher's
-    parameters, or 2,000 where the teacher is small (or a function, whose size nobody knows)."""
+    parameters. It may have 2,000 where the teacher is small, or a function without parameters."""
     if len(architecture.observation_shape) == 3:
         return architecture._replace(name="net2")
     network = getattr(teacher, "network", None)
@@ -130,12 +130,11 @@ def _suited_to_several(teachings: Sequence[Teaching]) -> str:
 
 
 def suited(config: DistillConfig, student: Network | MultiTaskNetwork, teacher_kinds: set[ScoreKind]) -> DistillConfig:
-    """Where the user says nothing, what suits student and teachers: composites, weight decay and the optimizer.
+    """The configuration with composites, weight decay and the optimizer that suit student and teachers, where they are left open.
 
-    Students of images see few of the states there are and are helped where they have not been by composites and decay; one of
-    10,062 parameters learnt to lose with composites on Pong. Students of vectors see enough, and both keep them from following
-    their teacher closely. Logits are matched as they are, every action's, and what limits a student of images is then how soon it
-    fits them; of Q-values little but the best action counts.
+    Students of images visit few of all states. Weight decay helps them in the others, and composites do if the student is large
+    enough. Students of vectors visit enough, and both would keep them from following their teacher closely. Muon fits the logits
+    of all actions in fewer updates than Adam; of Q-values mostly the best action counts.
     """
     if isinstance(student, MultiTaskNetwork):
         image = all(len(head.observation_shape) == 3 for head in student.heads.values())
