@@ -10,9 +10,13 @@ import torch
 
 from rldistill.play.envs import make_task
 from rldistill.policies import MultiTaskPolicy, card_checksum, load_heads, load_policy, save_policy
+from rldistill.students.fitting import GradientFitting
 from rldistill.students.heads import Head, MultiTaskNetwork, build_heads
+from rldistill.students.losses import parse_loss
 from rldistill.students.networks import Architecture, build, fit_initialization, parameter_count
-from rldistill.types import UserError
+from rldistill.students.objectives import Match, Matching
+from rldistill.students.optim import Optimization
+from rldistill.types import Lesson, UserError, labelled
 
 FRAMES = (4, 84, 84)
 GRIDS = {
@@ -156,3 +160,26 @@ def test_initial_units_have_mean_0_and_variance_1_over_the_observations_of_all_t
     torch.testing.assert_close(units.mean(dim=0), torch.zeros(6), atol=1e-5, rtol=0)
     torch.testing.assert_close(units.std(dim=0), torch.ones(6))
     torch.testing.assert_close(head.std(dim=0), torch.ones(5))
+
+
+def test_lessons_that_share_a_head_have_one_standardization_of_both() -> None:
+    """0 to 9 and 10 to 19: mean 9.5, whatever the order."""
+    task = make_task("CartPole-v1")
+    lessons = [Lesson("a", task, "head"), Lesson("b", task, "head")]
+    network = build(Architecture("mlp:3", (4,), 2), 0, "logits")
+    objectives = {lesson: Match(parse_loss("kl"), task, "q_values", Matching()) for lesson in lessons}
+    fitting = GradientFitting(network, objectives, Optimization(), 10, 0)
+    numbers = torch.arange(20.0)[:, None].expand(20, 4)
+    fitting.fit(
+        {
+            lesson: labelled(part, torch.randn(10, 2, generator=torch.Generator().manual_seed(0)))
+            for lesson, part in zip(lessons, numbers.split(10), strict=True)
+        }
+    )
+    torch.testing.assert_close(network.shift, torch.full((4,), 9.5))
+
+
+def test_card_says_how_many_channels_of_a_task_are_padded(tmp_path: Path) -> None:
+    save_policy(tmp_path / "p", grids(), TASKS, {})
+    heads = json.loads((tmp_path / "p" / "policy.json").read_text())["heads"]
+    assert [head.get("padding") for head in heads] == [6, 4, None]

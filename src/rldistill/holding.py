@@ -174,8 +174,8 @@ def new_folder(path: Path, *, replaceable: Callable[[Path], None] | None = None)
     """Makes a folder that is complete or not there at all.
 
     The block fills the folder that it is given, `.NAME.TOKEN.tmp` beside `path`. When it ends, that is synced to disk and takes
-    the name `path`; when it fails, Ctrl-C included, nothing is left, or what was there before. (A process that is killed
-    leaves the one with the dot, which the next command for this path removes.)
+    the name `path`. When it fails, Ctrl-C included, nothing is left, or what was there before. A process that is killed
+    leaves the one with the dot, which the next command for this path removes.
 
     Args:
         path: of the folder; folders above it are made.

@@ -273,7 +273,11 @@ def _torso_card(network: MultiTaskNetwork) -> dict[str, Any]:
 
 
 def _head_cards(network: MultiTaskNetwork, tasks: Mapping[str, Task]) -> list[dict[str, Any]]:
-    return [_head_card(name, head, tasks[name]) for name, head in network.heads.items()]
+    views = dict(network.views())
+    return [
+        _head_card(name, head, tasks[name]) | ({"padding": views[name].padding} if views[name].padding else {})
+        for name, head in network.heads.items()
+    ]
 
 
 def _head_card(name: str, head: Head, task: Task) -> dict[str, Any]:

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 Configuration = TypeVar("Configuration", bound="DataclassInstance")
 
 ScoreKind: TypeAlias = Literal["q_values", "logits", "gaussian", "squashed_gaussian", "actions"]
-"""What a policy's scores are: action values in units of return, unnormalized logits of a softmax policy; for continuous
-actions means and log standard deviations of a Gaussian (`squashed_gaussian`: before a tanh that maps onto the action range), or
-the actions themselves. See `actions`."""
+"""What a policy's scores are. Of discrete actions: values in units of return, or unnormalized logits of a softmax policy. Of
+continuous ones: means and log standard deviations of a Gaussian (`squashed_gaussian`: before a tanh that maps onto the action
+range), or the actions themselves. See `actions`."""
 
 Observations: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 Actions: TypeAlias = npt.NDArray[np.int64] | npt.NDArray[np.float32]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,16 +40,6 @@ class Figures(NamedTuple):
     def agreement(self) -> float:
         """Share of the samples in which the student chooses the action that the lesson asks for."""
         return float(self.objective.agreement(self.scores, self.batch).mean())
-
-
-class Fitting(Protocol):
-    """Moves a student towards the objectives of its lessons."""
-
-    def fit(self, examples: Mapping[Lesson, Batch]) -> None:
-        """Fits objectives, standardization and first weights to the first observations of each lesson, once."""
-
-    def __call__(self, batches: Mapping[Lesson, Batch]) -> Mapping[Lesson, Figures]:
-        """Learns from one minibatch of some of the lessons."""
 
 
 class RangeUnits:
@@ -224,23 +214,27 @@ class GradientFitting:
         )
         self.updates = 0
         self._parts, self._parts_of = _parts(student, self.average, self.networks, settings)
-        self._units = {
-            lesson: RangeUnits(network, lesson.task, network.score_kind) for lesson, network in self.networks.items()
+        # Lessons that share a head share its units.
+        own_units = {
+            network: RangeUnits(network, lesson.task, network.score_kind) for lesson, network in self.networks.items()
         }
+        self._units = {lesson: own_units[network] for lesson, network in self.networks.items()}
 
     def fit(self, examples: Mapping[Lesson, Batch]) -> None:
         """Fits objectives, standardizations and the first weights to the first observations, once."""
         for lesson, batch in examples.items():
             self.objectives[lesson].fit(batch)
-            if self.settings.standardize:
-                network = self.networks[lesson]
-                network.standardize(*fit_standardization(network.selected(batch.observations)))
+        # Lessons that share a head have the same kind of observations, and one standardization.
+        parts: dict[Network, list[Tensor]] = {}
+        for lesson, batch in examples.items():
+            parts.setdefault(self.networks[lesson], []).append(batch.observations)
+        observations = {network: torch.cat(own) for network, own in parts.items()}
+        if self.settings.standardize:
+            for network, own in observations.items():
+                network.standardize(*fit_standardization(network.selected(own)))
         if self.settings.initialize == "data":
-            # Lessons that share a head have the same observations.
-            of_heads = {lesson.head: lesson for lesson in examples}
-            networks = [self.networks[lesson] for lesson in of_heads.values()]
-            fit_initialization(networks, [examples[lesson].observations for lesson in of_heads.values()], self.seed)
-        for units in {id(self.networks[lesson]): units for lesson, units in self._units.items()}.values():
+            fit_initialization(list(observations), list(observations.values()), self.seed)
+        for units in dict.fromkeys(self._units.values()):
             units.leave()  # drawn around 0, so that the student begins around the range's middle
         load_arrays(self.average, arrays_of(self.student))
 
@@ -258,7 +252,7 @@ class GradientFitting:
         for parameter in parameters:
             parameter.grad = None
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
-        self._step(moved, parameters, [self._units[lesson] for lesson in batches])
+        self._step(moved, parameters, list(dict.fromkeys(self._units[lesson] for lesson in batches)))
         return {
             lesson: of_lesson._replace(losses=of_lesson.losses.detach(), scores=of_lesson.scores.detach())
             for lesson, of_lesson in figures.items()

@@ -87,8 +87,8 @@ _MOST_STEPS = 2**53
 def make_task(env: str, **options: Any) -> Task:
     """The task of an environment id, its options at the id's defaults except those given.
 
-    `ALE/<Game>-v5` has sticky actions 0.25 (Machado et al. 2018), `<Game>NoFrameskip-v4` has none (Mnih et al. 2015);
-    both are played with frame skip 4, 84 x 84 grey frames stacked by 4 and up to 30 no-ops, and one life lost does not
+    `ALE/<Game>-v5` has sticky actions 0.25 (Machado et al. 2018), `<Game>NoFrameskip-v4` has none (Mnih et al. 2015). Both
+    are played with frame skip 4, 84 x 84 grey frames stacked by 4 and up to 30 no-ops, and one life lost does not
     end an episode. `MinAtar/<Game>-v0` has all six actions, `-v1` the minimal set. Other ids go to `gymnasium.make`, with the
     option `env_kwargs` (a mapping, or texts `name=value`) as arguments of the constructor. `max_episode_steps` is for all of
     them, see `with_longest_game`.

@@ -37,7 +37,7 @@ class Driving:
     """Of `--explore epsilon`: probability of a random action at first. It falls to 0 at the end of the run, so that the last states
     are those of the student without exploration."""
     num_envs: int = 8
-    """Environments stepped together; with 1 there is never a second one, in evaluations neither."""
+    """Environments of a task that are stepped together; with 1 there is never a second one of it, in evaluations neither."""
 
 
 @dataclass(frozen=True)
