@@ -48,6 +48,7 @@ PRESET = (
     "`rusu2015`: the defaults are the paper's settings: teacher drives, temperature 0.01, RMSProp, constant rate, "
     "10,000 minibatches for each 54,000 control steps, no standardization, no average."
 )
+ForeignFile: TypeAlias = OmitArgPrefixes[Annotated[TeacherOptions, arg(name="foreign-file")]]
 Data: TypeAlias = Annotated[Positional[Path], arg(metavar="DATA", help="Dataset folder.")]
 TeacherRef: TypeAlias = Annotated[str, arg(metavar="REF", help=f"The teacher: {REF}.")]
 Refs: TypeAlias = Annotated[
@@ -87,7 +88,7 @@ def _train(
         ),
     ],
     out: Out,
-    config: OmitArgPrefixes[TrainConfig],
+    config: OmitArgPrefixes[Annotated[TrainConfig, arg(name="")]],
     resume: Resume = False,
 ) -> None:
     """Train a teacher by deep Q-learning; the result is a policy folder, OUT/policy.
@@ -103,8 +104,8 @@ def _train(
 def _record(
     teacher: TeacherRef,
     out: Out,
-    config: OmitArgPrefixes[RecordConfig],
-    options: OmitArgPrefixes[TeacherOptions],
+    config: OmitArgPrefixes[Annotated[RecordConfig, arg(name="")]],
+    options: ForeignFile,
     append: Annotated[bool, arg(help="Add --steps to the dataset in --out.")] = False,
 ) -> None:
     """Record a dataset: observations, actions and the teacher's scores of every action.
@@ -124,8 +125,8 @@ def _distill_with(defaults: DistillConfig) -> Callable[..., None]:
             arg(metavar="REF [REF ...]", help=f"The teacher, or one for each of several tasks; each {REF}."),
         ],
         out: Out,
-        options: OmitArgPrefixes[TeacherOptions],
-        config: OmitArgPrefixes[DistillConfig] = defaults,
+        options: ForeignFile,
+        config: OmitArgPrefixes[Annotated[DistillConfig, arg(name="")]] = defaults,
         preset: Annotated[Preset, arg(help=PRESET)] = "none",
         resume: Resume = False,
     ) -> None:
@@ -170,8 +171,8 @@ def _check_lists(words: Sequence[str]) -> None:
 
 def _evaluate(
     policies: Positional[Refs],
-    config: OmitArgPrefixes[EvaluateConfig],
-    options: OmitArgPrefixes[TeacherOptions],
+    config: OmitArgPrefixes[Annotated[EvaluateConfig, arg(name="")]],
+    options: ForeignFile,
     json: Annotated[Path | None, arg(help="Also write the scores to this file, a JSON list.")] = None,
 ) -> None:
     """Play full games and compare policies, with 95 % bootstrap intervals.
@@ -194,8 +195,8 @@ def _evaluate(
 
 def _inspect(
     policy: Annotated[Positional[str], arg(metavar="REF", help=f"The policy: {REF}.")],
-    config: OmitArgPrefixes[InspectConfig],
-    options: OmitArgPrefixes[TeacherOptions],
+    config: OmitArgPrefixes[Annotated[InspectConfig, arg(name="")]],
+    options: ForeignFile,
 ) -> None:
     """Say what a policy is: algorithm, spaces, network, scores, normalization, what trained it, and what does not fit.
 
@@ -220,7 +221,7 @@ def _is_output(path: Path | None) -> bool:
 
 def _report(
     run: Annotated[Positional[Path], arg(help="Run folder, of distill or train.")],
-    config: OmitArgPrefixes[ReportConfig],
+    config: OmitArgPrefixes[Annotated[ReportConfig, arg(name="")]],
     out: Annotated[Path | None, arg(help="The page to write; by default RUN/report.html.")] = None,
 ) -> None:
     """Write one self-contained HTML page: scores, curves, teacher and student at play, the whole configuration.
@@ -237,7 +238,7 @@ def _export(
     policy: Annotated[Positional[str], arg(metavar="REF", help="The policy: a policy folder or a run folder.")],
     out: Annotated[Path, arg(help="File to write: of c and c-int8 FILE.c (FILE.h comes beside it), of sb3 FILE.zip.")],
     format: Annotated[Format, arg(help="What is written.")],
-    config: OmitArgPrefixes[ExportConfig],
+    config: OmitArgPrefixes[Annotated[ExportConfig, arg(name="")]],
     force: Annotated[bool, arg(help="Replace files that exist.")] = False,
     json: Annotated[Path | None, arg(help="Also write the table and the comparison to this file.")] = None,
 ) -> None:
@@ -275,7 +276,7 @@ def _push(
         Positional[str], arg(metavar="REF", help="The policy: a policy folder, a run folder, or hf://owner/name.")
     ],
     repo: Annotated[str, arg(metavar="OWNER/NAME", help="The repository; made if it is not there.")],
-    config: OmitArgPrefixes[PushConfig],
+    config: OmitArgPrefixes[Annotated[PushConfig, arg(name="")]],
     out: Annotated[Path | None, arg(help="Keep the folder here; without it, it goes when the hub has it.")] = None,
     dry_run: Annotated[bool, arg(help="Only write the folder --out, and ask the hub nothing.")] = False,
     files: Annotated[
@@ -353,7 +354,7 @@ def _dataset_convert(
     ],
     to: Annotated[Target, arg(help="The format.")],
     out: Annotated[Path, arg(help="Folder to make; of Minari its name ends in a version, pong-v0.")],
-    options: OmitArgPrefixes[TeacherOptions],
+    options: ForeignFile,
     teacher: Annotated[
         str | None, arg(metavar="REF", help=f"Who labels a Minari dataset without a teacher's values: {REF}.")
     ] = None,
@@ -393,8 +394,8 @@ def _watch(
         Positional[tuple[str, ...]],
         arg(metavar="REF [REF2]", help=f"A policy, or two side by side; each {REF}."),
     ],
-    config: OmitArgPrefixes[WatchConfig],
-    options: OmitArgPrefixes[TeacherOptions],
+    config: OmitArgPrefixes[Annotated[WatchConfig, arg(name="")]],
+    options: ForeignFile,
     out: Annotated[Path | None, arg(help="File to write, F.gif or F.mp4; without it a window opens.")] = None,
     force: Annotated[bool, arg(help="Replace a file that exists.")] = False,
 ) -> None:
