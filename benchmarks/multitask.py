@@ -43,17 +43,17 @@ class Options:
     tier: Literal["minatar", "atari"] = "minatar"
     seeds: int = 5
     """Seeds 0 to this number less one."""
-    steps: int = 40_000
+    steps: int = 200_000
     """Control steps of each game, in every arm."""
     student: str = "cnn:16:185"
     """Of all games together."""
-    single: str = "cnn:8:64"
+    single: str = "cnn:8:74"
     """Of each game alone; together they have about as many parameters as the student of all."""
     joint: str = "cnn:16:128"
     """Of joint training."""
     arms: tuple[str, ...] = ("kl", "nll", "joint", "single")
     """Which of them are run."""
-    samples_per_step: float = 64.0
+    samples_per_step: float = 16.0
     optimizer: Literal["auto", "adam", "muon"] = "auto"
     episodes: int = 30
     """Full games a policy and game."""
