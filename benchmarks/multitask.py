@@ -73,12 +73,12 @@ def run_cell(options: Options, arm: str, seed: int, teachers: Sequence[Path], pr
     out = options.out / f"{arm}-seed{seed}"
     games = [load_policy(teacher).task.env for teacher in teachers]
     if arm == "joint":
-        config = TrainConfig.of(
+        learning = TrainConfig.of(
             steps=options.steps, algo="pqn", network=options.joint, seed=seed, final_episodes=0, averaging=200
         )
-        train(games, out, config, resume=True, progress=progress)
+        train(games, out, learning, resume=True, progress=progress)
         return [f"{out}#{game}" for game in games]
-    settings = dict(
+    settings: dict[str, Any] = dict(
         steps=options.steps, seed=seed, evaluate_every=0, evaluate_episodes=0, samples_per_step=options.samples_per_step
     ) | dict(optimizer=options.optimizer)
     if arm == "single":

@@ -307,7 +307,7 @@ def student_row(method: Method, game: str, seed: int, teacher: str, options: Opt
     if method.peer == "rldistill":
         return Row(name, "rldistill", {"work": "distill", "teacher": teacher, "config": config}), budget
     budget = budget.in_batches_of(options.imitation_batch)
-    job = {"work": method.key, "env": game, "seed": seed, "teacher": teacher, "num_envs": made.num_envs, "hidden": HIDDEN,
+    job = {"work": method.key, "env": game, "seed": seed, "teacher": teacher, "num_envs": made.driving.num_envs, "hidden": HIDDEN,
            "labelled": budget.labelled, "updates": budget.updates, "batch_size": budget.batch_size}  # fmt: skip
     return Row(name, "imitation", job), budget
 

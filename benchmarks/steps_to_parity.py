@@ -12,7 +12,7 @@ which evaluation on no interval of the normalized score (of student and teacher,
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
@@ -51,8 +51,7 @@ def main(options: Options) -> None:
             progress=progress,
         )[0]
         for seed in options.seeds:
-            config = replace(
-                DistillConfig(),
+            config = DistillConfig.of(
                 student=options.student,
                 steps=options.steps,
                 seed=seed,

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ import torch
 import tyro
 from throughput import in_turns, rows_of, shares_of_bound
 
+from rldistill.configurations import changed
 from rldistill.lessons.dqn import DQN
 from rldistill.lessons.pqn import PQN
 from rldistill.machine import keep_freed_memory, machine_in_words, torch_device
@@ -182,7 +183,7 @@ def main(options: Options) -> None:
             scratch.mkdir()
             config = TrainConfig.of(steps=100_000_000, algo="pqn", device=options.device)
             if algo != "pqn":
-                config = replace(config, algo="dqn", double=algo == "dqn", replay=options.replay, warmup=1_000)
+                config = changed(config, algo="dqn", double=algo == "dqn", replay=options.replay, warmup=1_000)
             learners[algo] = make_learner(options.env, config, scratch)
         parts = {algo: works_of(learner) for algo, learner in learners.items()}
         for algo, (own, _, description) in parts.items():

@@ -136,7 +136,7 @@ def test_verbs_look_at_their_booleans_before_they_begin(tmp_path: Path) -> None:
     calls: list[Callable[[], object]] = [
         lambda: rldistill.TeacherOptions(trust_pickle=no),
         lambda: train("CartPole-v1", tmp_path / "a", TRAIN, resume=no),
-        lambda: train("CartPole-v1", tmp_path / "a", dataclasses.replace(TRAIN, tensorboard=no)),
+        lambda: train("CartPole-v1", tmp_path / "a", changed(TRAIN, tensorboard=no)),
         lambda: distill("nothing", tmp_path / "a", DISTILL, resume=no),
         lambda: distill("nothing", tmp_path / "a", changed(DISTILL, steady=no)),
         lambda: record("nothing", tmp_path / "a", append=no),

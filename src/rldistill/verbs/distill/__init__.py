@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from rldistill.arguments import checked_arguments
 from rldistill.configurations import flat
@@ -39,6 +39,30 @@ from rldistill.verbs.distill.work import Distillation, Evaluations, GamesOfRun
 __all__ = ["DistillConfig", "checked", "distill"]
 
 Reference = str | os.PathLike[str] | Teacher
+
+
+@overload
+def distill(
+    teacher: Reference,
+    out: str | os.PathLike[str],
+    config: DistillConfig | None = None,
+    *,
+    resume: bool = False,
+    options: TeacherOptions | None = None,
+    progress: Progress | None = None,
+) -> SavedPolicy: ...
+
+
+@overload
+def distill(
+    teacher: Sequence[Reference],
+    out: str | os.PathLike[str],
+    config: DistillConfig | None = None,
+    *,
+    resume: bool = False,
+    options: TeacherOptions | None = None,
+    progress: Progress | None = None,
+) -> SavedPolicy | MultiTaskPolicy: ...
 
 
 @usual_torch()

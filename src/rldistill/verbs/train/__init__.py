@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 
@@ -37,6 +37,28 @@ from rldistill.verbs.train.learners import as_resolved, make_learner_of, make_ne
 from rldistill.verbs.train.work import Training, snapshots_of
 
 __all__ = ["TrainConfig", "make_learner", "train"]
+
+
+@overload
+def train(
+    env: str,
+    out: str | os.PathLike[str],
+    config: TrainConfig | None = None,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> SavedPolicy: ...
+
+
+@overload
+def train(
+    env: Sequence[str],
+    out: str | os.PathLike[str],
+    config: TrainConfig | None = None,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> SavedPolicy | MultiTaskPolicy: ...
 
 
 @usual_torch()
