@@ -13,12 +13,13 @@ from rldistill.policies import load_policy
 POLICIES = Path(__file__).resolve().parents[1] / "policies"
 FOLDERS = sorted(card.parent.relative_to(POLICIES) for card in POLICIES.rglob("policy.json"))
 TEACHERS = [folder for folder in FOLDERS if folder.parent.name != "snapshots"]
-# Mean of two games: far below what they score, far above random play (-20.7, 1.7, 0, 163.9, and 0.5, 0.5, 0, 0.1, 2.8).
+# Mean of two games: far below what they score, far above random play (-20.7, 1.7, 0, 163.9, 148.0, and 0.5, 0.5, 0, 0.1, 2.8).
 FLOORS = {
     "PongNoFrameskip-v4": 10.0,
     "BreakoutNoFrameskip-v4": 40.0,
     "FreewayNoFrameskip-v4": 20.0,
     "QbertNoFrameskip-v4": 2_000.0,
+    "SpaceInvadersNoFrameskip-v4": 300.0,
     "MinAtar/Asterix-v1": 3.0,
     "MinAtar/Breakout-v1": 3.0,
     "MinAtar/Freeway-v1": 30.0,
