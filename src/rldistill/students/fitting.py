@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rldistill.play.actions import bounds
 from rldistill.schedules import constant, warmup_cosine
 from rldistill.students.heads import MultiTaskNetwork, build_heads
-from rldistill.students.networks import Network, build, fit_initialization
+from rldistill.students.networks import Network, build, fit_initialization, joined
 from rldistill.students.objectives import Objective
 from rldistill.students.optim import Optimization
 from rldistill.students.optim.adamw import AdamW
@@ -228,7 +228,7 @@ class GradientFitting:
         parts: dict[Network, list[Tensor]] = {}
         for lesson, batch in examples.items():
             parts.setdefault(self.networks[lesson], []).append(batch.observations)
-        observations = {network: torch.cat(own) for network, own in parts.items()}
+        observations = {network: joined(own) for network, own in parts.items()}
         if self.settings.standardize:
             for network, own in observations.items():
                 network.standardize(*fit_standardization(network.selected(own)))

@@ -244,14 +244,20 @@ def fit_initialization(networks: Sequence[Network], observations: Sequence[Tenso
     while shared < len(first) and all(own[shared] is first[shared] for own in layers):
         shared += 1
     with torch.no_grad():
-        inputs = [network.standardized(network.selected(x)) for network, x in zip(networks, observations, strict=True)]
-        together = torch.cat(inputs)
+        together = joined(
+            [network.standardized(network.selected(x)) for network, x in zip(networks, observations, strict=True)]
+        )
         for layer in first[:shared]:
             together = _fitted(layer, together, generator, last=layer is first[-1])
-        parts = torch.split(together, [len(x) for x in inputs])
+        parts = torch.split(together, [len(x) for x in observations])
         for own, x in zip(layers, parts, strict=True):
             for layer in own[shared:]:
                 x = _fitted(layer, x, generator, last=layer is own[-1])
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """One tensor of all rows; a single part is not copied, for a thousand frames in float32 are 115 MB."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _fitted(layer: nn.Module, x: Tensor, generator: torch.Generator, *, last: bool) -> Tensor:
