@@ -63,5 +63,5 @@ def test_a_shipped_teacher_plays_two_games_above_a_loose_floor(folder: Path) -> 
     assert play_scored(task, policy, 2, 0.01, 0)["mean"] >= FLOORS[policy.task.env]
 
 
-def test_all_shipped_policies_together_stay_below_thirty_megabytes() -> None:
-    assert sum(path.stat().st_size for path in POLICIES.rglob("*") if path.is_file()) < 30e6
+def test_all_shipped_policies_together_take_at_most_52_megabytes() -> None:
+    assert sum(path.stat().st_size for path in POLICIES.rglob("*") if path.is_file()) <= 52e6
