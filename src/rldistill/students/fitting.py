@@ -153,7 +153,7 @@ class _Part:
         self.updates = 0
 
     def step(self, rate: float) -> None:
-        """Moves the weights by their gradients, and the average after them."""
+        """Moves the weights by their gradients."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["share"]
         self._centred.enter()
@@ -205,7 +205,7 @@ class GradientFitting:
     ) -> None:
         self.student, self.objectives, self.settings, self.seed = student.train(), objectives, settings, seed
         self.average = empty_copy(student).eval().requires_grad_(False)
-        self.networks = {lesson: _view(student, lesson) for lesson in objectives}
+        self.networks = {lesson: answering(student, lesson) for lesson in objectives}
         peak = settings.learning_rate
         self.rate = (
             constant(peak)
@@ -301,7 +301,7 @@ class GradientFitting:
                 yield network.dropout
 
 
-def _view(student: Network | MultiTaskNetwork, lesson: Lesson) -> Network:
+def answering(student: Network | MultiTaskNetwork, lesson: Lesson) -> Network:
     """The network of the head that answers a lesson."""
     return student.view(lesson.head) if isinstance(student, MultiTaskNetwork) else student
 

@@ -23,6 +23,7 @@ from rldistill.play.envs import Environments
 from rldistill.play.replay import Columns, Replay, mask_column, own_scratch, ring_bytes
 from rldistill.progress import Progress
 from rldistill.schedules import Schedule, constant, linear
+from rldistill.students.fitting import answering
 from rldistill.students.heads import MultiTaskNetwork
 from rldistill.students.networks import Network
 from rldistill.types import Task, UserError
@@ -75,7 +76,7 @@ def _of_one(
     if dataset is not None:
         stream: Stream = _recorded(teaching, config, dataset, progress, generator(3))
     else:
-        network = student.view(teaching.lesson.head) if isinstance(student, MultiTaskNetwork) else student
+        network = answering(student, teaching.lesson)
         stream = _played(teaching, network, config, scratch, generator(3), place, number)
     if not config.batches.augment:
         return stream

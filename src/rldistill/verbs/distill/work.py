@@ -18,7 +18,7 @@ from rldistill.progress import Progress
 from rldistill.runs.loop import Stop
 from rldistill.runs.records import Evaluation, Fit, Record, TeacherScore, Train
 from rldistill.stats import figure, with_interval
-from rldistill.students.fitting import Figures, GradientFitting
+from rldistill.students.fitting import Figures, GradientFitting, answering
 from rldistill.students.heads import MultiTaskNetwork
 from rldistill.students.networks import Network
 from rldistill.students.objectives import Match
@@ -138,8 +138,7 @@ class Distillation:
 
     def average_of(self, lesson: Lesson) -> Network:
         """The average of the weights as the network that answers a lesson."""
-        average = self.fitting.average
-        return average.view(lesson.head) if isinstance(average, MultiTaskNetwork) else average
+        return answering(self.fitting.average, lesson)
 
     def name_of(self, lesson: Lesson) -> str | None:
         """What records call a lesson; nothing where there is only one."""
