@@ -14,7 +14,7 @@ import pytest
 import rldistill
 
 ROOMS = (
-    "types schedules stats plots files documents arguments configurations holding machine progress interrupts terminal",
+    "types schedules stats plots pages files documents arguments configurations holding machine progress interrupts terminal",
     "play",
     "students",
     "lessons",

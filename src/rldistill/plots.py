@@ -6,6 +6,7 @@ Matplotlib is imported by the functions that draw, since most commands draw noth
 from __future__ import annotations
 
 import io
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -47,6 +48,32 @@ class Level:
     mean: float
     low: float | None = None
     high: float | None = None
+
+
+@dataclass(frozen=True)
+class Point:
+    """A figure of one setting."""
+
+    label: str
+    value: float
+    """NaN leaves it out."""
+    low: float = math.nan
+    high: float = math.nan
+    """Bounds of its interval; NaN where there is none."""
+    place: float | None = None
+    """On a numeric axis."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One figure of all settings."""
+
+    label: str
+    points: Sequence[Point]
+
+
+_SERIES = ((PALETTE[0], "o", True), (PALETTE[2], "s", True), (TEACHER, "D", False))
+"""Colours, markers, and whether they are filled."""
 
 
 def learning_curve(
@@ -132,6 +159,148 @@ def loss_curve(
     return _bytes(figure, kind)
 
 
+def comparison_plot(
+    series: Sequence[Series], profiles: Sequence[Curve], *, axis: str, measure: str, width: float = 8.0
+) -> bytes:
+    """Settings against their figures, and performance profiles below, as SVG.
+
+    Settings with a place are a curve over a numeric axis; those without one are rows under their names, or stand beside the
+    curve.
+
+    Args:
+        series: the figures of all settings, once for each measure; each series has the same settings in the same order.
+        profiles: of each setting; may be empty.
+        axis: what the settings are of, such as `temperature`.
+        measure: what the figures are.
+        width: in inches.
+    """
+    points = series[0].points
+    placed = [number for number, point in enumerate(points) if point.place is not None]
+    named = [number for number, point in enumerate(points) if point.place is None]
+    height = 3.6 if placed else 1.1 + 0.22 * len(named) * (len(series) + 0.5)
+    _matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height + (3.8 if profiles else 0.3)), layout="constrained")
+    parts: list[Any] = [figure]
+    if profiles:
+        parts = list(figure.subfigures(2, 1, squeeze=False, height_ratios=[height, 3.8])[:, 0])
+    if placed:
+        _draw_curves(parts[0], series, placed, named, axis, measure)
+    else:
+        _draw_rows(parts[0], series, axis, measure)
+    if profiles:
+        _draw_profiles(parts[1], profiles)
+    return _bytes(figure, "svg")
+
+
+def _draw_curves(
+    figure: Any, series: Sequence[Series], placed: Sequence[int], named: Sequence[int], axis: str, measure: str
+) -> None:
+    """Figures over a numeric axis, those without a place in a panel at the right."""
+    ratios = [max(6.0, 2.0 * len(named)), max(1.0, len(named))]
+    panels = figure.subplots(1, 2, sharey=True, width_ratios=ratios) if named else [figure.subplots()]
+    places = [float(series[0].points[number].place or 0) for number in placed]
+    for style, one in enumerate(series):
+        order = np.argsort(places, kind="stable")
+        _errorbars(panels[0], [places[k] for k in order], [one.points[placed[k]] for k in order], style, one.label, "-")
+        if named:
+            shift = 0.16 * (style - (len(series) - 1) / 2)
+            _errorbars(panels[1], np.arange(len(named)) + shift, [one.points[k] for k in named], style, None, "")
+    _style(panels[0])
+    if min(places) > 0 and max(places) >= 8 * min(places):
+        panels[0].set_xscale("log")
+    _number_axis(panels[0])
+    panels[0].set_xlabel(axis)
+    panels[0].set_ylabel(measure)
+    if named:
+        _style(panels[1])
+        panels[1].set_xticks(range(len(named)), [series[0].points[k].label for k in named])
+        panels[1].set_xlim(-0.6, len(named) - 0.4)
+    for panel in panels:
+        panel.axhline(1.0, color=TEACHER, linestyle="--", linewidth=1.4, zorder=1)
+    _legend(figure, panels[0])
+
+
+def _number_axis(axes: Axes) -> None:
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:,.6g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _draw_rows(figure: Any, series: Sequence[Series], axis: str, measure: str) -> None:
+    """A row for each setting, the first at the top."""
+    axes = figure.subplots()
+    labels = [point.label for point in series[0].points]
+    for style, one in enumerate(series):
+        shift = 0.2 * (style - (len(series) - 1) / 2)
+        _errorbars(axes, np.arange(len(labels)) + shift, one.points, style, one.label, "", across=True)
+    _style(axes)
+    _number_axis(axes)
+    axes.axvline(1.0, color=TEACHER, linestyle="--", linewidth=1.4, zorder=1)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.set_ylabel(axis)
+    axes.set_xlabel(measure)
+    _legend(figure, axes)
+
+
+def _errorbars(
+    axes: Axes,
+    places: Any,
+    points: Sequence[Point],
+    style: int,
+    label: str | None,
+    line: str,
+    *,
+    across: bool = False,
+) -> None:
+    """Points with their intervals where they have one; `across` lays the figures along the horizontal axis."""
+    values = np.array([point.value for point in points])
+    bounds = np.array([[point.low, point.high] for point in points]).reshape(-1, 2)
+    errors = np.nan_to_num(np.abs(bounds.T - values))
+    colour, marker, filled = _SERIES[style % len(_SERIES)]
+    finite = np.isfinite(values)
+    where, values, errors = np.asarray(places, dtype=float)[finite], values[finite], errors[:, finite]
+    drawn = (values, where) if across else (where, values)
+    axes.errorbar(
+        *drawn,
+        **{"xerr" if across else "yerr": errors},
+        color=colour,
+        marker=marker,
+        markerfacecolor=colour if filled else "none",
+        linestyle=line,
+        linewidth=1.5,
+        elinewidth=1.5,
+        capsize=3,
+        markersize=6,
+        label=label,
+        zorder=3,
+    )
+
+
+def _draw_profiles(figure: Any, profiles: Sequence[Curve]) -> None:
+    axes = figure.subplots()
+    for number, curve in enumerate(profiles):
+        colour = PALETTE[number % len(PALETTE)]
+        line = ("-", "--", ":", "-.")[number // len(PALETTE) % 4]
+        axes.plot(curve.steps, curve.means, color=colour, linestyle=line, linewidth=1.6, label=curve.label, zorder=3)
+        axes.fill_between(curve.steps, curve.lows, curve.highs, color=colour, alpha=0.1, linewidth=0)
+    _style(axes)
+    _number_axis(axes)
+    axes.set_xlabel("normalized score (0 is random play, 1 is the teacher)")
+    axes.set_ylabel("share of runs above it")
+    axes.set_ylim(-0.02, 1.02)
+    axes.axvline(1.0, color=RANDOM, linestyle=":", linewidth=1.2, zorder=1)
+    _legend(figure, axes)
+
+
+def _legend(figure: Any, axes: Axes) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside upper left", ncols=4, frameon=False, labelcolor=INK)
+
+
 def observation_panels(observations: Sequence[npt.NDArray[Any]], labels: Sequence[str]) -> bytes:
     """Image observations (channels, height, width) as a PNG, a row of grey panels each, oldest frame left.
 
@@ -210,8 +379,8 @@ def _style(axes: Axes) -> None:
 
 def _finish(figure: Figure, axes: Axes, *, legend: bool = True) -> None:
     _style(axes)
-    if legend and axes.get_legend_handles_labels()[0]:
-        figure.legend(loc="outside upper left", ncols=4, frameon=False, labelcolor=INK)
+    if legend:
+        _legend(figure, axes)
 
 
 def _bytes(figure: Figure, kind: PlotFormat) -> bytes:

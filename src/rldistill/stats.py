@@ -1,15 +1,18 @@
-"""Means with their uncertainty: interquartile means and bootstrap intervals (Agarwal et al., arXiv 2108.13264)."""
+"""Means and comparisons with their uncertainty: interquartile means, bootstrap intervals, probabilities of improvement and
+performance profiles (Agarwal et al. 2021, arXiv 2108.13264)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from rldistill.types import UserError
+
+Array: TypeAlias = npt.NDArray[np.float64]
 
 _MOST_DECIMALS = 12
 
@@ -27,9 +30,38 @@ class Summary(NamedTuple):
 
 def interquartile_mean(values: npt.ArrayLike) -> float:
     """Mean of the middle half: the lowest and the highest quarter (rounded down to whole values) are left out."""
-    ordered = np.sort(np.asarray(values, dtype=np.float64))
-    left_out = len(ordered) // 4
-    return float(ordered[left_out : len(ordered) - left_out].mean())
+    return float(interquartile_means(np.asarray(values, dtype=np.float64)))
+
+
+def interquartile_means(values: Array) -> Array:
+    """Interquartile means over the last axis: (..., N) to (...)."""
+    ordered = np.sort(values, axis=-1)
+    left_out = ordered.shape[-1] // 4
+    return np.asarray(ordered[..., left_out : ordered.shape[-1] - left_out].mean(axis=-1))
+
+
+def probability_of_improvement(first: Sequence[Array], second: Sequence[Array]) -> Array:
+    """How probable it is that a run of the first kind scores above one of the second: the mean over groups of runs.
+
+    In each group all runs of one kind are compared with all of the other; a tie counts one half.
+
+    Args:
+        first: for each group (..., N), a score a run.
+        second: the same groups, (..., M).
+
+    Returns:
+        (...).
+    """
+    shares = []
+    for own, other in zip(first, second, strict=True):
+        mine, yours = own[..., :, None], other[..., None, :]
+        shares.append(((mine > yours) + 0.5 * (mine == yours)).mean(axis=(-2, -1)))
+    return np.asarray(np.mean(shares, axis=0))
+
+
+def performance_profile(scores: Array, thresholds: Array) -> Array:
+    """Which share of the scores is above each threshold: (..., N) and (T,) to (..., T)."""
+    return np.stack([(scores > threshold).mean(axis=-1) for threshold in thresholds], axis=-1)
 
 
 def bootstrap_interval(
@@ -79,8 +111,8 @@ def summarize(returns: npt.ArrayLike, *, seed: int, games: Sequence[Hashable] | 
 class _Sample(NamedTuple):
     """What is resampled, each (D,)."""
 
-    values: npt.NDArray[np.float64]
-    weights: npt.NDArray[np.float64]
+    values: Array
+    weights: Array
 
 
 def _sample(values: npt.ArrayLike, games: Sequence[Hashable] | None) -> _Sample:
@@ -95,15 +127,15 @@ def _sample(values: npt.ArrayLike, games: Sequence[Hashable] | None) -> _Sample:
     return _Sample(every[first], np.array([len(same) for same in places.values()], dtype=np.float64))
 
 
-def _resampled_means(sample: _Sample, generator: np.random.Generator, resamples: int) -> npt.NDArray[np.float64]:
+def _resampled_means(sample: _Sample, generator: np.random.Generator, resamples: int) -> Array:
     """Weighted means of so many bootstrap samples, (resamples,)."""
     values, weights = sample
     drawn = generator.integers(len(values), size=(resamples, len(values)))
     if (weights == 1).all():
-        means: npt.NDArray[np.float64] = values[drawn].mean(axis=1)
+        means: Array = values[drawn].mean(axis=1)
         return means
     heavy = weights[drawn]
-    weighted: npt.NDArray[np.float64] = (values[drawn] * heavy).sum(axis=1) / heavy.sum(axis=1)
+    weighted: Array = (values[drawn] * heavy).sum(axis=1) / heavy.sum(axis=1)
     return weighted
 
 
@@ -151,12 +183,12 @@ def bootstrap_ratio_interval(
 class GameReturns(NamedTuple):
     """Returns of full games, and what tells the games apart (see `summarize`)."""
 
-    returns: npt.NDArray[np.float64]
+    returns: Array
     games: Sequence[Hashable] | None = None
 
 
-class GeometricMean(NamedTuple):
-    """Of ratios, with its 95 % bootstrap interval; NaN where there is none."""
+class Estimate(NamedTuple):
+    """A figure with its 95 % bootstrap interval; NaN where there is none."""
 
     value: float
     low: float
@@ -170,7 +202,7 @@ def geometric_mean_of_ratios(
     *,
     seed: int,
     resamples: int = 10_000,
-) -> GeometricMean:
+) -> Estimate:
     """The geometric mean over tasks of `(mean - zero) / (reference's mean - zero)`.
 
     Each task's games and each reference's games are resampled by themselves, so the interval is that of new games on the same
@@ -191,25 +223,25 @@ def geometric_mean_of_ratios(
         normalized_score(float(np.mean(own.returns)), zero, level) if level > zero else math.nan
         for own, zero, level in zip(played, zeros, (float(np.mean(one.returns)) for one in references), strict=True)
     ]
-    value = float(_geometric(np.array(ratios)))
+    value = float(geometric_means(np.array(ratios)))
     generator = np.random.default_rng(seed)
     resampled = np.zeros((len(played), resamples))
     for place, (own, reference, zero) in enumerate(zip(played, references, zeros, strict=True)):
         samples = _sample(*own), _sample(*reference)
         if any(len(sample.values) == 1 < sample.weights[0] for sample in samples):
-            return GeometricMean(value, math.nan, math.nan)
+            return Estimate(value, math.nan, math.nan)
         above_zero, level_above = (_resampled_means(sample, generator, resamples) - zero for sample in samples)
         if level_above.min() <= 0:
-            return GeometricMean(value, math.nan, math.nan)
+            return Estimate(value, math.nan, math.nan)
         resampled[place] = above_zero / level_above
-    low, high = np.quantile(_geometric(resampled), [0.025, 0.975])
-    return GeometricMean(value, float(low), float(high))
+    low, high = np.quantile(geometric_means(resampled), [0.025, 0.975])
+    return Estimate(value, float(low), float(high))
 
 
-def _geometric(ratios: npt.NDArray[np.float64]) -> Any:
+def geometric_means(ratios: Array) -> Array:
     """Over the first axis; 0 where one is not positive."""
     with np.errstate(divide="ignore"):
-        return np.exp(np.log(np.maximum(ratios, 0.0)).mean(axis=0))
+        return np.asarray(np.exp(np.log(np.maximum(ratios, 0.0)).mean(axis=0)))
 
 
 def decimals(mean: float, low: float | None = None, high: float | None = None, *, least: int = 1) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-import rldistill
 from rldistill import plots
+from rldistill.pages import cards_html, cell_html, fill_page, inline_svg, meanings_html, note_lines, section
 from rldistill.progress import clock
 from rldistill.runs.scores import Score, score_table, sentences
 from rldistill.stats import figure, interval, with_interval
@@ -74,26 +73,23 @@ def fill_template(
     sections: Sequence[str],
     plays: dict[str, Any] | None,
 ) -> str:
-    """The page out of its parts; cards and sections are HTML, the rest is plain text."""
-    values = {
-        "generator": f"{generator} {rldistill.__version__}",
-        "title": escape(title),
-        "eyebrow": escape(about),
-        "headline": escape(headline),
-        "lead": escape(lead),
-        "cards": cards,
-        "sections": "\n".join(filter(None, sections)),
-        "footer": escape(f"Written by rldistill {rldistill.__version__}. This page loads nothing from elsewhere."),
-        # "<" would let a name end the script element.
-        "plays": json.dumps(plays, separators=(",", ":")).replace("<", "\\u003c"),
-    }
-    template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
-
-
-def note_lines(notes: Sequence[str]) -> str:
-    """A paragraph a note."""
-    return "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
+    """The page out of its parts, with what moves the players; cards and sections are HTML, the rest is plain text."""
+    # "<" would let a name end the script element.
+    data = json.dumps(plays, separators=(",", ":")).replace("<", "\\u003c")
+    style, script = (
+        Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("players.css", "players.js")
+    )
+    return fill_page(
+        generator,
+        title=title,
+        about=about,
+        headline=headline,
+        lead=lead,
+        cards=cards,
+        sections=sections,
+        style=style,
+        script=f'<script type="application/json" id="plays">{data}</script>\n<script>\n{script}</script>\n',
+    )
 
 
 def _role(score: Score, own: Score | None, reference: Score | None) -> str:
@@ -191,21 +187,6 @@ def effort(metrics: list[dict[str, Any]], policy: Made | None) -> list[tuple[str
     return cards
 
 
-def cards_html(cards: Sequence[tuple[str, str, str]]) -> str:
-    """Figures to read first: what it is, the figure, and a remark."""
-    if not cards:
-        return ""
-    items = "".join(
-        f"<div><dt>{escape(a)}</dt><dd>{escape(b)}<small>{escape(c)}</small></dd></div>" for a, b, c in cards
-    )
-    return f'<dl class="cards">{items}</dl>'
-
-
-def section(title: str, body: str) -> str:
-    """A part of the page under a title; nothing where its body is empty."""
-    return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>" if body else ""
-
-
 def players_html(plays: dict[str, Any] | None, env: str) -> str:
     """The animation and its controls."""
     if plays is None:
@@ -276,19 +257,16 @@ def scores_html(scores: Sequence[Score], roles: Sequence[str]) -> str:
         body += f'<tr><th scope="row">{label}<small title="{title}">{title}</small></th>'
         for name, text in row.items():
             if name not in ("policy", "network"):
-                value, _, interval = text.partition(" [")
-                body += f"<td>{escape(value)}{f'<small>[{escape(interval)}</small>' if interval else ''}</td>"
+                body += f"<td>{cell_html(text)}</td>"
         body += "</tr>"
     first = scores[0]
     notes = "".join(f"{escape(line)} " for line in sentences(scores))
-    meanings = "".join(
-        f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in MEANINGS.items() if name in rows[0]
-    )
+    meanings = {name: text for name, text in MEANINGS.items() if name in rows[0]}
     return (
         f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
         f'<p class="note">{first.episodes} full games a policy with the same environment seeds, '
         f"epsilon {first.epsilon:g}, seed {first.seed}. {notes.strip()}</p>"
-        f"<details><summary>What the columns mean</summary><dl>{meanings}</dl></details>"
+        f"{meanings_html(meanings)}"
     )
 
 
@@ -345,14 +323,14 @@ def curves(
         drawn = plots.learning_curve([curve], teacher=teacher, random=random, axis=axis)
         text = f"Mean episode return of {name} after {curve.steps[-1]:,.0f} {axis}: {figure(curve.means[-1])}"
         text += f", {teacher.label} {figure(teacher.mean)}" if teacher else ""
-        out += f'<p class="note">{caption}</p><div class="wide">{_inline(drawn, text, f"curve{label}")}</div>'
+        out += f'<p class="note">{caption}</p><div class="wide">{inline_svg(drawn, text, f"curve{label}")}</div>'
     learnt = [record for record in training if "loss" in record]  # there is none while dqn warms up
     if len(learnt) > 1:
         steps, losses, agreement = _binned(learnt, when)
         loss = f"loss ({settings['loss']})" if isinstance(settings.get("loss"), str) else "loss"
         drawn = plots.loss_curve(steps, losses, agreement, axis=axis, label=loss)
         text = f"{loss} over {axis}: {losses[0]:.3g} at first, {losses[-1]:.3g} at last"
-        out += f'<div class="wide">{_inline(drawn, text, f"loss{label}")}</div>'
+        out += f'<div class="wide">{inline_svg(drawn, text, f"loss{label}")}</div>'
     return out
 
 
@@ -379,29 +357,6 @@ def _binned(training: list[dict[str, Any]], when: str, most: int = 300) -> tuple
     losses = [float(np.mean([training[int(i)]["loss"] for i in group])) for group in groups]
     agreement = [float(np.mean([training[int(i)]["agreement"] for i in group])) for group in groups] if both else []
     return steps, losses, agreement
-
-
-def _inline(svg: bytes, label: str, prefix: str) -> str:
-    """An SVG file as an element of the page, with the page's colours, ids of its own and a label for screen readers."""
-    text = svg.decode()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'\bid="', f'id="{prefix}-', text)
-    text = re.sub(r'(href="#|url\(#)', rf"\1{prefix}-", text)
-    text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
-    colours = {
-        plots.PALETTE[0]: "--student",
-        plots.TEACHER: "--teacher",
-        plots.PALETTE[2]: "--agree",
-        plots.RANDOM: "--soft",
-        plots.INK: "--ink",
-        plots.GRID: "--rule",
-    }
-    for colour, variable in colours.items():
-        text = re.sub(colour, f"var({variable})", text, flags=re.IGNORECASE)
-    return text.replace("<svg", f'<svg role="img" aria-label="{escape(label, quote=True)}"', 1)
 
 
 def making(settings: dict[str, Any], policy: Made | None, teachers: Sequence[Made]) -> str:

@@ -8,18 +8,16 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from rldistill.pages import cards_html, note_lines, section
 from rldistill.runs.scores import MultiTaskScore, Score, Scores, by_task
 from rldistill.verbs.report.made import Made
 from rldistill.verbs.report.page import (
-    cards_html,
     curves,
     effort,
     fill_template,
     making,
-    note_lines,
     players_html,
     scores_html,
-    section,
 )
 
 

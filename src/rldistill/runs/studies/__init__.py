@@ -1,0 +1,1 @@
+"""Studies: many runs of one plan, compared with each other and with their teachers."""
