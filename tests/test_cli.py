@@ -297,7 +297,7 @@ def test_the_teacher_of_the_demo_is_found_from_any_working_directory(
 
 
 def test_demo_without_its_teacher_says_so() -> None:
-    with pytest.raises(UserError, match="no policies/tetris here: run the demo from a checkout"):
+    with pytest.raises(UserError, match="no policies/tetris here: run this in a checkout"):
         demo.shipped_policy("tetris")
 
 

@@ -38,7 +38,7 @@ def checked_arguments(function: Callable[Given, Result]) -> Callable[Given, Resu
             kind = signature.parameters[name].kind
             if kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
                 place = f"--{name.replace('_', '-')}" if hints[name] is bool else f"{function.__name__}: {name}"
-                _check(place, value, hints[name])
+                check_value(place, value, hints[name])
         return function(*args, **kwargs)
 
     return checked
@@ -53,7 +53,7 @@ def check_fields(given: Mapping[str, Any], owner: type) -> None:
     hints = _hints(owner)
     for name, value in given.items():
         if name in hints:
-            _check(f"--{name.replace('_', '-')}", value, hints[name])
+            check_value(f"--{name.replace('_', '-')}", value, hints[name])
 
 
 @cache
@@ -61,7 +61,8 @@ def _hints(owner: Any) -> dict[str, Any]:
     return get_type_hints(owner)
 
 
-def _check(name: str, value: Any, hint: Any) -> None:
+def check_value(name: str, value: Any, hint: Any) -> None:
+    """Raises UserError, under this name, where a value is not of a declared type."""
     if not _fits(value, hint):
         raise UserError(f"{name} is {_in_words(hint)}, not {printable(_repr(value))}")
     if isinstance(value, str | os.PathLike) and "\0" in os.fspath(value):
@@ -78,7 +79,7 @@ def _check_settings(config: Any) -> None:
         given = getattr(config, field)
         # Ranges of numbers are the business of each configuration.
         if not (_is_number(given) and {int, float} & {inner, *get_args(inner)}):
-            _check(f"--{field.replace('_', '-')}", given, inner)
+            check_value(f"--{field.replace('_', '-')}", given, inner)
         if is_dataclass(given) and is_dataclass(inner):
             _check_settings(given)
 

@@ -64,6 +64,15 @@ def check_choices(config: DataclassInstance) -> None:
 
 
 @cache
+def kinds_of(kind: type[DataclassInstance]) -> dict[str, Any]:
+    """The declared types of all settings by their flat names."""
+    kinds: dict[str, Any] = {}
+    for name, hint in get_type_hints(kind).items():
+        kinds |= kinds_of(hint) if _is_part(hint) else {name: hint}
+    return kinds
+
+
+@cache
 def _places(kind: type[DataclassInstance]) -> dict[str, str | None]:
     """Flat names to the part that they stand in, None for those of the configuration itself."""
     places: dict[str, str | None] = {}

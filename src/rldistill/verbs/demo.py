@@ -31,4 +31,4 @@ def shipped_policy(name: str) -> Path:
     for place in places:
         if (place / name / "policy.json").is_file():
             return place / name
-    raise UserError(f"no policies/{name} here: run the demo from a checkout of rldistill")
+    raise UserError(f"no policies/{name} here: run this in a checkout of rldistill, where the shipped policies are")

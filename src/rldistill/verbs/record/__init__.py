@@ -7,7 +7,6 @@ import re
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,40 +39,17 @@ from rldistill.runs.provenance import command_line, made_by
 from rldistill.runs.records import Record
 from rldistill.teachers import TeacherOptions, as_policy, card_of, check_all_act, load_fitting
 from rldistill.types import (
-    MOST_ENVIRONMENTS,
     ScoreKind,
     Task,
     Teacher,
     UserError,
     as_tensor,
     check_boolean,
-    check_numbers,
     plain_numbers,
 )
+from rldistill.verbs.record.config import RecordConfig, check_config
 
-
-@dataclass(frozen=True)
-class RecordConfig:
-    """What is recorded."""
-
-    steps: int = 54_000
-    """Control steps recorded, of all environments together and exactly (on Atari one is four frames; 54,000 are an hour
-    of play). With --append so many more."""
-    seed: int = 0
-    """Of environments and exploration. What is appended gets fresh episodes under the same seed."""
-    num_envs: int = 16
-    """Environments stepped together."""
-    epsilon: float = 0.05
-    """Probability of a random action; the labels stay the teacher's own (0.05 as in Rusu et al. 2015)."""
-    shard_steps: int = 16_384
-    """Control steps a shard. A shard is what a kill can cost, and it is held in memory (7 kB a step on Atari)."""
-    env: str | None = None
-    """Another environment id than the teacher's own, with the same actions and observations."""
-    env_kwargs: tuple[str, ...] = ()
-    """Arguments name=value that a Gymnasium environment is made with; values are JSON's scalars or else text. They are kept with
-    the policy; given here, they count instead."""
-    max_episode_steps: int | None = None
-    """Control steps after which a game is truncated; by default the teacher's own: 10,000 where the environment sets no limit."""
+__all__ = ["RecordConfig", "record"]
 
 
 @usual_torch()
@@ -107,7 +83,7 @@ def record(
     """
     check_boolean("append", append)
     config, progress = plain_numbers(config or RecordConfig()), progress or Silent()
-    _check(config)
+    check_config(config)
     path = Path(out)
     taken = f"{path} exists: add to it with --append, or choose another --out"
     if not append and (path.exists() or path.is_symlink()):
@@ -127,15 +103,6 @@ def record(
     size = sum(shard.bytes for shard in dataset.shards)
     progress.say(f"{dataset.control_steps:,} control steps, {size / 1e6:.1f} MB: {path}")
     return dataset
-
-
-def _check(config: RecordConfig) -> None:
-    check_numbers(
-        config,
-        least={"steps": 1, "shard_steps": 1, "seed": 0, "max_episode_steps": 1},
-        shares=["epsilon"],
-        within={"num_envs": (1, MOST_ENVIRONMENTS)},
-    )
 
 
 def _written(

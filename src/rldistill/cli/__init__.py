@@ -5,26 +5,25 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias, TypeVar, Union
 
 import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
 
+from rldistill.cli.flags import PRESET, REF, Data, ForeignFile, Out, Refs, Resume, TeacherRef, check_lists, preset_in
 from rldistill.datasets.contents import head, head_table, info, info_lines
 from rldistill.datasets.merging import merge
 from rldistill.files import is_standard_output
 from rldistill.policies import parameters_of
 from rldistill.progress import Talking, table
 from rldistill.runs.scores import Score, remarks, score_table, scores_file, write_scores
-from rldistill.teachers import TeacherOptions
 from rldistill.terminal import settle
 from rldistill.types import UserError
 from rldistill.verbs.convert import Target, convert
 from rldistill.verbs.demo import EPISODES, EPSILON, demo_config, shipped_policy
 from rldistill.verbs.distill import DistillConfig, distill
-from rldistill.verbs.distill.config import PRESETS, Preset
+from rldistill.verbs.distill.config import Preset
 from rldistill.verbs.evaluate import EvaluateConfig, evaluate
 from rldistill.verbs.export import ExportConfig, Format, export, export_table
 from rldistill.verbs.inspect import InspectConfig, inspect
@@ -36,25 +35,6 @@ from rldistill.verbs.train import TrainConfig, train
 from rldistill.verbs.watch import WatchConfig, watch, watched_table
 
 T = TypeVar("T")
-Out: TypeAlias = Annotated[Path, arg(help="Folder to make; an existing one is never overwritten.")]
-Resume: TypeAlias = Annotated[
-    bool, arg(help="Go on with the run in --out; it ends as if it had never been interrupted.")
-]
-REF = (
-    "a policy or run folder, a file of export, a Stable-Baselines3 zip, a CleanRL, ONNX, TorchScript or state dict file, "
-    "hf://owner/name"
-)
-PRESET = (
-    "`rusu2015`: the defaults are the paper's settings: teacher drives, temperature 0.01, RMSProp, constant rate, "
-    "10,000 minibatches for each 54,000 control steps, no standardization, no average."
-)
-ForeignFile: TypeAlias = OmitArgPrefixes[Annotated[TeacherOptions, arg(name="foreign-file")]]
-Data: TypeAlias = Annotated[Positional[Path], arg(metavar="DATA", help="Dataset folder.")]
-TeacherRef: TypeAlias = Annotated[str, arg(metavar="REF", help=f"The teacher: {REF}.")]
-Refs: TypeAlias = Annotated[
-    tuple[str, ...],
-    arg(metavar="REF [REF ...]", help=f"Policies, the first is what others are compared with; each {REF}."),
-]
 
 
 def _demo(out: Out = Path("demo"), seed: int = 0) -> None:
@@ -144,29 +124,6 @@ def _distill_with(defaults: DistillConfig) -> Callable[..., None]:
             distill(teacher, out, config, resume=resume, options=options, progress=progress)
 
     return _distill
-
-
-def _preset_in(words: Sequence[str]) -> Preset:
-    """The preset that a command line names last; `none` where it names no known one, which the parser then refuses."""
-    named: Preset = "none"
-    for word, following in pairwise([*words, ""]):
-        name, _, value = word.partition("=")
-        value = value or following
-        if name == "--preset" and value in PRESETS:
-            named = value
-    return named
-
-
-_LISTS = ("--teacher", "--env-kwargs", "--student-observation", "--snapshots", "--exports", "--with")
-"""Flags that several values may follow."""
-
-
-def _check_lists(words: Sequence[str]) -> None:
-    """Refuses a flag of several values that is given twice, because the parser would drop the first values without a word."""
-    names = [word.partition("=")[0].replace("_", "-") for word in words]
-    for name in _LISTS:
-        if names.count(name) > 1:
-            raise UserError(f"{name} is given twice: name it once, with all its values behind it")
 
 
 def _evaluate(
@@ -433,8 +390,8 @@ VERBS: dict[str, Callable[..., Any]] = {
 def main() -> None:
     """Runs a verb. Exit status 2 and one line for a wrong input or a system that refuses, 130 for Ctrl-C."""
     try:
-        preset = _preset_in(sys.argv)
-        _check_lists(sys.argv)
+        preset = preset_in(sys.argv)
+        check_lists(sys.argv)
         tyro.extras.subcommand_cli_from_dict(
             VERBS if preset == "none" else {**VERBS, "distill": _distill_with(DistillConfig.of(preset))},
             description="Policy distillation for reinforcement learning: a trained policy becomes a smaller one. "
