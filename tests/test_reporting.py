@@ -7,7 +7,6 @@ import importlib.util
 import io
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from markup import Reader
 from rldistill.play.actions import score_width
 from rldistill.play.envs import make_task
 from rldistill.policies import SavedPolicy, save_policy
@@ -56,35 +56,6 @@ def distilled(root: Path, **config: Any) -> Path:
     run = write_run(root / "run", settings | {"task": BREAKOUT.as_dict()} | config, metrics)
     save(run / "policy", "cnn:2:8", 1, control_steps=1000, updates=125, seconds=12.5, temperature=0.03)
     return run
-
-
-class Reader(HTMLParser):
-    """Collects every address that a page would load, and its ids; counts that elements are closed."""
-
-    VOID = frozenset({"meta", "input", "br", "link", "img"})
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.addresses: list[str] = []
-        self.ids: list[str] = []
-        self.open: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        for name, value in attrs:
-            if name in ("src", "href", "xlink:href", "srcset", "poster", "data"):
-                self.addresses.append(value or "")
-            if name == "id":
-                self.ids.append(value or "")
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in self.VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
 
 
 def plays(page: str) -> Any:

@@ -6,6 +6,7 @@ import csv
 import itertools
 import math
 import random
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
+from markup import Reader
 from rldistill.runs.studies.analysis import Analysis, analyse
 from rldistill.runs.studies.outcomes import Outcome, StudyCard
 from rldistill.runs.studies.remarks import remarks
@@ -21,6 +23,7 @@ from rldistill.runs.studies.tables import markdown, write_outputs
 from rldistill.stats import Estimate, interquartile_means, performance_profile, probability_of_improvement
 from rldistill.types import UserError
 
+SVG = "{http://www.w3.org/2000/svg}"
 FIGURES = {"parameters": 1000.0, "bytes": 4000.0}
 
 
@@ -109,7 +112,7 @@ def noisy(setting: str, level: float, seeds: int = 5) -> list[Outcome]:
 
 
 def slow_bootstrap(
-    settings: Sequence[Sequence[Outcome]], statistic: Callable[[list[list[list[float]]]], float]
+    settings: Sequence[Sequence[Outcome]], statistic: Callable[[list[list[list[float]]]], float], *, games_too: bool
 ) -> tuple[float, float]:
     """An interval by loops. The statistic gets normalized scores by setting, group and run."""
     draws, values = random.Random(1), []
@@ -125,7 +128,8 @@ def slow_bootstrap(
                     teachers[game] = sum(draws.choices(games, k=len(games))) / len(games)
                 zero = runs[0].random_score
                 chosen = draws.choices(runs, k=len(runs))
-                means = [sum(draws.choices(run.returns, k=len(run.returns))) / len(run.returns) for run in chosen]
+                played = [draws.choices(run.returns, k=12) if games_too else run.returns for run in chosen]
+                means = [sum(own) / 12 for own in played]
                 groups.append([(mean - zero) / (teachers[game] - zero) for mean in means])
             resampled.append(groups)
         values.append(statistic(resampled))
@@ -145,9 +149,9 @@ def test_intervals_agree_with_a_second_implementation() -> None:
         return float(np.mean([np.mean([a > b for a in own for b in other]) for own, other in groups]))
 
     own = analysis.settings[0].normalized
-    assert own[1:] == pytest.approx(slow_bootstrap([first], iqm), abs=0.015)
+    assert own[1:] == pytest.approx(slow_bootstrap([first], iqm, games_too=True), abs=0.015)
     assert analysis.comparisons["x", "y"].improvement[1:] == pytest.approx(
-        slow_bootstrap([first, second], improvement), abs=0.04
+        slow_bootstrap([first, second], improvement, games_too=False), abs=0.04
     )
 
 
@@ -317,3 +321,67 @@ def test_labels_with_the_characters_of_a_table_stay_labels() -> None:
     card = replace(CARD, settings=("x", "y|1"), reference=None)
     lines = markdown(analyse(card, X, resamples=50)).splitlines()
     assert any(line.startswith("| y\\|1 |") for line in lines)
+
+
+def page_of(folder: Path, card: StudyCard, outcomes: Sequence[Outcome]) -> tuple[str, Reader]:
+    write_outputs(folder, card, outcomes)
+    page = (folder / "index.html").read_text()
+    reader = Reader()
+    reader.feed(page)
+    assert reader.open == []
+    assert len(set(reader.ids)) == len(reader.ids)
+    return page, reader
+
+
+def test_the_page_links_each_run_and_loads_nothing(tmp_path: Path) -> None:
+    (tmp_path / X[0].run).mkdir(parents=True)
+    (tmp_path / X[0].run / "report.html").touch()
+    odd = replace(X[1], run="cells/a#b <i>")
+    page, reader = page_of(tmp_path, CARD, [X[0], odd, *Y])
+    links = [address for address in reader.addresses if not address.startswith("#")]
+    assert links[:2] == ["cells/x-a-0/report.html", "cells/a%23b%20%3Ci%3E/"]
+    assert len(links) == 2 + len(Y)
+    assert not [address for address in links if ":" in address]
+    assert "{{" not in page
+    assert page.count("<svg") == 1
+
+
+def test_the_page_escapes_what_a_study_is_called(tmp_path: Path) -> None:
+    outcomes = [replace(one, setting="<b>x</b>", game="<b>game</b>", teacher="<b>teacher</b>") for one in X[:4]]
+    card = StudyCard("<b>title</b>", "<b>axis</b>", ("<b>x</b>", "y"), conditions="<b>conditions</b>")
+    page, _ = page_of(tmp_path, card, outcomes)
+    assert "<b>" not in page
+    assert "&lt;b&gt;title" in page
+
+
+def test_the_plot_and_the_tables_show_published_figures(tmp_path: Path) -> None:
+    card = replace(CARD, published={"x": 1.113}, published_source="Rusu et al. 2015")
+    page, _ = page_of(tmp_path, card, X + Y)
+    plot = (tmp_path / "plot.svg").read_text()
+    assert "published geometric mean" in plot
+    assert "1.113" in page
+    assert "1.113" in (tmp_path / "table.md").read_text()
+    write_outputs(tmp_path, replace(card, published_measure="best return on Pong"), X + Y)
+    assert "published" not in (tmp_path / "plot.svg").read_text()
+
+
+def test_settings_that_are_numbers_lie_on_an_axis(tmp_path: Path) -> None:
+    labels = ("raw", "0.01", "1")
+    outcomes = [replace(one, setting=label) for label in labels for one in X]
+    write_outputs(tmp_path, StudyCard("Numbers", "temperature", labels), outcomes)
+    texts = [element.text for element in ElementTree.parse(tmp_path / "plot.svg").iter(f"{SVG}text")]
+    assert {"temperature", "raw", "0.01"} <= set(texts)
+
+
+def test_settings_lie_where_a_figure_of_their_runs_says(tmp_path: Path) -> None:
+    outcomes = [replace(one, figures={"parameters": 100.0}) for one in X]
+    outcomes += [replace(one, figures={"parameters": 100_000.0}) for one in Y]
+    write_outputs(tmp_path, replace(CARD, axis="parameters"), outcomes)
+    texts = [element.text for element in ElementTree.parse(tmp_path / "plot.svg").iter(f"{SVG}text")]
+    assert {"parameters", "100", "100,000"} <= set(texts)
+
+
+def test_a_study_of_many_settings_and_one_without_an_outcome_have_a_page(tmp_path: Path) -> None:
+    page_of(tmp_path, CARD, [])
+    labels = tuple(f"setting {number}" for number in range(16))
+    page_of(tmp_path, StudyCard("Many", "setting", labels), [replace(X[0], setting=label) for label in labels])

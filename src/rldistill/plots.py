@@ -72,8 +72,8 @@ class Series:
     points: Sequence[Point]
 
 
-_SERIES = ((PALETTE[0], "o", True), (PALETTE[2], "s", True), (TEACHER, "D", False))
-"""Colours, markers, and whether they are filled."""
+_SERIES = ((PALETTE[0], "o", True), (PALETTE[2], "s", False), (TEACHER, "D", False))
+"""Colours, markers, and whether they are filled. The first is drawn over the others."""
 
 
 def learning_curve(
@@ -177,7 +177,7 @@ def comparison_plot(
     points = series[0].points
     placed = [number for number, point in enumerate(points) if point.place is not None]
     named = [number for number, point in enumerate(points) if point.place is None]
-    height = 3.6 if placed else 1.1 + 0.22 * len(named) * (len(series) + 0.5)
+    height = 3.6 if placed else 1.2 + 0.16 * len(named) * (len(series) + 0.6)
     _matplotlib()
     from matplotlib.figure import Figure
 
@@ -211,6 +211,8 @@ def _draw_curves(
     if min(places) > 0 and max(places) >= 8 * min(places):
         panels[0].set_xscale("log")
     _number_axis(panels[0])
+    if all(series[0].points[number].label == f"{place:g}" for number, place in zip(placed, places, strict=True)):
+        panels[0].set_xticks(sorted(places))  # few, and each has a name to look for
     panels[0].set_xlabel(axis)
     panels[0].set_ylabel(measure)
     if named:
@@ -259,14 +261,15 @@ def _errorbars(
     """Points with their intervals where they have one; `across` lays the figures along the horizontal axis."""
     values = np.array([point.value for point in points])
     bounds = np.array([[point.low, point.high] for point in points]).reshape(-1, 2)
-    errors = np.nan_to_num(np.abs(bounds.T - values))
+    errors = np.abs(bounds.T - values)
     colour, marker, filled = _SERIES[style % len(_SERIES)]
     finite = np.isfinite(values)
     where, values, errors = np.asarray(places, dtype=float)[finite], values[finite], errors[:, finite]
     drawn = (values, where) if across else (where, values)
+    bars = {} if np.isnan(errors).all() else {"xerr" if across else "yerr": np.nan_to_num(errors)}
     axes.errorbar(
         *drawn,
-        **{"xerr" if across else "yerr": errors},
+        **bars,
         color=colour,
         marker=marker,
         markerfacecolor=colour if filled else "none",
@@ -276,7 +279,7 @@ def _errorbars(
         capsize=3,
         markersize=6,
         label=label,
-        zorder=3,
+        zorder=4 - 0.1 * style,
     )
 
 

@@ -182,7 +182,7 @@ def _profile(groups: Sequence[Sequence[Outcome]], basis: _Basis) -> Profile:
         return performance_profile(np.concatenate([one.normalized for one in scores], axis=-1), basis.thresholds)
 
     shares = statistic(list(map(measured, groups)))[0]
-    drawn = list(map(basis.bootstrap.draw, groups))
+    drawn = [basis.bootstrap.draw(runs, games=False) for runs in groups]
     lows = highs = np.full_like(shares, math.nan)
     if _vary(groups) and all(scores.above_random for scores in drawn):
         lows, highs = np.quantile(statistic(drawn), [0.025, 0.975], axis=0)
@@ -194,18 +194,21 @@ def _compare(first: Sequence[Outcome], second: Sequence[Outcome], basis: _Basis)
     groups = list(zip(*(by_pair(runs).values() for runs in kept), strict=True))
     if not groups:
         return Comparison(0, NOTHING, NOTHING)
-    cells = len(kept[0])
-    values = [(measured(own), measured(other)) for own, other in groups]
-    improvement, difference = float(_improvement(values)[0]), float(_difference(values)[0])
-    drawn = [(basis.bootstrap.draw(own), basis.bootstrap.draw(other)) for own, other in groups]
-    varied = any(_vary(own_and_other) for own_and_other in groups)
-    if not varied or not all(scores.above_random for both in drawn for scores in both):
-        return Comparison(cells, *(Estimate(value, math.nan, math.nan) for value in (improvement, difference)))
-    paired = [basis.bootstrap.draw_paired(own, other) for own, other in groups]
+
+    def draw(games: bool) -> list[tuple[Scores, Scores]]:
+        return [
+            (basis.bootstrap.draw(own, games=games), basis.bootstrap.draw(other, games=games)) for own, other in groups
+        ]
+
+    values, drawn = [(measured(own), measured(other)) for own, other in groups], draw(True)
+    exists = any(map(_vary, groups)) and all(scores.above_random for both in drawn for scores in both)
+    # Games are a part of a run's score: drawn once more they would move every probability towards one half.
+    improvement = _bounds(_improvement(draw(False))) if exists else (math.nan, math.nan)
+    difference = _bounds(_difference(drawn)) if exists else (math.nan, math.nan)
     return Comparison(
-        cells,
-        Estimate(improvement, *_bounds(_improvement(drawn))),
-        Estimate(difference, *_bounds(_difference(paired))),
+        len(kept[0]),
+        Estimate(float(_improvement(values)[0]), *improvement),
+        Estimate(float(_difference(values)[0]), *difference),
     )
 
 

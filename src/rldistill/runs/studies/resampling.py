@@ -70,29 +70,31 @@ class Bootstrap:
         self._levels: dict[Hashable, Array] = {}
         self._drawn: dict[Hashable, Scores] = {}
 
-    def draw(self, runs: Sequence[Outcome]) -> Scores:
-        """Runs of one setting, game and teacher: as many are drawn as there are, then games within each."""
-        key = (runs[0].setting, *runs[0].pair, tuple(run.seed for run in runs))
-        if key not in self._drawn:
-            generator = _generator("runs", *key)
-            chosen = generator.integers(len(runs), size=(self.resamples, len(runs)))
-            self._drawn[key] = self._chosen(runs, chosen, generator)
-        return self._drawn[key]
+    def draw(self, runs: Sequence[Outcome], *, games: bool = True) -> Scores:
+        """Runs of one setting, game and teacher: as many are drawn as there are, then games within each.
 
-    def draw_paired(self, first: Sequence[Outcome], second: Sequence[Outcome]) -> tuple[Scores, Scores]:
-        """The same seeds of two settings: a seed is drawn for both, games within each run by itself."""
-        generator = _generator("pairs", *first[0].pair, tuple(run.seed for run in first))
-        chosen = generator.integers(len(first), size=(self.resamples, len(first)))
-        own, other = (
-            self._chosen(runs, chosen, _generator("paired", runs[0].setting, *runs[0].pair)) for runs in (first, second)
-        )
-        return own, other
+        Settings with the same seeds get the same draws of seeds, so their scores can be compared resample by resample.
 
-    def _chosen(self, runs: Sequence[Outcome], chosen: Choice, generator: np.random.Generator) -> Scores:
-        levels = np.stack([self._level(run) for run in runs], axis=-1)
-        random = np.array([run.random_score for run in runs])
-        means = _resampled_games([np.array(run.returns, dtype=np.float64) for run in runs], chosen, generator)
-        return Scores(means, np.take_along_axis(levels, chosen, axis=-1), random[chosen])
+        Args:
+            runs: what to draw from.
+            games: whether games are drawn within runs. A single run always has its games drawn.
+        """
+        games = games or len(runs) == 1
+        seeds = tuple(run.seed for run in runs)
+        key = (runs[0].setting, *runs[0].pair, seeds)
+        if (key, games) not in self._drawn:
+            choice = _generator("seeds", *runs[0].pair, seeds)
+            chosen = choice.integers(len(runs), size=(self.resamples, len(runs)))
+            if games:
+                returns = [np.array(run.returns, dtype=np.float64) for run in runs]
+                means = _resampled_games(returns, chosen, _generator("games", *key))
+            else:
+                means = measured(runs).means[0][chosen]
+            levels = np.stack([self._level(run) for run in runs], axis=-1)
+            random = np.array([run.random_score for run in runs])
+            drawn = Scores(means, np.take_along_axis(levels, chosen, axis=-1), random[chosen])
+            self._drawn[key, games] = drawn
+        return self._drawn[key, games]
 
     def _level(self, run: Outcome) -> Array:
         """(B,): means of the teacher's resampled games, the same for all runs with the same games of a teacher."""
