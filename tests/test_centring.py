@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +11,7 @@ from rldistill.students.networks import Architecture, Network, build
 from rldistill.students.optim.centring import CentredInputs
 
 IMAGES = Architecture("cnn:3,4:5", (2, 10, 10), 3)
+NORMALIZED = Architecture("cnn:3,4:5", (2, 10, 10), 3, "layer")
 VECTORS = Architecture("mlp:6,5", (4,), 3)
 
 
@@ -48,11 +50,12 @@ def test_a_step_does_not_depend_on_how_far_the_inputs_are_from_zero() -> None:
     torch.testing.assert_close(stepped(0.0), stepped(30.0), atol=1e-4, rtol=1e-4)
 
 
-def test_a_step_is_that_of_layers_written_with_centred_inputs() -> None:
+@pytest.mark.parametrize("architecture", [IMAGES, NORMALIZED], ids=["plain", "normalized"])
+def test_a_step_is_that_of_layers_written_with_centred_inputs(architecture: Architecture) -> None:
     generator = torch.Generator().manual_seed(1)
     observations = torch.randint(0, 2, (16, 2, 10, 10), generator=generator).float()
     targets = torch.randn(16, 3, generator=generator)
-    network, rate = build(IMAGES, 2), 0.05
+    network, rate = build(architecture, 2), 0.05
     layers = linear_layers(network)
     weights = [layer.weight.detach().clone().requires_grad_() for layer in layers]
     biases = [layer.bias.detach().clone().requires_grad_() for layer in layers if layer.bias is not None]

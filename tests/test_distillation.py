@@ -155,6 +155,42 @@ def test_student_keeps_the_teachers_play(tmp_path: Path, loss: str, score_kind: 
     assert mean(student) >= 0.9 * mean(teacher)
 
 
+@pytest.mark.parametrize("initialize", ["data", "torch"])
+def test_a_normalized_student_keeps_the_teachers_play_and_its_layers(
+    tmp_path: Path, root: Path, initialize: Any
+) -> None:
+    config = changed(TINY, student="mlp:16,16", student_normalization="layer", initialize=initialize, steps=2000)
+    student = distill(root / "cartpole", tmp_path / "run", config)
+    kept = load_policy(tmp_path / "run")
+    for network in (student.network, kept.network):
+        assert sum(isinstance(layer, torch.nn.LayerNorm) for layer in network.layers) == 2
+    # 4 x 16 + 16, 16 x 16 + 16, 16 x 2 + 2; a scale and a shift for each of 32 units.
+    assert parameter_count(kept.network) == 80 + 272 + 34 + 64
+    assert agreement_with(balancing(), kept) > 0.9
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_scales_and_shifts_of_a_normalization_are_moved_by_adamw(optimizer: Any) -> None:
+    """Adam's first step is the learning rate in the direction against the gradient; a matrix of Muon moves as a whole."""
+    config = changed(TINY, optimizer=optimizer, weight_decay=0.0, schedule="constant", learning_rate=0.01)
+    network = build(Architecture("mlp:8,8", (4,), 2, "layer"), 0)
+    fitting = fitting_of(network, "kl", config)
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    generator = torch.Generator().manual_seed(0)
+    observations, values = torch.randn(32, 4, generator=generator), torch.randn(32, 2, generator=generator)
+    fitting({Lesson.of(CARTPOLE): labelled(observations, values)})
+    by_step = {id(parameter): parameter.detach() - old for parameter, old in zip(network.parameters(), before, strict=True)}
+    for layer in network.layers:
+        if isinstance(layer, torch.nn.LayerNorm):
+            for parameter in (layer.weight, layer.bias):
+                assert parameter.grad is not None
+                moved = parameter.grad.abs() > 1e-5
+                assert moved.any()
+                torch.testing.assert_close(
+                    by_step[id(parameter)][moved], -0.01 * parameter.grad[moved].sign(), rtol=0.01, atol=1e-5
+                )
+
+
 @pytest.mark.parametrize("targets", ["raw", "advantage", "standardized"])
 @pytest.mark.parametrize("loss", ["kl", "kl_hinton", "mse"])
 def test_student_comes_to_agree_with_each_kind_of_target(tmp_path: Path, root: Path, targets: Any, loss: str) -> None:
@@ -494,7 +530,10 @@ KILLED = {
         changed(TINY, driver="mixture", explore="boltzmann", steps=1600, replay=400, samples_per_step=9),
     ),
     "mixture in Pong": ("pong", changed(SMALL_PONG, driver="mixture", explore="epsilon")),
-    "orthogonal steps": ("pong", changed(SMALL_PONG, driver="mixture", optimizer="muon")),
+    "orthogonal steps of normalized layers": (
+        "pong",
+        changed(SMALL_PONG, driver="mixture", optimizer="muon", student_normalization="layer"),
+    ),
     "two tasks": ("cartpole pendulum", changed(TINY, student="mlp:8+4", augment=0.0, steps=600, replay=200)),
     "dataset of Pong": ("pong", changed(SMALL_PONG, dataset="pong-data", updates=40)),
 }
@@ -665,6 +704,7 @@ WRONG = [
     ({"average": 1.5}, "--average lies between 0 and 1, not 1.5"),
     ({"explore": "dropout", "dropout": 0.0}, "--explore dropout needs units to drop"),
     ({"dropout": 1.0}, "dropout is a probability below 1, not 1.0"),
+    ({"student_normalization": "batch"}, "--student-normalization is one of none, layer, not 'batch'"),
     ({"temperature": "0"}, "--temperature is a positive number or auto, not '0'"),
     ({"temperature": "hot"}, "--temperature is a positive number or auto, not 'hot'"),
     ({"temperature": "nan"}, "--temperature is a positive number or auto, not 'nan'"),

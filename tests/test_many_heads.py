@@ -41,9 +41,9 @@ QUICK = EvaluateConfig(episodes=3, epsilon=0.2, num_envs=3, max_episode_steps=40
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A student of three tasks of different widths, and a teacher of each of the first two."""
+    """A student of three tasks of different widths with normalized layers, and a teacher of each of the first two."""
     folder = tmp_path_factory.mktemp("shelf")
-    save_policy(folder / "student", build_heads("mlp:8+4", HEADS, 0), TASKS, {"seed": 0})
+    save_policy(folder / "student", build_heads("mlp:8+4", HEADS, 0, normalization="layer"), TASKS, {"seed": 0})
     for number, name in enumerate(["CartPole-v1", "Acrobot-v1"]):
         head = HEADS[name]
         network = build(Architecture("mlp:6", head.observation_shape, head.num_scores), number, head.score_kind)

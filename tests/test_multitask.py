@@ -37,6 +37,8 @@ from rldistill.verbs.distill.streams import bytes_in, make_stream, within_memory
 from rldistill.verbs.distill.teaching import Teaching, make_student, teaching_of
 from rldistill.verbs.distill.work import Scale
 from rldistill.verbs.evaluate import EvaluateConfig, evaluate
+from rldistill.verbs.inspect import inspect
+from rldistill.verbs.split import split
 
 CARTPOLE, PENDULUM, ACROBOT = (make_task(name) for name in ("CartPole-v1", "Pendulum-v1", "Acrobot-v1"))
 QUICK = DistillConfig.of(
@@ -102,6 +104,21 @@ def test_one_student_plays_both_games_as_their_teachers_do(tmp_path: Path) -> No
         assert scores[1].agreement > 0.88
         random = play_scored(teacher.task, None, 10, 0.0, 0)["mean"]
         assert (scores[1].mean - random) / (scores[0].mean - random) > 0.85
+
+
+def test_a_normalized_student_of_several_tasks_is_kept_split_and_described(tmp_path: Path, root: Path) -> None:
+    distill(both(root), tmp_path / "run", changed(QUICK, student_normalization="layer"))
+    kept = load_heads(tmp_path / "run")
+    assert isinstance(kept, MultiTaskPolicy)
+    for task in (CARTPOLE, PENDULUM):
+        view = kept.network.view(task.env)
+        # Two layers of the torso, and one of the head's own.
+        assert sum(isinstance(layer, torch.nn.LayerNorm) for layer in view.layers) == 3
+        split(tmp_path / "run", task.env, tmp_path / task.env)
+        alone = load_policy(tmp_path / task.env)
+        observations = torch.randn((16, *task.observation_shape), generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(alone.network(observations), view(observations))
+    assert inspect(tmp_path / "run")["network"] == "mlp:24,24+8, 2 heads, layer normalization"
 
 
 def test_run_folder_says_what_came_of_each_task(tmp_path: Path, root: Path) -> None:
@@ -342,12 +359,13 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     root: Path,
     schedule: str,
 ) -> None:
-    """Replays that have gone round, dropout, a schedule with a memory."""
+    """Replays that have gone round, dropout, normalized layers, a schedule with a memory."""
     config = changed(
         QUICK,
         steps=900,
         replay=200,
         dropout=0.1,
+        student_normalization="layer",
         explore="dropout",
         schedule_lessons=schedule,
         evaluate_every=300,

@@ -280,12 +280,14 @@ def test_any_network_of_numbers_gives_one_score_an_action(
     assert scores.dtype == torch.float32
 
 
-def test_fitted_initialization_gives_every_unit_mean_0_and_variance_1_before_its_relu() -> None:
+@pytest.mark.parametrize("normalization", ["none", "layer"])
+def test_fitted_initialization_gives_every_unit_mean_0_and_variance_1_before_its_relu(normalization: str) -> None:
+    """With layer normalization before that; afterwards they are still of that size, and no unit is dead."""
     generator = np.random.default_rng(5)
     # Frames of a fixed background with a little noise, of which the usual initialization would see nothing.
     background = generator.integers(0, 255, (1, 4, 84, 84))
     frames = np.clip(background + generator.integers(-9, 10, (64, 4, 84, 84)), 0, 255).astype(np.uint8)
-    network = build(Architecture("net3", (4, 84, 84), 6), 0)
+    network = build(Architecture("net3", (4, 84, 84), 6, "layer" if normalization == "layer" else "none"), 0)
     observations = torch.from_numpy(frames)
     fit_initialization([network], [observations], 1)
     x = (observations.float() - network.shift) * network.scale
@@ -297,6 +299,10 @@ def test_fitted_initialization_gives_every_unit_mean_0_and_variance_1_before_its
                 scale = 0.1 if layer is network.layers[-1] else 1.0  # the scores begin small
                 assert units.mean(dim=1).abs().max() < 1e-2 * scale
                 assert (units.std(dim=1) / scale - 1).abs().max() < 2e-2
+            if isinstance(layer, nn.GroupNorm | nn.LayerNorm):
+                assert 0.5 < float(x.std()) < 2
+            if isinstance(layer, nn.ReLU):
+                assert (x.transpose(0, 1).flatten(1) > 0).float().mean(dim=1).min() > 0.1
 
 
 def test_a_network_reads_its_features_in_their_order_and_no_others() -> None:

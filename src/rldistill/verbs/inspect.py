@@ -113,7 +113,7 @@ def _heads(
         "policy": os.fspath(ref),
         "format": "rldistill policy folder",
         "algorithm": policy.provenance.get("algorithm", "distilled" if "teacher" in policy.provenance else "unknown"),
-        "network": f"{policy.name}, {len(heads)} heads",
+        "network": f"{policy.name}, {len(heads)} heads{_layer_normalization(policy)}",
         "parameters": f"{parameter_count(policy.network):,}, of one head with the torso "
         f"{', '.join(f'{parameters_of(head.policy):,}' for head in heads)}",
         "tasks": [
@@ -130,6 +130,11 @@ def _heads(
             plays = _plays(head.policy, task, config, progress)
             facts |= {fact: [*facts.get(fact, []), f"{name}: {text}"] for fact, text in plays.items()}
     return facts
+
+
+def _layer_normalization(policy: MultiTaskPolicy) -> str:
+    normalized = any(view.architecture.normalization == "layer" for _, view in policy.network.views())
+    return ", layer normalization" if normalized else ""
 
 
 def _padding(policy: MultiTaskPolicy) -> str:

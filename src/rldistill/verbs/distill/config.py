@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 from rldistill.configurations import changed, check_choices
 from rldistill.lessons.choosers import LessonScheduleName
 from rldistill.lessons.exploration import Explore
+from rldistill.students.networks import Normalization
 from rldistill.students.objectives import Matching
 from rldistill.students.optim import Optimization
 from rldistill.types import MOST_ENVIRONMENTS, MOST_SAMPLES, UserError, check_numbers
@@ -119,6 +120,8 @@ class DistillConfig:
     """Of weights, environments, exploration and batches."""
     dropout: float = 0.0
     """Probability of a dropped unit in the student's last hidden layer; `--explore dropout` needs one (such as 0.1)."""
+    student_normalization: Normalization = "none"
+    """`layer`: each hidden layer of the student is normalized over its units before the ReLU, as in teachers of PQN."""
     dataset: str | None = None
     """A folder made by `rldistill record`: distil from it instead of playing."""
     schedule_lessons: LessonScheduleName = "uniform"

@@ -87,7 +87,9 @@ def make_student(
         if config.student == "auto":
             config = replace(config, student=_suited_to_several(teachings))
         heads = {teaching.lesson.head: _head(teaching, config) for teaching in teachings}
-        student = build_heads(config.student, heads, config.seed, dropout=config.dropout)
+        student = build_heads(
+            config.student, heads, config.seed, normalization=config.student_normalization, dropout=config.dropout
+        )
         views = [view for _, view in student.views()]
     config = suited(config, student, {teaching.teacher.score_kind for teaching in teachings})
     asked = config.optimization.bfloat16
@@ -105,7 +107,12 @@ def _architecture(teaching: Teaching, config: DistillConfig) -> Architecture:
     task, kind = teaching.task, teaching.loss.score_kind
     reads = features_of(task, config.student_observation)
     return Architecture(
-        config.student, task.observation_shape, score_width(task, kind), dropout=config.dropout, reads=reads
+        config.student,
+        task.observation_shape,
+        score_width(task, kind),
+        config.student_normalization,
+        config.dropout,
+        reads,
     )
 
 
