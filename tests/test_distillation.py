@@ -179,7 +179,9 @@ def test_scales_and_shifts_of_a_normalization_are_moved_by_adamw(optimizer: Any)
     generator = torch.Generator().manual_seed(0)
     observations, values = torch.randn(32, 4, generator=generator), torch.randn(32, 2, generator=generator)
     fitting({Lesson.of(CARTPOLE): labelled(observations, values)})
-    by_step = {id(parameter): parameter.detach() - old for parameter, old in zip(network.parameters(), before, strict=True)}
+    by_step = {
+        id(parameter): parameter.detach() - old for parameter, old in zip(network.parameters(), before, strict=True)
+    }
     for layer in network.layers:
         if isinstance(layer, torch.nn.LayerNorm):
             for parameter in (layer.weight, layer.bias):
@@ -192,7 +194,7 @@ def test_scales_and_shifts_of_a_normalization_are_moved_by_adamw(optimizer: Any)
 
 
 @pytest.mark.parametrize("targets", ["raw", "advantage", "standardized"])
-@pytest.mark.parametrize("loss", ["kl", "kl_hinton", "mse"])
+@pytest.mark.parametrize("loss", ["kl", "kl_hinton", "kl_reverse", "js", "mse"])
 def test_student_comes_to_agree_with_each_kind_of_target(tmp_path: Path, root: Path, targets: Any, loss: str) -> None:
     config = changed(TINY, loss=loss, targets=targets, steps=1600, temperature="auto", learning_rate=3e-3)
     distill(root / "cartpole", tmp_path / "run", config)
@@ -1001,6 +1003,7 @@ def agreement_with(teacher: SavedPolicy, student: SavedPolicy) -> float:
     [
         ("gaussian", "auto", "gaussian"),
         ("squashed_gaussian", "auto", "squashed_gaussian"),
+        ("gaussian", "kl_gaussian_reverse", "gaussian"),
         ("actions", "auto", "actions"),
         ("gaussian", "mse_mean", "actions"),
         ("squashed_gaussian", "huber", "actions"),

@@ -10,18 +10,23 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy
 from torch import Tensor
 
 from rldistill.play.envs import make_task
 from rldistill.students.fitting import GradientFitting
 from rldistill.students.losses import (
+    DISCRETE,
     LOSSES,
     WeightedLoss,
     huber,
+    js,
     kl,
     kl_gaussian,
+    kl_gaussian_reverse,
     kl_hinton,
+    kl_reverse,
     mse,
     mse_mean,
     mse_prob,
@@ -53,7 +58,9 @@ def test_divergence_of_equals_is_0(teacher: Tensor, temperature: float) -> None:
     assert mse_prob(softened, teacher, temperature).abs().max() < 1e-9
     assert torch.equal(mse(teacher, teacher), torch.zeros(3).double())
     assert kl_hinton(teacher, teacher, temperature).abs().max() < 1e-9
-    for loss in (kl_gaussian, mse_mean, huber):
+    assert kl_reverse(softened, teacher, temperature).abs().max() < 1e-9
+    assert js(softened, teacher, temperature).abs().max() < 1e-9
+    for loss in (kl_gaussian, kl_gaussian_reverse, mse_mean, huber):
         assert torch.equal(loss(teacher, teacher), torch.zeros(3).double())
 
 
@@ -69,22 +76,71 @@ def test_divergence_of_different_policies_is_positive(student: Tensor, teacher: 
     assume(float(apart.min()) > 1e-3)
     assert kl(student, teacher, temperature).min() > 1e-7  # Pinsker: at least twice the square of a distance of 1e-3
     assert mse_prob(student, teacher, temperature).min() > 1e-7
+    assert kl_reverse(student, teacher, temperature).min() > 1e-7
+    assert js(student, teacher, temperature).min() > 1e-7  # at least an eighth of the squared sum of the distances
+
+
+@given(scores(), scores(), A_TEMPERATURE)
+def test_jensen_shannon_is_symmetric_and_at_most_log_2(student: Tensor, teacher: Tensor, temperature: float) -> None:
+    divergence = js(student, teacher, temperature)
+    assert divergence.max() <= math.log(2) + 1e-12
+    torch.testing.assert_close(js(teacher / temperature, student, 1.0), divergence, rtol=1e-9, atol=1e-12)
+
+
+def test_jensen_shannon_of_policies_without_a_common_action_is_log_2() -> None:
+    apart = js(torch.tensor([[1e3, 0.0]]), torch.tensor([[0.0, 1.0]]), 0.001)
+    assert apart.item() == pytest.approx(math.log(2), abs=1e-6)
+
+
+@given(scores(), scores(), A_TEMPERATURE)
+def test_reverse_kl_is_kl_with_the_softened_teacher_as_student(
+    student: Tensor, teacher: Tensor, temperature: float
+) -> None:
+    exchanged = kl(teacher / temperature, student, 1.0)
+    torch.testing.assert_close(kl_reverse(student, teacher, temperature), exchanged, rtol=1e-9, atol=1e-9)
+
+
+def test_forward_kl_covers_both_good_actions_and_reverse_kl_seeks_one() -> None:
+    """Teacher (0.49, 0.49, 0.02). A student that can only be uniform or (0.98, 0.01, 0.01) is one or the other."""
+    teacher = torch.tensor([[0.49, 0.49, 0.02]]).log()
+    uniform, one = torch.zeros(1, 3), torch.tensor([[0.98, 0.01, 0.01]]).log()
+    # 0.98 ln(0.49 * 3) + 0.02 ln(0.02 * 3) = 0.3776 - 0.0563; 0.49 ln(1/2) + 0.49 ln 49 + 0.02 ln 2 = -0.3396 + 1.9070 + 0.0139
+    assert kl(uniform, teacher, 1.0).item() == pytest.approx(0.3213, abs=1e-4)
+    assert kl(one, teacher, 1.0).item() == pytest.approx(1.5812, abs=1e-4)
+    # 2/3 ln(1/1.47) + 1/3 ln(1/0.06) = -0.2568 + 0.9378; 0.98 ln 2 + 0.01 ln(1/49) + 0.01 ln(1/2) = 0.6793 - 0.0389 - 0.0069
+    assert kl_reverse(uniform, teacher, 1.0).item() == pytest.approx(0.6810, abs=1e-4)
+    assert kl_reverse(one, teacher, 1.0).item() == pytest.approx(0.6334, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradient_is_that_of_finite_differences(name: str, masked: bool) -> None:
+    if masked and name not in DISCRETE:
+        pytest.skip("continuous actions have no masks")
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(3, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    masks = torch.tensor([[True, False, True, True], [False, True, False, True], [True, True, True, True]])
+
+    def loss(scores: Tensor) -> Tensor:
+        return DISCRETE[name](scores, teacher, 0.7, masks) if masked else LOSSES[name](scores, teacher, 0.7)
+
+    assert torch.autograd.gradcheck(loss, student.requires_grad_())
 
 
 @given(scores(), scores(), A_TEMPERATURE, st.integers(-1000, 1000))
 def test_a_constant_added_to_the_values_of_a_state_moves_no_loss_on_policies(
     student: Tensor, teacher: Tensor, temperature: float, constant: int
 ) -> None:
-    for name in ("kl", "kl_hinton", "nll", "mse_prob"):
+    for name in ("kl", "kl_hinton", "kl_reverse", "js", "nll", "mse_prob"):
         before, after = (LOSSES[name](student, values, temperature) for values in (teacher, teacher + constant))
         torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-6)
 
 
 @given(scores(), scores(), A_TEMPERATURE)
-def test_a_constant_added_to_the_students_scores_moves_kl_and_nll_not(
+def test_a_constant_added_to_the_students_scores_moves_no_loss_on_policies(
     student: Tensor, teacher: Tensor, temperature: float
 ) -> None:
-    for name in ("kl", "nll", "mse_prob"):
+    for name in ("kl", "kl_reverse", "js", "nll", "mse_prob"):
         before, after = (LOSSES[name](shifted, teacher, temperature) for shifted in (student, student + 7))
         torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-9)
 
@@ -102,13 +158,18 @@ def test_loss_of_a_sample_does_not_depend_on_its_batch(
 
 
 @given(scores(bound=5), scores(bound=5), st.sampled_from((0.1, 1.0, 3.0)))
-def test_kl_is_scipys_relative_entropy(student: Tensor, teacher: Tensor, temperature: float) -> None:
+def test_divergences_are_those_of_scipy(student: Tensor, teacher: Tensor, temperature: float) -> None:
     def softmax(x: Tensor) -> np.ndarray:
         raised = np.exp(x.numpy() - x.numpy().max(axis=1, keepdims=True))
         return np.asarray(raised / raised.sum(axis=1, keepdims=True))
 
-    expected = entropy(softmax(teacher / temperature), softmax(student), axis=1)
-    np.testing.assert_allclose(kl(student, teacher, temperature).numpy(), expected, rtol=1e-6, atol=1e-9)
+    p, q = softmax(teacher / temperature), softmax(student)
+    for loss, expected in (
+        (kl, entropy(p, q, axis=1)),
+        (kl_reverse, entropy(q, p, axis=1)),
+        (js, jensenshannon(p, q, axis=1) ** 2),  # scipy's is the distance
+    ):
+        np.testing.assert_allclose(loss(student, teacher, temperature).numpy(), expected, rtol=1e-6, atol=1e-8)
 
 
 def test_values_worked_out_by_hand() -> None:
@@ -124,6 +185,11 @@ def test_values_worked_out_by_hand() -> None:
     # Hinton's form softens both and multiplies by 1/4: KL((1/2, 1/2) || (1/10, 9/10)) / 4
     # = (1/2 ln 5 + 1/2 ln(5/9)) / 4 = (0.804719 - 0.293893) / 4
     assert kl_hinton(teacher, student, 0.5).item() == pytest.approx(0.127706, abs=1e-6)
+    # The sides of the first and the second exchanged: 1/2 ln 2 + 1/2 ln(2/3), and 1/2 ln 5 + 1/2 ln(5/9)
+    assert kl_reverse(student, teacher, 1.0).item() == pytest.approx(0.143841, abs=1e-6)
+    assert kl_reverse(student, teacher, 0.5).item() == pytest.approx(0.510826, abs=1e-6)
+    # Their mean is (3/8, 5/8): (1/4 ln(2/3) + 3/4 ln(6/5) + 1/2 ln(4/3) + 1/2 ln(4/5)) / 2
+    assert js(student, teacher, 1.0).item() == pytest.approx(0.033822, abs=1e-6)
     # -ln softmax(student) at the teacher's best action, the second: -ln(1/2); the other way round the first: -ln(1/4)
     assert nll(student, teacher).item() == pytest.approx(0.693147, abs=1e-6)
     assert nll(teacher, torch.tensor([[1.0, 0.0]])).item() == pytest.approx(1.386294, abs=1e-6)
@@ -170,6 +236,9 @@ def test_weighted_sum_adds_its_parts(
 ) -> None:
     loss = parse_loss(f"nll:{first!r}, mse_prob:{second!r}")
     expected = first * nll(student, teacher) + second * mse_prob(student, teacher, temperature)
+    torch.testing.assert_close(loss(student, teacher, temperature), expected)
+    loss = parse_loss(f"kl_reverse:{first!r},js:{second!r}")
+    expected = first * kl_reverse(student, teacher, temperature) + second * js(student, teacher, temperature)
     torch.testing.assert_close(loss(student, teacher, temperature), expected)
 
 
@@ -245,6 +314,8 @@ def test_kl_gaussian_is_torchs_divergence(student: Tensor, teacher: Tensor) -> N
 
     expected = torch.distributions.kl_divergence(normal(teacher), normal(student))
     torch.testing.assert_close(kl_gaussian(student, teacher), expected, rtol=1e-9, atol=1e-9)
+    reverse = torch.distributions.kl_divergence(normal(student), normal(teacher))
+    torch.testing.assert_close(kl_gaussian_reverse(student, teacher), reverse, rtol=1e-9, atol=1e-9)
 
 
 @given(gaussians(), gaussians())
@@ -297,6 +368,15 @@ def test_kl_of_several_actions_is_the_sum_of_the_kls_of_each(
         ("mse_mean", "gaussian", (("mse_mean", 1.0),), "actions"),
         ("huber:2,mse_mean", "squashed_gaussian", (("huber", 2.0), ("mse_mean", 1.0)), "actions"),
         ("mse", "logits", (("mse", 1.0),), "logits"),
+        ("kl_reverse", "q_values", (("kl_reverse", 1.0),), "logits"),
+        ("js:1,mse:2", "q_values", (("js", 1.0), ("mse", 2.0)), "logits"),
+        ("kl_gaussian_reverse", "gaussian", (("kl_gaussian_reverse", 1.0),), "gaussian"),
+        (
+            "kl_gaussian:1,kl_gaussian_reverse:2",
+            "squashed_gaussian",
+            (("kl_gaussian", 1.0), ("kl_gaussian_reverse", 2.0)),
+            "squashed_gaussian",
+        ),
     ],
 )
 def test_what_the_student_becomes_follows_from_loss_and_teacher(
@@ -308,12 +388,19 @@ def test_what_the_student_becomes_follows_from_loss_and_teacher(
 @pytest.mark.parametrize(
     ("text", "teacher", "words"),
     [
-        ("kl", "gaussian", "the loss kl does not suit a teacher of gaussian: take kl_gaussian, mse_mean, huber"),
+        (
+            "kl",
+            "gaussian",
+            "the loss kl does not suit a teacher of gaussian: take kl_gaussian, kl_gaussian_reverse, mse_mean, huber",
+        ),
         ("nll:1,mse_prob:1", "squashed_gaussian", "nll does not suit a teacher of squashed_gaussian"),
         ("kl_gaussian", "q_values", "kl_gaussian does not suit a teacher of q_values: take kl,"),
         ("huber", "logits", "huber does not suit a teacher of logits"),
         ("kl_gaussian", "actions", "kl_gaussian does not suit a teacher of actions: take mse_mean, huber$"),
         ("kl_gaussian:1,mse_mean:1", "gaussian", "they cannot be added"),
+        ("huber,kl_gaussian_reverse", "gaussian", "kl_gaussian_reverse matches means and deviations.*cannot be added"),
+        ("js", "gaussian", "js does not suit a teacher of gaussian"),
+        ("kl_gaussian_reverse", "actions", "kl_gaussian_reverse does not suit a teacher of actions"),
         ("kl:1,mse_mean:1", "q_values", "mse_mean does not suit"),
         ("auto", "votes", "a teacher's scores are q_values, .*, not 'votes'"),
     ],

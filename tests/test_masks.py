@@ -34,7 +34,7 @@ from rldistill.play.games import play
 from rldistill.play.rollout import rollout, uniform
 from rldistill.policies import SavedPolicy, load_policy
 from rldistill.progress import Silent
-from rldistill.students.losses import DISCRETE, kl, kl_hinton, mse, mse_prob, nll, parse_loss
+from rldistill.students.losses import DISCRETE, js, kl, kl_hinton, kl_reverse, mse, mse_prob, nll, parse_loss
 from rldistill.students.networks import Architecture, Network, build
 from rldistill.students.targets import advantage_spread, auto_temperature, mean_entropy, transform
 from rldistill.teachers import ForeignTeacher, load_teacher
@@ -86,6 +86,13 @@ def test_losses_over_the_allowed_actions_are_those_worked_out_by_hand() -> None:
     cold = 0.9 * math.log(1.8) + 0.1 * math.log(0.2)
     assert kl(student, teacher, 0.5, masks).tolist() == pytest.approx([cold])
     assert kl_hinton(student, teacher, 0.5, masks).tolist() == pytest.approx([cold / 4])
+    assert kl_reverse(student, teacher, 1.0, masks).tolist() == pytest.approx(
+        [0.5 * math.log(2 / 3) + 0.5 * math.log(2)]
+    )
+    # The mean of both is 5/8 and 3/8.
+    from_teacher = 0.75 * math.log(6 / 5) + 0.25 * math.log(2 / 3)
+    from_student = 0.5 * math.log(4 / 5) + 0.5 * math.log(4 / 3)
+    assert js(student, teacher, 1.0, masks).tolist() == pytest.approx([(from_teacher + from_student) / 2])
     assert nll(student, teacher, 1.0, masks).tolist() == pytest.approx([math.log(2)])
     assert mse(student, teacher, 1.0, masks).tolist() == pytest.approx([(1 - math.log(3)) ** 2 + 1])
     assert mse_prob(student, teacher, 1.0, masks).tolist() == pytest.approx([2 * 0.25**2])

@@ -9,6 +9,7 @@ those over the allowed actions: the scores of the others have no influence on a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -36,14 +37,49 @@ def _check(student: Tensor, teacher: Tensor) -> None:
         )
 
 
-def kl(student: Tensor, teacher: Tensor, temperature: float, masks: Tensor | None = None) -> Tensor:
-    """KL(softmax(teacher / temperature) || softmax(student)) in nats; arXiv 1511.06295, equation 3."""
+def _log_policies(student: Tensor, teacher: Tensor, temperature: float, masks: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Logarithms (B, A) of softmax(student) and softmax(teacher / temperature); 0 in both where an action is not allowed.
+
+    Two logarithms of 0 have no difference. Two of 1 differ by 0, so the action adds nothing to a divergence.
+    """
     _check(student, teacher)
     log_q = F.log_softmax(allowed(student, masks), dim=1)
     log_p = F.log_softmax(allowed(teacher / temperature, masks), dim=1)
-    if masks is not None:  # two logarithms of 0 have no difference: 0 for both adds nothing
+    if masks is not None:
         log_q, log_p = log_q.masked_fill(~masks, 0), log_p.masked_fill(~masks, 0)
+    return log_q, log_p
+
+
+def kl(student: Tensor, teacher: Tensor, temperature: float, masks: Tensor | None = None) -> Tensor:
+    """KL(softmax(teacher / temperature) || softmax(student)) in nats; arXiv 1511.06295, equation 3.
+
+    The forward divergence covers modes: it is large where the student leaves out an action that the teacher takes.
+    """
+    log_q, log_p = _log_policies(student, teacher, temperature, masks)
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
+
+
+def kl_reverse(student: Tensor, teacher: Tensor, temperature: float, masks: Tensor | None = None) -> Tensor:
+    """KL(softmax(student) || softmax(teacher / temperature)) in nats; Gu et al. 2023 (MiniLLM), arXiv 2306.08543.
+
+    The reverse divergence seeks modes: it is large where the student takes an action that the teacher leaves out, and one of
+    several good actions is enough. It has no bound, and grows as 1 / temperature for a sharp teacher.
+    """
+    log_q, log_p = _log_policies(student, teacher, temperature, masks)
+    return F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(dim=1)
+
+
+def js(student: Tensor, teacher: Tensor, temperature: float, masks: Tensor | None = None) -> Tensor:
+    """Jensen-Shannon divergence of softmax(student) and softmax(teacher / temperature) in nats; Lin 1991 (IEEE Transactions on
+    Information Theory 37).
+
+    The mean of the divergences of both from their mean, which is symmetric and at most log 2. It is between covering and seeking
+    modes: to leave out an action of the teacher costs little where its probability is small.
+    """
+    log_q, log_p = _log_policies(student, teacher, temperature, masks)
+    log_m = torch.logaddexp(log_q, log_p) - math.log(2)
+    terms = log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)
+    return 0.5 * (terms if masks is None else terms.masked_fill(~masks, 0)).sum(dim=1)
 
 
 def kl_hinton(student: Tensor, teacher: Tensor, temperature: float, masks: Tensor | None = None) -> Tensor:
@@ -84,6 +120,15 @@ def kl_gaussian(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> T
     return (0.5 * (ratio - 1) + log_s - log_t).sum(dim=1)
 
 
+def kl_gaussian_reverse(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(student || teacher) of diagonal Gaussians, as `kl_gaussian` with both sides exchanged.
+
+    Distances of the means count in units of the teacher's standard deviation, where `kl_gaussian` has the student's. A student
+    that is wider than its teacher is punished more, one that is narrower less.
+    """
+    return kl_gaussian(teacher, student)
+
+
 def mse_mean(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """Squared distance of the actions (B, D), summed over dimensions."""
     _check(student, teacher)
@@ -96,8 +141,18 @@ def huber(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     return F.huber_loss(student, teacher, reduction="none").sum(dim=1)
 
 
-DISCRETE: dict[str, DiscreteLoss] = {"kl": kl, "kl_hinton": kl_hinton, "nll": nll, "mse": mse, "mse_prob": mse_prob}
-CONTINUOUS: dict[str, Loss] = {"kl_gaussian": kl_gaussian, "mse_mean": mse_mean, "huber": huber}
+DISCRETE: dict[str, DiscreteLoss] = {
+    "kl": kl,
+    "kl_hinton": kl_hinton,
+    "kl_reverse": kl_reverse,
+    "js": js,
+    "nll": nll,
+    "mse": mse,
+    "mse_prob": mse_prob,
+}
+OF_GAUSSIANS: dict[str, Loss] = {"kl_gaussian": kl_gaussian, "kl_gaussian_reverse": kl_gaussian_reverse}
+OF_ACTIONS: dict[str, Loss] = {"mse_mean": mse_mean, "huber": huber}
+CONTINUOUS: dict[str, Loss] = {**OF_GAUSSIANS, **OF_ACTIONS}
 LOSSES: dict[str, Loss] = {**DISCRETE, **CONTINUOUS}
 DEFAULT_LOSS: dict[ScoreKind, str] = {
     "q_values": "kl",
@@ -176,14 +231,13 @@ def parse_loss(text: str, teacher: ScoreKind = "q_values", sizes: tuple[int, ...
     if len({name for name, _ in parts}) < len(parts):
         raise UserError(f"a loss is named twice in {text!r}: give it one weight")
     names = [name for name, _ in parts]
-    suiting = DISCRETE if teacher in ("q_values", "logits") else CONTINUOUS
-    if teacher == "actions":
-        suiting = {name: CONTINUOUS[name] for name in ("mse_mean", "huber")}
+    suiting = DISCRETE if teacher in ("q_values", "logits") else OF_ACTIONS if teacher == "actions" else CONTINUOUS
     for name in names:
         if name not in suiting:
             raise UserError(f"the loss {name} does not suit a teacher of {teacher}: take {', '.join(suiting)}")
     if suiting is DISCRETE:
         return WeightedLoss(tuple(parts), teacher if set(names) == {"mse"} else "logits", sizes)
-    if "kl_gaussian" in names and len(names) > 1:
-        raise UserError("kl_gaussian matches means and deviations, the others actions: they cannot be added")
-    return WeightedLoss(tuple(parts), teacher if "kl_gaussian" in names else "actions")
+    gaussian = [name for name in names if name in OF_GAUSSIANS]
+    if 0 < len(gaussian) < len(names):
+        raise UserError(f"{gaussian[0]} matches means and deviations, the others actions: they cannot be added")
+    return WeightedLoss(tuple(parts), teacher if gaussian else "actions")

@@ -227,9 +227,10 @@ def build(architecture: Architecture, seed: int, score_kind: ScoreKind = "q_valu
 def fit_initialization(networks: Sequence[Network], observations: Sequence[Tensor], seed: int) -> None:
     """Draws the weights anew so that every unit has mean 0 and variance 1 over these observations, before its ReLU.
 
-    In a network with layer normalization that holds before the normalization. Orthogonal weights, then one pass layer by layer that sets scale and bias of each unit (channel): Mishkin & Matas 2016,
-    arXiv 1511.06422, and Kraehenbuehl et al. 2016, arXiv 1511.06856. Frames are mostly static background, which dominates the
-    outputs of units with the usual initialization. The scores begin at a tenth of that scale.
+    With layer normalization that holds before the normalization. Orthogonal weights, then one pass layer by layer that sets
+    scale and bias of each unit (channel): Mishkin & Matas 2016, arXiv 1511.06422, and Kraehenbuehl et al. 2016, arXiv 1511.06856.
+    Frames are mostly static background, which dominates the outputs of units with the usual initialization. The scores begin at
+    a tenth of that scale.
 
     Args:
         networks: changed in place; their standardization is already fixed. Layers that all of them share are fitted to the

@@ -39,8 +39,9 @@ class Matching:
 
     loss: str = "auto"
     """`kl` (temperature on the teacher alone), `nll` (teacher's best action), `mse` (values), `mse_prob` (probabilities),
-    `kl_hinton`, or a weighted sum such as nll:1,mse_prob:1. For continuous actions `kl_gaussian`, `mse_mean` or `huber`.
-    `auto`: kl; kl_gaussian for Gaussian teachers, mse_mean for deterministic ones."""
+    `kl_reverse` (student and teacher exchanged), `js` (Jensen-Shannon), `kl_hinton`, or a weighted sum such as nll:1,mse_prob:1.
+    For continuous actions `kl_gaussian`, `kl_gaussian_reverse`, `mse_mean` or `huber`. `auto`: kl; kl_gaussian for Gaussian
+    teachers, mse_mean for deterministic ones."""
     temperature: str = "auto"
     """A number, or `auto`: 1 for logits; for Q-values so that the softened teacher's entropy is a set share of log A."""
     targets: Targets = "raw"
