@@ -525,7 +525,7 @@ KILLED = {
         "cartpole",
         changed(TINY, driver="student", explore="dropout", dropout=0.2, steps=1000),
     ),
-    "dataset": ("cartpole", changed(TINY, dataset="cartpole-data", updates=300)),
+    "dataset with weights": ("cartpole", changed(TINY, dataset="cartpole-data", updates=300, weights="gap")),
     # The ring of 100 times goes round many times; the room of 100 more forces checkpoints.
     "ring goes round": (
         "cartpole",
@@ -716,6 +716,7 @@ WRONG = [
     ({"driver": "nobody"}, "--driver is one of mixture, teacher, student, not 'nobody'"),
     ({"explore": "thoroughly"}, "--explore is one of greedy"),
     ({"targets": "z"}, "--targets is one of raw"),
+    ({"weights": "margin"}, "--weights is one of none, gap, not 'margin'"),
     ({"optimizer": "sgd"}, "--optimizer is one of auto, adam, muon, rmsprop"),
     ({"schedule": "step"}, "--schedule is one of"),
     ({"env": "CartPole-v9"}, "unknown environment 'CartPole-v9'"),
@@ -1106,10 +1107,12 @@ class PullsTheRightLevers:
         return torch.cat([-5 * wind, 5 * wind, 5 * door], dim=1)
 
 
-@pytest.mark.parametrize("loss", ["auto", "nll:1,mse_prob:1"])
-def test_student_of_several_actions_at_once_pulls_the_right_levers(tmp_path: Path, levers: str, loss: str) -> None:
+@pytest.mark.parametrize("changes", [{}, {"loss": "nll:1,mse_prob:1"}, {"weights": "gap", "loss": "js"}])
+def test_student_of_several_actions_at_once_pulls_the_right_levers(
+    tmp_path: Path, levers: str, changes: dict[str, Any]
+) -> None:
     teacher = PullsTheRightLevers(make_task(levers))
-    student = distill(teacher, tmp_path / "run", changed(SWING, loss=loss, explore="boltzmann"))
+    student = distill(teacher, tmp_path / "run", changed(SWING, explore="boltzmann", **changes))
     assert student.score_kind == "logits"
     assert load_policy(tmp_path / "run").task == teacher.task
     games = play(teacher.task, lambda generator: EpsilonGreedy(student, teacher.task, 0.0, generator), 20, 9)
@@ -1125,6 +1128,7 @@ def test_student_of_several_actions_at_once_pulls_the_right_levers(tmp_path: Pat
         ("gaussian", {"targets": "standardized"}, "--targets standardized is for scores of discrete actions"),
         ("actions", {"targets": "advantage"}, "--targets advantage is for scores of discrete actions"),
         ("gaussian", {"temperature": "0.01"}, "--temperature 0.01 is for scores of discrete actions"),
+        ("actions", {"weights": "gap"}, "--weights gap is for scores of discrete actions"),
         ("gaussian", {"explore": "boltzmann", "loss": "mse_mean"}, "--explore boltzmann draws from a Gaussian"),
         ("actions", {"explore": "boltzmann"}, "--explore boltzmann draws from a Gaussian"),
         ("gaussian", {"env": "CartPole-v1"}, "has 2 discrete actions, the teacher continuous actions of 1 dimension "),

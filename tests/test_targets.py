@@ -10,16 +10,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rldistill.students.losses import parse_loss
 from rldistill.students.networks import Architecture, build
+from rldistill.students.objectives import Match, Matching
 from rldistill.students.targets import (
     AUTO_ENTROPY,
+    Weights,
     advantage_spread,
     auto_temperature,
     fit_standardization,
+    gaps,
     mean_entropy,
     transform,
 )
-from rldistill.types import ScoreKind
+from rldistill.types import ScoreKind, Task, UserError, labelled
 
 BY_HAND = torch.tensor([[1.0, 2.0, 6.0], [0.0, 0.0, 3.0]])
 
@@ -112,6 +116,74 @@ def test_values_that_tell_nothing_give_a_usable_temperature(values: torch.Tensor
     spread = advantage_spread(values)
     assert 0 < spread < math.inf
     assert transform(values, "standardized", spread).isfinite().all()
+
+
+def test_gaps_worked_out_by_hand() -> None:
+    # 6 - 1 and 3 - 0; without the third action 2 - 1 and, of one action alone, 0.
+    assert gaps(BY_HAND).tolist() == [5.0, 3.0]
+    masks = torch.tensor([[True, True, False], [True, False, False]])
+    assert gaps(BY_HAND, (), masks).tolist() == [1.0, 0.0]
+    # Of two choices and of three: (3 - 1) + (6 - 4), and with masks (3 - 3) + (6 - 5).
+    several = torch.tensor([[1.0, 3.0, 4.0, 5.0, 6.0]])
+    assert gaps(several, (2, 3)).tolist() == [4.0]
+    assert gaps(several, (2, 3), torch.tensor([[False, True, False, True, True]])).tolist() == [1.0]
+
+
+@given(st.integers(0, 1000), st.floats(-50, 50))
+def test_the_gap_of_logits_is_the_logarithm_of_odds(seed: int, level: float) -> None:
+    logits = values_of_a_game(seed, actions=4) + level
+    p = logits.double().softmax(dim=1)
+    odds = p.amax(dim=1).log() - p.amin(dim=1).log()
+    finite = odds.isfinite()  # probabilities of 0 have no logarithm
+    torch.testing.assert_close(gaps(logits).double()[finite], odds[finite], rtol=1e-3, atol=1e-3)
+
+
+def test_the_gap_of_two_actions_at_once_is_that_of_their_joint_logits() -> None:
+    first, second = torch.tensor([[0.5, -1.0]]), torch.tensor([[2.0, 0.0, 3.0]])
+    joint = (first[:, :, None] + second[:, None, :]).flatten(1)
+    assert gaps(torch.cat([first, second], dim=1), (2, 3)).tolist() == gaps(joint).tolist()
+
+
+def match(weights: Weights, sizes: tuple[int, ...] = ()) -> Match:
+    task = Task("any", observation_shape=(2,), num_actions=3)
+    return Match(parse_loss("kl"), task, "q_values", Matching(temperature="1", weights=weights))
+
+
+def test_weights_multiply_the_loss_of_each_state_and_have_mean_1_over_the_examples() -> None:
+    plain, weighted = match("none"), match("gap")
+    values = values_of_a_game(5, actions=3)
+    batch = labelled(torch.zeros(len(values), 2), values)
+    scores = torch.randn(len(values), 3, generator=torch.Generator().manual_seed(0))
+    for own in (plain, weighted):
+        own.fit(batch)
+    weights = weighted(scores, batch, 0) / plain(scores, batch, 0)
+    assert weights.shape == (len(values),), "one number a sample"
+    assert weights.mean().item() == pytest.approx(1, abs=1e-4)
+    spread = values.amax(dim=1) - values.amin(dim=1)
+    torch.testing.assert_close(weights, spread / spread.mean(), rtol=1e-3, atol=1e-4)
+    # Other states have weights in the same unit: none where nothing is at stake, 2 where twice the mean is.
+    few = labelled(torch.zeros(2, 2), torch.tensor([[3.0, 3.0, 3.0], [0.0, 0.0, 2 * float(spread.mean())]]))
+    other = weighted(scores[:2], few, 0) / plain(scores[:2], few, 0)
+    assert other.tolist() == pytest.approx([0, 2], rel=1e-3)
+
+
+def test_weights_are_put_back_and_older_states_have_none() -> None:
+    values = values_of_a_game(6, actions=3)
+    batch = labelled(torch.zeros(len(values), 2), values)
+    scores = torch.zeros(len(values), 3)
+    fitted, again, older = match("gap"), match("gap"), match("none")
+    fitted.fit(batch)
+    again.load_state_dict(fitted.state_dict())
+    assert torch.equal(again(scores, batch, 0), fitted(scores, batch, 0))
+    older.load_state_dict({"temperature": fitted.temperature, "spread": fitted.spread})
+    plain = match("none")
+    plain.fit(batch)
+    assert torch.equal(older(scores, batch, 0), plain(scores, batch, 0))
+
+
+def test_a_teacher_without_gaps_weighs_nothing_and_is_refused() -> None:
+    with pytest.raises(UserError, match="--weights gap: .* same value"):
+        match("gap").fit(labelled(torch.zeros(4, 2), torch.full((4, 3), 2.5)))
 
 
 def test_standardization_gives_images_mean_0_and_variance_1_over_all_pixels() -> None:

@@ -76,6 +76,8 @@ class Fit(_Line):
     """Divides the teacher's values."""
     spread: float | None = None
     """Standard deviation of the teacher's advantages."""
+    mean_gap: float | None = None
+    """Mean of the teacher's largest value less its smallest, where `--weights gap` divides by it."""
     shift: list[float] | None = None
     """Mean of the observations, a number a channel or feature."""
     scale: list[float] | None = None

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from rldistill.play.actions import agreement, bounds, chosen
 from rldistill.students.losses import WeightedLoss
-from rldistill.students.targets import Targets, advantage_spread, auto_temperature, transform
-from rldistill.types import Batch, ScoreKind, Task
+from rldistill.students.targets import Targets, Weights, advantage_spread, auto_temperature, gaps, transform
+from rldistill.types import Batch, ScoreKind, Task, UserError
 
 
 class Objective(Protocol):
@@ -46,6 +46,9 @@ class Matching:
     """A number, or `auto`: 1 for logits; for Q-values so that the softened teacher's entropy is a set share of log A."""
     targets: Targets = "raw"
     """Teacher's values as they are, as advantages (less their mean over actions), or those in units of their spread."""
+    weights: Weights = "none"
+    """Of the states in the loss: `none`, all alike; `gap`, in proportion to the teacher's largest value less its smallest, so that
+    states count in which the action matters (VIPER). Their mean over the warm-up is 1."""
 
 
 class Match:
@@ -55,16 +58,29 @@ class Match:
         loss: of student's scores and teacher's transformed values.
         task: whose actions the scores are for.
         teacher_kind: of the teacher's values.
-        matching: temperature and targets.
+        matching: temperature, targets and weights.
     """
 
     def __init__(self, loss: WeightedLoss, task: Task, teacher_kind: ScoreKind, matching: Matching) -> None:
         self.loss, self.task, self.teacher_kind, self.matching = loss, task, teacher_kind, matching
         self.temperature, self.spread = 1.0, 1.0
+        self.mean_gap: float | None = None
+        """Mean of the teacher's `gaps` over the examples; None where all states weigh the same."""
 
     def fit(self, examples: Batch) -> None:
-        """Fits the temperature and the spread of the advantages."""
+        """Fits the temperature, the spread of the advantages, and the mean gap where states are weighted by it.
+
+        Raises:
+            UserError: states are weighted by gaps, and there are none.
+        """
         sizes, values = self.task.action_sizes, examples.values
+        if self.matching.weights == "gap":
+            self.mean_gap = float(gaps(values, sizes, examples.masks).double().mean())
+            if not self.mean_gap:
+                raise UserError(
+                    "--weights gap: the teacher gives all actions the same value in every state of the warm-up, so no state has a "
+                    "weight; leave it out"
+                )
         self.spread = advantage_spread(values, sizes, examples.masks)
         values = transform(values, self.matching.targets, self.spread, sizes, examples.masks)
         auto = self.matching.temperature == "auto"
@@ -73,7 +89,13 @@ class Match:
         )
 
     def __call__(self, scores: Tensor, batch: Batch, step: int = 0) -> Tensor:
-        """The loss (B,) between student and teacher."""
+        """The loss (B,) between student and teacher, weighted."""
+        losses = self._losses(scores, batch)
+        if self.mean_gap is None:
+            return losses
+        return losses * (gaps(batch.values, self.task.action_sizes, batch.masks) / self.mean_gap)
+
+    def _losses(self, scores: Tensor, batch: Batch) -> Tensor:
         values, masks = batch.values, batch.masks
         if self.loss.score_kind != "actions":
             targets = transform(values, self.matching.targets, self.spread, self.task.action_sizes, masks)
@@ -91,9 +113,11 @@ class Match:
         return agreement(ours, chosen(batch.values, self.teacher_kind, self.task, masks), self.task)
 
     def state_dict(self) -> dict[str, Any]:
-        """Temperature and spread."""
-        return {"temperature": self.temperature, "spread": self.spread}
+        """Temperature, spread and mean gap."""
+        gap = {} if self.mean_gap is None else {"mean_gap": self.mean_gap}
+        return {"temperature": self.temperature, "spread": self.spread} | gap
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         self.temperature, self.spread = float(state["temperature"]), float(state["spread"])
+        self.mean_gap = float(state["mean_gap"]) if "mean_gap" in state else None

@@ -13,6 +13,7 @@ from rldistill.play.actions import allowed
 from rldistill.types import ScoreKind
 
 Targets: TypeAlias = Literal["raw", "advantage", "standardized"]
+Weights: TypeAlias = Literal["none", "gap"]
 
 AUTO_ENTROPY = 0.35
 """Mean entropy of the softened teacher that `temperature auto` aims at for Q-values, as a share of log A."""
@@ -57,6 +58,25 @@ def advantage_spread(values: Tensor, sizes: Sequence[int] = (), masks: Tensor | 
     advantages = _advantages(values, sizes, masks)
     spread = float((advantages if masks is None else advantages[masks]).square().mean().sqrt())
     return spread if spread > 0 else 1.0
+
+
+def gaps(values: Tensor, sizes: Sequence[int] = (), masks: Tensor | None = None) -> Tensor:
+    """Largest less smallest value (B,) of the allowed actions; Bastani et al. 2018 (VIPER), arXiv 1805.08328.
+
+    Of logits it is the logarithm of how many times likelier the best action is than the worst, for the paper takes log pi(a | s)
+    as the values of a policy. Several discrete actions at once, of `sizes` choices each, are one action whose logits are sums, so
+    their gaps add up.
+    """
+    parts = torch.split(values, list(sizes), dim=1) if sizes else (values,)
+    if masks is None:
+        return torch.stack([part.amax(dim=1) - part.amin(dim=1) for part in parts]).sum(dim=0)
+    sides = torch.split(masks, list(sizes), dim=1) if sizes else (masks,)
+    return torch.stack(
+        [
+            part.masked_fill(~mask, -math.inf).amax(dim=1) - part.masked_fill(~mask, math.inf).amin(dim=1)
+            for part, mask in zip(parts, sides, strict=True)
+        ]
+    ).sum(dim=0)
 
 
 def mean_entropy(values: Tensor, temperature: float, masks: Tensor | None = None) -> float:

@@ -60,6 +60,7 @@ def _check_continuous(config: DistillConfig, task: Task) -> None:
     given = {
         f"--targets {matching.targets}": matching.targets != "raw",
         f"--temperature {matching.temperature}": matching.temperature != "auto",
+        f"--weights {matching.weights}": matching.weights != "none",
     }
     for option, is_given in given.items():
         if is_given:

@@ -84,6 +84,7 @@ class Distillation:
                 lesson=self.name_of(lesson),
                 temperature=objective.temperature,
                 spread=objective.spread,
+                mean_gap=objective.mean_gap,
                 shift=self.fitting.networks[lesson].shift.tolist(),
                 scale=self.fitting.networks[lesson].scale.tolist(),
             )
