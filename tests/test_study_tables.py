@@ -284,6 +284,15 @@ def test_one_game_of_one_seed_has_no_interval() -> None:
     assert math.isnan(analysis.comparisons["x", "y"].improvement.low)
 
 
+def test_runs_without_a_teacher_are_compared_with_the_reference_setting(tmp_path: Path) -> None:
+    outcomes = [replace(one, teacher="", teacher_returns=(10.0, 10.0)) for one in X[:4] + Y[:4]]
+    write_outputs(tmp_path, CARD, outcomes)
+    text = (tmp_path / "table.md").read_text()
+    assert "| a | - | 0.0 | 10.0 | 8.8 | 10.0 |" in text
+    assert "the mean of y" in text
+    assert "1 is the mean of y" in (tmp_path / "plot.svg").read_text()
+
+
 def test_a_cell_that_is_given_twice_counts_once() -> None:
     twice, once = analyse(CARD, X + X + Y), analyse(CARD, X + Y)
     assert of(twice, "x") == of(once, "x")

@@ -171,7 +171,7 @@ def comparison_plot(
         series: the figures of all settings, once for each measure; each series has the same settings in the same order.
         profiles: of each setting; may be empty.
         axis: what the settings are of, such as `temperature`.
-        measure: what the figures are.
+        measure: what the score 1 is.
         width: in inches.
     """
     points = series[0].points
@@ -190,7 +190,7 @@ def comparison_plot(
     else:
         _draw_rows(parts[0], series, axis, measure)
     if profiles:
-        _draw_profiles(parts[1], profiles)
+        _draw_profiles(parts[1], profiles, measure)
     return _bytes(figure, "svg")
 
 
@@ -283,7 +283,7 @@ def _errorbars(
     )
 
 
-def _draw_profiles(figure: Any, profiles: Sequence[Curve]) -> None:
+def _draw_profiles(figure: Any, profiles: Sequence[Curve], measure: str) -> None:
     axes = figure.subplots()
     for number, curve in enumerate(profiles):
         colour = PALETTE[number % len(PALETTE)]
@@ -292,7 +292,7 @@ def _draw_profiles(figure: Any, profiles: Sequence[Curve]) -> None:
         axes.fill_between(curve.steps, curve.lows, curve.highs, color=colour, alpha=0.1, linewidth=0)
     _style(axes)
     _number_axis(axes)
-    axes.set_xlabel("normalized score (0 is random play, 1 is the teacher)")
+    axes.set_xlabel(f"normalized score (0 is random play, {measure})")
     axes.set_ylabel("share of runs above it")
     axes.set_ylim(-0.02, 1.02)
     axes.axvline(1.0, color=RANDOM, linestyle=":", linewidth=1.2, zorder=1)

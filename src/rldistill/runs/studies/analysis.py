@@ -81,6 +81,12 @@ class Analysis:
         """Games and their teachers."""
         return sorted({outcome.pair for outcome in self.outcomes})
 
+    @property
+    def level(self) -> str:
+        """What has the score 1."""
+        taught = not self.outcomes or any(outcome.teacher for outcome in self.outcomes)
+        return "the teacher" if taught else f"the mean of {self.study.reference}"
+
 
 class _Basis(NamedTuple):
     """What all figures of a study have in common."""

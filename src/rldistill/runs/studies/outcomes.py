@@ -25,7 +25,7 @@ class Outcome:
     game: str
     """Id of the environment."""
     teacher: str
-    """Reference of the teacher."""
+    """Reference of the teacher; empty where there is none, and `teacher_returns` are games of the study's reference setting."""
     seed: int
     returns: tuple[float, ...]
     """Raw episode returns of the student's games."""

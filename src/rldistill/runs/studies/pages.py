@@ -45,7 +45,7 @@ def plot(analysis: Analysis) -> bytes:
         for one in analysis.settings
         if one.profile is not None
     ]
-    return comparison_plot(series, profiles, axis=study.axis or study.compare, measure="1 is the teacher")
+    return comparison_plot(series, profiles, axis=study.axis or study.compare, measure=f"1 is {analysis.level}")
 
 
 def page(folder: Path, analysis: Analysis, drawn: bytes) -> str:
@@ -114,7 +114,7 @@ def _best(analysis: Analysis) -> str:
 
 def _cards(analysis: Analysis) -> list[tuple[str, str, str]]:
     outcomes, planned = analysis.outcomes, sum(one.planned for one in analysis.settings)
-    games = {outcome.game for outcome in outcomes}
+    games, teachers = {outcome.game for outcome in outcomes}, {pair for pair in analysis.pairs if pair[1]}
     played = [len(outcome.returns) for outcome in outcomes]
     lengths = (
         f"{min(played)}"
@@ -123,7 +123,7 @@ def _cards(analysis: Analysis) -> list[tuple[str, str, str]]:
     )
     return [
         ("Finished cells", f"{len(outcomes):,}", f"of {planned:,}"),
-        ("Games", str(len(games)), f"with {len(analysis.pairs)} teachers"),
+        ("Games", str(len(games)), f"with {len(teachers)} teachers" if teachers else "without teachers"),
         ("Seeds", str(len({outcome.seed for outcome in outcomes})), "trainings of each student"),
         ("Evaluation", lengths, "full games a student"),
     ]
@@ -173,6 +173,6 @@ def _link(folder: Path, outcome: Outcome) -> str:
     place = quote(target, errors="surrogateescape")
     mean = figure(math.fsum(outcome.returns) / len(outcome.returns))
     return (
-        f'<a href="{escape(place, quote=True)}">{escape(outcome.game)}, {escape(outcome.teacher)}, seed {outcome.seed}</a>: '
+        f'<a href="{escape(place, quote=True)}">{escape(", ".join(filter(None, outcome.pair)))}, seed {outcome.seed}</a>: '
         f"mean return {mean}"
     )

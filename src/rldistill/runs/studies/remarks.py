@@ -18,12 +18,21 @@ def remarks(analysis: Analysis) -> list[str]:
     if not analysis.outcomes:
         return ["No cell is finished yet."]
     return [
+        *_without_teacher(analysis),
         *_gaps(analysis),
         *_seeds(analysis),
         *_left_out(analysis),
         *_zeros(analysis),
         *_without_interval(analysis),
     ]
+
+
+def _without_teacher(analysis: Analysis) -> Iterator[str]:
+    if not all(outcome.teacher for outcome in analysis.outcomes):
+        yield (
+            f"Runs without a teacher are compared with all games of {analysis.study.reference} in their game: where a figure "
+            f"is of the teacher, that is the mean of {analysis.study.reference}."
+        )
 
 
 def _gaps(analysis: Analysis) -> Iterator[str]:
@@ -105,7 +114,7 @@ def _without_interval(analysis: Analysis) -> Iterator[str]:
 
 def _pair(pair: Pair) -> str:
     game, teacher = pair
-    return f"{game} ({teacher})"
+    return f"{game} ({teacher})" if teacher else game
 
 
 def _names(names: Iterable[str]) -> str:

@@ -50,11 +50,12 @@ def improvement_rows(analysis: Analysis) -> list[dict[str, str]]:
 def game_rows(analysis: Analysis) -> list[dict[str, str]]:
     """One row for each game and teacher: mean returns of random play, of the teacher, and of each setting's students."""
     groups = {setting.label: by_pair(setting.outcomes) for setting in analysis.settings}
+    level = "teacher's mean" if analysis.level == "the teacher" else analysis.level.removeprefix("the ")
     rows = []
     for pair, runs in sorted(by_pair(analysis.outcomes).items()):
         scores = measured(runs)
-        row = {"game": pair[0], "teacher": pair[1], "random play": figure(float(scores.random.mean()))}
-        row["teacher's mean"] = figure(float(scores.levels.mean()))
+        row = {"game": pair[0], "teacher": pair[1] or "-", "random play": figure(float(scores.random.mean()))}
+        row[level] = figure(float(scores.levels.mean()))
         for label, own in groups.items():
             row[label] = figure(float(measured(own[pair]).means.mean())) if pair in own else "-"
         rows.append(row)
