@@ -1,7 +1,7 @@
 """Policy distillation for reinforcement learning.
 
-Each verb of the command is a function here: `train`, `record`, `inspect`, `distill`, `evaluate`, `report`, `split`,
-`export`, `watch`, `push`; those of `rldistill dataset` are in `rldistill.datasets`.
+Each verb of the command is a function here: `train`, `record`, `inspect`, `distill`, `evaluate`, `starts`, `report`,
+`split`, `export`, `watch`, `push`; those of `rldistill dataset` are in `rldistill.datasets`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ __all__ = [
     "RecordConfig",
     "ReportConfig",
     "SavedPolicy",
+    "StartsConfig",
     "Task",
     "TeacherOptions",
     "TrainConfig",
@@ -39,6 +40,7 @@ __all__ = [
     "report",
     "save_policy",
     "split",
+    "starts",
     "train",
     "watch",
 ]
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from rldistill.verbs.record import RecordConfig, record
     from rldistill.verbs.report import ReportConfig, report
     from rldistill.verbs.split import split
+    from rldistill.verbs.starts import StartsConfig, starts
     from rldistill.verbs.train import TrainConfig, train
     from rldistill.verbs.watch import WatchConfig, watch
 else:
@@ -75,6 +78,7 @@ else:
         "verbs.record": ("RecordConfig", "record"),
         "verbs.report": ("ReportConfig", "report"),
         "verbs.split": ("split",),
+        "verbs.starts": ("StartsConfig", "starts"),
         "verbs.train": ("TrainConfig", "train"),
         "verbs.watch": ("WatchConfig", "watch"),
     }

@@ -31,6 +31,7 @@ from rldistill.verbs.push import PushConfig, push
 from rldistill.verbs.record import RecordConfig, record
 from rldistill.verbs.report import ReportConfig, report
 from rldistill.verbs.split import split
+from rldistill.verbs.starts import StartsConfig, starts
 from rldistill.verbs.train import TrainConfig, train
 from rldistill.verbs.watch import WatchConfig, watch, watched_table
 
@@ -148,6 +149,21 @@ def _evaluate(
     _print_scores(scores, stderr=_is_output(target))
     if unwritten is not None:
         raise unwritten
+
+
+def _starts(
+    policy: Annotated[Positional[str], arg(metavar="REF", help=f"The policy that plays: {REF}.")],
+    out: Annotated[Path, arg(help="File to make; an existing one is never overwritten.")],
+    config: OmitArgPrefixes[Annotated[StartsConfig, arg(name="")]],
+    options: ForeignFile,
+) -> None:
+    """Keep states of a policy's games, from which `evaluate --starts` begins the games of others.
+
+    Example: rldistill starts policies/pong-seed1 --number 100 --out pong.json
+    """
+    with Talking() as progress:
+        made = starts(policy, out, config, options=options, progress=progress)
+    print(f"{len(made.starts)} starts of {made.task.env}: {made.path}")
 
 
 def _inspect(
@@ -379,6 +395,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "distill": _distill_with(DistillConfig()),
     "inspect": _inspect,
     "evaluate": _evaluate,
+    "starts": _starts,
     "report": _report,
     "split": _split,
     "export": _export,

@@ -45,7 +45,7 @@ def preset_in(words: Sequence[str]) -> Preset:
     return named
 
 
-_LISTS = ("--teacher", "--env-kwargs", "--student-observation", "--snapshots", "--exports", "--with")
+_LISTS = ("--teacher", "--env-kwargs", "--student-observation", "--snapshots", "--exports", "--with", "--starts")
 """Flags that several values may follow."""
 
 

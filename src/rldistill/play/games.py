@@ -10,8 +10,10 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from rldistill.play.envs import Environments, cut_in_words
+from rldistill.play.envs import Environments, cut_in_words, make_backend
+from rldistill.play.envs.started import StartedBackend
 from rldistill.play.rollout import EpsilonGreedy, Transition, rollout, uniform
+from rldistill.play.starts import Starts
 from rldistill.stats import summarize
 from rldistill.types import ActionValues, Policy, Task
 
@@ -23,7 +25,7 @@ _PROGRESS_SECONDS = 1.0
 
 
 class Games(NamedTuple):
-    """Full games, row after row."""
+    """Full games, row after row; those from starts in the order of the starts."""
 
     returns: npt.NDArray[np.float64]
     """(episodes,)."""
@@ -76,6 +78,7 @@ def play(
     seed: int,
     *,
     num_envs: int = 10,
+    starts: Starts | None = None,
     on_progress: Callable[..., object] = lambda finished, **figures: None,
     on_step: Callable[[Transition], None] = lambda transition: None,
     on_line: Callable[[str], object] = lambda line: None,
@@ -92,6 +95,7 @@ def play(
         episodes: how many games.
         seed: of environments and exploration.
         num_envs: rows; no more than `episodes` are used.
+        starts: where games begin, each in turn; what was rewarded before does not count. None begins them at resets.
         on_progress: called with the number of finished games whenever it grows, and in between about once a second with the number
             of control steps as well, `steps=`.
         on_step: called with each transition.
@@ -99,7 +103,7 @@ def play(
     """
     rows = min(num_envs, episodes)
     quota = np.full(rows, episodes // rows) + (np.arange(rows) < episodes % rows)
-    environments = Environments(task, rows, seed)
+    environments = _environments(task, rows, seed, starts)
     finished: list[list[tuple[float, bytes]]] = [[] for _ in range(rows)]
     fingerprints = _Fingerprints(task, rows)
     last, steps, cut = time.monotonic(), 0, False
@@ -127,7 +131,15 @@ def play(
     finally:
         environments.close()
     every = [game for games in finished for game in games]
+    if starts is not None:
+        every = [finished[number % rows][number // rows] for number in range(episodes)]
     return Games(np.array([score for score, _ in every]), [digest for _, digest in every])
+
+
+def _environments(task: Task, rows: int, seed: int, starts: Starts | None) -> Environments:
+    if starts is None:
+        return Environments(task, rows, seed)
+    return Environments(task, rows, seed, backend=StartedBackend(task, starts, rows, lambda: make_backend(task, 1)))
 
 
 def play_scored(

@@ -24,6 +24,7 @@ _KINDS: dict[str, Any] = {
     "list[float]": list,
     "dict[str, Any]": dict,
     "int | None": int | None,
+    "dict[str, Any] | None": dict | None,
 }
 """Of a score's fields, as JSON has them."""
 
@@ -73,12 +74,16 @@ class Score:
     """Median time of a decision, observation to action, at batch 1 on one thread."""
     distinct: int | None = None
     """How many of the games differ in their observations, actions or rewards; None in files of before it was counted."""
+    starts: dict[str, Any] | None = None
+    """The file that holds where the games began (`file`, `number`, `sha256`), the returns counted from there; None where they
+    began at resets of the environment."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON data, None for NaN."""
+        """Plain JSON data, None for NaN. Without starts it has no field for them, as in older files."""
         return {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in asdict(self).items()
+            if name != "starts" or value is not None
         }
 
     @staticmethod
@@ -89,7 +94,8 @@ class Score:
             UserError: a field is missing, unknown, or none of its kind.
         """
         given: dict[str, Any] = {
-            name: math.nan if value is None and name != "distinct" else value for name, value in data.items()
+            name: math.nan if value is None and name not in ("distinct", "starts") else value
+            for name, value in data.items()
         }
         try:
             score = Score(**given)
@@ -103,11 +109,18 @@ class Score:
             for value in score.returns
         ):
             raise UserError("a score's returns are no list of numbers; evaluate again")
+        if score.starts is not None and not _are_starts(score.starts):
+            raise UserError("a score's starts lack a file, a number or a checksum; evaluate again")
         try:
             Task.from_dict(score.task)
         except UserError as error:
             raise UserError(f"a score's task is damaged: {error}; evaluate again") from None
         return score
+
+
+def _are_starts(card: Mapping[str, Any]) -> bool:
+    kinds = {"file": str, "number": int, "sha256": str}
+    return set(card) == set(kinds) and all(isinstance(card[name], kind) for name, kind in kinds.items())
 
 
 class MultiTaskScore(NamedTuple):
@@ -164,8 +177,8 @@ class Scores(list[Score]):
 
 
 def by_task(scores: Sequence[Score]) -> list[list[Score]]:
-    """The scores of each task, in their order; a task's first score is what its others are compared with."""
-    return [list(group) for _, group in groupby(scores, key=lambda score: score.task)]
+    """The scores of each task and its starts, in their order; the first score is what the others are compared with."""
+    return [list(group) for _, group in groupby(scores, key=lambda score: (score.task, score.starts))]
 
 
 def write_scores(path: Path, scores: Sequence[Score]) -> None:
@@ -207,20 +220,27 @@ def remarks(scores: Sequence[Score]) -> list[str]:
     tasks = by_task(scores)
     lines = []
     for group in tasks:
-        start = f"{group[0].task['env']}: " if len(tasks) > 1 else ""
+        start = f"{_label(group[0], scores)}: " if len(tasks) > 1 else ""
         lines += [start + line for line in _remarks(group)]
     return lines + [in_words(mean) for mean in (scores.across_tasks if isinstance(scores, Scores) else ())]
 
 
 def sentences(scores: Sequence[Score]) -> list[str]:
     """The remarks as sentences for a page. Names at their beginning are not changed."""
-    return [f"{'R' + line[1:] if line.startswith('random play ') else line}." for line in remarks(scores)]
+    ours = ("random play ", "games begin ")
+    return [f"{line[0].upper() + line[1:] if line.startswith(ours) else line}." for line in remarks(scores)]
 
 
 def _remarks(scores: Sequence[Score]) -> list[str]:
     first = scores[0]
     how = f"measured over {first.episodes:,} games" if first.random_measured else "as published"
-    lines = [f"random play scores {figure(first.random_score)} ({how})"]
+    lines = []
+    if first.starts is not None:
+        file, number, checksum = (first.starts[name] for name in ("file", "number", "sha256"))
+        lines.append(
+            f"games begin at the {number} starts of {file} (sha256 {checksum[:12]}), and returns count from there"
+        )
+    lines += [f"random play scores {figure(first.random_score)} ({how})"]
     for score in scores:
         if not above(score.mean, score.ci_low, score.random_score):
             lines.append(
@@ -249,12 +269,27 @@ def in_words(mean: MultiTaskScore) -> str:
 
 def score_table(scores: Sequence[Score]) -> list[dict[str, str]]:
     """Rows for `progress.table`: one a policy and task, all figures as short text, `-` where a figure means nothing."""
-    tasks = by_task(scores)
+    tasks = len({str(score.task) for score in scores})
+    started = any(score.starts is not None for score in scores)
     return [
-        {"policy": score.policy} | ({"task": str(score.task["env"])} if len(tasks) > 1 else {}) | _row(score, group[0])
-        for group in tasks
+        {"policy": score.policy}
+        | ({"task": str(score.task["env"])} if tasks > 1 else {})
+        | ({"starts": _starts_in_words(score)} if started else {})
+        | _row(score, group[0])
+        for group in by_task(scores)
         for score in group
     ]
+
+
+def _starts_in_words(score: Score) -> str:
+    return "its own" if score.starts is None else f"{score.starts['number']} of {Path(score.starts['file']).name}"
+
+
+def _label(score: Score, scores: Sequence[Score]) -> str:
+    """What tells a score's table from the others: its task, and where one task is played from several starts, those."""
+    env = str(score.task["env"])
+    alike = {str(other.starts) for other in scores if other.task == score.task}
+    return f"{env} from {_starts_in_words(score).replace('its own', 'its own starts')}" if len(alike) > 1 else env
 
 
 def _row(score: Score, first: Score) -> dict[str, str]:

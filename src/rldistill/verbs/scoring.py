@@ -17,6 +17,7 @@ from rldistill.play.actions import greedy, mix_in_random
 from rldistill.play.envs import chosen_task, repeats, same_game, unlike, with_longest_game
 from rldistill.play.games import Games, play
 from rldistill.play.rollout import Transition, uniform
+from rldistill.play.starts import Starts, check_starts, chosen_starts
 from rldistill.play.timing import decision_microseconds
 from rldistill.policies import KeptPolicy, MultiTaskPolicy, NamedPolicy, named, parameters_of
 from rldistill.progress import Progress
@@ -30,9 +31,16 @@ class Conditions(NamedTuple):
     """The conditions under which all policies of a table play."""
 
     episodes: int
+    """Games of each policy; 0 is one from each start."""
     epsilon: float
     seed: int
     num_envs: int
+    starts: Starts | None = None
+    """Where games begin; None begins them at resets."""
+
+    def at(self, starts: Starts | None) -> Conditions:
+        """The same, from other starts."""
+        return self._replace(starts=starts, episodes=self.episodes or (len(starts.starts) if starts else 0))
 
 
 class _Outcome(NamedTuple):
@@ -111,7 +119,11 @@ def score(policies: Sequence[NamedPolicy], task: Task, conditions: Conditions, p
 
 
 def score_tasks(
-    policies: Sequence[NamedPolicy], longest_game: int | None, conditions: Conditions, progress: Progress
+    policies: Sequence[NamedPolicy],
+    longest_game: int | None,
+    conditions: Conditions,
+    progress: Progress,
+    starts: Sequence[Starts] = (),
 ) -> Scores:
     """Scores of students of several tasks, each task beside its teachers, and the geometric means over the tasks.
 
@@ -120,14 +132,19 @@ def score_tasks(
         longest_game: control steps after which a game is cut; None leaves it to the tasks.
         conditions: of the games.
         progress: notified of finished games.
+        starts: one file a task, where games begin; none begins them at resets.
 
     Raises:
-        UserError: a policy plays none of the students' tasks.
+        UserError: a policy plays none of the students' tasks, or a task has no starts where others have.
     """
+    groups = tables_by_task(policies)
+    tasks = [with_longest_game(task_together(group), longest_game) for group in groups]
+    if starts:
+        check_starts(starts, tasks, conditions.episodes)
     tables = []
-    for group in tables_by_task(policies):
-        task = with_longest_game(task_together(group), longest_game)
-        tables.append(_play_table(group, task, conditions, progress))
+    for group, task in zip(groups, tasks, strict=True):
+        own = conditions.at(chosen_starts(starts, task)) if starts else conditions
+        tables.append(_play_table(group, task, own, progress))
     wholes: dict[str, MultiTaskPolicy] = {}
     for one in policies:
         if one.whole is not None:
@@ -247,6 +264,7 @@ def _score(own: NamedPolicy, played: _Outcome, microseconds: float, reference: _
         agreement=played.agreement,
         microseconds=microseconds,
         distinct=games.distinct,
+        starts=conditions.starts.card if conditions.starts is not None else None,
     )
 
 
@@ -288,6 +306,7 @@ def _play(
         conditions.episodes,
         conditions.seed,
         num_envs=conditions.num_envs,
+        starts=conditions.starts,
         on_progress=on_progress,
         on_step=on_step,
         on_line=say,
@@ -296,7 +315,7 @@ def _play(
 
 
 def _random_play(task: Task, conditions: Conditions, progress: Progress, say: Callable[[str], object]) -> _Random:
-    if task.random_score is not None:
+    if task.random_score is not None and conditions.starts is None:  # the published ones are of whole games
         return _Random(task.random_score, False)
     progress.start("evaluate random play", conditions.episodes, "games")
     games = play(
@@ -305,6 +324,7 @@ def _random_play(task: Task, conditions: Conditions, progress: Progress, say: Ca
         conditions.episodes,
         conditions.seed,
         num_envs=conditions.num_envs,
+        starts=conditions.starts,
         on_progress=progress.update,
         on_line=say,
     )

@@ -291,9 +291,12 @@ class Environments:
         num_envs: rows.
         seed: of the run; row i's episode k starts from a seed that follows from (seed, i, k) alone.
         pixels: whether `pixels()` will be asked for (it costs a second emulation on Atari).
+        backend: another world than that of `make_backend`.
     """
 
-    def __init__(self, task: Task, num_envs: int, seed: int, *, pixels: bool = False) -> None:
+    def __init__(
+        self, task: Task, num_envs: int, seed: int, *, pixels: bool = False, backend: Backend | None = None
+    ) -> None:
         if num_envs < 1:
             raise UserError(f"the number of environments is at least 1, not {num_envs}")
         self.task = task
@@ -302,7 +305,7 @@ class Environments:
         self.cut = 0
         """Games that were truncated by the task's longest game so far."""
         self._pixels = pixels
-        self._backend = make_backend(task, num_envs, pixels=pixels)
+        self._backend = make_backend(task, num_envs, pixels=pixels) if backend is None else backend
         self._open = True
         limited = task.max_frames or self._backend.time_limit
         self.longest_game = task.max_episode_steps or (0 if limited else LONGEST_GAME)
@@ -319,7 +322,7 @@ class Environments:
         self.starts: Bools = np.ones(num_envs, dtype=np.bool_)
         """(N,): whether the current observation is the first of its episode."""
         try:
-            self._backend.reset(np.ones(num_envs, dtype=np.bool_), self._seeds(np.arange(num_envs)))
+            self._backend.reset(np.ones(num_envs, dtype=np.bool_), self.seeds(np.arange(num_envs)))
         except BaseException:
             self.close()  # it may hold a device or a port that only one process can
             raise
@@ -362,7 +365,7 @@ class Environments:
             self._returns[ended] = 0.0
             self._episodes[ended] += 1
             self._ages[ended] = 0
-            self._backend.reset(ended, self._seeds(np.flatnonzero(ended)))
+            self._backend.reset(ended, self.seeds(np.flatnonzero(ended)))
         self.starts = ended
         return Step(rewards, terminated, truncated, life_lost, final, returns)
 
@@ -425,9 +428,9 @@ class Environments:
         for now in range(longest + 1):
             due = self._ages == longest - now
             if now == 0:
-                self._backend.reset(np.ones(self.num_envs, dtype=np.bool_), self._seeds(np.arange(self.num_envs)))
+                self._backend.reset(np.ones(self.num_envs, dtype=np.bool_), self.seeds(np.arange(self.num_envs)))
             elif due.any():
-                self._backend.reset(due, self._seeds(np.flatnonzero(due)))
+                self._backend.reset(due, self.seeds(np.flatnonzero(due)))
             if now == longest:
                 break
             since = now - (longest - self._ages)
@@ -442,11 +445,11 @@ class Environments:
             ended = terminated | truncated
             over |= ended & (since >= 0)  # an open episode that is over already is not the saved one
             if ended.any():  # some worlds must not be stepped past an episode's end
-                self._backend.reset(ended, self._seeds(np.flatnonzero(ended)))
+                self._backend.reset(ended, self.seeds(np.flatnonzero(ended)))
         if over.any():
             self._episodes[over] += 1
             self._ages[over], self._returns[over] = 0, 0.0
-            self._backend.reset(over, self._seeds(np.flatnonzero(over)))
+            self._backend.reset(over, self.seeds(np.flatnonzero(over)))
         self.starts = self._ages == 0
         return not over.any() and state.get("observations_sha256") in (None, self._checksum())
 
@@ -472,7 +475,7 @@ class Environments:
             self._open = False
             self._backend.close()
 
-    def _seeds(self, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.int64]:
+    def seeds(self, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.int64]:
         """31-bit seeds for the current episodes of `rows`."""
         sequences = (np.random.SeedSequence([self.seed, int(row), int(self._episodes[row])]) for row in rows)
         return np.array([sequence.generate_state(1)[0] >> 1 for sequence in sequences], dtype=np.int64)

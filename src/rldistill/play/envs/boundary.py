@@ -30,6 +30,11 @@ class EnvironmentFailed(UserError):
     details: str = ""
     """The environment's own traceback; empty where it raised nothing."""
 
+    def add_number(self, made: int, wanted: int) -> None:
+        """Adds to the message how many of several environments could be made, if any, and the way out."""
+        if made:
+            self.args = (f"{self}; {made} of {wanted} were made: where there can be only one, --num-envs 1",)
+
 
 class Boundary:
     """One environment of a user's. Whatever it raises becomes an `EnvironmentFailed`, but for Ctrl-C.

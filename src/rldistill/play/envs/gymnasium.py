@@ -145,10 +145,7 @@ class GymnasiumBackend:
                     mode = "rgb_array" if pixels else None
                     self._envs.append(_opened(task.env, task.env_kwargs, mode, self._surroundings))
                 except EnvironmentFailed as error:
-                    if row:
-                        error.args = (
-                            f"{error}; {row} of {num_envs} were made: where there can be only one, --num-envs 1",
-                        )
+                    error.add_number(row, num_envs)
                     raise
             first = self._envs[0]
             self._read = ObservationReader(task.env, first.observation_space, task.observation_shape)

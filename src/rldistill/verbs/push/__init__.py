@@ -248,15 +248,20 @@ def _fill(folder: Path, contents: _Publication, config: PushConfig, progress: Pr
 
 
 def _published(scores: Scores, source: SavedPolicy | MultiTaskPolicy, repo: str) -> tuple[Scores, list[int]]:
-    """The scores with the policy's rows under the repository's name, and their places: a folder of this machine is
-    nobody else's."""
+    """The scores with the policy's rows under the repository's name, because a folder of this machine is nobody else's; and
+    the places of those that count, of each task the first where it was played from several starts."""
     names = {sha256(view.weights()).hexdigest(): f"{repo}#{name}" if name else repo for name, view in _heads(source)}
-    places = {score.weights_sha256: place for place, score in enumerate(scores) if score.weights_sha256 in names}
+    places = {
+        (score.weights_sha256, str(score.starts)): place
+        for place, score in enumerate(scores)
+        if score.weights_sha256 in names
+    }
     rows = [
         replace(score, policy=names[score.weights_sha256]) if place in places.values() else score
         for place, score in enumerate(scores)
     ]
-    return Scores(rows, (mean._replace(policy=repo) for mean in scores.across_tasks)), sorted(places.values())
+    first = {weights: place for (weights, _), place in reversed(places.items())}
+    return Scores(rows, (mean._replace(policy=repo) for mean in scores.across_tasks)), sorted(first.values())
 
 
 def _heads(source: SavedPolicy | MultiTaskPolicy) -> list[tuple[str, SavedPolicy]]:

@@ -167,7 +167,7 @@ def _rows(facts: CardFacts) -> list[dict[str, str]]:
         role = "this policy" if number in facts.own else "teacher" if score.policy in facts.teachers else None
         row = {
             "policy": f"{name} ({role})" if role else name,
-            **({"task": _plain(texts["task"])} if "task" in texts else {}),
+            **{name: _plain(texts[name]) for name in ("task", "starts") if name in texts},
             "network": _plain(score.network),
             "parameters": texts["parameters"],
             "bytes": f"{score.bytes:,}",

@@ -14,7 +14,7 @@ import numpy as np
 from rldistill import plots
 from rldistill.pages import cards_html, cell_html, fill_page, inline_svg, meanings_html, note_lines, section
 from rldistill.progress import clock
-from rldistill.runs.scores import Score, score_table, sentences
+from rldistill.runs.scores import Score, by_task, score_table, sentences
 from rldistill.stats import figure, interval, with_interval
 from rldistill.verbs.report.made import Made
 
@@ -44,8 +44,9 @@ def write_page(
         notes: one sentence for each thing that is missing.
         generator: for the page's head.
     """
-    own = next((score for score in reversed(scores) if policy is not None and _is_of(score, policy)), None)
-    reference = scores[0] if own is not None and scores[0] is not own else None
+    tables = [(group, *_own_and_reference(group, policy)) for group in by_task(scores)]
+    # Scores from other starts than the first ones stand in the table alone.
+    own, reference = next((pair for _, *pair in tables if pair[0] is not None), (None, None))
     name = str(settings.get("student") or settings.get("network") or "the policy")
     env = str(_mapping(settings.get("task")).get("env") or (policy.task.env if policy else "an environment"))
     headline, lead = _headline(name, env, settings, metrics, own, reference)
@@ -54,7 +55,7 @@ def write_page(
         section(
             "Playing side by side" if plays and len(plays["players"]) == 2 else "Playing", players_html(plays, env)
         ),
-        section("Scores", scores_html(scores, [_role(score, own, reference) for score in scores])),
+        section("Scores", scores_html(scores, [_role(score, *pair) for group, *pair in tables for score in group])),
         section("Learning curve", curves(name, settings, metrics, policy, scores, own, reference)),
         section("How it was made", making(settings, policy, [teacher] if teacher is not None else [])),
     ]
@@ -90,6 +91,12 @@ def fill_template(
         style=style,
         script=f'<script type="application/json" id="plays">{data}</script>\n<script>\n{script}</script>\n',
     )
+
+
+def _own_and_reference(group: Sequence[Score], policy: Made | None) -> tuple[Score | None, Score | None]:
+    """The policy's score among those of one task and its starts, and what it is compared with."""
+    own = next((score for score in reversed(group) if policy is not None and _is_of(score, policy)), None)
+    return own, group[0] if own is not None and group[0] is not own else None
 
 
 def _role(score: Score, own: Score | None, reference: Score | None) -> str:
@@ -233,6 +240,7 @@ MEANINGS = {
     "task": "the environment, where the table has several",
     "share": "parameters of the policy by those of the first",
     "KiB": "size of the weights on disk",
+    "starts": "where games begin: the environment's own starts, or those of a file",
     "games": "full games, and how many of them are distinct where some are the same one",
     "mean [95 % CI]": "mean raw return of the games and its 95 % bootstrap interval over distinct games",
     "IQM": "interquartile mean: of the middle half of the games",
@@ -259,12 +267,12 @@ def scores_html(scores: Sequence[Score], roles: Sequence[str]) -> str:
             if name not in ("policy", "network"):
                 body += f"<td>{cell_html(text)}</td>"
         body += "</tr>"
-    first = scores[0]
+    first, games = scores[0], " or ".join(dict.fromkeys(str(score.episodes) for score in scores))
     notes = "".join(f"{escape(line)} " for line in sentences(scores))
     meanings = {name: text for name, text in MEANINGS.items() if name in rows[0]}
     return (
         f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-        f'<p class="note">{first.episodes} full games a policy with the same environment seeds, '
+        f'<p class="note">{games} full games a policy with the same environment seeds, '
         f"epsilon {first.epsilon:g}, seed {first.seed}. {notes.strip()}</p>"
         f"{meanings_html(meanings)}"
     )

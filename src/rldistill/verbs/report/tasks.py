@@ -108,7 +108,7 @@ def _curves(
     """The curves of each task under its name."""
     described = settings.get("task")
     described = described if isinstance(described, list) and len(described) == len(tasks) else [{}] * len(tasks)
-    tables = {str(group[0].task["env"]): group for group in by_task(scores)}
+    tables = {str(group[0].task["env"]): group for group in reversed(by_task(scores))}
     parts = []
     for place, (task, description) in enumerate(zip(tasks, described, strict=True)):
         own = [record for record in metrics if record.get("lesson") == task]
