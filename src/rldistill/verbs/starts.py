@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Generator
+from collections.abc import Collection, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -29,8 +29,8 @@ from rldistill.verbs.scoring import task_together
 
 _SEEDS_FROM = 2_000_000
 """Added to the seed: others than those that a training or an evaluation with this seed meets."""
-_MOST_ROUNDS = 5
-"""After so many times the episodes that different starts need, there are no more of them."""
+_MOST_TIMES = 5
+"""After so many times the episodes that the starts need, there are not enough different ones."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,9 @@ class StartsConfig:
     """Which states are kept."""
 
     number: int = 100
-    """Starts, each of an episode of its own."""
+    """Starts, all different."""
+    per_episode: int = 1
+    """Starts of one episode."""
     fraction: float = 0.2
     """A start lies in this first part of its episode, anywhere in it with the same probability."""
     epsilon: float = 0.05
@@ -76,7 +78,7 @@ def starts(
     options: TeacherOptions | None = None,
     progress: Progress | None = None,
 ) -> Starts:
-    """Lets a policy play whole episodes, draws a state of each, and writes how they are reached again.
+    """Lets a policy play whole episodes, draws states from their beginnings, and writes how they are reached again.
 
     All starts are different, and each is reached once more, from its seed and its actions, before the file is written.
 
@@ -98,7 +100,7 @@ def starts(
     config, progress = plain_numbers(config or StartsConfig()), progress or Silent()
     check_numbers(
         config,
-        least={"number": 1, "seed": 0, "max_episode_steps": 1},
+        least={"number": 1, "per_episode": 1, "seed": 0, "max_episode_steps": 1},
         shares=["epsilon", "fraction"],
         within={"num_envs": (1, MOST_ENVIRONMENTS)},
     )
@@ -120,43 +122,43 @@ def starts(
 
 
 def _drawn(own: NamedPolicy, task: Task, config: StartsConfig, progress: Progress) -> list[Start]:
-    """One start of each episode, but for episodes without a state that differs from those before."""
+    """So many starts of each episode, but for states that are kept already."""
     generator = np.random.default_rng([config.seed, 2])
     kept: dict[str, Start] = {}
+    played, most = 0, _MOST_TIMES * math.ceil(config.number / config.per_episode)
     progress.start(f"play {own.name}", config.number, "starts")
     with closing(_rounds(own, task, config, progress)) as rounds:
-        for number, episodes in enumerate(rounds):
+        for episodes in rounds:
             for episode in episodes:
-                start = _start(episode, config.fraction, generator, kept)
-                if start is not None and len(kept) < config.number:
-                    kept[start.screen] = start
+                wanted = min(config.per_episode, config.number - len(kept))
+                kept |= {start.screen: start for start in _starts(episode, wanted, config.fraction, generator, kept)}
+            played += len(episodes)
             progress.update(len(kept))
             if len(kept) == config.number:
                 return list(kept.values())
-            if (number + 1) * len(episodes) >= _MOST_ROUNDS * config.number:
+            if played >= most:
                 raise UserError(
-                    f"{own.name} comes to {len(kept)} different states in the first {config.fraction:g} of "
-                    f"{(number + 1) * len(episodes)} episodes of {task.env}: take fewer with --number, or a larger --fraction or "
-                    "--epsilon"
+                    f"{own.name} comes to {len(kept)} different states in the first {config.fraction:g} of {played} episodes of "
+                    f"{task.env}: take fewer with --number, or a larger --fraction or --epsilon"
                 )
     raise AssertionError("episodes have no end")
 
 
-def _start(episode: _Episode, fraction: float, generator: np.random.Generator, kept: dict[str, Start]) -> Start | None:
-    """A state of the first part of an episode, drawn uniformly from those that are not kept already; None without any."""
+def _starts(
+    episode: _Episode, wanted: int, fraction: float, generator: np.random.Generator, kept: Collection[str]
+) -> Iterator[Start]:
+    """Up to so many states of the first part of an episode, drawn uniformly from those that are not kept already."""
     first = max(1, math.ceil(len(episode.actions) * fraction))
-    for age in generator.permutation(first).tolist():
-        if episode.screens[age] not in kept:
-            actions = cast(Actions, np.stack(episode.actions)[:age])
-            return Start(episode.seed, actions, episode.screens[age])
-    return None
+    ages = {episode.screens[age]: age for age in range(first) if episode.screens[age] not in kept}
+    for screen in generator.permutation(sorted(ages, key=ages.__getitem__))[:wanted].tolist():
+        yield Start(episode.seed, cast(Actions, np.stack(episode.actions)[: ages[screen]]), screen)
 
 
 def _rounds(
     own: NamedPolicy, task: Task, config: StartsConfig, progress: Progress
 ) -> Generator[list[_Episode], None, None]:
     """Each row's first episode, each row's second one, and so on; so that short episodes do not count more often."""
-    rows = min(config.num_envs, config.number)
+    rows = min(config.num_envs, math.ceil(config.number / config.per_episode))
     environments = Environments(task, rows, _SEEDS_FROM + config.seed)
     player = EpsilonGreedy(own.policy, task, config.epsilon, np.random.default_rng([config.seed, 1]))
     open_now: dict[int, _Episode] = {}
