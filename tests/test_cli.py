@@ -31,6 +31,7 @@ from rldistill.verbs.inspect import InspectConfig
 from rldistill.verbs.push import PushConfig
 from rldistill.verbs.record import RecordConfig, record
 from rldistill.verbs.report import ReportConfig
+from rldistill.verbs.starts import StartsConfig
 from rldistill.verbs.train import TrainConfig
 from rldistill.verbs.watch import WatchConfig
 
@@ -92,6 +93,7 @@ CONFIGS = {
     "dataset": None,
     "distill": DistillConfig,
     "evaluate": EvaluateConfig,
+    "starts": StartsConfig,
     "inspect": InspectConfig,
     "report": ReportConfig,
     "split": None,
@@ -107,11 +109,11 @@ def test_help_names_every_flag(command: Command, verb: str) -> None:
     assert outcome.status == 0
     config = CONFIGS[verb]
     flags = list(flat(config())) if config else {"demo": ["seed"], "split": ["task", "out"]}.get(verb, [])
-    more = {"evaluate": ["json"], "report": ["out"], "record": ["append"]}
+    more = {"evaluate": ["json"], "starts": ["out"], "report": ["out"], "record": ["append"]}
     more |= {"export": EXPORT_FLAGS, "push": PUSH_FLAGS, "watch": WATCH_FLAGS}
     flags += more.get(verb, [])
     flags += ["resume"] if verb in ("train", "distill") else []
-    takes_files = verb in ("record", "distill", "evaluate", "inspect", "watch")
+    takes_files = verb in ("record", "distill", "evaluate", "starts", "inspect", "watch")
     flags += [field.name for field in fields(TeacherOptions)] if takes_files else []
     missing = [flag for flag in flags if f"--{flag.replace('_', '-')} " not in outcome.out.replace(",", " ")]
     assert not missing
