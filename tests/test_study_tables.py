@@ -6,6 +6,7 @@ import csv
 import itertools
 import math
 import random
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -361,6 +362,14 @@ def test_the_page_escapes_what_a_study_is_called(tmp_path: Path) -> None:
     page, _ = page_of(tmp_path, card, outcomes)
     assert "<b>" not in page
     assert "&lt;b&gt;title" in page
+
+
+def test_probabilities_of_improvement_have_the_colour_of_the_better_setting(tmp_path: Path) -> None:
+    page, _ = page_of(
+        tmp_path, replace(CARD, reference=None), [outcome("x", "a", 0, 9.0, 9.0), outcome("y", "a", 0, 3.0, 3.0)]
+    )
+    colours = re.findall(r"<td style=\"background: color-mix\(in srgb, var\((--\w+)\)[^>]*>([\d.]+)", page)
+    assert colours == [("--student", "1.000"), ("--teacher", "0.000")]
 
 
 def test_the_plot_and_the_tables_show_published_figures(tmp_path: Path) -> None:

@@ -60,17 +60,31 @@ def section(title: str, body: str) -> str:
     return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>" if body else ""
 
 
-def table_html(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows of equal keys as a table; the first column names the row, and an interval stands below its figure."""
+def table_html(rows: Sequence[Mapping[str, str]], tints: Mapping[tuple[int, str], float] | None = None) -> str:
+    """Rows of equal keys as a table; the first column names the row, and an interval stands below its figure.
+
+    Args:
+        rows: the texts.
+        tints: how strongly cells are coloured, by row number and column: from -1 to 1, each sign a colour of its own.
+    """
     if not rows:
         return ""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in rows[0])
     body = ""
-    for row in rows:
-        first, *rest = row.values()
-        cells = "".join(f"<td>{cell_html(text)}</td>" for text in rest)
+    for number, row in enumerate(rows):
+        (_, first), *rest = row.items()
+        cells = "".join(
+            f"<td{_tinted((tints or {}).get((number, name), 0.0))}>{cell_html(text)}</td>" for name, text in rest
+        )
         body += f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>'
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _tinted(tint: float) -> str:
+    if not tint:
+        return ""
+    colour = "--student" if tint > 0 else "--teacher"
+    return f' style="background: color-mix(in srgb, var({colour}) {40 * min(abs(tint), 1):.0f}%, transparent)"'
 
 
 def cell_html(text: str) -> str:

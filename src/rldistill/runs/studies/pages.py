@@ -154,7 +154,13 @@ def _improvements(analysis: Analysis) -> str:
     if not rows:
         return ""
     lead = "How probable it is that a run of the row's setting scores above one of the column's: 0.5 is no difference."
-    return note_lines([lead]) + table_html(rows)
+    places = {label: number for number, label in enumerate(analysis.study.settings)}
+    tints = {
+        (places[first], f"over {second}"): 2 * compared.improvement.value - 1
+        for (first, second), compared in analysis.comparisons.items()
+        if compared.cells
+    }
+    return note_lines([lead]) + table_html(rows, tints)
 
 
 def _runs(folder: Path, outcomes: Sequence[Outcome]) -> str:
