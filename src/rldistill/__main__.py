@@ -56,6 +56,10 @@ def _run() -> None:
     global _is_importing
     _is_importing = True
     try:
+        # Python 3.11 keeps its frames in chunks of 16 KiB and maps a new one each time a call crosses the end of one. Torch's
+        # imports below those of the command cross it ten thousand times, which takes a tenth of a second; from here they do not.
+        import torch  # noqa: F401
+
         from rldistill import cli
     except KeyboardInterrupt:
         _say(_NOTHING_WRITTEN)
