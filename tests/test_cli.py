@@ -32,6 +32,7 @@ from rldistill.verbs.push import PushConfig
 from rldistill.verbs.record import RecordConfig, record
 from rldistill.verbs.report import ReportConfig
 from rldistill.verbs.starts import StartsConfig
+from rldistill.verbs.study import StudyConfig
 from rldistill.verbs.train import TrainConfig
 from rldistill.verbs.watch import WatchConfig
 
@@ -97,6 +98,7 @@ CONFIGS = {
     "inspect": InspectConfig,
     "report": ReportConfig,
     "split": None,
+    "study": StudyConfig,
     "export": ExportConfig,
     "push": PushConfig,
     "watch": WatchConfig,
@@ -109,7 +111,7 @@ def test_help_names_every_flag(command: Command, verb: str) -> None:
     assert outcome.status == 0
     config = CONFIGS[verb]
     flags = list(flat(config())) if config else {"demo": ["seed"], "split": ["task", "out"]}.get(verb, [])
-    more = {"evaluate": ["json"], "starts": ["out"], "report": ["out"], "record": ["append"]}
+    more = {"evaluate": ["json"], "starts": ["out"], "report": ["out"], "record": ["append"], "study": ["out"]}
     more |= {"export": EXPORT_FLAGS, "push": PUSH_FLAGS, "watch": WATCH_FLAGS}
     flags += more.get(verb, [])
     flags += ["resume"] if verb in ("train", "distill") else []

@@ -17,7 +17,7 @@ PAGES = sorted(page for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md
 MODULES = {file.stem for file in SOURCE.rglob("*.py")} | {file.parent.name for file in SOURCE.rglob("__init__.py")}
 FOLDERS = ("docs/", "src/", "tests/", "benchmarks/")
 FILE_TYPES = {"arrow", "c", "cleanrl_model", "csv", "gif", "h", "html", "json", "jsonl", "md", "mp4", "onnx", "pickle"}
-FILE_TYPES |= {"pkl", "png", "pt", "pth", "py", "safetensors", "zip"}
+FILE_TYPES |= {"pkl", "png", "pt", "pth", "py", "safetensors", "toml", "zip"}
 MOST_WORDS = 40
 
 

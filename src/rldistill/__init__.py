@@ -1,7 +1,7 @@
 """Policy distillation for reinforcement learning.
 
 Each verb of the command is a function here: `train`, `record`, `inspect`, `distill`, `evaluate`, `starts`, `report`,
-`split`, `export`, `watch`, `push`; those of `rldistill dataset` are in `rldistill.datasets`.
+`split`, `study`, `export`, `watch`, `push`; those of `rldistill dataset` are in `rldistill.datasets`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ __all__ = [
     "ReportConfig",
     "SavedPolicy",
     "StartsConfig",
+    "StudyConfig",
     "Task",
     "TeacherOptions",
     "TrainConfig",
@@ -41,6 +42,7 @@ __all__ = [
     "save_policy",
     "split",
     "starts",
+    "study",
     "train",
     "watch",
 ]
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from rldistill.verbs.report import ReportConfig, report
     from rldistill.verbs.split import split
     from rldistill.verbs.starts import StartsConfig, starts
+    from rldistill.verbs.study import StudyConfig, study
     from rldistill.verbs.train import TrainConfig, train
     from rldistill.verbs.watch import WatchConfig, watch
 else:
@@ -79,6 +82,7 @@ else:
         "verbs.report": ("ReportConfig", "report"),
         "verbs.split": ("split",),
         "verbs.starts": ("StartsConfig", "starts"),
+        "verbs.study": ("StudyConfig", "study"),
         "verbs.train": ("TrainConfig", "train"),
         "verbs.watch": ("WatchConfig", "watch"),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ class Progress(Protocol):
         """Begins a stage of `total` units, of which an earlier process has done `done`."""
 
     def update(self, done: int, **figures: float) -> None:
-        """Reports how many units are done. Figures are displayed until later ones replace them."""
+        """Reports how many units are done. Figures are displayed until later ones replace them; NaN removes one."""
 
     def say(self, line: str) -> None:
         """Prints a line that stays."""
@@ -100,7 +101,7 @@ class Talking:
 
     def update(self, done: int, **figures: float) -> None:
         """Moves the bar, or prints a line if the last one is some seconds old."""
-        self._figures |= figures
+        self._figures = {name: value for name, value in (self._figures | figures).items() if not math.isnan(value)}
         now = time.monotonic()
         rate = (done - self._first) / max(now - self._began, 1e-9)
         text = f"{rate:,.{0 if rate >= 10 else 2}f} {self._unit}/s  " + "  ".join(

@@ -12,12 +12,12 @@ import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
 
 from rldistill.cli.flags import PRESET, REF, Data, ForeignFile, Out, Refs, Resume, TeacherRef, check_lists, preset_in
+from rldistill.cli.printing import is_output, print_facts, print_scores
 from rldistill.datasets.contents import head, head_table, info, info_lines
 from rldistill.datasets.merging import merge
-from rldistill.files import is_standard_output
 from rldistill.policies import parameters_of
 from rldistill.progress import Talking, table
-from rldistill.runs.scores import Score, remarks, score_table, scores_file, write_scores
+from rldistill.runs.scores import scores_file, write_scores
 from rldistill.terminal import settle
 from rldistill.types import UserError
 from rldistill.verbs.convert import Target, convert
@@ -32,6 +32,7 @@ from rldistill.verbs.record import RecordConfig, record
 from rldistill.verbs.report import ReportConfig, report
 from rldistill.verbs.split import split
 from rldistill.verbs.starts import StartsConfig, starts
+from rldistill.verbs.study import StudyConfig, builtin_studies, state_in_words, state_table, study, study_status, work
 from rldistill.verbs.train import TrainConfig, train
 from rldistill.verbs.watch import WatchConfig, watch, watched_table
 
@@ -49,14 +50,8 @@ def _demo(out: Out = Path("demo"), seed: int = 0) -> None:
         distill(teacher, out, demo_config(seed), resume=True, progress=progress)
         scores = evaluate([teacher, out], games, json=out / "scores.json", progress=progress)
         page = report(out, progress=progress)
-    _print_scores(scores)
+    print_scores(scores)
     print(f"report: {page}")
-
-
-def _print_scores(scores: Sequence[Score], *, stderr: bool = False) -> None:
-    table(score_table(scores), stderr=stderr)
-    for line in remarks(scores):
-        print(line, file=sys.stderr if stderr else sys.stdout)
 
 
 def _train(
@@ -146,7 +141,7 @@ def _evaluate(
             write_scores(target, scores)
         except UserError as error:
             unwritten = error
-    _print_scores(scores, stderr=_is_output(target))
+    print_scores(scores, stderr=is_output(target))
     if unwritten is not None:
         raise unwritten
 
@@ -177,19 +172,9 @@ def _inspect(
     """
     with Talking() as progress:
         facts = inspect(policy, config, options=options, progress=progress)
-    _print_facts(
+    print_facts(
         [(name, line) for name, value in facts.items() for line in ([value] if isinstance(value, str) else value)]
     )
-
-
-def _print_facts(lines: Sequence[tuple[str, str]], *, stderr: bool = False) -> None:
-    for name, line in lines:
-        print(f"{name:>14}  {line}", file=sys.stderr if stderr else sys.stdout)
-
-
-def _is_output(path: Path | None) -> bool:
-    """Whether a file goes to standard output, where nothing else may be printed then."""
-    return path is not None and is_standard_output(path)
 
 
 def _report(
@@ -203,7 +188,7 @@ def _report(
     """
     with Talking() as progress:
         page = report(run, out, config=config, progress=progress)
-    if not _is_output(page):
+    if not is_output(page):
         print(page)
 
 
@@ -221,8 +206,8 @@ def _export(
     """
     with Talking() as progress:
         done = export(policy, out, format, config, force=force, json=json, progress=progress)
-    out_or_err = sys.stderr if _is_output(json) else sys.stdout
-    table(export_table(done), stderr=_is_output(json))
+    out_or_err = sys.stderr if is_output(json) else sys.stdout
+    table(export_table(done), stderr=is_output(json))
     for note in done.notes:
         print(f"note: {note}", file=out_or_err)
     print(f"{done.format}: {', '.join(map(str, done.files))}", file=out_or_err)
@@ -269,7 +254,7 @@ def _push(
     """
     with Talking() as progress:
         done = push(policy, repo, config, out=out, files=files, dry_run=dry_run, force=force, progress=progress)
-    _print_scores(done.scores)
+    print_scores(done.scores)
     if done.folder is not None:
         print(f"{done.folder}: {', '.join(done.files)}")
     if done.url is not None:
@@ -287,7 +272,7 @@ def _dataset_info(
     """
     with Talking() as progress:
         facts = info(data, verify=verify, json=json, progress=progress)
-    _print_facts(info_lines(facts), stderr=_is_output(json))
+    print_facts(info_lines(facts), stderr=is_output(json))
     if facts.damaged:
         raise UserError(
             f"{len(facts.damaged)} of {facts.shards} shards of {data} are damaged: {', '.join(facts.damaged)}"
@@ -383,8 +368,56 @@ def _watch(
     with Talking() as progress:
         done = watch(policies, config, out=out, force=force, options=options, progress=progress)
     table(watched_table(done))
-    if out is not None and not _is_output(out):
+    if out is not None and not is_output(out):
         print(out)
+
+
+def _study(
+    what: Annotated[
+        Positional[tuple[str, ...]],
+        arg(
+            metavar="NAME|FILE.toml",
+            help=f"A study that comes along ({', '.join(builtin_studies())}) or a file of your own. `work DIR` computes cells of "
+            "the study in DIR beside other workers; `status DIR` says how far it is.",
+        ),
+    ],
+    config: OmitArgPrefixes[Annotated[StudyConfig, arg(name="")]],
+    out: Annotated[Path | None, arg(help="Folder of the study; one that is there is taken up where it stands.")] = None,
+) -> None:
+    """Run a grid of runs in one folder and write its tables: settings against each other and against their teachers.
+
+    Example: rldistill study losses --tier minatar --seeds 5 --out studies/losses
+
+    Example: rldistill study my-grid.toml --jobs 2 --out studies/mine
+
+    Example: rldistill study work studies/losses
+
+    Example: rldistill study status studies/losses
+    """
+    with Talking() as progress:
+        if what[0] in ("work", "status"):
+            folder = _study_folder(what, config, out)
+            state = work(folder, progress=progress) if what[0] == "work" else study_status(folder)
+        elif len(what) > 1 or out is None:
+            problem = "needs a folder: add --out DIR" if out is None else f"is one, not {' '.join(what)}"
+            raise UserError(f"a study {problem}")
+        else:
+            state = study(what[0], out, config, progress=progress)
+    rows = state_table(state)
+    if rows:
+        table(rows)
+    print(f"{state.plan}: {state_in_words(state)}: {state.folder}")
+    if what[0] != "status" and (state.folder / "table.md").is_file():
+        print(f"tables: {state.folder / 'index.html'}")
+    if state.failed:
+        sys.exit(1)
+
+
+def _study_folder(what: Sequence[str], config: StudyConfig, out: Path | None) -> Path:
+    """The folder behind `work` and `status`, which take nothing else."""
+    if len(what) != 2 or out is not None or config != StudyConfig():
+        raise UserError(f"`rldistill study {what[0]} DIR` takes the study's folder and nothing else")
+    return Path(what[1])
 
 
 VERBS: dict[str, Callable[..., Any]] = {
@@ -398,6 +431,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "starts": _starts,
     "report": _report,
     "split": _split,
+    "study": _study,
     "export": _export,
     "watch": _watch,
     "push": _push,
@@ -425,6 +459,7 @@ def main() -> None:
             "distill": "continue with the same command and --resume",
             "record": "what was recorded is kept; add the rest with --append",
             "demo": "run it again to continue",
+            "study": "what is finished is kept; run it again to continue",
             "report": "the page was not written; scores that were measured are in RUN/scores.json",
             "push": "the hub has the whole commit or nothing of it; run it again",
         }.get(verb, "nothing was written")

@@ -1,0 +1,403 @@
+"""From the file of a study to its grid: settings, teachers and games, each option checked before anything runs."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from rldistill.arguments import check_value
+from rldistill.configurations import flat, kinds_of
+from rldistill.runs.studies.reading import StudyFile
+from rldistill.types import MOST_ENVIRONMENTS, UserError, check_numbers
+
+Keys = tuple[str, ...]
+"""Where an entry stands in the file."""
+_STUDY = ("name", "title", "verb", "compare", "reference", "axis", "seeds", "teachers", "envs")
+_TOP = ("study", "settings", "axes", "games", "published", "tiers")
+_TIER = ("teachers", "envs", "seeds", "settings", "axes", "games")
+_PUBLISHED = ("source", "measure", "figures")
+_SEEDS = 5
+"""Of a study that names no number; the least that its intervals mean something for."""
+_SET_BY_STUDY = {"seed": "--seeds", "dataset": "record = {steps = 20000}"}
+"""Options that a study sets itself, and how it is asked for them."""
+
+
+@dataclass(frozen=True)
+class VerbOptions:
+    """The options that a verb takes in a study."""
+
+    kind: Any
+    """The class of its configurations."""
+    make: Callable[..., Any]
+    """A configuration, by the names of flags."""
+    check: Callable[[Any], object]
+    """Raises UserError where a configuration is wrong."""
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """Names that `make` takes beside the settings, and their types."""
+
+    def departing(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """What of a configuration departs from the defaults, as plain JSON data."""
+        defaults = flat(self.kind())
+        return {name: value for name, value in flat(self.make(**options)).items() if value != defaults[name]}
+
+
+Verbs: TypeAlias = Mapping[str, VerbOptions]
+"""By name: `distill`, `train` and `record`."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One of the compared settings."""
+
+    label: str
+    options: Mapping[str, Any]
+    """Of the verb, by the names of its flags."""
+    record: Mapping[str, Any] | None
+    """Options of the dataset that is learnt from; None where the student plays."""
+    places: Mapping[str, Keys]
+    """Where each option stands in the file."""
+
+
+@dataclass(frozen=True)
+class Games:
+    """Full games by which students are compared; the conditions are the same for all."""
+
+    episodes: int = 30
+    teacher_episodes: int | None = None
+    """Of each teacher; by default as many. All its students are compared with them, so that more of them narrow all intervals."""
+    epsilon: float = 0.05
+    seed: int = 0
+    """Of the students with seed 0; those with seed 1 play other games."""
+    num_envs: int = 15
+
+    def of_student(self, seed: int) -> dict[str, Any]:
+        """The games of a student with this seed, as JSON data."""
+        return {"episodes": self.episodes, "epsilon": self.epsilon, "seed": self.seed + seed, "num_envs": self.num_envs}
+
+    def of_teacher(self) -> dict[str, Any]:
+        """The games of a teacher, as JSON data."""
+        return self.of_student(0) | {"episodes": self.teacher_episodes or self.episodes}
+
+
+class MadeTeacher(NamedTuple):
+    """A teacher that the study makes itself."""
+
+    verb: Literal["train", "distill"]
+    source: str
+    """The environment that it learns, or the teacher that it is a student of."""
+    options: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return self.source if self.verb == "train" else f"student of {self.source}"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A study as its file has it, in one tier."""
+
+    file: StudyFile
+    name: str
+    tier: str
+    verb: str
+    verbs: Verbs
+    title: str
+    compare: str
+    reference: str | None
+    axis: str | None
+    settings: tuple[Setting, ...]
+    teachers: tuple[str | MadeTeacher, ...]
+    envs: tuple[str, ...]
+    teachers_at: Keys
+    """Where the teachers or environments stand in the file."""
+    seeds: int
+    games: Games
+    published: Mapping[str, float]
+    source: str
+    measure: str
+
+
+def read_grid(file: StudyFile, name: str, tier: str | None, verbs: Verbs) -> Grid:
+    """The grid of a file, with every option compared with the verb's.
+
+    Raises:
+        UserError: something unknown or wrong, with its line, or a grid of nothing.
+    """
+    file.check_names(file.tables, _TOP)
+    study = file.table("study")
+    file.check_names(study, _STUDY, "study")
+    verb = _text(file, study, "verb", "distill")
+    if verb not in ("distill", "train"):
+        raise file.wrong(f"the verb is distill or train, not {verb!r}", "study", "verb")
+    tier = _chosen_tier(file, tier)
+    own = ("tiers", tier) if tier else ("study",)
+    settings = tuple(_settings(file, verb, tier, verbs))
+    labels = [setting.label for setting in settings]
+    reference = study.get("reference")
+    if reference is not None and reference not in labels:
+        raise file.wrong(
+            f"the reference {reference!r} is none of the settings {', '.join(labels)}", "study", "reference"
+        )
+    teachers, envs = _players(file, verb, own, reference, verbs)
+    published = _published(file)
+    return Grid(
+        file=file,
+        name=_text(file, study, "name", name),
+        tier=tier,
+        verb=verb,
+        verbs=verbs,
+        title=_text(file, study, "title", name),
+        compare=_text(file, study, "compare", " and ".join(_axes(file, tier)) or "setting"),
+        reference=reference,
+        axis=study.get("axis"),
+        settings=settings,
+        teachers=teachers,
+        envs=envs,
+        teachers_at=(*own, "envs" if envs else "teachers"),
+        seeds=_seeds(file, own),
+        games=_games(file, tier),
+        published=published["figures"],
+        source=published["source"],
+        measure=published["measure"],
+    )
+
+
+def _text(file: StudyFile, table: Mapping[str, Any], name: str, default: str) -> str:
+    value = table.get(name, default)
+    if not isinstance(value, str):
+        raise file.wrong(f"{name} is a text, not {value!r}", "study", name)
+    return value
+
+
+def _chosen_tier(file: StudyFile, tier: str | None) -> str:
+    """The tier by name; empty where the study has none."""
+    tiers = file.table("tiers")
+    for name in tiers:
+        file.check_names(file.table("tiers", name), _TIER, "tiers", name)
+    if not tiers:
+        if tier is not None:
+            raise UserError(f"{file.path} has no tiers: leave out --tier")
+        return ""
+    if tier is None and len(tiers) == 1:
+        return next(iter(tiers))
+    if tier not in tiers:
+        problem = "name one with --tier" if tier is None else f"not {tier!r}"
+        raise UserError(f"the tiers of {file.path} are {', '.join(tiers)}: {problem}")
+    return tier
+
+
+def _axes(file: StudyFile, tier: str) -> dict[str, Keys]:
+    """The axes and where each stands; one of a tier replaces the common one of its name."""
+    axes: dict[str, Keys] = {name: ("axes", name) for name in file.table("axes")}
+    if tier:
+        axes |= {name: ("tiers", tier, "axes", name) for name in file.table("tiers", tier, "axes")}
+    return axes
+
+
+class _Point(NamedTuple):
+    """A value of an axis."""
+
+    label: str
+    options: Mapping[str, Any]
+    place: Keys
+
+
+def _points(file: StudyFile, name: str, place: Keys) -> list[_Point]:
+    axis: Any = file.tables
+    for key in place:
+        axis = axis[key]
+    if isinstance(axis, list):
+        return [_Point(_label(value), {name: value}, place) for value in axis]
+    if not isinstance(axis, dict) or not all(isinstance(options, dict) for options in axis.values()):
+        raise file.wrong(
+            f"the axis {name} is a list of values, or a table with a table of options for each label", *place
+        )
+    return [_Point(label, options, (*place, label)) for label, options in axis.items()]
+
+
+def _label(value: Any) -> str:
+    return ",".join(map(_label, value)) if isinstance(value, list) else str(value)
+
+
+def _settings(file: StudyFile, verb: str, tier: str, verbs: Verbs) -> Iterator[Setting]:
+    """All combinations of the axes' values, each with the common options and the tier's."""
+    axes = _axes(file, tier)
+    if not axes:
+        raise file.wrong(
+            'a study compares settings: name their values, such as loss = ["kl", "nll"], in [axes]', "axes"
+        )
+    common: list[tuple[Mapping[str, Any], Keys]] = [(file.table("settings"), ("settings",))]
+    if tier:
+        common.append((file.table("tiers", tier, "settings"), ("tiers", tier, "settings")))
+    lists = [_points(file, name, place) for name, place in axes.items()]
+    for (name, place), points in zip(axes.items(), lists, strict=True):
+        if not points:
+            raise file.wrong(f"the axis {name} has no values, so the grid is empty", *place)
+    labels: set[str] = set()
+    for combined in itertools.product(*lists):
+        label = " / ".join(point.label for point in combined)
+        if label in labels:
+            raise file.wrong(f"two settings are called {label}", *combined[-1].place)
+        labels.add(label)
+        yield _setting(file, verb, verbs, label, [*common, *((point.options, point.place) for point in combined)])
+
+
+def _setting(
+    file: StudyFile, verb: str, verbs: Verbs, label: str, parts: Sequence[tuple[Mapping[str, Any], Keys]]
+) -> Setting:
+    options: dict[str, Any] = {}
+    places: dict[str, Keys] = {}
+    for given, place in parts:
+        for name, value in given.items():
+            at = (*place, name)
+            options[name] = value if name == "record" else _option(file, verb, verbs, name, value, at)
+            places[name] = at
+    record = _record(file, verb, verbs, options.pop("record", None), places.get("record", ()))
+    setting = Setting(label, options, record, places)
+    check_setting(file, verbs[verb], setting, verbs[verb].check)
+    return setting
+
+
+def check_setting(file: StudyFile, verb: VerbOptions, setting: Setting, check: Callable[[Any], object]) -> None:
+    """Has a setting's configuration checked, and gives an error the line of the option that it names.
+
+    Raises:
+        UserError: as `check` raises it, with the line.
+    """
+    try:
+        extra = {} if setting.record is None else {"dataset": "recorded"}
+        check(verb.make(**setting.options, **extra))
+    except UserError as error:
+        flags = [flag.replace("-", "_") for flag in re.findall(r"--([a-z0-9-]+)", str(error))]
+        names = [*flags, *(name for name, value in setting.options.items() if repr(value) in str(error))]
+        at = next((setting.places[name] for name in names if name in setting.places), None)
+        at = at or [*setting.places.values(), ("axes",)][0]
+        raise file.wrong(f"{setting.label}: {error}", *at) from None
+
+
+def _option(file: StudyFile, verb: str, verbs: Verbs, name: str, value: Any, at: Keys) -> Any:
+    """The value of an option, of the type that the verb takes.
+
+    Raises:
+        UserError: the verb has no such option, or it is of another type.
+    """
+    kinds = {**kinds_of(verbs[verb].kind), **verbs[verb].more}
+    if name in _SET_BY_STUDY and not (name == "dataset" and verb == "train"):
+        if name == "dataset" and isinstance(value, str):
+            return value
+        raise file.wrong(f"{name} is set by the study: take {_SET_BY_STUDY[name]}", *at)
+    if name not in kinds:
+        nearest = difflib.get_close_matches(name, kinds, 1)
+        advice = f"; did you mean {nearest[0]}?" if nearest else ""
+        raise file.wrong(f"{verb} has no option {name!r}{advice}", *at)
+    if kinds[name] is str and isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)  # such as a temperature
+    value = tuple(value) if isinstance(value, list) else value
+    try:
+        check_value(name, value, kinds[name])
+    except UserError as error:
+        raise file.wrong(str(error), *at) from None
+    return value
+
+
+def _record(file: StudyFile, verb: str, verbs: Verbs, given: Any, at: Keys) -> dict[str, Any] | None:
+    if given is None:
+        return None
+    if verb != "distill" or not isinstance(given, dict):
+        raise file.wrong("record is a table of options of `rldistill record`, in a study of distill", *at)
+    options = {name: _option(file, "record", verbs, name, value, at) for name, value in given.items()}
+    try:
+        verbs["record"].check(verbs["record"].make(**options))
+    except UserError as error:
+        raise file.wrong(str(error), *at) from None
+    return options
+
+
+def _players(
+    file: StudyFile, verb: str, own: Keys, reference: str | None, verbs: Verbs
+) -> tuple[tuple[str | MadeTeacher, ...], tuple[str, ...]]:
+    """The teachers, and of a study of `train` the environments."""
+    table = file.table(*own)
+    name, other = ("envs", "teachers") if verb == "train" else ("teachers", "envs")
+    if other in table:
+        raise file.wrong(f"a study of {verb} has {name}, not {other}", *own, other)
+    given = table.get(name, [])
+    if not isinstance(given, list) or not all(isinstance(one, str | dict) for one in given):
+        raise file.wrong(f"{name} is a list", *own, name)
+    if not given:
+        raise file.wrong(f"there are no {name}, so the grid is empty: name some in [{'.'.join(own)}]", *own, name)
+    if len({str(one) for one in given}) < len(given):
+        raise file.wrong(f"{name} names one twice", *own, name)
+    if verb == "train":
+        if reference is None:
+            raise file.wrong('a study of train compares with a setting: name it, reference = "..."', "study")
+        if not all(isinstance(one, str) for one in given):
+            raise file.wrong("envs is a list of environment ids", *own, name)
+        return (), tuple(given)
+    return tuple(one if isinstance(one, str) else _made(file, one, (*own, name), verbs) for one in given), ()
+
+
+def _made(file: StudyFile, given: Mapping[str, Any], at: Keys, verbs: Verbs) -> MadeTeacher:
+    options = dict(given)
+    verb: Literal["train", "distill"] = "distill" if "teacher" in options else "train"
+    source = options.pop("teacher" if verb == "distill" else "env", None)
+    if not isinstance(source, str):
+        raise file.wrong(
+            'a teacher to make is {env = "CartPole-v1", steps = 20000} with options of train, or {teacher = "policies/pong"} with '
+            "options of distill",
+            *at,
+        )
+    seed = options.pop("seed", 0)
+    options = {name: _option(file, verb, verbs, name, value, at) for name, value in options.items()}
+    try:
+        verbs[verb].check(verbs[verb].make(**options, seed=seed))
+    except UserError as error:
+        raise file.wrong(str(error), *at) from None
+    return MadeTeacher(verb, source, {**options, "seed": seed})
+
+
+def _seeds(file: StudyFile, own: Keys) -> int:
+    for at in ((*own, "seeds"), ("study", "seeds")):
+        value = file.table(*at[:-1]).get("seeds")
+        if value is not None:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise file.wrong(f"seeds is a whole number of at least 1, not {value!r}", *at)
+            return value
+    return _SEEDS
+
+
+def _games(file: StudyFile, tier: str) -> Games:
+    """How many games are played for the table, and how."""
+    games = Games()
+    names = tuple(one.name for one in fields(Games))
+    for at in [("games",), *([("tiers", tier, "games")] if tier else [])]:
+        given = file.table(*at)
+        file.check_names(given, names, *at)
+        for name, value in given.items():
+            try:
+                check_value(name, value, kinds_of(Games)[name])
+                games = replace(games, **{name: value})
+                _check_games(games)
+            except UserError as error:
+                raise file.wrong(str(error), *at, name) from None
+    return games
+
+
+def _check_games(games: Games) -> None:
+    within = {"num_envs": (1, MOST_ENVIRONMENTS)}
+    check_numbers(games, least={"episodes": 1, "teacher_episodes": 1, "seed": 0}, shares=["epsilon"], within=within)
+
+
+def _published(file: StudyFile) -> dict[str, Any]:
+    table = file.table("published")
+    file.check_names(table, _PUBLISHED, "published")
+    figures = file.table("published", "figures")
+    for name, value in figures.items():
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise file.wrong(f"a published figure is a number, not {value!r}", "published", "figures", name)
+    defaults = {"source": "", "measure": "geometric mean of ratios"}
+    return {**defaults, **table, "figures": {name: float(value) for name, value in figures.items()}}

@@ -1,0 +1,264 @@
+"""From the grid of a study to its plan: cells with their names, in the order in which results become useful."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rldistill.play.envs import fitting_task, with_longest_game
+from rldistill.policies import SavedPolicy
+from rldistill.runs.studies.plan import Cell, Plan, cell_name
+from rldistill.runs.studies.reading import StudyFile
+from rldistill.students.networks import Network
+from rldistill.types import Teacher, UserError
+from rldistill.verbs.demo import shipped_policy
+from rldistill.verbs.distill.teaching import make_student, teaching_of
+from rldistill.verbs.study.grid import Grid, Keys, MadeTeacher, Setting, check_setting
+
+_PLAYING = ("env", "env_kwargs", "max_episode_steps")
+"""Options of `distill` by which student and teacher play something else than the teacher's own task."""
+
+
+class Loaders(NamedTuple):
+    """How teachers are loaded."""
+
+    load: Callable[[str], Teacher]
+    """From where a teacher is."""
+    untrained: Callable[[str, Any], Teacher]
+    """From an environment id and a configuration of `train` a policy with the spaces of the one that will be trained."""
+
+
+class _Placed(NamedTuple):
+    """A teacher of the study."""
+
+    reference: str
+    """As the file names it, or its environment."""
+    path: str
+    """Where it is; empty where a cell makes it."""
+    making: Cell | None
+    """The cell that makes it."""
+    identity: Mapping[str, Any]
+    """What decides who it is."""
+    teacher: Teacher
+    """The policy, or an untrained one with its spaces."""
+
+
+def make_plan(grid: Grid, seeds: int, threads: int, loaders: Loaders) -> Plan:
+    """The cells of a grid.
+
+    Args:
+        grid: of the study.
+        seeds: students of each setting and teacher.
+        threads: of each cell.
+        loaders: of its teachers.
+
+    Raises:
+        UserError: a teacher that is missing, or that a setting does not suit, with the line in the file.
+    """
+    cells: dict[str, Cell] = {}
+    for cell in _train_cells(grid, seeds, loaders) if grid.verb == "train" else _distill_cells(grid, seeds, loaders):
+        before = cells.setdefault(cell.name, cell)
+        if before != cell:
+            raise grid.file.wrong(f"{before.setting} and {cell.setting} are the same setting", "axes")
+    games = grid.games
+    return Plan(
+        name=grid.name,
+        tier=grid.tier,
+        title=grid.title,
+        compare=grid.compare,
+        settings=tuple(setting.label for setting in grid.settings),
+        reference=grid.reference,
+        conditions=(
+            f"{games.episodes} full games of each student"
+            + (f", {games.teacher_episodes or games.episodes} of each teacher" if grid.teachers else "")
+            + f"; random actions with probability {games.epsilon:g}; seeds other than those of training"
+        ),
+        published=grid.published,
+        source=grid.source,
+        measure=grid.measure,
+        axis=grid.axis,
+        threads=threads,
+        cells=tuple(cells.values()),
+    )
+
+
+def _distill_cells(grid: Grid, seeds: int, loaders: Loaders) -> Iterator[Cell]:
+    """Teachers' training and games first, then the students, seeds outermost."""
+    placed = [_placed(grid, teacher, loaders) for teacher in grid.teachers]
+    _check_students(grid, placed)
+    yield from (one.making for one in placed if one.making is not None)
+    levels: dict[tuple[str, str], Cell] = {}
+    for one in placed:
+        for setting in grid.settings:
+            cell = _level(grid, one, setting)
+            levels[one.reference, setting.label] = cell
+            yield cell
+    for seed in range(seeds):
+        for one in placed:
+            for setting in grid.settings:
+                data = _recorded(grid, one, setting, seed)
+                if data is not None:
+                    yield data
+                yield _student(grid, one, setting, seed, levels[one.reference, setting.label], data)
+
+
+def _train_cells(grid: Grid, seeds: int, loaders: Loaders) -> Iterator[Cell]:
+    """Random play first, then the policies that are learnt from reward."""
+    for env in grid.envs:
+        for setting in grid.settings:
+            check_setting(grid.file, grid.verbs["train"], setting, partial(loaders.untrained, env))
+    levels = {env: _random_level(grid, env) for env in grid.envs}
+    yield from levels.values()
+    for seed in range(seeds):
+        for env in grid.envs:
+            for setting in grid.settings:
+                options = grid.verbs["train"].departing({**setting.options, "seed": seed})
+                games = grid.games.of_student(seed)
+                words = (setting.label, env, f"s{seed}")
+                yield Cell(
+                    name=cell_name(words, {"verb": "train", "env": env, "options": options, "games": games}),
+                    verb="train",
+                    env=env,
+                    options=options,
+                    games=games,
+                    level_cell=levels[env].name,
+                    setting=setting.label,
+                    teacher=f"{grid.reference} from reward",
+                    seed=seed,
+                )
+
+
+def _random_level(grid: Grid, env: str) -> Cell:
+    games = grid.games.of_teacher()
+    name = cell_name(("random", env), {"verb": "play", "env": env, "games": games})
+    return Cell(name=name, verb="play", env=env, games=games)
+
+
+def _placed(grid: Grid, teacher: str | MadeTeacher, loaders: Loaders) -> _Placed:
+    if isinstance(teacher, MadeTeacher):
+        return _to_make(grid, teacher, loaders)
+    path = _located(teacher, grid.file, grid.teachers_at)
+    try:
+        policy = loaders.load(path)
+    except UserError as error:
+        raise grid.file.wrong(str(error), *grid.teachers_at) from None
+    identity = {"teacher": teacher, "sha256": getattr(policy, "sha256", None)}
+    return _Placed(teacher, path, None, identity, policy)
+
+
+def _to_make(grid: Grid, made: MadeTeacher, loaders: Loaders) -> _Placed:
+    """A teacher that a cell of the study makes, with an unfinished one of its kind."""
+    verb = grid.verbs[made.verb]
+    options, config = verb.departing(made.options), verb.make(**made.options)
+    own = _placed(grid, made.source, loaders) if made.verb == "distill" else None
+    path, identity = ("", made.source) if own is None else (own.path, own.identity)
+    identity = {made.verb: identity, "options": options}
+    try:
+        teacher = loaders.untrained(made.source, config) if own is None else _make_student(own, config)
+    except UserError as error:
+        raise grid.file.wrong(str(error), *grid.teachers_at) from None
+    env = made.source if made.verb == "train" else ""
+    name = cell_name(("teacher", *_short(made.source)), identity)
+    making = Cell(name=name, verb=made.verb, policy=path, env=env, options=options, teacher=str(made))
+    return _Placed(str(made), "", making, identity, teacher)
+
+
+def _located(reference: str, file: StudyFile, at: Keys) -> str:
+    """The place of a teacher: as it is named from the working folder, from the file's folder, or in the checkout.
+
+    Raises:
+        UserError: it is in none of them.
+    """
+    if reference.startswith("hf://"):
+        return reference
+    for place in (Path(reference), file.path.parent / reference):
+        if place.exists():
+            return os.path.abspath(place)
+    if reference.startswith("policies/"):
+        try:
+            return os.path.abspath(shipped_policy(reference.removeprefix("policies/")))
+        except UserError as error:
+            raise file.wrong(str(error), *at) from None
+    raise file.wrong(f"there is no {reference}", *at)
+
+
+def _check_students(grid: Grid, placed: list[_Placed]) -> None:
+    """Builds the student of each setting and kind of teacher once."""
+    checked = set()
+    for one in placed:
+        for setting in grid.settings:
+            kind = (one.teacher.task, one.teacher.score_kind, setting.label)
+            if kind not in checked:
+                checked.add(kind)
+                check_setting(grid.file, grid.verbs["distill"], setting, partial(_make_student, one))
+
+
+def _make_student(one: _Placed, config: Any) -> SavedPolicy:
+    """A student without any training."""
+    playing = config.playing
+    task = fitting_task(one.teacher.task, playing.env, playing.env_kwargs)
+    task = with_longest_game(task, playing.max_episode_steps)
+    student, _ = make_student([teaching_of(one.teacher, one.reference, task, config)], config)
+    assert isinstance(student, Network)
+    return SavedPolicy(student, task)
+
+
+def _level(grid: Grid, one: _Placed, setting: Setting) -> Cell:
+    """The teacher's games in what the setting's students play."""
+    playing = {name: setting.options[name] for name in _PLAYING if name in setting.options}
+    games = grid.games.of_teacher()
+    full = {"verb": "play", "teacher": one.identity, "options": playing, "games": games}
+    return Cell(
+        name=cell_name(("teacher_games", *_short(one.reference)), full),
+        verb="play",
+        policy=one.path,
+        options=playing,
+        games=games,
+        teacher_cell=one.making.name if one.making else "",
+        teacher=one.reference,
+    )
+
+
+def _recorded(grid: Grid, one: _Placed, setting: Setting, seed: int) -> Cell | None:
+    if setting.record is None:
+        return None
+    playing = {name: setting.options[name] for name in _PLAYING if name in setting.options}
+    options = grid.verbs["record"].departing({**playing, **setting.record, "seed": seed})
+    full = {"verb": "record", "teacher": one.identity, "options": options}
+    return Cell(
+        name=cell_name(("recorded", *_short(one.reference), f"s{seed}"), full),
+        verb="record",
+        policy=one.path,
+        options=options,
+        teacher_cell=one.making.name if one.making else "",
+        teacher=one.reference,
+        seed=seed,
+    )
+
+
+def _student(grid: Grid, one: _Placed, setting: Setting, seed: int, level: Cell, data: Cell | None) -> Cell:
+    more = {} if data is None else {"dataset": data.name}
+    options = grid.verbs["distill"].departing({**setting.options, **more, "seed": seed})
+    games = grid.games.of_student(seed)
+    full = {"verb": "distill", "teacher": one.identity, "options": options, "games": games}
+    return Cell(
+        name=cell_name((setting.label, *_short(one.reference), f"s{seed}"), full),
+        verb="distill",
+        policy=one.path,
+        options=options,
+        games=games,
+        teacher_cell=one.making.name if one.making else "",
+        data_cell="" if data is None else data.name,
+        level_cell=level.name,
+        setting=setting.label,
+        teacher=one.reference,
+        seed=seed,
+    )
+
+
+def _short(reference: str) -> tuple[str, ...]:
+    """The end of a reference, for names of folders."""
+    return tuple(Path(reference).parts[-2:])

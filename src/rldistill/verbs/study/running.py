@@ -1,0 +1,136 @@
+"""How a cell is computed: the verb's function in this process, resumed where it stands, and the games of its result."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rldistill.play.envs import fitting_task, make_task, with_longest_game
+from rldistill.play.games import play_scored
+from rldistill.policies import KeptPolicy, MultiTaskPolicy, SavedPolicy, parameters_of
+from rldistill.progress import Progress
+from rldistill.runs.provenance import made_by
+from rldistill.runs.studies.cells import CellFolder
+from rldistill.runs.studies.plan import Cell
+from rldistill.runs.studies.work import RunCell
+from rldistill.teachers import load_fitting
+from rldistill.types import ActionValues, Task
+from rldistill.verbs.distill import distill
+from rldistill.verbs.record import record
+from rldistill.verbs.study.options import VERBS
+from rldistill.verbs.train import train
+
+_FIGURES = ("control_steps", "teacher_steps", "student_steps", "updates")
+
+
+@contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """Within it PyTorch computes with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def runner(progress: Progress) -> RunCell:
+    """Computes cells, and reports how they go."""
+    verbs = {"play": _play, "record": _record, "distill": _distill, "train": _train}
+
+    def run(cell: Cell, folder: Path) -> Mapping[str, Any]:
+        return {"cell": cell.name, "made_by": made_by(), **verbs[cell.verb](cell, folder, progress)}
+
+    return run
+
+
+def _teacher(cell: Cell, folder: Path) -> str:
+    return str(CellFolder(folder, cell.teacher_cell).run_path) if cell.teacher_cell else cell.policy
+
+
+def _play(cell: Cell, folder: Path, progress: Progress) -> dict[str, Any]:
+    """Games of a teacher, or of random play alone."""
+    assert cell.games is not None
+    options = dict(cell.options or {})
+    if cell.env:
+        task = make_task(cell.env)
+        return {
+            "env": task.env,
+            "returns": [],
+            "figures": {},
+            "random_score": _random_score(task, cell.games, progress),
+        }
+    teacher = load_fitting(_teacher(cell, folder), progress=progress)
+    task = fitting_task(teacher.task, options.get("env"), options.get("env_kwargs", ()))
+    task = with_longest_game(task, options.get("max_episode_steps"))
+    return {
+        "env": task.env,
+        "returns": _games(task, teacher, cell.games, progress)["returns"],
+        "figures": _size(teacher),
+        "random_score": _random_score(task, cell.games, progress),
+    }
+
+
+def _random_score(task: Task, games: Mapping[str, Any], progress: Progress) -> float:
+    return task.random_score if task.random_score is not None else float(_games(task, None, games, progress)["mean"])
+
+
+def _record(cell: Cell, folder: Path, progress: Progress) -> dict[str, Any]:
+    """A dataset. One that was interrupted is made anew: what `record` appends comes from other episodes."""
+    data = CellFolder(folder, cell.name).data_path
+    shutil.rmtree(data, ignore_errors=True)
+    dataset = record(_teacher(cell, folder), data, VERBS["record"].make(**(cell.options or {})), progress=progress)
+    return {"returns": [], "figures": {"control_steps": dataset.control_steps}}
+
+
+def _distill(cell: Cell, folder: Path, progress: Progress) -> dict[str, Any]:
+    options = dict(cell.options or {})
+    steps = 0
+    if cell.data_cell:
+        data = CellFolder(folder, cell.data_cell)
+        options["dataset"] = str(data.data_path)
+        steps = int(data.result()["figures"]["control_steps"])
+    config = VERBS["distill"].make(**options)
+    out = CellFolder(folder, cell.name).run_path
+    student = distill(_teacher(cell, folder), out, config, resume=True, progress=progress)
+    result = _result(student, cell, progress)
+    for name in ("control_steps", "teacher_steps"):  # the dataset's were played for this student too
+        result["figures"][name] = result["figures"].get(name, 0) + steps
+    return result
+
+
+def _train(cell: Cell, folder: Path, progress: Progress) -> dict[str, Any]:
+    out = CellFolder(folder, cell.name).run_path
+    policy = train(cell.env, out, VERBS["train"].make(**(cell.options or {})), resume=True, progress=progress)
+    return _result(policy, cell, progress)
+
+
+def _result(policy: SavedPolicy | MultiTaskPolicy, cell: Cell, progress: Progress) -> dict[str, Any]:
+    assert isinstance(policy, SavedPolicy)
+    made = policy.provenance
+    figures = {name: made[name] for name in _FIGURES if name in made} | _size(policy)
+    games = {} if cell.games is None else _games(policy.task, policy, cell.games, progress)
+    return {"env": policy.task.env, "returns": games.get("returns", []), "figures": figures}
+
+
+def _size(policy: KeptPolicy) -> dict[str, int]:
+    return {"parameters": parameters_of(policy), "bytes": len(policy.weights())}
+
+
+def _games(task: Task, values: ActionValues | None, games: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    progress.start("random play" if values is None else "games for the table", games["episodes"], "games")
+    return play_scored(
+        task,
+        values,
+        games["episodes"],
+        games["epsilon"],
+        games["seed"],
+        num_envs=games["num_envs"],
+        on_progress=progress.update,
+        on_line=progress.say,
+    )

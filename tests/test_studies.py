@@ -1,0 +1,467 @@
+"""Studies: the grid in their files, their cells, and workers that share them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rldistill
+from rldistill import cli
+from rldistill.progress import Silent
+from rldistill.runs.studies.cells import CellFolder
+from rldistill.runs.studies.plan import Cell, Plan, read_plan
+from rldistill.runs.studies.reading import StudyFile
+from rldistill.runs.studies.work import State, forget_failures, work_on
+from rldistill.types import UserError
+from rldistill.verbs.study import StudyConfig, builtin_studies, study, study_status, write_tables
+from rldistill.verbs.study.running import runner
+
+SOURCE = Path(rldistill.__file__).parents[1]
+TEACHER = '{env = "CartPole-v1", steps = 600, warmup = 100, final_episodes = 0}'
+TINY = f"""
+[study]
+teachers = [{TEACHER}]
+seeds = 2
+reference = "kl"
+
+[settings]
+steps = 300
+warmup = 100
+samples_per_step = 4
+evaluate_episodes = 0
+
+[axes]
+loss = ["kl", "mse"]
+
+[games]
+episodes = 2
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """The file of a study of four students."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY)
+    return path
+
+
+def planned(source: Path | str, out: Path, **config: Any) -> Plan:
+    """The plan that the command writes, without any work."""
+    study(source, out, StudyConfig(jobs=0, **config))
+    return read_plan(out)
+
+
+def compute(out: Path) -> None:
+    """What a worker does, in this process."""
+    work_on(out, runner(Silent()))
+    write_tables(out, read_plan(out))
+
+
+def students(plan: Plan) -> list[Cell]:
+    return [cell for cell in plan.cells if cell.setting]
+
+
+def noted(names: list[str], seconds: float = 0.0) -> Any:
+    """Stands for the computation of a cell where only the order of cells matters."""
+
+    def run(cell: Cell, folder: Path) -> Mapping[str, Any]:
+        names.append(cell.name)
+        time.sleep(seconds)
+        if cell.seed == 1 and cell.setting == "kl":
+            raise UserError("no luck")
+        if cell.seed == 1 and cell.setting == "mse":
+            raise ZeroDivisionError("a bug\nof two lines")
+        return {"env": "CartPole-v1", "returns": [9.0, 10.0], "figures": {}, "random_score": 5.0}
+
+    return run
+
+
+# ---- files ----
+
+
+@pytest.mark.slow
+def test_all_studies_that_come_along_can_be_planned_in_each_of_their_tiers(tmp_path: Path) -> None:
+    for name, path in builtin_studies().items():
+        for tier in StudyFile(path).table("tiers"):
+            plan = planned(name, tmp_path / f"{name}-{tier}", tier=tier)
+            assert plan.tier == tier
+            assert len(students(plan)) == len({cell.name for cell in students(plan)})
+            assert {cell.setting for cell in students(plan)} == set(plan.settings)
+
+
+WRONG = {
+    "unknown table": ("[games]", "[gmaes]", "line 16: gmaes is none of"),
+    "unknown entry": ("seeds = 2", "sedes = 2", "line 4: sedes is none of"),
+    "no TOML": ("[axes]", "[axes", r"no TOML file.*line 13"),
+    "unknown option": ("steps = 300", "stpes = 300", "line 8: distill has no option 'stpes'; did you mean steps"),
+    "option of another type": ("steps = 300", 'steps = "many"', "line 8: steps is a whole number"),
+    "option out of range": ("samples_per_step = 4", "samples_per_step = 0", "line 10: .*--samples-per-step"),
+    "seed": ("steps = 300", "seed = 3", "line 8: seed is set by the study"),
+    "unknown value": ('"kl", "mse"', '"kl", "mes"', "line 14: mes: unknown loss 'mes'"),
+    "reference": ('reference = "kl"', 'reference = "nll"', "line 5: the reference 'nll' is none of"),
+    "no values": ('["kl", "mse"]', "[]", "line 14: the axis loss has no values, so the grid is empty"),
+    "a setting twice": ('["kl", "mse"]', '["kl", "kl"]', "line 14: two settings are called kl"),
+    "no teachers": (f"[{TEACHER}]", "[]", "line 3: .* empty"),
+    "no such game": ("CartPole-v1", "CartPole-v9", "line 3: .*CartPole-v9"),
+    "option of train": ("warmup = 100, final", "wramup = 100, final", "line 3: train has no option 'wramup'"),
+    "no such teacher": (
+        '{env = "CartPole-v1", steps = 600, warmup = 100, final_episodes = 0}',
+        '"nobody"',
+        "line 3: there is no nobody",
+    ),
+    "no such shipped teacher": (
+        '{env = "CartPole-v1", steps = 600, warmup = 100, final_episodes = 0}',
+        '"policies/tetris"',
+        "line 3: no policies/tetris here",
+    ),
+    "games": ("episodes = 2", "episodes = 0", "line 17: --episodes"),
+    "no seeds": ("seeds = 2", "seeds = 0", "line 4: seeds"),
+    "verb": ("seeds = 2", 'verb = "watch"', "line 4: the verb is distill or train"),
+    "envs": ("seeds = 2", 'envs = ["CartPole-v1"]', "line 4: a study of distill has teachers, not envs"),
+}
+
+
+@pytest.mark.parametrize(("good", "bad", "message"), WRONG.values(), ids=WRONG)
+def test_what_is_wrong_in_a_file_is_reported_with_its_line_before_there_is_a_folder(
+    tmp_path: Path, good: str, bad: str, message: str
+) -> None:
+    assert good in TINY
+    path = tmp_path / "wrong.toml"
+    path.write_text(TINY.replace(good, bad))
+    with pytest.raises(UserError, match=message):
+        study(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_study_or_tier_is_refused(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no study 'loses': take .*losses"):
+        study("loses", tmp_path / "out")
+    with pytest.raises(UserError, match="has no tiers"):
+        study(tiny, tmp_path / "out", StudyConfig(tier="atari"))
+    with pytest.raises(UserError, match="classic: name one with --tier"):
+        study("losses", tmp_path / "out")
+    with pytest.raises(UserError, match="not 'go'"):
+        study("losses", tmp_path / "out", StudyConfig(tier="go"))
+
+
+def test_the_command_says_it_in_one_line(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*words: object) -> tuple[object, str]:
+        monkeypatch.setattr(sys, "argv", ["rldistill", "study", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code, capsys.readouterr().err
+
+    for words, message in {
+        ("nothing", "--out", tmp_path / "out"): "there is no study 'nothing'",
+        (tiny,): "add --out",
+        (tiny, tiny, "--out", tmp_path / "out"): "one",
+        ("work", tmp_path / "nowhere"): "no folder of a study",
+        ("status", tmp_path): "no folder of a study",
+        ("status", tmp_path, "--jobs", 3): "takes the study's folder and nothing else",
+        (tiny, "--out", tmp_path): "exists and is no folder of a study",
+        (tiny, "--out", tmp_path / "out", "--seeds", 0): "--seeds is at least 1",
+    }.items():
+        status, err = run(*words)
+        assert status == 2
+        assert message in err
+        assert len(err.strip().splitlines()) == 1
+
+
+def test_axes_make_all_combinations_and_a_table_of_options_makes_one_setting(tmp_path: Path) -> None:
+    path = tmp_path / "grid.toml"
+    path.write_text(
+        TINY.replace('reference = "kl"', "").replace(
+            'loss = ["kl", "mse"]',
+            """
+temperature = [0.1, "auto"]
+[axes.student]
+small = { student = "mlp:8", dropout = 0.1 }
+"with data" = { student = "mlp:16", steps = 250, record = { steps = 64, num_envs = 4 } }
+""",
+        )
+    )
+    plan = planned(path, tmp_path / "out", seeds=1)
+    assert plan.settings == ("0.1 / small", "0.1 / with data", "auto / small", "auto / with data")
+    options = {cell.setting: cell.options for cell in students(plan)}
+    common = {"samples_per_step": 4, "evaluate_episodes": 0, "warmup": 100}
+    assert options["0.1 / small"] == {**common, "steps": 300, "student": "mlp:8", "dropout": 0.1, "temperature": "0.1"}
+    with_data = [cell for cell in students(plan) if "data" in cell.setting]
+    assert {cell.data_cell for cell in with_data} == {cell.name for cell in plan.cells if cell.verb == "record"}
+    assert len({cell.data_cell for cell in with_data}) == 1
+
+
+def test_cells_stand_in_the_order_in_which_results_become_useful(tiny: Path, tmp_path: Path) -> None:
+    plan = planned(tiny, tmp_path / "out")
+    assert [cell.verb for cell in plan.cells] == ["train", "play", *["distill"] * 4]
+    assert [(cell.seed, cell.setting) for cell in students(plan)] == [(0, "kl"), (0, "mse"), (1, "kl"), (1, "mse")]
+
+
+def test_students_of_two_seeds_play_other_games(tiny: Path, tmp_path: Path) -> None:
+    games = [cell.games for cell in students(planned(tiny, tmp_path / "out"))]
+    assert len({json.dumps(one) for one in games}) == 2
+
+
+# ---- workers ----
+
+
+def test_a_failed_cell_stops_no_other_and_is_tried_again_by_the_next_study(tiny: Path, tmp_path: Path) -> None:
+    plan = planned(tiny, tmp_path / "out")
+    names: list[str] = []
+    work_on(tmp_path / "out", noted(names))
+    assert names == [cell.name for cell in plan.cells]
+    state = study_status(tmp_path / "out")
+    assert sorted(state.failed.values()) == ["ZeroDivisionError: a bug", "no luck"]
+    assert (len(state.done), state.left) == (4, 0)
+    work_on(tmp_path / "out", noted(names))
+    assert len(names) == len(plan.cells)
+    forget_failures(tmp_path / "out", plan)
+    assert study_status(tmp_path / "out").left == 2
+
+
+def test_what_needs_a_failed_cell_fails_with_its_name(tiny: Path, tmp_path: Path) -> None:
+    plan = planned(tiny, tmp_path / "out")
+
+    def run(cell: Cell, folder: Path) -> Mapping[str, Any]:
+        raise UserError("no luck")
+
+    work_on(tmp_path / "out", run)
+    failed = study_status(tmp_path / "out").failed
+    assert failed.pop(plan.cells[0].name) == "no luck"
+    assert set(failed.values()) == {f"it needs {plan.cells[0].name}, which failed"}
+
+
+def test_workers_share_cells_and_none_is_computed_twice(tiny: Path, tmp_path: Path) -> None:
+    plan = planned(tiny, tmp_path / "out", seeds=10)
+    names: list[list[str]] = [[], [], []]
+    workers = [threading.Thread(target=work_on, args=(tmp_path / "out", noted(own, 0.01))) for own in names]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert sorted(itertools.chain(*names)) == sorted(cell.name for cell in plan.cells)
+    assert all(names)
+
+
+def test_a_worker_takes_up_cells_that_are_added_meanwhile(tiny: Path, tmp_path: Path) -> None:
+    planned(tiny, tmp_path / "out", seeds=1)
+    names: list[str] = []
+    run = noted(names)
+
+    def add_cells(cell: Cell, folder: Path) -> Mapping[str, Any]:
+        if not names:
+            planned(tiny, tmp_path / "out", seeds=3)
+        result: Mapping[str, Any] = run(cell, folder)
+        return result
+
+    work_on(tmp_path / "out", add_cells)
+    assert set(names) == {cell.name for cell in read_plan(tmp_path / "out").cells}
+
+
+def test_a_changed_file_keeps_finished_cells_and_drops_those_that_it_lacks(tiny: Path, tmp_path: Path) -> None:
+    out, names = tmp_path / "out", list[str]()
+    before = planned(tiny, out, seeds=1)
+    work_on(out, noted(names))
+    tiny.write_text(TINY.replace('["kl", "mse"]', '["kl", "nll"]'))
+    after = planned(tiny, out, seeds=1)
+    work_on(out, noted(names))
+    added = {cell.name for cell in after.cells} - {cell.name for cell in before.cells}
+    assert names == [*(cell.name for cell in before.cells), *added]
+    assert len(added) == 1
+    assert all(CellFolder(out, cell.name).finished for cell in before.cells)
+    write_tables(out, after)
+    assert "| nll |" in (out / "table.md").read_text()
+    assert "| mse |" not in (out / "table.md").read_text()
+
+
+def test_a_cell_is_the_same_to_the_bit_alone_and_after_others(tiny: Path, tmp_path: Path) -> None:
+    """Also where a worker was interrupted in it."""
+    planned(tiny, tmp_path / "all")
+    compute(tmp_path / "all")
+    tiny.write_text(TINY.replace('["kl", "mse"]', '["mse"]').replace('reference = "kl"', ""))
+    plan = planned(tiny, tmp_path / "one")
+    with pytest.raises(KeyboardInterrupt):
+        work_on(tmp_path / "one", runner(_Interrupting(3)))
+    compute(tmp_path / "one")
+    for cell in plan.cells:
+        one, other = (CellFolder(tmp_path / name, cell.name) for name in ("one", "all"))
+        assert {**one.result(), "seconds": 0} == {**other.result(), "seconds": 0}
+        weights = "policy/weights.safetensors"
+        if cell.setting:
+            assert (one.run_path / weights).read_bytes() == (other.run_path / weights).read_bytes()
+
+
+class _Interrupting(Silent):
+    """Presses Ctrl-C when a stage begins for the so-many-th time."""
+
+    def __init__(self, stages: int) -> None:
+        self.left = stages
+
+    def start(self, what: str, total: int, unit: str, *, done: int = 0) -> None:
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+def test_a_folder_of_another_study_is_refused(tiny: Path, tmp_path: Path) -> None:
+    planned(tiny, tmp_path / "out")
+    other = tiny.with_name("other.toml")
+    other.write_text(TINY)
+    with pytest.raises(UserError, match="out is of the study tiny, not of other"):
+        planned(other, tmp_path / "out")
+
+
+def test_a_damaged_plan_is_refused_in_one_line(tiny: Path, tmp_path: Path) -> None:
+    planned(tiny, tmp_path / "out")
+    path = tmp_path / "out" / "study.json"
+    plan = json.loads(path.read_text())
+    for damaged in (plan | {"format": 9}, {**plan, "cells": [{"shape": 3}]}, {"format": 1}, []):
+        path.write_text(json.dumps(damaged))
+        with pytest.raises(UserError, match=r"study.json"):
+            read_plan(tmp_path / "out")
+
+
+def test_a_study_of_train_compares_with_its_reference_setting(tmp_path: Path) -> None:
+    path = tmp_path / "gammas.toml"
+    path.write_text("""
+[study]
+verb = "train"
+envs = ["CartPole-v1"]
+reference = "0.99"
+seeds = 2
+[settings]
+steps = 400
+warmup = 100
+final_episodes = 0
+[axes]
+discount = [0.9, 0.99]
+[games]
+episodes = 2
+""")
+    plan = planned(path, tmp_path / "out")
+    compute(tmp_path / "out")
+    assert study_status(tmp_path / "out").left == 0
+    assert [cell.verb for cell in plan.cells] == ["play", *["train"] * 4]
+    assert "| 0.9 |" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_a_dataset_is_recorded_once_for_the_settings_that_share_it(tmp_path: Path, tiny: Path) -> None:
+    tiny.write_text(
+        TINY.replace(
+            'loss = ["kl", "mse"]',
+            '[axes.driver]\nkl = {driver = "teacher"}\n'
+            "offline = {record = {steps = 200}, updates = 20}\nshort = {record = {steps = 200}, updates = 10}",
+        )
+    )
+    plan = planned(tiny, tmp_path / "out", seeds=1)
+    compute(tmp_path / "out")
+    assert study_status(tmp_path / "out").failed == {}
+    assert sum(cell.verb == "record" for cell in plan.cells) == 1
+    (offline,) = [cell for cell in students(plan) if cell.setting == "offline"]
+    figures = CellFolder(tmp_path / "out", offline.name).result()["figures"]
+    assert (figures["control_steps"], figures["teacher_steps"], figures["updates"]) == (200, 200, 20)
+
+
+# ---- processes ----
+
+
+def started(*words: object, cwd: Path) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "rldistill", "study", *map(str, words)],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.slow
+def test_two_workers_compute_a_study(tiny: Path, tmp_path: Path) -> None:
+    process = started(tiny, "--out", "out", "--jobs", 2, cwd=tmp_path)
+    printed = process.communicate(timeout=120)[0].decode()
+    assert process.returncode == 0, printed
+    assert "6 of 6 cells done" in printed
+    assert {"table.md", "table.csv", "runs.csv", "plot.svg", "index.html"} <= {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
+
+
+@pytest.mark.slow
+def test_the_tables_are_the_same_to_the_byte_after_20_kills(tiny: Path, tmp_path: Path) -> None:
+    tiny.write_text(TINY.replace("steps = 300", "steps = 3000").replace("seeds = 2", "seeds = 8"))
+    planned(tiny, tmp_path / "whole")
+    compute(tmp_path / "whole")
+    planned(tiny, tmp_path / "killed")
+    draws, kills = random.Random(0), 0
+    while kills < 20:
+        # Each worker is killed after it has begun to compute, wherever it stands then.
+        worker = started("work", "killed", cwd=tmp_path)
+        done = len(study_status(tmp_path / "killed").done)
+        while worker.poll() is None and not study_status(tmp_path / "killed").running:
+            time.sleep(0.05)
+        time.sleep(draws.uniform(0.0, 1.5))
+        os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
+        kills += 1
+        assert len(study_status(tmp_path / "killed").done) >= done
+    worker = started("work", "killed", cwd=tmp_path)
+    printed = worker.communicate(timeout=600)[0].decode()
+    assert worker.returncode == 0, printed
+    for name in ("table.md", "table.csv", "runs.csv"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_workers_stop_with_the_study_that_started_them(tiny: Path, tmp_path: Path, number: signal.Signals) -> None:
+    tiny.write_text(TINY.replace("steps = 300", "steps = 300000"))
+    process = started(tiny, "--out", "out", "--jobs", 2, cwd=tmp_path)
+    wait_for(lambda: any(cell.setting for cell in running(tmp_path / "out")))
+    process.send_signal(number)
+    printed = process.communicate(timeout=60)[0].decode()
+    wait_for(lambda: not running(tmp_path / "out"))
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert "what is finished is kept" in printed
+        assert any(
+            (CellFolder(tmp_path / "out", cell.name).run_path / "checkpoint" / "state").exists()
+            for cell in students(read_plan(tmp_path / "out"))
+        )
+
+
+def running(out: Path) -> list[Cell]:
+    if not (out / "study.json").exists():
+        return []
+    state = study_status(out)
+    return [cell for cell in state.plan.cells if cell.name in state.running]
+
+
+def wait_for(holds: Any, seconds: float = 60.0) -> None:
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def test_a_state_is_brought_up_to_date(tiny: Path, tmp_path: Path) -> None:
+    plan = planned(tiny, tmp_path / "out")
+    state = State(tmp_path / "out", plan).look()
+    assert state.left == 6
+    work_on(tmp_path / "out", noted([]))
+    assert state.look().left == 0
