@@ -68,14 +68,13 @@ def _left_out(analysis: Analysis) -> Iterator[str]:
     groups = by_pair(analysis.outcomes)
     for pair in sorted(analysis.without_ratio):
         yield (
-            f"{_pair(pair)}: the teacher's mean return is {_level(groups[pair])}. A ratio needs one above 0, so this game "
-            "counts in no ratio."
+            f"{_pair(pair)}: at {_level(groups[pair])} {analysis.level} is not above 0. This game counts in no ratio."
         )
     for pair in sorted(analysis.without_scale):
         random = figure(groups[pair][0].random_score)
         yield (
-            f"{_pair(pair)}: the teacher's mean return of {_level(groups[pair])} is not above random play ({random}). This game "
-            "counts in no normalized score and in no comparison."
+            f"{_pair(pair)}: at {_level(groups[pair])} {analysis.level} is not above random play ({random}). This game counts "
+            "in no normalized score and in no comparison."
         )
 
 

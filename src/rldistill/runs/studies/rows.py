@@ -82,7 +82,7 @@ def numbers(analysis: Analysis) -> list[dict[str, str]]:
     return rows
 
 
-def pair_rows(analysis: Analysis) -> list[dict[str, str]]:
+def comparison_rows(analysis: Analysis) -> list[dict[str, str]]:
     """The comparison of any two settings for programs."""
     return [
         {"setting": first, "other": second, "cells": str(compared.cells)}

@@ -12,14 +12,14 @@ from rldistill.runs.studies.analysis import Analysis, analyse
 from rldistill.runs.studies.outcomes import Outcome, StudyCard
 from rldistill.runs.studies.pages import page, plot
 from rldistill.runs.studies.remarks import remarks
-from rldistill.runs.studies.rows import game_rows, improvement_rows, numbers, pair_rows, runs_rows, setting_rows
+from rldistill.runs.studies.rows import comparison_rows, game_rows, improvement_rows, numbers, runs_rows, setting_rows
 
 Rows = Sequence[Mapping[str, str]]
 """Rows of equal keys, all text."""
 
 
 def write_outputs(folder: Path, study: StudyCard, outcomes: Sequence[Outcome]) -> None:
-    """Writes `table.md`, `table.csv`, `pairs.csv`, `runs.csv`, `plot.svg` and `index.html`.
+    """Writes `table.md`, `table.csv`, `comparisons.csv`, `runs.csv`, `plot.svg` and `index.html`.
 
     The same outcomes in any order give the same bytes.
 
@@ -36,7 +36,7 @@ def write_outputs(folder: Path, study: StudyCard, outcomes: Sequence[Outcome]) -
     replace_file(folder / "plot.svg", drawn)
     for name, text in (
         ("runs.csv", _as_csv(runs_rows(analysis))),
-        ("pairs.csv", _as_csv(pair_rows(analysis))),
+        ("comparisons.csv", _as_csv(comparison_rows(analysis))),
         ("table.csv", _as_csv(numbers(analysis))),
         ("table.md", markdown(analysis)),
         ("index.html", page(folder, analysis, drawn)),

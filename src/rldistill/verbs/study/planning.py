@@ -126,7 +126,6 @@ def _train_cells(grid: Grid, seeds: int, loaders: Loaders) -> Iterator[Cell]:
                     games=games,
                     level_cell=levels[env].name,
                     setting=setting.label,
-                    teacher=f"{grid.reference} from reward",
                     seed=seed,
                 )
 
