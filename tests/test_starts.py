@@ -261,6 +261,30 @@ def test_a_policy_that_made_the_starts_is_named(tmp_path: Path) -> None:
     assert len(lines) == 1
 
 
+def test_a_page_and_a_card_lead_with_the_own_starts_and_show_both(cartpole: Starts, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    save_policy(tmp_path / "teacher", a_policy(CARTPOLE, 7).network, CARTPOLE, {})
+    save_policy(run / "policy", a_policy(CARTPOLE, 3).network, CARTPOLE, {"teacher": str(tmp_path / "teacher")})
+    settings = {"verb": "distill", "teacher": str(tmp_path / "teacher"), "task": CARTPOLE.as_dict()}
+    (run / "config.json").write_text(json.dumps(settings))
+    (run / "metrics.jsonl").write_text("")
+    config = EvaluateConfig(episodes=3 * NUMBER, epsilon=0.7, starts=(cartpole.path,), own_starts=True)
+    scores = evaluate([tmp_path / "teacher", run], config, json=run / "scores.json")
+    assert len({score.mean for score in scores}) == 4
+    page = rldistill.report(run, config=rldistill.ReportConfig(seconds=0)).read_text()
+    assert page.count('<span class="dot teacher">') == page.count('<span class="dot student">') == 2
+    headline = re.search(r"Mean return <?[^<]*", page)
+    assert headline is not None
+    assert f"{scores[1].mean:.1f}" in headline[0]
+    assert f"{scores[3].mean:.1f}" not in headline[0]
+    push_config = rldistill.PushConfig(scores=run / "scores.json", seconds=0)
+    done = rldistill.push(run, "me/run", push_config, out=tmp_path / "hub", dry_run=True)
+    assert [score.policy for score in done.scores] == [str(tmp_path / "teacher"), "me/run"] * 2
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert card.count("mean_reward") == 2, "one result, of the games from the own starts"
+    assert f"| {NUMBER} of cartpole.json |" in card
+
+
 # Wrong inputs
 
 
