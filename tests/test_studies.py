@@ -25,6 +25,8 @@ from rldistill.runs.studies.plan import Cell, Plan, read_plan
 from rldistill.runs.studies.reading import StudyFile
 from rldistill.runs.studies.work import State, forget_failures, work_on
 from rldistill.types import UserError
+from rldistill.verbs.evaluate import EvaluateConfig, evaluate
+from rldistill.verbs.starts import StartsConfig, starts
 from rldistill.verbs.study import StudyConfig, builtin_studies, study, study_status, write_tables
 from rldistill.verbs.study.running import runner
 
@@ -128,6 +130,7 @@ WRONG = {
         "line 3: no policies/tetris here",
     ),
     "games": ("episodes = 2", "episodes = 0", "line 17: --episodes"),
+    "no starts": ("episodes = 2", 'starts = ["nowhere.json"]', "line 17: cannot read .*nowhere.json"),
     "no seeds": ("seeds = 2", "seeds = 0", "line 4: seeds"),
     "verb": ("seeds = 2", 'verb = "watch"', "line 4: the verb is distill or train"),
     "envs": ("seeds = 2", 'envs = ["CartPole-v1"]', "line 4: a study of distill has teachers, not envs"),
@@ -282,7 +285,7 @@ def test_a_changed_file_keeps_finished_cells_and_drops_those_that_it_lacks(tiny:
     added = {cell.name for cell in after.cells} - {cell.name for cell in before.cells}
     assert names == [*(cell.name for cell in before.cells), *added]
     assert len(added) == 1
-    assert all(CellFolder(out, cell.name).finished for cell in before.cells)
+    assert all(CellFolder(out, cell).finished for cell in before.cells)
     write_tables(out, after)
     assert "| nll |" in (out / "table.md").read_text()
     assert "| mse |" not in (out / "table.md").read_text()
@@ -298,7 +301,7 @@ def test_a_cell_is_the_same_to_the_bit_alone_and_after_others(tiny: Path, tmp_pa
         work_on(tmp_path / "one", runner(_Interrupting(3)))
     compute(tmp_path / "one")
     for cell in plan.cells:
-        one, other = (CellFolder(tmp_path / name, cell.name) for name in ("one", "all"))
+        one, other = (CellFolder(tmp_path / name, cell) for name in ("one", "all"))
         assert {**one.result(), "seconds": 0} == {**other.result(), "seconds": 0}
         weights = "policy/weights.safetensors"
         if cell.setting:
@@ -315,6 +318,33 @@ class _Interrupting(Silent):
         self.left -= 1
         if not self.left:
             raise KeyboardInterrupt
+
+
+def test_other_games_need_no_other_runs(tiny: Path, tmp_path: Path) -> None:
+    """Among them games from starts that another policy made."""
+    out = tmp_path / "out"
+    plan = planned(tiny, out, seeds=1)
+    compute(out)
+    runs = {
+        cell.name: (CellFolder(out, cell).run_path / "policy/policy.json").stat().st_mtime_ns for cell in students(plan)
+    }
+    teacher = CellFolder(out, plan.cells[0]).run_path
+    starts(teacher, tmp_path / "cart.json", StartsConfig(number=3))
+    tiny.write_text(TINY.replace("episodes = 2", 'starts = ["cart.json"]\nepsilon = 0'))
+    plan = planned(tiny, out, seeds=1)
+    assert study_status(out).left == 3
+    compute(out)
+    for cell in students(plan):
+        assert (CellFolder(out, cell).run_path / "policy/policy.json").stat().st_mtime_ns == runs[cell.name]
+        student, score = CellFolder(out, cell), evaluate([CellFolder(out, cell).run_path], from_starts(tmp_path))[0]
+        assert student.result()["returns"] == score.returns
+        assert (student.run_path / "report.html").is_file()
+    assert "from the starts in cart.json" in (out / "table.md").read_text()
+
+
+def from_starts(folder: Path) -> EvaluateConfig:
+    """The conditions of a study's games with seed 0, which are seeded by another number."""
+    return EvaluateConfig(epsilon=0, seed=1_000_000, starts=(str(folder / "cart.json"),))
 
 
 def test_a_folder_of_another_study_is_refused(tiny: Path, tmp_path: Path) -> None:
@@ -372,7 +402,7 @@ def test_a_dataset_is_recorded_once_for_the_settings_that_share_it(tmp_path: Pat
     assert study_status(tmp_path / "out").failed == {}
     assert sum(cell.verb == "record" for cell in plan.cells) == 1
     (offline,) = [cell for cell in students(plan) if cell.setting == "offline"]
-    figures = CellFolder(tmp_path / "out", offline.name).result()["figures"]
+    figures = CellFolder(tmp_path / "out", offline).result()["figures"]
     assert (figures["control_steps"], figures["teacher_steps"], figures["updates"]) == (200, 200, 20)
 
 
@@ -440,7 +470,7 @@ def test_workers_stop_with_the_study_that_started_them(tiny: Path, tmp_path: Pat
         assert process.returncode == 130
         assert "what is finished is kept" in printed
         assert any(
-            (CellFolder(tmp_path / "out", cell.name).run_path / "checkpoint" / "state").exists()
+            (CellFolder(tmp_path / "out", cell).run_path / "checkpoint" / "state").exists()
             for cell in students(read_plan(tmp_path / "out"))
         )
 

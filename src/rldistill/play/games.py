@@ -150,6 +150,7 @@ def play_scored(
     seed: int,
     *,
     num_envs: int = 10,
+    starts: Starts | None = None,
     on_progress: Callable[..., object] = lambda finished, **figures: None,
     on_step: Callable[[Transition], None] = lambda transition: None,
     on_line: Callable[[str], object] = lambda line: None,
@@ -157,8 +158,8 @@ def play_scored(
     """The record of `episodes` full games, epsilon-greedy in `values` (None plays uniformly at random): returns, mean, IQM, 95 %
     interval over distinct games and their number, as JSON data. Bounds are None where there is no interval.
 
-    The games are seeded by `seed + 1_000_000`: others than those that a run with this seed trains on. `on_line` gets the line about
-    games that were cut.
+    The games are seeded by `seed + 1_000_000`: others than those that a run with this seed trains on. From `starts` each
+    begins in turn. `on_line` gets the line about games that were cut.
     """
 
     def make_policy(generator: np.random.Generator) -> Policy:
@@ -170,6 +171,7 @@ def play_scored(
         episodes,
         seed + 1_000_000,
         num_envs=num_envs,
+        starts=starts,
         on_progress=on_progress,
         on_step=on_step,
         on_line=on_line,

@@ -11,6 +11,7 @@ from rldistill.documents import read_json
 from rldistill.files import replace_file
 from rldistill.holding import held_file, is_held
 from rldistill.runs.records import Evaluation, Train, read_records
+from rldistill.runs.studies.plan import Cell
 from rldistill.types import UserError
 
 CELLS = "cells"
@@ -21,13 +22,14 @@ class CellFolder:
 
     Args:
         study: folder of the study.
-        name: of the cell.
+        cell: or the name of one that plays no games.
     """
 
-    def __init__(self, study: Path, name: str) -> None:
+    def __init__(self, study: Path, cell: Cell | str) -> None:
+        name, result = (cell, "result") if isinstance(cell, str) else (cell.name, cell.result_name)
         self.path = study / CELLS / name
         self.run_path, self.data_path = self.path / "run", self.path / "data"
-        self.result_path, self.failure_path = self.path / "result.json", self.path / "failure.json"
+        self.result_path, self.failure_path = self.path / f"{result}.json", self.path / "failure.json"
         self._lock_path = self.path / "lock"
 
     @property

@@ -32,7 +32,7 @@ class Cell:
     options: Mapping[str, Any] | None = None
     """Of the verb, by the names of its flags."""
     games: Mapping[str, Any] | None = None
-    """Games of the result: episodes, epsilon, seed, num_envs. None plays none."""
+    """Games of the result: episodes, epsilon, seed, num_envs, starts. None plays none."""
     teacher_cell: str = ""
     """The cell that trains its teacher."""
     data_cell: str = ""
@@ -44,6 +44,14 @@ class Cell:
     teacher: str = ""
     """The teacher as the study's file names it."""
     seed: int = 0
+
+    @property
+    def result_name(self) -> str:
+        """The name of its result's file. The games are in it, so that other games need no other run."""
+        if self.games is None:
+            return "result"
+        games = {name: value for name, value in self.games.items() if name != "starts"}  # their checksums count
+        return f"result-{_digest(games)[:6]}"
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -88,10 +96,13 @@ class Plan:
 
 
 def cell_name(words: Iterable[str], configuration: Mapping[str, Any]) -> str:
-    """A readable name with a short hash of the whole configuration."""
-    text = json.dumps(configuration, sort_keys=True, default=list)
+    """A readable name with a short hash of the whole configuration of the run."""
     readable = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", word).strip("_.") for word in words)
-    return f"{readable[:80]}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    return f"{readable[:80]}-{_digest(configuration)[:10]}"
+
+
+def _digest(data: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True, default=list).encode()).hexdigest()
 
 
 def write_plan(folder: Path, plan: Plan) -> None:

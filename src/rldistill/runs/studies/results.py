@@ -39,7 +39,7 @@ def outcomes_of(folder: Path, plan: Plan) -> list[Outcome]:
     Raises:
         UserError: a result cannot be read.
     """
-    results = {cell.name: place.result() for cell in plan.cells if (place := CellFolder(folder, cell.name)).finished}
+    results = {cell.name: place.result() for cell in plan.cells if (place := CellFolder(folder, cell)).finished}
     pooled = _reference_games(plan, results)
     outcomes = []
     for cell in plan.cells:

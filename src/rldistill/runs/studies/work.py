@@ -47,7 +47,7 @@ class State:
         for cell in self.plan.cells:
             if cell.name in self.done:
                 continue
-            place = CellFolder(self.folder, cell.name)
+            place = CellFolder(self.folder, cell)
             if place.finished:
                 self.done[cell.name] = float(place.result().get("seconds", 0.0))
             elif (failure := place.failure) is not None:
@@ -60,7 +60,7 @@ class State:
 def forget_failures(folder: Path, plan: Plan) -> None:
     """Has failed cells tried again."""
     for cell in plan.cells:
-        place = CellFolder(folder, cell.name)
+        place = CellFolder(folder, cell)
         if place.failure_path.exists():
             held = place.claim()
             if held is not None:
@@ -116,7 +116,7 @@ def _version(folder: Path) -> int:
 
 def _try(folder: Path, cell: Cell, run: RunCell) -> str:
     """What became of a cell: `finished` before or failed, `computed` here, or `waiting` for another worker."""
-    place = CellFolder(folder, cell.name)
+    place = CellFolder(folder, cell)
     if _settled(place):
         return "finished"
     for name in cell.needs:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rldistill.play.envs import fitting_task, with_longest_game
+from rldistill.play.envs import fitting_task, make_task, with_longest_game
+from rldistill.play.starts import check_starts, read_starts
 from rldistill.policies import SavedPolicy
 from rldistill.runs.studies.plan import Cell, Plan, cell_name
 from rldistill.runs.studies.reading import StudyFile
 from rldistill.students.networks import Network
-from rldistill.types import Teacher, UserError
+from rldistill.types import Task, Teacher, UserError
 from rldistill.verbs.demo import shipped_policy
 from rldistill.verbs.distill.teaching import make_student, teaching_of
-from rldistill.verbs.study.grid import Grid, Keys, MadeTeacher, Setting, check_setting
+from rldistill.verbs.study.grid import Games, Grid, Keys, MadeTeacher, Setting, check_setting
 
 _PLAYING = ("env", "env_kwargs", "max_episode_steps")
 """Options of `distill` by which student and teacher play something else than the teacher's own task."""
@@ -58,12 +60,12 @@ def make_plan(grid: Grid, seeds: int, threads: int, loaders: Loaders) -> Plan:
     Raises:
         UserError: a teacher that is missing, or that a setting does not suit, with the line in the file.
     """
+    grid = replace(grid, games=_with_starts(grid))
     cells: dict[str, Cell] = {}
     for cell in _train_cells(grid, seeds, loaders) if grid.verb == "train" else _distill_cells(grid, seeds, loaders):
         before = cells.setdefault(cell.name, cell)
         if before != cell:
             raise grid.file.wrong(f"{before.setting} and {cell.setting} are the same setting", "axes")
-    games = grid.games
     return Plan(
         name=grid.name,
         tier=grid.tier,
@@ -71,11 +73,7 @@ def make_plan(grid: Grid, seeds: int, threads: int, loaders: Loaders) -> Plan:
         compare=grid.compare,
         settings=tuple(setting.label for setting in grid.settings),
         reference=grid.reference,
-        conditions=(
-            f"{games.episodes} full games of each student"
-            + (f", {games.teacher_episodes or games.episodes} of each teacher" if grid.teachers else "")
-            + f"; random actions with probability {games.epsilon:g}; seeds other than those of training"
-        ),
+        conditions=str(grid.games),
         published=grid.published,
         source=grid.source,
         measure=grid.measure,
@@ -85,10 +83,36 @@ def make_plan(grid: Grid, seeds: int, threads: int, loaders: Loaders) -> Plan:
     )
 
 
+def _with_starts(grid: Grid) -> Games:
+    """The games with the places and checksums of their starts."""
+    place = ("games", "starts")
+    files = []
+    for path in grid.games.starts:
+        try:
+            files.append(read_starts(os.path.abspath(_beside(path, grid.file) or path)))
+        except UserError as error:
+            raise grid.file.wrong(str(error), *place) from None
+    return replace(
+        grid.games, starts=tuple(one.path for one in files), starts_sha256=tuple(one.sha256 for one in files)
+    )
+
+
+def _check_starts(grid: Grid, tasks: Iterable[Task]) -> None:
+    """Raises UserError where a game has no starts, or the number of games is no multiple of them."""
+    if grid.games.starts:
+        files = [read_starts(path) for path in grid.games.starts]
+        for games in (grid.games.of_student(0), grid.games.of_teacher()):
+            try:
+                check_starts(files, list(tasks), games["episodes"])
+            except UserError as error:
+                raise grid.file.wrong(str(error), "games", "starts") from None
+
+
 def _distill_cells(grid: Grid, seeds: int, loaders: Loaders) -> Iterator[Cell]:
     """Teachers' training and games first, then the students, seeds outermost."""
     placed = [_placed(grid, teacher, loaders) for teacher in grid.teachers]
     _check_students(grid, placed)
+    _check_starts(grid, [one.teacher.task for one in placed])
     yield from (one.making for one in placed if one.making is not None)
     levels: dict[tuple[str, str], Cell] = {}
     for one in placed:
@@ -110,6 +134,7 @@ def _train_cells(grid: Grid, seeds: int, loaders: Loaders) -> Iterator[Cell]:
     for env in grid.envs:
         for setting in grid.settings:
             check_setting(grid.file, grid.verbs["train"], setting, partial(loaders.untrained, env))
+    _check_starts(grid, [make_task(env) for env in grid.envs])
     levels = {env: _random_level(grid, env) for env in grid.envs}
     yield from levels.values()
     for seed in range(seeds):
@@ -119,7 +144,7 @@ def _train_cells(grid: Grid, seeds: int, loaders: Loaders) -> Iterator[Cell]:
                 games = grid.games.of_student(seed)
                 words = (setting.label, env, f"s{seed}")
                 yield Cell(
-                    name=cell_name(words, {"verb": "train", "env": env, "options": options, "games": games}),
+                    name=cell_name(words, {"verb": "train", "env": env, "options": options}),
                     verb="train",
                     env=env,
                     options=options,
@@ -132,7 +157,7 @@ def _train_cells(grid: Grid, seeds: int, loaders: Loaders) -> Iterator[Cell]:
 
 def _random_level(grid: Grid, env: str) -> Cell:
     games = grid.games.of_teacher()
-    name = cell_name(("random", env), {"verb": "play", "env": env, "games": games})
+    name = cell_name(("random", env), {"verb": "play", "env": env})
     return Cell(name=name, verb="play", env=env, games=games)
 
 
@@ -173,15 +198,20 @@ def _located(reference: str, file: StudyFile, at: Keys) -> str:
     """
     if reference.startswith("hf://"):
         return reference
-    for place in (Path(reference), file.path.parent / reference):
-        if place.exists():
-            return os.path.abspath(place)
+    beside = _beside(reference, file)
+    if beside is not None:
+        return os.path.abspath(beside)
     if reference.startswith("policies/"):
         try:
             return os.path.abspath(shipped_policy(reference.removeprefix("policies/")))
         except UserError as error:
             raise file.wrong(str(error), *at) from None
     raise file.wrong(f"there is no {reference}", *at)
+
+
+def _beside(name: str, file: StudyFile) -> Path | None:
+    """A path as it is named from the working folder, or from the file's folder; None where there is nothing."""
+    return next((place for place in (Path(name), file.path.parent / name) if place.exists()), None)
 
 
 def _check_students(grid: Grid, placed: list[_Placed]) -> None:
@@ -209,7 +239,7 @@ def _level(grid: Grid, one: _Placed, setting: Setting) -> Cell:
     """The teacher's games in what the setting's students play."""
     playing = {name: setting.options[name] for name in _PLAYING if name in setting.options}
     games = grid.games.of_teacher()
-    full = {"verb": "play", "teacher": one.identity, "options": playing, "games": games}
+    full = {"verb": "play", "teacher": one.identity, "options": playing}
     return Cell(
         name=cell_name(("teacher_games", *_short(one.reference)), full),
         verb="play",
@@ -242,7 +272,7 @@ def _student(grid: Grid, one: _Placed, setting: Setting, seed: int, level: Cell,
     more = {} if data is None else {"dataset": data.name}
     options = grid.verbs["distill"].departing({**setting.options, **more, "seed": seed})
     games = grid.games.of_student(seed)
-    full = {"verb": "distill", "teacher": one.identity, "options": options, "games": games}
+    full = {"verb": "distill", "teacher": one.identity, "options": options}
     return Cell(
         name=cell_name((setting.label, *_short(one.reference), f"s{seed}"), full),
         verb="distill",

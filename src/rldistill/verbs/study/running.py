@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 
 from rldistill.play.envs import fitting_task, make_task, with_longest_game
 from rldistill.play.games import play_scored
+from rldistill.play.starts import chosen_starts, read_starts
 from rldistill.policies import KeptPolicy, MultiTaskPolicy, SavedPolicy, parameters_of
 from rldistill.progress import Progress
 from rldistill.runs.provenance import made_by
@@ -19,9 +20,10 @@ from rldistill.runs.studies.cells import CellFolder
 from rldistill.runs.studies.plan import Cell
 from rldistill.runs.studies.work import RunCell
 from rldistill.teachers import load_fitting
-from rldistill.types import ActionValues, Task
+from rldistill.types import ActionValues, Task, UserError
 from rldistill.verbs.distill import distill
 from rldistill.verbs.record import record
+from rldistill.verbs.report import ReportConfig, report
 from rldistill.verbs.study.options import VERBS
 from rldistill.verbs.train import train
 
@@ -77,7 +79,9 @@ def _play(cell: Cell, folder: Path, progress: Progress) -> dict[str, Any]:
 
 
 def _random_score(task: Task, games: Mapping[str, Any], progress: Progress) -> float:
-    return task.random_score if task.random_score is not None else float(_games(task, None, games, progress)["mean"])
+    if task.random_score is not None and not games.get("starts"):  # the published ones are of whole games
+        return task.random_score
+    return float(_games(task, None, games, progress)["mean"])
 
 
 def _record(cell: Cell, folder: Path, progress: Progress) -> dict[str, Any]:
@@ -98,6 +102,7 @@ def _distill(cell: Cell, folder: Path, progress: Progress) -> dict[str, Any]:
     config = VERBS["distill"].make(**options)
     out = CellFolder(folder, cell.name).run_path
     student = distill(_teacher(cell, folder), out, config, resume=True, progress=progress)
+    _report(out)
     result = _result(student, cell, progress)
     for name in ("control_steps", "teacher_steps"):  # the dataset's were played for this student too
         result["figures"][name] = result["figures"].get(name, 0) + steps
@@ -107,7 +112,14 @@ def _distill(cell: Cell, folder: Path, progress: Progress) -> dict[str, Any]:
 def _train(cell: Cell, folder: Path, progress: Progress) -> dict[str, Any]:
     out = CellFolder(folder, cell.name).run_path
     policy = train(cell.env, out, VERBS["train"].make(**(cell.options or {})), resume=True, progress=progress)
+    _report(out)
     return _result(policy, cell, progress)
+
+
+def _report(run: Path) -> None:
+    """The page of a run, without games of its own. Where it cannot be made, the result counts all the same."""
+    with suppress(UserError, OSError):
+        report(run, config=ReportConfig(episodes=0, seconds=0))
 
 
 def _result(policy: SavedPolicy | MultiTaskPolicy, cell: Cell, progress: Progress) -> dict[str, Any]:
@@ -123,14 +135,17 @@ def _size(policy: KeptPolicy) -> dict[str, int]:
 
 
 def _games(task: Task, values: ActionValues | None, games: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-    progress.start("random play" if values is None else "games for the table", games["episodes"], "games")
+    starts = chosen_starts([read_starts(path) for path in games["starts"]], task) if games.get("starts") else None
+    episodes = games["episodes"] or (len(starts.starts) if starts else 0)
+    progress.start("random play" if values is None else "games for the table", episodes, "games")
     return play_scored(
         task,
         values,
-        games["episodes"],
+        episodes,
         games["epsilon"],
         games["seed"],
         num_envs=games["num_envs"],
+        starts=starts,
         on_progress=progress.update,
         on_line=progress.say,
     )
