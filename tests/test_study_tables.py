@@ -271,10 +271,13 @@ def test_a_teacher_whose_resampled_games_may_be_at_random_play_leaves_no_interva
     assert "normalized score of x" in note(CARD, outcomes)
 
 
-def test_one_seed_is_named() -> None:
+def test_one_seed_and_few_seeds_are_named() -> None:
     one_seed = [one for one in X + Y if one.seed == 0]
     assert "one seed" in note(CARD, one_seed)
     assert "one seed" not in note(CARD, X + Y)
+    assert "2 or 4 seeds" in note(CARD, [*X, *(one for one in Y if one.seed < 2)])
+    assert "narrow" not in note(CARD, noisy("x", 1))
+    assert "narrow" not in note(CARD, one_seed)
     mixed = [one for one in X if one.seed == 0] + Y
     assert "one seed for each game and teacher (x)" in note(CARD, mixed)
 

@@ -58,6 +58,12 @@ def _seeds(analysis: Analysis) -> Iterator[str]:
             f"There is one seed for each game and teacher{where}. Such an interval covers other games, and not other "
             "trainings of the same student."
         )
+    few = {len(runs) for one in analysis.settings for runs in by_pair(one.outcomes).values()} & {2, 3, 4}
+    if few:
+        yield (
+            f"There are {' or '.join(map(str, sorted(few)))} seeds for a game and teacher. With fewer than five, intervals of "
+            "probabilities of improvement and of profiles are too narrow."
+        )
 
 
 def _has_single_seed(outcomes: Sequence[Outcome]) -> bool:
