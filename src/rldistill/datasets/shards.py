@@ -27,7 +27,7 @@ import numpy.typing as npt
 from rldistill.arguments import checked_arguments
 from rldistill.datasets.rows import ADVICE, FORMAT, VERSION, Shard, check_rows, frame_shape, joined, label_width
 from rldistill.documents import read_json
-from rldistill.files import read_regular, replace_file
+from rldistill.files import read_regular, replace_file, sweep
 from rldistill.play.actions import action_layout
 from rldistill.play.replay import Replay, mask_column
 from rldistill.progress import Progress, Silent
@@ -36,6 +36,8 @@ from rldistill.types import ScoreKind, Task, UserError, printable
 CARD = "dataset.json"
 SHARD = r"shard-[0-9]{5,18}\.arrow"
 """Names of shards."""
+UNLABELLED = "unlabelled"
+"""A dataset folder in a dataset folder: its states wait for the labels of a policy that is still learning."""
 
 _MOST_ROWS = 2**53
 
@@ -232,9 +234,18 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
     """Reads the card of a dataset folder; the shards are read later.
 
     Raises:
-        UserError: no such folder, or a card that is damaged or of another format.
+        UserError: no such folder, a card that is damaged or of another format, or states without labels.
     """
     folder = Path(path)
+    if (folder / UNLABELLED / CARD).is_file():
+        raise UserError(
+            f"the states in {folder} have no labels yet, which a finished training gives them: go on with it (train --resume)"
+        )
+    return read_dataset(folder)
+
+
+def read_dataset(folder: Path) -> Dataset:
+    """As `open_dataset`, also where some states have no labels yet."""
     card_path = folder / CARD
     if not folder.is_dir():
         raise UserError(f"no dataset folder at {folder}")
@@ -244,6 +255,13 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
     task, score_kind, shards = parse_card(card, str(card_path))
     _check_apart(folder, shards)
     return Dataset(folder, task, score_kind, card, shards)
+
+
+def sweep_halves(folder: Path) -> None:
+    """Removes the half files that killed processes have left in a dataset folder that this process holds."""
+    halves = (re.fullmatch(rf"\.({CARD}|{SHARD})\.\w+\.tmp", entry.name) for entry in folder.glob(".*.tmp"))
+    for name in {half[1] for half in halves if half}:
+        sweep(folder / name, held=True)
 
 
 def parse_card(card: Mapping[str, Any], place: str) -> tuple[Task, ScoreKind, tuple[ShardEntry, ...]]:

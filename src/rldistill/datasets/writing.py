@@ -54,6 +54,21 @@ class DatasetWriter:
         self._lengths = np.zeros(num_envs, dtype=np.int64)
         # A row that begins in the middle of an episode has a full stack, all of it context.
         self._ages = np.full(num_envs, self._stack, dtype=np.int64)
+        self._number: int | None = None
+        """Of the next shard; None for the one after the last."""
+
+    def begin(self, number: int, ages: npt.NDArray[np.int64]) -> None:
+        """Begins the shard of a number, which need not follow the last one in time. What was collected is a shard before it.
+
+        Args:
+            number: above those of all shards so far.
+            ages: (N,) control steps since the episode of each row began.
+
+        Raises:
+            UserError: as `append_shard`.
+        """
+        self.flush()
+        self._number, self._ages = number, ages.copy()
 
     def add(
         self,
@@ -105,8 +120,8 @@ class DatasetWriter:
             body = Shard(context=np.zeros(length, np.bool_), environments=np.full(length, row, np.int32), **taken)
             head = self._heads[row]
             parts.append(joined([head, body]) if len(head.frames) else body)
-        self.dataset = append_shard(self.dataset, parts)
-        self._lengths[:] = 0
+        self.dataset = append_shard(self.dataset, parts, number=self._number)
+        self._lengths[:], self._number = 0, None
 
     def _head(self, row: int, observation: npt.NDArray[Any]) -> Shard:
         """Context rows with the older frames of a stack, as far as they are of the same episode."""

@@ -47,6 +47,10 @@ class DQNSettings:
     slack: int = 65_536
     """Control steps of room in the replay's files, so that not every item needs a checkpoint."""
 
+    def item_times(self, rows: int) -> int:
+        """Control steps of each row in an item."""
+        return max(self.item_steps // rows, 1)
+
 
 class NStep(NamedTuple):
     """Returns and bootstraps of B transitions, each (B,)."""
@@ -183,8 +187,7 @@ class DQN:
         self.control_steps = 0
         self.updates = 0
         rows = environments.num_envs
-        self.item_times = max(settings.item_steps // rows, 1)
-        """Control steps of each row in an item."""
+        self.item_times = settings.item_times(rows)
         self.replay = Replay(
             environments.task,
             rows,

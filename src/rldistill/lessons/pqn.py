@@ -41,6 +41,10 @@ class PQNSettings:
     averaging: int = 1
     """Updates over which the weights of the policy are averaged, exponentially; 1 takes the last weights."""
 
+    def item_times(self, rows: int) -> int:
+        """Control steps of each row in an item, whatever the number of rows."""
+        return self.rollout_length
+
 
 def q_lambda_targets(r_t: Tensor, discount_t: Tensor, v_t: Tensor, cut_t: Tensor, trace: float) -> Tensor:
     """Peng's Q(lambda) returns, backwards in time; arXiv 2407.04811, equation 8 and algorithm 1.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,16 +16,15 @@ from torch import Tensor
 from rldistill.arguments import checked_arguments
 from rldistill.datasets.shards import (
     CARD,
-    SHARD,
     Dataset,
     empty_dataset,
     open_dataset,
     same_teacher,
+    sweep_halves,
     unlike_fields,
     write_card,
 )
 from rldistill.datasets.writing import DatasetWriter
-from rldistill.files import sweep
 from rldistill.holding import held_folder
 from rldistill.lessons.labels import checked_labels
 from rldistill.machine import keep_freed_memory, usual_torch
@@ -159,10 +157,7 @@ def _card(config: RecordConfig, environments_seed: int, num_envs: int, first_sha
 
 def _dataset_in(path: Path) -> Dataset | None:
     """The dataset in a folder that this process holds, without half files of killed ones; None in an empty folder."""
-    for name in {
-        half[1] for entry in path.iterdir() if (half := re.fullmatch(rf"\.({CARD}|{SHARD})\.\w+\.tmp", entry.name))
-    }:
-        sweep(path / name, held=True)
+    sweep_halves(path)
     return open_dataset(path) if any(path.iterdir()) else None
 
 

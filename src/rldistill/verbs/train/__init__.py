@@ -14,15 +14,16 @@ import torch
 
 from rldistill.arguments import checked_arguments
 from rldistill.configurations import flat
+from rldistill.datasets.shards import CARD, UNLABELLED
 from rldistill.files import replace_file
 from rldistill.lessons.dqn import DQN, DQNSettings
 from rldistill.lessons.joint import Joint
 from rldistill.lessons.pqn import PQN, PQNSettings
 from rldistill.machine import device_failures, keep_freed_memory, machine_in_words, torch_device, usual_torch
-from rldistill.play.envs import cut_in_words
+from rldistill.play.envs import Environments, cut_in_words
 from rldistill.play.games import play_scored
 from rldistill.play.rollout import Resumable
-from rldistill.policies import MultiTaskPolicy, SavedPolicy, add_provenance, load_heads
+from rldistill.policies import MultiTaskPolicy, SavedPolicy, add_provenance, load_heads, load_policy
 from rldistill.progress import Progress, Silent
 from rldistill.runs.loop import Hook, Pace, say_once, work_through
 from rldistill.runs.provenance import command_line, made_by
@@ -31,9 +32,11 @@ from rldistill.runs.writing import Run, older_defaults
 from rldistill.stats import games_in_words, with_interval
 from rldistill.students.heads import MultiTaskNetwork
 from rldistill.students.networks import Network, parameter_count
+from rldistill.teachers import card_of
 from rldistill.types import check_boolean, plain_numbers
 from rldistill.verbs.train.config import TrainConfig
-from rldistill.verbs.train.learners import as_resolved, make_learner_of, make_network, make_plans, views_of
+from rldistill.verbs.train.learners import Plan, as_resolved, make_learner_of, make_network, make_plans, views_of
+from rldistill.verbs.train.recording import Recorded, held_recording, label_recording, spread_evenly
 from rldistill.verbs.train.work import Training, snapshots_of
 
 __all__ = ["TrainConfig", "make_learner", "train"]
@@ -91,12 +94,17 @@ def train(
     resolved = as_resolved(plans)
     tasks = [plan.task.as_dict() for plan in plans]
     named = {"verb": "train", "task": tasks if len(tasks) > 1 else tasks[0]}
-    with _run(out, config, named | resolved, resume=resume) as run:
+    with (
+        held_recording(config.output.record, resume=resume) as recording,
+        _run(out, config, named | resolved, resume=resume) as run,
+    ):
         made_before = run.result(load_heads, progress.say, games=config.output.final_episodes)
         if made_before is not None:
+            _label(recording, run, progress)
             scored = run.folder.scored or not config.output.final_episodes
             return made_before if scored else _finished(run, resolved, progress)
-        work = Training(make_learner_of(plans, network, run.scratch), config.steps)
+        watched = [] if recording is None else [partial(_recorded, recording)]
+        work = Training(make_learner_of(plans, network, run.scratch, *watched), config.steps)
         try:
             if run.state is not None:
                 work.load_state_dict(run.state)
@@ -106,6 +114,7 @@ def train(
         finally:
             work.close()
         _keep(work, config, run, made())
+        _label(recording, run, progress)
         return _finished(run, resolved, progress)
 
 
@@ -173,6 +182,20 @@ def _keep(work: Training, config: TrainConfig, run: Run, made: dict[str, Any]) -
         run.policy_path.mkdir(exist_ok=True)
     replace_file(run.policy_path / "curve.csv", curve_csv(run.folder.records()[0]))
     work.save(run.policy_path, network, made, config.output.weights_dtype)
+
+
+def _recorded(recording: Path, environments: Environments, plan: Plan) -> Recorded:
+    """Environments whose control steps are written to the folder of a recording."""
+    settings, rows = plan.settings, environments.num_envs
+    stretches = spread_evenly(plan.own.item_times(rows), rows, settings["steps"], settings["record_steps"])
+    return Recorded(environments, recording, stretches, settings)
+
+
+def _label(recording: Path | None, run: Run, progress: Progress) -> None:
+    """Gives what was recorded the labels of the run's policy, unless it has them."""
+    if recording is not None and (recording / UNLABELLED / CARD).is_file():
+        policy = load_policy(run.policy_path)
+        label_recording(recording, policy, card_of(policy, str(run.policy_path)), progress)
 
 
 def _finished(run: Run, settings: Mapping[str, Any], progress: Progress) -> SavedPolicy | MultiTaskPolicy:

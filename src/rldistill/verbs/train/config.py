@@ -93,6 +93,10 @@ class Output:
     final_episodes: int = 30
     """Games of each task played at the end, with epsilon 0.01, for the score in `policy.json`; 0 plays none, and there is no
     score."""
+    record: str | None = None
+    """A folder to make, for a dataset of the states that are visited while the policy learns. At the end the policy labels them."""
+    record_steps: int = 540_000
+    """The most control steps that `--record` keeps, in short stretches spread evenly over the training, at least one."""
     weights_dtype: Literal["float32", "float16"] = "float32"
     """How the final policy's numbers are kept: float16 is half the size. The score is that of the numbers kept."""
 
@@ -157,7 +161,9 @@ def check_config(config: TrainConfig) -> None:
         within={"minibatch": (1, MOST_SAMPLES), "replay_ratio": (0, 10_000)},
     )
     check_numbers(config.pqn, least={"averaging": 1})
-    check_numbers(config.output, least={"final_episodes": 0, "checkpoint_seconds": 0})
+    check_numbers(config.output, least={"final_episodes": 0, "checkpoint_seconds": 0, "record_steps": 1})
+    if config.output.record is None and config.output.record_steps != Output.record_steps:
+        raise UserError("--record-steps is for --record, the folder in which what is visited is kept")
     _check_algorithm(config)
     shares = config.output.snapshots
     if any(not 0 < share < 1 for share in shares):

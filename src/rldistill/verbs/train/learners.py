@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -15,6 +15,7 @@ from rldistill.lessons.pqn import PQN, PQNSettings
 from rldistill.play.actions import describe
 from rldistill.play.envs import Environments, make_task
 from rldistill.play.replay import own_scratch
+from rldistill.play.rollout import Resumable
 from rldistill.students.heads import Head, MultiTaskNetwork, build_heads, widest_shape
 from rldistill.students.networks import Architecture, Network, Normalization, build
 from rldistill.types import Task, UserError
@@ -53,6 +54,8 @@ def make_plans(env: str | Sequence[str], config: TrainConfig) -> list[Plan]:
     if twice:
         raise UserError(f"{twice[0]} is named twice: one network has one head a task, so name it once")
     alone = len(tasks) == 1
+    if config.output.record is not None and not alone:
+        raise UserError("--record is for one environment: a dataset is of one task")
     if not alone:
         widest_shape(_heads(tasks))
     plans = []
@@ -107,13 +110,19 @@ def views_of(network: Network | MultiTaskNetwork) -> list[Network]:
     return [network] if isinstance(network, Network) else [view for _, view in network.views()]
 
 
-def make_learner_of(plans: Sequence[Plan], network: Network | MultiTaskNetwork, scratch: Path) -> DQN | PQN | Joint:
+def make_learner_of(
+    plans: Sequence[Plan],
+    network: Network | MultiTaskNetwork,
+    scratch: Path,
+    watched: Callable[[Environments, Plan], Resumable] = lambda environments, plan: environments,
+) -> DQN | PQN | Joint:
     """The learner of a run; whoever takes it closes its environments.
 
     Args:
         plans: of all tasks.
         network: trained in place.
         scratch: folder for the replays' files.
+        watched: what the learner plays in place of the environments of a plan.
 
     Raises:
         UserError: an environment cannot be made, or there is no room for the replays.
@@ -122,10 +131,11 @@ def make_learner_of(plans: Sequence[Plan], network: Network | MultiTaskNetwork, 
     for view in views_of(network):
         view.bfloat16 = view.trains_faster_in_bfloat16 if asked is None else asked
     with ExitStack() as failed:
-        environments: dict[str, Environments] = {}
-        for task, settings, _ in plans:
-            environments[task.env] = Environments(task, settings["num_envs"], settings["seed"])
-            failed.callback(environments[task.env].close)
+        environments: dict[str, Resumable] = {}
+        for plan in plans:
+            made = Environments(plan.task, plan.settings["num_envs"], plan.settings["seed"])
+            failed.callback(made.close)
+            environments[plan.task.env] = watched(made, plan)
         learning = {plan.task.env: plan.learning(place) for place, plan in enumerate(plans)}
         learner = _learner(network, environments, learning, plans[0].own, scratch)
         failed.pop_all()
@@ -134,7 +144,7 @@ def make_learner_of(plans: Sequence[Plan], network: Network | MultiTaskNetwork, 
 
 def _learner(
     network: Network | MultiTaskNetwork,
-    environments: Mapping[str, Environments],
+    environments: Mapping[str, Resumable],
     learning: Mapping[str, Learning],
     own: DQNSettings | PQNSettings,
     scratch: Path,
