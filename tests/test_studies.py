@@ -31,6 +31,7 @@ from rldistill.verbs.study import StudyConfig, builtin_studies, study, study_sta
 from rldistill.verbs.study.running import runner
 
 SOURCE = Path(rldistill.__file__).parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
 TEACHER = '{env = "CartPole-v1", steps = 600, warmup = 100, final_episodes = 0}'
 TINY = f"""
 [study]
@@ -131,6 +132,11 @@ WRONG = {
     ),
     "games": ("episodes = 2", "episodes = 0", "line 17: --episodes"),
     "no starts": ("episodes = 2", 'starts = ["nowhere.json"]', "line 17: cannot read .*nowhere.json"),
+    "published": (
+        "[games]",
+        "[published.figures]\nkl = 1.0\nmse = 0.9\nklx = 0.8\n[games]",
+        "line 19: 'klx' is none of",
+    ),
     "no seeds": ("seeds = 2", "seeds = 0", "line 4: seeds"),
     "verb": ("seeds = 2", 'verb = "watch"', "line 4: the verb is distill or train"),
     "envs": ("seeds = 2", 'envs = ["CartPole-v1"]', "line 4: a study of distill has teachers, not envs"),
@@ -410,11 +416,10 @@ def test_a_dataset_is_recorded_once_for_the_settings_that_share_it(tmp_path: Pat
 
 
 def started(*words: object, cwd: Path) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "rldistill", "study", *map(str, words)],
         cwd=cwd,
-        env=environment,
+        env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
@@ -434,22 +439,25 @@ def test_two_workers_compute_a_study(tiny: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_tables_are_the_same_to_the_byte_after_20_kills(tiny: Path, tmp_path: Path) -> None:
-    tiny.write_text(TINY.replace("steps = 300", "steps = 3000").replace("seeds = 2", "seeds = 8"))
+    tiny.write_text(
+        TINY.replace("steps = 300", "steps = 3000\ncheckpoint_seconds = 0.1").replace("seeds = 2", "seeds = 25")
+    )
     planned(tiny, tmp_path / "whole")
     compute(tmp_path / "whole")
     planned(tiny, tmp_path / "killed")
-    draws, kills = random.Random(0), 0
-    while kills < 20:
-        # Each worker is killed after it has begun to compute, wherever it stands then.
-        worker = started("work", "killed", cwd=tmp_path)
-        done = len(study_status(tmp_path / "killed").done)
-        while worker.poll() is None and not study_status(tmp_path / "killed").running:
-            time.sleep(0.05)
-        time.sleep(draws.uniform(0.0, 1.5))
-        os.killpg(worker.pid, signal.SIGKILL)
-        worker.wait()
-        kills += 1
-        assert len(study_status(tmp_path / "killed").done) >= done
+    draws = random.Random(0)
+    for _ in range(20):  # each worker is killed wherever it stands some time after it has begun to compute
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "rldistill.verbs.study.worker", "killed"],
+            cwd=tmp_path,
+            env=ENVIRONMENT,
+            stdin=subprocess.PIPE,
+        )
+        wait_for(lambda: bool(running(tmp_path / "killed")))
+        time.sleep(draws.uniform(0.0, 2.0))
+        assert worker.poll() is None, "the study is too short to be killed 20 times"
+        worker.kill()
+        worker.communicate()
     worker = started("work", "killed", cwd=tmp_path)
     printed = worker.communicate(timeout=600)[0].decode()
     assert worker.returncode == 0, printed

@@ -45,7 +45,16 @@ def preset_in(words: Sequence[str]) -> Preset:
     return named
 
 
-_LISTS = ("--teacher", "--env-kwargs", "--student-observation", "--snapshots", "--exports", "--with", "--starts")
+_LISTS = (
+    "--teacher",
+    "--env-kwargs",
+    "--student-observation",
+    "--snapshots",
+    "--exports",
+    "--with",
+    "--starts",
+    "--slurm-options",
+)
 """Flags that several values may follow."""
 
 

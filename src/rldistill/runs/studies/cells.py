@@ -38,6 +38,11 @@ class CellFolder:
         return self.result_path.is_file()
 
     @property
+    def settled(self) -> bool:
+        """Whether it is finished or has failed."""
+        return self.finished or self.failure is not None
+
+    @property
     def running(self) -> bool:
         """Whether a process works on it now."""
         return is_held(self._lock_path)

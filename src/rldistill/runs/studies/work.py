@@ -89,7 +89,7 @@ def work_on(folder: Path, run: RunCell, on_change: Callable[[], None] = lambda: 
         for cell in plan.cells:
             if cell.name in settled:
                 continue
-            outcome = _try(folder, cell, run)
+            outcome = try_cell(folder, cell, run)
             if outcome in ("finished", "computed"):
                 settled.add(cell.name)
             waiting |= outcome == "waiting"
@@ -114,10 +114,14 @@ def _version(folder: Path) -> int:
         return 0
 
 
-def _try(folder: Path, cell: Cell, run: RunCell) -> str:
-    """What became of a cell: `finished` before or failed, `computed` here, or `waiting` for another worker."""
+def try_cell(folder: Path, cell: Cell, run: RunCell) -> str:
+    """Computes a cell, unless it is settled, needs others, or another worker has it.
+
+    Returns:
+        What became of a cell: `finished` before or failed, `computed` here, or `waiting` for another worker.
+    """
     place = CellFolder(folder, cell)
-    if _settled(place):
+    if place.settled:
         return "finished"
     for name in cell.needs:
         needed = CellFolder(folder, name)
@@ -131,13 +135,9 @@ def _try(folder: Path, cell: Cell, run: RunCell) -> str:
     if held is None:
         return "waiting"
     with held:
-        if not _settled(place):  # by another worker, between the two looks
+        if not place.settled:  # by another worker, between the two looks
             _compute(place, cell, folder, run)
     return "computed"
-
-
-def _settled(place: CellFolder) -> bool:
-    return place.finished or place.failure is not None
 
 
 def _compute(place: CellFolder, cell: Cell, folder: Path, run: RunCell) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,6 +26,8 @@ from rldistill.students.networks import Network
 from rldistill.teachers import load_fitting
 from rldistill.types import UserError, check_numbers
 from rldistill.verbs.study.grid import read_grid
+from rldistill.verbs.study.on_ray import check_ray, run_on_ray
+from rldistill.verbs.study.on_slurm import check_slurm, run_on_slurm
 from rldistill.verbs.study.options import VERBS
 from rldistill.verbs.study.overview import Overview
 from rldistill.verbs.study.planning import Loaders, make_plan
@@ -49,6 +51,11 @@ class StudyConfig:
     jobs: int | None = None
     """Workers, each a process with its share of the cores; by default one for each core. 0 only writes the plan, for workers that
     are started with `rldistill study work DIR`."""
+    on: str = "local"
+    """Where cells are computed: `local`, workers on this machine; `ray` or `ray:HOST:PORT`, tasks of a Ray cluster; `slurm`, jobs
+    of Slurm that share the folder."""
+    slurm_options: tuple[str, ...] = ()
+    """Of --on slurm: name=value of submitit, such as slurm_partition=long timeout_min=600."""
 
 
 @checked_arguments
@@ -75,6 +82,7 @@ def study(
     """
     config, progress = config or StudyConfig(), progress or Silent()
     check_numbers(config, least={"seeds": 1}, within={"jobs": (0, 1024)})
+    _check_engine(config)
     folder, jobs = Path(out), cores() if config.jobs is None else config.jobs
     plan, text = _planned(source, config, folder, jobs)
     _prepare(folder, plan, text)
@@ -82,9 +90,32 @@ def study(
     overview = Overview(state, progress)
     overview.show()
     if jobs:
-        _work(state, overview, jobs)
+        _work(state, overview, partial(_engine, config, jobs))
         write_tables(folder, plan)
     return state
+
+
+def _check_engine(config: StudyConfig) -> None:
+    engine, _, place = config.on.partition(":")
+    if engine not in ("local", "ray", "slurm") or (engine == "local" and place):
+        raise UserError(f"--on is local, ray, ray:HOST:PORT or slurm, not {config.on!r}")
+    if config.slurm_options and engine != "slurm":
+        raise UserError("--slurm-options is for --on slurm")
+    if engine == "ray":
+        check_ray(place or None)
+    elif engine == "slurm":
+        check_slurm(place or "slurm", config.slurm_options)
+
+
+def _engine(config: StudyConfig, jobs: int, folder: Path, plan: Plan, on_look: Callable[[], None]) -> str | None:
+    """Has the cells computed where the configuration says, and returns why that ended early."""
+    engine, _, place = config.on.partition(":")
+    if engine == "ray":
+        run_on_ray(folder, plan, place or None, jobs, on_look)
+        return None
+    if engine == "slurm":
+        return run_on_slurm(folder, place or "slurm", jobs, plan.threads, config.slurm_options, on_look)
+    return run_workers(folder, jobs, plan.threads, on_look)
 
 
 @checked_arguments
@@ -103,7 +134,7 @@ def work(out: str | os.PathLike[str], *, progress: Progress | None = None) -> St
     folder, progress = Path(out), progress or Silent()
     plan = read_plan(folder)
     state = State(folder, plan).look()
-    _work(state, Overview(state, progress), 1)
+    _work(state, Overview(state, progress), partial(_engine, StudyConfig(), 1))
     with ExitStack() as held:
         try:
             held.enter_context(held_file(folder / ".tables.lock", folder))
@@ -123,11 +154,11 @@ def study_status(out: str | os.PathLike[str]) -> State:
     return State(Path(out), read_plan(Path(out))).look()
 
 
-def _work(state: State, overview: Overview, jobs: int) -> None:
-    """Computes what is left, by so many workers."""
+def _work(state: State, overview: Overview, engine: Callable[[Path, Plan, Callable[[], None]], str | None]) -> None:
+    """Computes what is left."""
     overview.show()
     if state.left:
-        early = run_workers(state.folder, jobs, state.plan.threads, overview.show)
+        early = engine(state.folder, state.plan, overview.show)
         if state.look().left and early is not None:
             raise UserError(f"{early}: start it again to go on")
 

@@ -20,7 +20,7 @@ Keys = tuple[str, ...]
 """Where an entry stands in the file."""
 _STUDY = ("name", "title", "verb", "compare", "reference", "axis", "seeds", "teachers", "envs")
 _TOP = ("study", "settings", "axes", "games", "published", "tiers")
-_TIER = ("teachers", "envs", "seeds", "settings", "axes", "games")
+_TIER = ("teachers", "envs", "seeds", "settings", "axes", "games", "published")
 _PUBLISHED = ("source", "measure", "figures")
 _SEEDS = 5
 """Of a study that names no number; the least that its intervals mean something for."""
@@ -160,7 +160,7 @@ def read_grid(file: StudyFile, name: str, tier: str | None, verbs: Verbs) -> Gri
             f"the reference {reference!r} is none of the settings {', '.join(labels)}", "study", "reference"
         )
     teachers, envs = _players(file, verb, own, reference, verbs)
-    published = _published(file)
+    published = _published(file, tier, labels)
     return Grid(
         file=file,
         name=_text(file, study, "name", name),
@@ -411,12 +411,16 @@ def _check_games(games: Games) -> None:
     check_numbers(games, least={"episodes": 1, "teacher_episodes": 1, "seed": 0}, shares=["epsilon"], within=within)
 
 
-def _published(file: StudyFile) -> dict[str, Any]:
-    table = file.table("published")
-    file.check_names(table, _PUBLISHED, "published")
-    figures = file.table("published", "figures")
+def _published(file: StudyFile, tier: str, labels: Sequence[str]) -> dict[str, Any]:
+    """Published figures: the tier's own, or those of the study."""
+    at: Keys = ("tiers", tier, "published") if tier and file.table("tiers", tier, "published") else ("published",)
+    table = file.table(*at)
+    file.check_names(table, _PUBLISHED, *at)
+    figures = file.table(*at, "figures")
     for name, value in figures.items():
         if not isinstance(value, int | float) or not math.isfinite(value):
-            raise file.wrong(f"a published figure is a number, not {value!r}", "published", "figures", name)
+            raise file.wrong(f"a published figure is a number, not {value!r}", *at, "figures", name)
+        if name not in labels:
+            raise file.wrong(f"{name!r} is none of the settings {', '.join(labels)}", *at, "figures", name)
     defaults = {"source": "", "measure": "geometric mean of ratios"}
     return {**defaults, **table, "figures": {name: float(value) for name, value in figures.items()}}

@@ -1,4 +1,7 @@
-"""A worker process of `rldistill study`, which ends when that does. Users start theirs with `rldistill study work`."""
+"""A worker process of `rldistill study`, which ends when that does. Users start theirs with `rldistill study work`.
+
+`compute` is for engines that hand out cells by themselves.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,8 @@ import threading
 from pathlib import Path
 
 from rldistill.progress import Silent
-from rldistill.runs.studies.plan import read_plan
-from rldistill.runs.studies.work import work_on
+from rldistill.runs.studies.plan import Cell, read_plan
+from rldistill.runs.studies.work import try_cell, work_on
 from rldistill.types import UserError
 from rldistill.verbs.study.running import runner, torch_threads
 
@@ -28,6 +31,12 @@ def main(folder: Path) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def compute(folder: Path, cell: Cell, threads: int) -> None:
+    """Computes one cell of a study, unless another worker has it."""
+    with torch_threads(threads):
+        try_cell(folder, cell, runner(Silent()))
 
 
 def _interrupt_at_end_of_input() -> None:
