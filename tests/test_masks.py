@@ -466,6 +466,21 @@ def test_deep_q_learning_makes_no_illegal_move_and_finds_the_way(tmp_path: Path,
     assert play(policy.task, lambda generator: _greedy(policy), 20, 3).returns.mean() > best - 0.5
 
 
+@pytest.mark.parametrize("algo", LEARNERS)
+def test_what_a_learner_visits_is_recorded_with_its_masks(tmp_path: Path, algo: str) -> None:
+    config = changed(LEARNERS[algo], steps=1_024, final_episodes=0, record=str(tmp_path / "data"))
+    policy = train("Square-v0", tmp_path / "run", config)
+    dataset = open_dataset(tmp_path / "data")
+    assert dataset.task == policy.task
+    replay, times = load_replay(dataset)
+    rows = np.zeros_like(times)
+    masks, actions = (replay.column(name, times, rows) for name in ("masks", "actions"))
+    assert are_allowed(actions, policy.task, masks).all()
+    assert not masks.all()
+    values = torch.from_numpy(replay.column("values", times, rows))
+    torch.testing.assert_close(values, policy(torch.from_numpy(replay.observations(times, rows))))
+
+
 class _Killed(Silent):
     """Kills its own process once so many control steps are done."""
 
