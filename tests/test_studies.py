@@ -19,6 +19,7 @@ import pytest
 
 import rldistill
 from rldistill import cli
+from rldistill.datasets.shards import open_dataset
 from rldistill.progress import Silent
 from rldistill.runs.studies.cells import CellFolder
 from rldistill.runs.studies.plan import Cell, Plan, read_plan
@@ -299,13 +300,13 @@ def test_a_changed_file_keeps_finished_cells_and_drops_those_that_it_lacks(tiny:
 
 def test_a_cell_is_the_same_to_the_bit_alone_and_after_others(tiny: Path, tmp_path: Path) -> None:
     """Also where a worker was interrupted in it."""
-    planned(tiny, tmp_path / "all")
-    compute(tmp_path / "all")
+    planned(tiny, tmp_path / "all", seeds=1)
+    work_on(tmp_path / "all", runner(Silent()))
     tiny.write_text(TINY.replace('["kl", "mse"]', '["mse"]').replace('reference = "kl"', ""))
-    plan = planned(tiny, tmp_path / "one")
+    plan = planned(tiny, tmp_path / "one", seeds=1)
     with pytest.raises(KeyboardInterrupt):
         work_on(tmp_path / "one", runner(_Interrupting(3)))
-    compute(tmp_path / "one")
+    work_on(tmp_path / "one", runner(Silent()))
     for cell in plan.cells:
         one, other = (CellFolder(tmp_path / name, cell) for name in ("one", "all"))
         assert {**one.result(), "seconds": 0} == {**other.result(), "seconds": 0}
@@ -410,6 +411,22 @@ def test_a_dataset_is_recorded_once_for_the_settings_that_share_it(tmp_path: Pat
     (offline,) = [cell for cell in students(plan) if cell.setting == "offline"]
     figures = CellFolder(tmp_path / "out", offline).result()["figures"]
     assert (figures["control_steps"], figures["teacher_steps"], figures["updates"]) == (200, 200, 20)
+
+
+def test_students_learn_from_what_their_teacher_visited_while_it_learnt(tmp_path: Path, tiny: Path) -> None:
+    grid = TINY.replace('loss = ["kl", "mse"]', "driver = { kl = {}, learning = {visited = true, updates = 20} }")
+    tiny.write_text(grid)
+    with pytest.raises(UserError, match=r"line 14: learning learns from what CartPole-v1 visited .* record_steps"):
+        planned(tiny, tmp_path / "out", seeds=1)
+    tiny.write_text(grid.replace("warmup = 100, final", "warmup = 100, record_steps = 200, final"))
+    plan = planned(tiny, tmp_path / "out", seeds=1)
+    compute(tmp_path / "out")
+    assert study_status(tmp_path / "out").failed == {}
+    (learning,) = [cell for cell in students(plan) if cell.setting == "learning"]
+    assert learning.data_cell == plan.cells[0].name
+    steps = open_dataset(CellFolder(tmp_path / "out", plan.cells[0]).data_path).control_steps
+    assert steps == 512  # of all 600, the least that is kept: one stretch
+    assert CellFolder(tmp_path / "out", learning).result()["figures"]["teacher_steps"] == steps
 
 
 # ---- processes ----

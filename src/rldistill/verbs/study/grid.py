@@ -24,6 +24,8 @@ _TIER = ("teachers", "envs", "seeds", "settings", "axes", "games", "published")
 _PUBLISHED = ("source", "measure", "figures")
 _SEEDS = 5
 """Of a study that names no number; the least that its intervals mean something for."""
+_DATASETS = ("record", "visited")
+"""Entries beside the options of distill: where its dataset comes from."""
 _SET_BY_STUDY = {"seed": "--seeds", "dataset": "record = {steps = 20000}"}
 """Options that a study sets itself, and how it is asked for them."""
 
@@ -59,7 +61,9 @@ class Setting:
     options: Mapping[str, Any]
     """Of the verb, by the names of its flags."""
     record: Mapping[str, Any] | None
-    """Options of the dataset that is learnt from; None where the student plays."""
+    """Options of a dataset of the teacher's play that is learnt from; None where there is none."""
+    visited: bool
+    """Whether the dataset is what the teacher visited while it learnt."""
     places: Mapping[str, Keys]
     """Where each option stands in the file."""
 
@@ -271,10 +275,16 @@ def _setting(
     for given, place in parts:
         for name, value in given.items():
             at = (*place, name)
-            options[name] = value if name == "record" else _option(file, verb, verbs, name, value, at)
+            options[name] = value if name in _DATASETS else _option(file, verb, verbs, name, value, at)
             places[name] = at
     record = _record(file, verb, verbs, options.pop("record", None), places.get("record", ()))
-    setting = Setting(label, options, record, places)
+    visited = options.pop("visited", False)
+    if visited not in (True, False) or (visited and (verb != "distill" or record is not None)):
+        raise file.wrong(
+            "visited = true is of distill, without record: students learn from what their teachers visited while they learnt",
+            *places["visited"],
+        )
+    setting = Setting(label, options, record, visited, places)
     check_setting(file, verbs[verb], setting, verbs[verb].check)
     return setting
 
@@ -286,7 +296,7 @@ def check_setting(file: StudyFile, verb: VerbOptions, setting: Setting, check: C
         UserError: as `check` raises it, with the line.
     """
     try:
-        extra = {} if setting.record is None else {"dataset": "recorded"}
+        extra = {"dataset": "recorded"} if setting.visited or setting.record is not None else {}
         check(verb.make(**setting.options, **extra))
     except UserError as error:
         flags = [flag.replace("-", "_") for flag in re.findall(r"--([a-z0-9-]+)", str(error))]
@@ -368,8 +378,12 @@ def _made(file: StudyFile, given: Mapping[str, Any], at: Keys, verbs: Verbs) -> 
             "options of distill",
             *at,
         )
+    if "record" in options:
+        raise file.wrong("record is set by the study: record_steps = 20000 keeps what the teacher visits", *at)
     seed = options.pop("seed", 0)
     options = {name: _option(file, verb, verbs, name, value, at) for name, value in options.items()}
+    if "record_steps" in options:
+        options["record"] = "visited"  # the cell has a place for it
     try:
         verbs[verb].check(verbs[verb].make(**options, seed=seed))
     except UserError as error:

@@ -123,7 +123,7 @@ def _distill_cells(grid: Grid, seeds: int, loaders: Loaders) -> Iterator[Cell]:
     for seed in range(seeds):
         for one in placed:
             for setting in grid.settings:
-                data = _recorded(grid, one, setting, seed)
+                data = _visited(grid, one, setting) or _recorded(grid, one, setting, seed)
                 if data is not None:
                     yield data
                 yield _student(grid, one, setting, seed, levels[one.reference, setting.label], data)
@@ -249,6 +249,19 @@ def _level(grid: Grid, one: _Placed, setting: Setting) -> Cell:
         teacher_cell=one.making.name if one.making else "",
         teacher=one.reference,
     )
+
+
+def _visited(grid: Grid, one: _Placed, setting: Setting) -> Cell | None:
+    """The cell of the teacher's own training, where students learn from what it visited."""
+    if not setting.visited:
+        return None
+    if one.making is None or "record" not in (one.making.options or {}):
+        raise grid.file.wrong(
+            f"{setting.label} learns from what {one.reference} visited while it learnt: let the study train the teacher, with "
+            "record_steps",
+            *setting.places["visited"],
+        )
+    return one.making
 
 
 def _recorded(grid: Grid, one: _Placed, setting: Setting, seed: int) -> Cell | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rldistill.datasets.shards import open_dataset
 from rldistill.play.envs import fitting_task, make_task, with_longest_game
 from rldistill.play.games import play_scored
 from rldistill.play.starts import chosen_starts, read_starts
@@ -98,7 +99,7 @@ def _distill(cell: Cell, folder: Path, progress: Progress) -> dict[str, Any]:
     if cell.data_cell:
         data = CellFolder(folder, cell.data_cell)
         options["dataset"] = str(data.data_path)
-        steps = int(data.result()["figures"]["control_steps"])
+        steps = open_dataset(data.data_path).control_steps
     config = VERBS["distill"].make(**options)
     out = CellFolder(folder, cell.name).run_path
     student = distill(_teacher(cell, folder), out, config, resume=True, progress=progress)
@@ -110,8 +111,11 @@ def _distill(cell: Cell, folder: Path, progress: Progress) -> dict[str, Any]:
 
 
 def _train(cell: Cell, folder: Path, progress: Progress) -> dict[str, Any]:
-    out = CellFolder(folder, cell.name).run_path
-    policy = train(cell.env, out, VERBS["train"].make(**(cell.options or {})), resume=True, progress=progress)
+    place, options = CellFolder(folder, cell.name), dict(cell.options or {})
+    if "record" in options:
+        options["record"] = str(place.data_path)
+    out = place.run_path
+    policy = train(cell.env, out, VERBS["train"].make(**options), resume=True, progress=progress)
     _report(out)
     return _result(policy, cell, progress)
 
