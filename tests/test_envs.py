@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from functools import cache
 from typing import Any
 
@@ -637,3 +639,18 @@ class Silent(gymnasium.Env[npt.NDArray[np.float32], int]):
 
     observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
     action_space = gymnasium.spaces.Discrete(2)
+
+
+def test_playing_minatar_imports_neither_seaborn_nor_pyplot_until_it_draws() -> None:
+    code = (
+        "import sys\n"
+        "from rldistill.play.envs import Environments, make_task\n"
+        "Environments(make_task('MinAtar/Breakout-v1'), 1, 0)\n"
+        "assert not {'seaborn', 'scipy.stats', 'matplotlib.pyplot'} & set(sys.modules)\n"
+        "from minatar import environment\n"
+        "import seaborn, matplotlib.pyplot\n"
+        "assert environment.sns.color_palette is seaborn.color_palette\n"
+        "assert environment.plt.subplots is matplotlib.pyplot.subplots\n"
+    )
+    outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (outcome.returncode, outcome.stderr) == (0, "")

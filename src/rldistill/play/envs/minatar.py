@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from types import ModuleType
 from typing import Any, cast
 
 import numpy as np
@@ -105,15 +111,36 @@ def _game(env: str) -> str:
 
 
 def _minatar(game: str, sticky_actions: float, ramping: bool) -> Any:
-    import logging
-
     root = logging.getLogger()
     level = root.level
     try:
         root.setLevel(logging.ERROR)  # MinAtar warns at import that it could not draw, which nobody asks of it
-        from minatar import Environment
+        with _imported_when_used("seaborn", "matplotlib.pyplot"):
+            from minatar import Environment
     except ImportError:
         raise UserError("MinAtar is not installed: pip install 'rldistill[minatar]'") from None
     finally:
         root.setLevel(level)
     return Environment(game, sticky_action_prob=sticky_actions, difficulty_ramping=ramping)
+
+
+@contextmanager
+def _imported_when_used(*names: str) -> Iterator[None]:
+    """Within it, imports of these modules give stand-ins, which import the modules when one of their attributes is read.
+
+    MinAtar imports seaborn and pyplot for a window of its own. That takes as long as torch's import, and hardly anyone opens it.
+    """
+    missing = [name for name in names if name not in sys.modules]
+    for name in missing:
+        stand_in = ModuleType(name)
+        stand_in.__getattr__ = partial(_attribute, name)  # type: ignore[method-assign]
+        sys.modules[name] = stand_in
+    try:
+        yield
+    finally:
+        for name in missing:
+            del sys.modules[name]
+
+
+def _attribute(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(module), name)
