@@ -500,6 +500,19 @@ def test_workers_stop_with_the_study_that_started_them(tiny: Path, tmp_path: Pat
         )
 
 
+@pytest.mark.slow
+def test_a_study_whose_only_worker_dies_says_so(tiny: Path, tmp_path: Path) -> None:
+    tiny.write_text(TINY.replace("steps = 300", "steps = 300000"))
+    process = started(tiny, "--out", "out", "--jobs", 1, cwd=tmp_path)
+    wait_for(lambda: any(cell.setting for cell in running(tmp_path / "out")))
+    (worker,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(worker), signal.SIGKILL)
+    printed = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 2
+    assert "1 of 1 workers stopped (exit status -9): start it again to go on" in printed
+    assert not any((tmp_path / "out" / "workers").iterdir())
+
+
 def running(out: Path) -> list[Cell]:
     if not (out / "study.json").exists():
         return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -41,14 +42,16 @@ def run_workers(folder: Path, jobs: int, threads: int, on_look: Callable[[], Non
         KeyboardInterrupt: Ctrl-C. The workers' cells can be resumed by then, and after a second one they are ended at once.
     """
     source = str(Path(rldistill.__file__).parents[1])
-    path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
+    sources = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": sources}
     (folder / "workers").mkdir(exist_ok=True)
     workers: list[subprocess.Popen[bytes]] = []
-    with ExitStack() as logs:
+    name = f"{socket.gethostname()}-{os.getpid()}"
+    logs = [folder / "workers" / f"{name}-{number}.log" for number in range(jobs)]
+    with ExitStack() as opened:
         try:
-            for number in range(jobs):
-                log = logs.enter_context(open(folder / "workers" / f"{number}.log", "wb"))
+            for path in logs:
+                log = opened.enter_context(open(path, "wb"))
                 workers.append(
                     subprocess.Popen(
                         [sys.executable, "-m", "rldistill.verbs.study.worker", str(folder)],
@@ -63,7 +66,12 @@ def run_workers(folder: Path, jobs: int, threads: int, on_look: Callable[[], Non
         except BaseException:
             _stop(workers)
             raise
-    return _ended_early(workers, folder)
+        finally:
+            for path in logs:
+                with suppress(OSError):
+                    if not path.stat().st_size:
+                        path.unlink()
+    return _ended_early(workers, logs)
 
 
 def _wait(workers: Sequence[subprocess.Popen[bytes]], on_look: Callable[[], None]) -> None:
@@ -90,11 +98,11 @@ def _stop(workers: Sequence[subprocess.Popen[bytes]]) -> None:
             worker.wait()
 
 
-def _ended_early(workers: Sequence[subprocess.Popen[bytes]], folder: Path) -> str | None:
-    bad = [number for number, worker in enumerate(workers) if worker.returncode]
+def _ended_early(workers: Sequence[subprocess.Popen[bytes]], logs: Sequence[Path]) -> str | None:
+    bad = [(worker, log) for worker, log in zip(workers, logs, strict=True) if worker.returncode]
     if not bad:
         return None
-    log = folder / "workers" / f"{bad[0]}.log"
-    lines = log.read_text(errors="replace").strip().splitlines()
-    why = lines[-1] if lines else f"exit status {workers[bad[0]].returncode}"
-    return f"{len(bad)} of {len(workers)} workers stopped ({why}; see {log})"
+    worker, log = bad[0]
+    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+    why = f"{lines[-1]}; see {log}" if lines else f"exit status {worker.returncode}"
+    return f"{len(bad)} of {len(workers)} workers stopped ({why})"
