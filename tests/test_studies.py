@@ -97,7 +97,7 @@ def noted(names: list[str], seconds: float = 0.0) -> Any:
 
 
 @pytest.mark.slow
-def test_all_studies_that_come_along_can_be_planned_in_each_of_their_tiers(tmp_path: Path) -> None:
+def test_all_built_in_studies_can_be_planned_in_each_of_their_tiers(tmp_path: Path) -> None:
     for name, path in builtin_studies().items():
         for tier in StudyFile(path).table("tiers"):
             plan = planned(name, tmp_path / f"{name}-{tier}", tier=tier)
@@ -487,7 +487,7 @@ def test_the_tables_are_the_same_to_the_byte_after_20_kills(tiny: Path, tmp_path
 def test_workers_stop_with_the_study_that_started_them(tiny: Path, tmp_path: Path, number: signal.Signals) -> None:
     tiny.write_text(TINY.replace("steps = 300", "steps = 300000"))
     process = started(tiny, "--out", "out", "--jobs", 2, cwd=tmp_path)
-    wait_for(lambda: any(cell.setting for cell in running(tmp_path / "out")))
+    wait_for(lambda: any(learning(tmp_path / "out", cell) for cell in running(tmp_path / "out")))
     process.send_signal(number)
     printed = process.communicate(timeout=60)[0].decode()
     wait_for(lambda: not running(tmp_path / "out"))
@@ -511,6 +511,11 @@ def test_a_study_whose_only_worker_dies_says_so(tiny: Path, tmp_path: Path) -> N
     assert process.returncode == 2
     assert "1 of 1 workers stopped (exit status -9): start it again to go on" in printed
     assert not any((tmp_path / "out" / "workers").iterdir())
+
+
+def learning(out: Path, cell: Cell) -> bool:
+    """Whether a student has learnt something that can be resumed."""
+    return bool(cell.setting) and CellFolder(out, cell).last_figure() is not None
 
 
 def running(out: Path) -> list[Cell]:

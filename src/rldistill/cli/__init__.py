@@ -377,7 +377,7 @@ def _study(
         Positional[tuple[str, ...]],
         arg(
             metavar="NAME|FILE.toml",
-            help=f"A study that comes along ({', '.join(builtin_studies())}) or a file of your own. `work DIR` computes cells of "
+            help=f"A built-in study ({', '.join(builtin_studies())}) or a file of your own. `work DIR` computes cells of "
             "the study in DIR beside other workers; `status DIR` says how far it is.",
         ),
     ],

@@ -45,7 +45,7 @@ class StudyConfig:
     """Which part of a study is computed, and how."""
 
     tier: str | None = None
-    """Which teachers: `classic`, `minatar` or `atari` of the studies that come along, or a tier of your own file."""
+    """Which teachers: `classic`, `minatar` or `atari` of the built-in studies, or a tier of your own file."""
     seeds: int | None = None
     """Students of each setting and teacher; by default as the study's file says, or 5."""
     jobs: int | None = None
@@ -69,7 +69,7 @@ def study(
     """Computes the cells of a study that are not finished, and writes its tables.
 
     Args:
-        source: name of a study that comes along, or a TOML file.
+        source: name of a built-in study, or a TOML file.
         out: the study's folder. What is finished in it stays, also where the file has changed; failed cells are tried again.
         config: see `StudyConfig`.
         progress: shows how far all cells are.
@@ -171,7 +171,7 @@ def write_tables(folder: Path, plan: Plan) -> None:
 
 
 def builtin_studies() -> dict[str, Path]:
-    """The studies that come along, by name."""
+    """The built-in studies, by name."""
     return {path.stem: path for path in sorted(BUILTIN.glob("*.toml"))}
 
 
