@@ -330,7 +330,16 @@ def test_a_damaged_file_is_refused(cartpole: Starts, tmp_path: Path, change: Cal
 
 @pytest.mark.parametrize(
     "changes",
-    [{"seed": -1}, {"seed": 2**31}, {"screen": "x"}, {"actions": np.array([2])}, {"actions": np.array([0.5])}],
+    [
+        {"seed": -1},
+        {"seed": 2**31},
+        {"screen": "x"},
+        {"actions": np.array([2])},
+        {"actions": np.array([0.5])},
+        {"actions": np.array([1e30])},
+        {"actions": np.array([[0, 1]])},
+        {"actions": np.array(["0"])},
+    ],
 )
 def test_what_is_no_start_of_the_task_is_refused(cartpole: Starts, tmp_path: Path, changes: dict[str, Any]) -> None:
     path = written(tmp_path / "starts.json", cartpole, **changes)

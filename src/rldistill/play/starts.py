@@ -176,7 +176,8 @@ def _start(row: Any, task: Task, number: int) -> Start:
     shape, dtype = action_layout(task)
     try:
         given = np.asarray(listed) if isinstance(listed, list) and listed else np.zeros((0, *shape), dtype=dtype)
-        actions = given.astype(dtype)
+        with np.errstate(all="ignore"):  # a number that the type cannot hold is refused below
+            actions = given.astype(dtype)
         if given.dtype.kind not in "iuf" or not np.array_equal(actions, given):
             raise ValueError("no numbers of the type")
         check_actions(actions, len(actions), task)
