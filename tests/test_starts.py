@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ import rldistill
 from masked import Square
 from rldistill import EvaluateConfig, StartsConfig, evaluate
 from rldistill.cli import main
-from rldistill.play.envs import make_task
+from rldistill.play.envs import make_backend, make_task
+from rldistill.play.envs.started import StartedBackend
 from rldistill.play.games import play
 from rldistill.play.rollout import uniform
 from rldistill.play.starts import Starts, read_starts, screen_of, starts_text
@@ -168,6 +170,21 @@ def test_a_file_says_who_made_it_and_the_same_command_makes_the_same(tmp_path: P
     assert first.sha256 == hashlib.sha256((tmp_path / "a.json").read_bytes()).hexdigest()
     screens = [[start.screen for start in starts.starts] for starts in (first, again, other)]
     assert screens[0] == screens[1] != screens[2]
+
+
+COMMITTED = sorted((Path(__file__).parent.parent / "starts").rglob("*.json"))
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_the_starts_of_the_repository_are_different_and_are_reached_here(path: Path) -> None:
+    if path.parent.name == "minatar":
+        pytest.importorskip("minatar")
+    starts = read_starts(path)
+    assert len({start.screen for start in starts.starts}) == 100
+    with closing(StartedBackend(starts.task, starts, 2, lambda: make_backend(starts.task, 1))) as world:
+        world.reset(np.ones(2, dtype=np.bool_), np.zeros(2, dtype=np.int64))
+        reached = [screen_of(observation) for observation in world.observations]
+    assert reached == [start.screen for start in starts.starts[:2]]
 
 
 # Scores
