@@ -77,3 +77,19 @@ def test_a_table_in_a_pipe_is_not_cut_to_the_width_of_a_terminal(capsys: pytest.
     out = capsys.readouterr().out
     assert "runs/" + "long" * 25 in out
     assert out.index("20.1") < out.index("-3.0")
+
+
+def test_a_figure_is_displayed_until_it_is_not_a_number(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    with Talking() as progress:
+        progress.start("study", 10, "cells")
+        for figures in ({"loss": 2.0, "score": 1.0}, {"loss": float("nan")}):
+            now[0] += 10.0
+            progress.update(1, **figures)
+    first, second = capsys.readouterr().err.splitlines()
+    assert "loss 2  score 1" in first
+    assert "score 1" in second
+    assert "loss" not in second
