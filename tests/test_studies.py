@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,13 +23,17 @@ import pytest
 import rldistill
 from rldistill import cli
 from rldistill.datasets.shards import open_dataset
+from rldistill.play.envs import make_task
+from rldistill.policies import save_policy
 from rldistill.progress import Silent
 from rldistill.runs.studies.cells import CellFolder
 from rldistill.runs.studies.plan import Cell, Plan, read_plan
 from rldistill.runs.studies.reading import StudyFile
 from rldistill.runs.studies.work import State, forget_failures, work_on
+from rldistill.students.networks import Architecture, build
 from rldistill.types import UserError
 from rldistill.verbs.evaluate import EvaluateConfig, evaluate
+from rldistill.verbs.record import RecordConfig, record
 from rldistill.verbs.starts import StartsConfig, starts
 from rldistill.verbs.study import StudyConfig, builtin_studies, study, study_status, write_tables
 from rldistill.verbs.study.running import runner
@@ -93,6 +100,12 @@ def noted(names: list[str], seconds: float = 0.0) -> Any:
     return run
 
 
+def scored(cell: Cell, folder: Path) -> Mapping[str, Any]:
+    """Stands for the computation of a cell where only its place in the tables matters."""
+    returns = [float(zlib.crc32(cell.name.encode()) % 100) + 10 for _ in range(2)]
+    return {"env": "CartPole-v1", "returns": returns, "figures": {}, "random_score": 5.0}
+
+
 # ---- files ----
 
 
@@ -140,6 +153,12 @@ WRONG = {
     ),
     "no seeds": ("seeds = 2", "seeds = 0", "line 4: seeds"),
     "verb": ("seeds = 2", 'verb = "watch"', "line 4: the verb is distill or train"),
+    "an axis of no figure": ("seeds = 2", 'axis = "paramters"', "line 4: axis is one of parameters"),
+    "a label that is empty": ('loss = ["kl", "mse"]', 'student = [""]', "line 14: a label"),
+    "a published figure that is none": ("[games]", "[published.figures]\nkl = true\n[games]", "line 17: a published"),
+    "no such dataset": ("steps = 300", 'dataset = "nowhere"', "line 8: there is no nowhere"),
+    "two datasets": ("steps = 300", 'dataset = "."\nrecord = { steps = 64 }', "line 8: .* record makes another one"),
+    "a teacher twice": (f"[{TEACHER}]", f"[{TEACHER}, {TEACHER}]", "line 3: teachers names one twice"),
     "envs": ("seeds = 2", 'envs = ["CartPole-v1"]', "line 4: a study of distill has teachers, not envs"),
 }
 
@@ -258,7 +277,22 @@ def test_what_needs_a_failed_cell_fails_with_its_name(tiny: Path, tmp_path: Path
 def test_workers_share_cells_and_none_is_computed_twice(tiny: Path, tmp_path: Path) -> None:
     plan = planned(tiny, tmp_path / "out", seeds=10)
     names: list[list[str]] = [[], [], []]
-    workers = [threading.Thread(target=work_on, args=(tmp_path / "out", noted(own, 0.01))) for own in names]
+    together = threading.Barrier(len(names))
+
+    def meeting(own: list[str]) -> Any:
+        """Waits in its first student until the others are in theirs, so that no worker is too late for all of them."""
+        run, met = noted(own), list[bool]()
+
+        def compute(cell: Cell, folder: Path) -> Mapping[str, Any]:
+            if cell.setting and not met:
+                met.append(True)
+                together.wait(60)
+            result: Mapping[str, Any] = run(cell, folder)
+            return result
+
+        return compute
+
+    workers = [threading.Thread(target=work_on, args=(tmp_path / "out", meeting(own))) for own in names]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -394,6 +428,139 @@ episodes = 2
     assert study_status(tmp_path / "out").left == 0
     assert [cell.verb for cell in plan.cells] == ["play", *["train"] * 4]
     assert "| 0.9 |" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_a_study_of_train_plays_one_game_with_all_its_options(tmp_path: Path) -> None:
+    path = tmp_path / "short.toml"
+    grid = """
+[study]
+verb = "train"
+envs = ["CartPole-v1"]
+reference = "0.99"
+seeds = 1
+[settings]
+steps = 400
+warmup = 100
+final_episodes = 0
+max_episode_steps = 5
+[axes]
+discount = [0.9, 0.99]
+[games]
+episodes = 2
+"""
+    path.write_text(grid)
+    plan = planned(path, tmp_path / "out")
+    compute(tmp_path / "out")
+    random_play = CellFolder(tmp_path / "out", plan.cells[0]).result()["random_score"]
+    assert random_play <= 5  # of whole games about 22
+    assert all(sum(CellFolder(tmp_path / "out", cell).result()["returns"]) <= 10 for cell in students(plan))
+    path.write_text(grid.replace("discount = [0.9, 0.99]", "max_episode_steps = [5, 6]").replace("0.99", "5"))
+    with pytest.raises(UserError, match="line 13: 6 and 5 differ in max_episode_steps"):
+        planned(path, tmp_path / "other")
+
+
+def test_two_teachers_of_one_game_are_told_apart_by_their_options(tmp_path: Path, tiny: Path) -> None:
+    tiny.write_text(TINY.replace(TEACHER, f"{TEACHER}, {TEACHER.replace('steps = 600', 'steps = 600, seed = 1')}"))
+    plan = planned(tiny, tmp_path / "out", seeds=1)
+    work_on(tmp_path / "out", scored)
+    write_tables(tmp_path / "out", plan)
+    assert {cell.teacher for cell in students(plan)} == {"CartPole-v1 (seed 0)", "CartPole-v1 (seed 1)"}
+    levels = {cell.name: cell for cell in plan.cells if cell.verb == "play"}
+    assert all(levels[cell.level_cell].teacher_cell == cell.teacher_cell for cell in students(plan))
+    with (tmp_path / "out" / "runs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4
+    for row in rows:
+        (level,) = [cell for cell in levels.values() if cell.teacher == row["teacher"]]
+        returns = CellFolder(tmp_path / "out", level).result()["returns"]
+        assert list(map(float, row["teacher_returns"].split())) == returns
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> Path:
+    """A policy folder without any training."""
+    return untrained(tmp_path / "policy", 0)
+
+
+def untrained(folder: Path, seed: int) -> Path:
+    task = make_task("CartPole-v1")
+    save_policy(folder, build(Architecture("mlp:4", task.observation_shape, 2), seed), task, {})
+    return folder
+
+
+def test_a_teacher_that_has_changed_since_the_plan_is_noticed(tmp_path: Path, tiny: Path, policy: Path) -> None:
+    tiny.write_text(TINY.replace(TEACHER, '"policy"'))
+    before = planned(tiny, tmp_path / "out", seeds=1)
+    untrained(policy, 1)
+    compute(tmp_path / "out")
+    state = study_status(tmp_path / "out")
+    assert (len(state.failed), len(state.done)) == (3, 0)
+    assert all(f"{policy} has changed since" in line for line in state.failed.values())
+    after = planned(tiny, tmp_path / "out", seeds=1)
+    assert not {cell.name for cell in before.cells} & {cell.name for cell in after.cells}
+    compute(tmp_path / "out")
+    assert study_status(tmp_path / "out").failed == {}
+
+
+def test_starts_and_datasets_that_have_changed_since_the_plan_are_noticed(
+    tmp_path: Path, tiny: Path, policy: Path
+) -> None:
+    def make(seed: int) -> None:
+        for path in (tmp_path / "cart.json", tmp_path / "data"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        starts(policy, tmp_path / "cart.json", StartsConfig(number=2, seed=seed))
+        record(policy, tmp_path / "data", RecordConfig(steps=200, seed=seed))
+
+    make(0)
+    own = TINY.replace(TEACHER, '"policy"').replace("episodes = 2", 'starts = ["cart.json"]')
+    tiny.write_text(own.replace("steps = 300", 'dataset = "data"\nupdates = 10'))
+    before = planned(tiny, tmp_path / "out", seeds=1)
+    make(1)
+    compute(tmp_path / "out")
+    failed = study_status(tmp_path / "out").failed
+    assert "cart.json has changed" in failed.pop(before.cells[0].name)
+    assert len(failed) == 2
+    assert all("data has changed" in line for line in failed.values())
+    planned(tiny, tmp_path / "out", seeds=1)
+    compute(tmp_path / "out")
+    assert study_status(tmp_path / "out").failed == {}
+
+
+def test_a_dataset_is_named_from_the_folder_of_the_file(
+    tmp_path: Path, tiny: Path, policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record(policy, tmp_path / "data", RecordConfig(steps=200))
+    tiny.write_text(TINY.replace(TEACHER, '"policy"').replace("steps = 300", 'dataset = "data"\nupdates = 10'))
+    plan = planned(tiny, tmp_path / "out", seeds=1)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    compute(tmp_path / "out")
+    assert study_status(tmp_path / "out").failed == {}
+    assert planned(tiny, tmp_path / "out", seeds=1) == plan
+
+
+def test_the_tables_are_of_the_plan_in_the_folder(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where another `study` changed it while this one waited for its workers."""
+    out = tmp_path / "out"
+
+    def wait(folder: Path, jobs: int, threads: int, on_look: object) -> None:
+        planned(tiny, out, seeds=2)
+        work_on(out, scored)
+
+    monkeypatch.setattr("rldistill.verbs.study.run_workers", wait)
+    study(tiny, out, StudyConfig(jobs=1, seeds=1))
+    with (out / "runs.csv").open() as file:
+        assert {row["seed"] for row in csv.DictReader(file)} == {"0", "1"}
+
+
+def test_tables_of_an_earlier_plan_do_not_stay(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    planned(tiny, out, seeds=1)
+    work_on(out, scored)
+    write_tables(out, read_plan(out))
+    tiny.write_text(TINY.replace('["kl", "mse"]', '["nll"]').replace('reference = "kl"', ""))
+    write_tables(out, planned(tiny, out, seeds=1))
+    assert "| kl |" not in (out / "table.md").read_text()
 
 
 def test_a_dataset_is_recorded_once_for_the_settings_that_share_it(tmp_path: Path, tiny: Path) -> None:

@@ -336,6 +336,17 @@ def test_labels_with_the_characters_of_a_table_stay_labels() -> None:
     assert any(line.startswith("| y\\|1 |") for line in lines)
 
 
+def test_settings_with_the_names_of_columns_replace_none() -> None:
+    names = {"x": "teacher", "y": "game"}
+    card = StudyCard("Names", "parameters", ("teacher", "game"), reference="game")
+    text = markdown(analyse(card, [replace(one, setting=names[one.setting]) for one in X + Y], resamples=50))
+    assert "| parameters | cells |" in text
+    assert "| parameters (of the runs) |" in text
+    assert "| teacher | 8 |" in text
+    assert "| game | teacher | random play | teacher's mean | teacher (setting) | game (setting) |" in text
+    assert "| a | a-dqn | 0.0 | 10.0 | 8.8 | 10.0 |" in text
+
+
 def page_of(folder: Path, card: StudyCard, outcomes: Sequence[Outcome]) -> tuple[str, Reader]:
     write_outputs(folder, card, outcomes)
     page = (folder / "index.html").read_text()

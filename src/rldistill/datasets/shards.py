@@ -70,6 +70,11 @@ class Dataset:
         """Labelled control steps in the shards."""
         return sum(shard.control_steps for shard in self.shards)
 
+    @property
+    def sha256(self) -> str:
+        """Of the shards."""
+        return hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
+
     def read(self, index: int) -> Shard:
         """All rows of a shard, environment after environment.
 

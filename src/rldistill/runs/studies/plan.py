@@ -29,6 +29,8 @@ class Cell:
     """Where its teacher is; empty where it has none, or where another cell trains it."""
     env: str = ""
     """What `train` learns, and what is played where there is no teacher."""
+    checksums: Mapping[str, str] | None = None
+    """Of `policy`, and of the dataset that `options` name, when the study was planned."""
     options: Mapping[str, Any] | None = None
     """Of the verb, by the names of its flags."""
     games: Mapping[str, Any] | None = None

@@ -49,6 +49,10 @@ class StudyFile:
         line = self.line(*keys)
         return UserError(f"{self.path}{'' if line is None else f', line {line}'}: {message}")
 
+    def beside(self, name: str) -> Path | None:
+        """A path as it is named from the working folder, or from the file's folder; None where there is nothing."""
+        return next((place for place in (Path(name), self.path.parent / name) if place.exists()), None)
+
     def table(self, *keys: str) -> dict[str, Any]:
         """A table, empty where the file has none.
 

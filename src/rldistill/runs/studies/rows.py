@@ -17,7 +17,6 @@ def setting_rows(analysis: Analysis) -> list[dict[str, str]]:
     rows = []
     for setting in analysis.settings:
         row = {
-            study.compare: setting.label,
             "cells": _count(setting),
             "IQM of normalized scores [95 %]": estimate(setting.normalized),
             "IQM of ratios [95 %]": estimate(setting.ratio),
@@ -28,8 +27,14 @@ def setting_rows(analysis: Analysis) -> list[dict[str, str]]:
         if study.reference is not None:
             compared = analysis.comparisons.get((setting.label, study.reference))
             row[f"difference from {study.reference} [95 %]"] = estimate(compared.difference) if compared else "-"
-        rows.append(row | {name: _range(setting, name) for name in figure_names(analysis)})
+        row |= {name: _range(setting, name) for name in figure_names(analysis)}
+        rows.append(_beside({study.compare: setting.label}, row, "of the runs"))
     return rows
+
+
+def _beside(row: dict[str, str], more: dict[str, str], word: str) -> dict[str, str]:
+    """The row with more columns. A word is added to the name of one that the row has, so that none replaces another."""
+    return row | {f"{name} ({word})" if name in row else name: value for name, value in more.items()}
 
 
 def improvement_rows(analysis: Analysis) -> list[dict[str, str]]:
@@ -56,9 +61,11 @@ def game_rows(analysis: Analysis) -> list[dict[str, str]]:
         scores = measured(runs)
         row = {"game": pair[0], "teacher": pair[1] or "-", "random play": figure(float(scores.random.mean()))}
         row[level] = figure(float(scores.levels.mean()))
-        for label, own in groups.items():
-            row[label] = figure(float(measured(own[pair]).means.mean())) if pair in own else "-"
-        rows.append(row)
+        students = {
+            label: figure(float(measured(own[pair]).means.mean())) if pair in own else "-"
+            for label, own in groups.items()
+        }
+        rows.append(_beside(row, students, "setting"))
     return rows
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -102,8 +101,7 @@ def distill(
     dataset = None
     if config.dataset is not None:
         dataset = _dataset(teachings, config, options, progress, begun=resume and Path(out).exists())
-        shards = "".join(shard.sha256 for shard in dataset.shards)
-        resolved["dataset_sha256"] = hashlib.sha256(shards.encode()).hexdigest()
+        resolved["dataset_sha256"] = dataset.sha256
     if not Path(out).exists():
         for teaching in teachings:
             _check_teacher(teaching)

@@ -91,7 +91,7 @@ def study(
     overview.show()
     if jobs:
         _work(state, overview, partial(_engine, config, jobs))
-        write_tables(folder, plan)
+        write_tables(folder, read_plan(folder))  # another `study` may have changed it meanwhile
     return state
 
 
@@ -140,7 +140,7 @@ def work(out: str | os.PathLike[str], *, progress: Progress | None = None) -> St
             held.enter_context(held_file(folder / ".tables.lock", folder))
         except UserError:
             return state  # another worker writes them
-        write_tables(folder, plan)
+        write_tables(folder, read_plan(folder))
     return state
 
 
@@ -164,9 +164,9 @@ def _work(state: State, overview: Overview, engine: Callable[[Path, Plan, Callab
 
 
 def write_tables(folder: Path, plan: Plan) -> None:
-    """Writes the tables of what is finished; nothing where no student is."""
+    """Writes the tables of what is finished; where no student is, only in place of those of another plan."""
     outcomes = outcomes_of(folder, plan)
-    if outcomes:
+    if outcomes or (folder / "table.md").exists():
         write_outputs(folder, card_of_study(plan), outcomes)
 
 

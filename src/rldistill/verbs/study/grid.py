@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -24,6 +25,8 @@ _TIER = ("teachers", "envs", "seeds", "settings", "axes", "games", "published")
 _PUBLISHED = ("source", "measure", "figures")
 _SEEDS = 5
 """Of a study that names no number; the least that its intervals mean something for."""
+_FIGURES = ("parameters", "bytes", "control_steps", "teacher_steps", "student_steps", "updates")
+"""What `axis` may name."""
 _DATASETS = ("record", "visited")
 """Entries beside the options of distill: where its dataset comes from."""
 _SET_BY_STUDY = {"seed": "--seeds", "dataset": "record = {steps = 20000}"}
@@ -112,9 +115,12 @@ class MadeTeacher(NamedTuple):
     source: str
     """The environment that it learns, or the teacher that it is a student of."""
     options: Mapping[str, Any]
+    apart: str = ""
+    """The options by which it differs from others of the same source."""
 
     def __str__(self) -> str:
-        return self.source if self.verb == "train" else f"student of {self.source}"
+        name = self.source if self.verb == "train" else f"student of {self.source}"
+        return f"{name} ({self.apart})" if self.apart else name
 
 
 @dataclass(frozen=True)
@@ -174,7 +180,7 @@ def read_grid(file: StudyFile, name: str, tier: str | None, verbs: Verbs) -> Gri
         title=_text(file, study, "title", name),
         compare=_text(file, study, "compare", " and ".join(_axes(file, tier)) or "setting"),
         reference=reference,
-        axis=study.get("axis"),
+        axis=_axis(file, study.get("axis")),
         settings=settings,
         teachers=teachers,
         envs=envs,
@@ -192,6 +198,15 @@ def _text(file: StudyFile, table: Mapping[str, Any], name: str, default: str) ->
     if not isinstance(value, str):
         raise file.wrong(f"{name} is a text, not {value!r}", "study", name)
     return value
+
+
+def _axis(file: StudyFile, given: Any) -> str | None:
+    if given is None:
+        return None
+    for name in _FIGURES:
+        if given == name:
+            return name
+    raise file.wrong(f"axis is one of {', '.join(_FIGURES)}, not {given!r}", "study", "axis")
 
 
 def _chosen_tier(file: StudyFile, tier: str | None) -> str:
@@ -241,7 +256,7 @@ def _points(file: StudyFile, name: str, place: Keys) -> list[_Point]:
 
 
 def _label(value: Any) -> str:
-    return ",".join(map(_label, value)) if isinstance(value, list) else str(value)
+    return ",".join(map(_label, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _settings(file: StudyFile, verb: str, tier: str, verbs: Verbs) -> Iterator[Setting]:
@@ -261,6 +276,8 @@ def _settings(file: StudyFile, verb: str, tier: str, verbs: Verbs) -> Iterator[S
     labels: set[str] = set()
     for combined in itertools.product(*lists):
         label = " / ".join(point.label for point in combined)
+        if not all(point.label.strip() for point in combined) or not label.isprintable():
+            raise file.wrong(f"a label is a text in one line, not {label!r}", *combined[-1].place)
         if label in labels:
             raise file.wrong(f"two settings are called {label}", *combined[-1].place)
         labels.add(label)
@@ -283,6 +300,11 @@ def _setting(
         raise file.wrong(
             "visited = true is of distill, without record: students learn from what their teachers visited while they learnt",
             *places["visited"],
+        )
+    if "dataset" in options and (record is not None or visited):
+        raise file.wrong(
+            f"{label} has a dataset, and {'visited' if visited else 'record'} makes another one: take one of them",
+            *places["dataset"],
         )
     setting = Setting(label, options, record, visited, places)
     check_setting(file, verbs[verb], setting, verbs[verb].check)
@@ -315,7 +337,10 @@ def _option(file: StudyFile, verb: str, verbs: Verbs, name: str, value: Any, at:
     kinds = {**kinds_of(verbs[verb].kind), **verbs[verb].more}
     if name in _SET_BY_STUDY and not (name == "dataset" and verb == "train"):
         if name == "dataset" and isinstance(value, str):
-            return value
+            place = file.beside(value)
+            if place is None:
+                raise file.wrong(f"there is no {value}", *at)
+            return os.path.abspath(place)
         raise file.wrong(f"{name} is set by the study: take {_SET_BY_STUDY[name]}", *at)
     if name not in kinds:
         nearest = difflib.get_close_matches(name, kinds, 1)
@@ -357,15 +382,28 @@ def _players(
         raise file.wrong(f"{name} is a list", *own, name)
     if not given:
         raise file.wrong(f"there are no {name}, so the grid is empty: name some in [{'.'.join(own)}]", *own, name)
-    if len({str(one) for one in given}) < len(given):
-        raise file.wrong(f"{name} names one twice", *own, name)
     if verb == "train":
+        if len({str(one) for one in given}) < len(given):
+            raise file.wrong(f"{name} names one twice", *own, name)
         if reference is None:
             raise file.wrong('a study of train compares with a setting: name it, reference = "..."', "study")
         if not all(isinstance(one, str) for one in given):
             raise file.wrong("envs is a list of environment ids", *own, name)
         return (), tuple(given)
-    return tuple(one if isinstance(one, str) else _made(file, one, (*own, name), verbs) for one in given), ()
+    teachers = [one if isinstance(one, str) else _made(file, one, (*own, name), verbs) for one in given]
+    teachers = [one if isinstance(one, str) else _apart(one, teachers) for one in teachers]
+    if len({str(one) for one in teachers}) < len(teachers):
+        raise file.wrong(f"{name} names one twice", *own, name)
+    return tuple(teachers), ()
+
+
+def _apart(made: MadeTeacher, teachers: Sequence[str | MadeTeacher]) -> MadeTeacher:
+    """The teacher with the options in which others of its name differ, so that each has a name of its own."""
+    others = [one for one in teachers if isinstance(one, MadeTeacher) and str(one) == str(made) and one != made]
+    names = sorted({name for one in [made, *others] for name in one.options})
+    differing = [name for name in names if any(one.options.get(name) != made.options.get(name) for one in others)]
+    words = (f"{name} {_label(made.options[name])}" for name in differing if name in made.options)
+    return made._replace(apart=", ".join(words))
 
 
 def _made(file: StudyFile, given: Mapping[str, Any], at: Keys, verbs: Verbs) -> MadeTeacher:
@@ -432,9 +470,12 @@ def _published(file: StudyFile, tier: str, labels: Sequence[str]) -> dict[str, A
     file.check_names(table, _PUBLISHED, *at)
     figures = file.table(*at, "figures")
     for name, value in figures.items():
-        if not isinstance(value, int | float) or not math.isfinite(value):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
             raise file.wrong(f"a published figure is a number, not {value!r}", *at, "figures", name)
         if name not in labels:
             raise file.wrong(f"{name!r} is none of the settings {', '.join(labels)}", *at, "figures", name)
+    for name in ("source", "measure"):
+        if not isinstance(table.get(name, ""), str):
+            raise file.wrong(f"{name} is a text, not {table[name]!r}", *at, name)
     defaults = {"source": "", "measure": "geometric mean of ratios"}
     return {**defaults, **table, "figures": {name: float(value) for name, value in figures.items()}}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rldistill.datasets.shards import open_dataset
 from rldistill.play.envs import fitting_task, make_task, with_longest_game
 from rldistill.play.starts import check_starts, read_starts
 from rldistill.policies import SavedPolicy
@@ -22,6 +23,7 @@ from rldistill.verbs.study.grid import Games, Grid, Keys, MadeTeacher, Setting, 
 
 _PLAYING = ("env", "env_kwargs", "max_episode_steps")
 """Options of `distill` by which student and teacher play something else than the teacher's own task."""
+_PLAYING_OF_TRAIN = ("env_kwargs", "max_episode_steps", "sticky_actions")
 
 
 class Loaders(NamedTuple):
@@ -89,7 +91,7 @@ def _with_starts(grid: Grid) -> Games:
     files = []
     for path in grid.games.starts:
         try:
-            files.append(read_starts(os.path.abspath(_beside(path, grid.file) or path)))
+            files.append(read_starts(os.path.abspath(grid.file.beside(path) or path)))
         except UserError as error:
             raise grid.file.wrong(str(error), *place) from None
     return replace(
@@ -112,7 +114,7 @@ def _distill_cells(grid: Grid, seeds: int, loaders: Loaders) -> Iterator[Cell]:
     """Teachers' training and games first, then the students, seeds outermost."""
     placed = [_placed(grid, teacher, loaders) for teacher in grid.teachers]
     _check_students(grid, placed)
-    _check_starts(grid, [one.teacher.task for one in placed])
+    _check_starts(grid, [_task(one, setting.options) for one in placed for setting in grid.settings])
     yield from (one.making for one in placed if one.making is not None)
     levels: dict[tuple[str, str], Cell] = {}
     for one in placed:
@@ -131,11 +133,12 @@ def _distill_cells(grid: Grid, seeds: int, loaders: Loaders) -> Iterator[Cell]:
 
 def _train_cells(grid: Grid, seeds: int, loaders: Loaders) -> Iterator[Cell]:
     """Random play first, then the policies that are learnt from reward."""
+    playing = _same_playing(grid)
     for env in grid.envs:
         for setting in grid.settings:
             check_setting(grid.file, grid.verbs["train"], setting, partial(loaders.untrained, env))
-    _check_starts(grid, [make_task(env) for env in grid.envs])
-    levels = {env: _random_level(grid, env) for env in grid.envs}
+    _check_starts(grid, [make_task(env, **playing) for env in grid.envs])
+    levels = {env: _random_level(grid, env, playing) for env in grid.envs}
     yield from levels.values()
     for seed in range(seeds):
         for env in grid.envs:
@@ -155,10 +158,27 @@ def _train_cells(grid: Grid, seeds: int, loaders: Loaders) -> Iterator[Cell]:
                 )
 
 
-def _random_level(grid: Grid, env: str) -> Cell:
+def _same_playing(grid: Grid) -> dict[str, Any]:
+    """The options of `train` that change the games, which all settings have in common.
+
+    Raises:
+        UserError: settings differ in them, so that their returns cannot be compared.
+    """
+    playing = [{name: one.options[name] for name in _PLAYING_OF_TRAIN if name in one.options} for one in grid.settings]
+    for own, setting in zip(playing, grid.settings, strict=True):
+        if own != playing[0]:
+            name = next(name for name in _PLAYING_OF_TRAIN if own.get(name) != playing[0].get(name))
+            raise grid.file.wrong(
+                f"{setting.label} and {grid.settings[0].label} differ in {name}, so they play other games: give it in [settings]",
+                *setting.places.get(name, grid.settings[0].places.get(name, ())),
+            )
+    return playing[0]
+
+
+def _random_level(grid: Grid, env: str, playing: Mapping[str, Any]) -> Cell:
     games = grid.games.of_teacher()
-    name = cell_name(("random", env), {"verb": "play", "env": env})
-    return Cell(name=name, verb="play", env=env, games=games)
+    full = {"verb": "play", "env": env} | ({"options": playing} if playing else {})
+    return Cell(name=cell_name(("random", env), full), verb="play", env=env, options=playing, games=games)
 
 
 def _placed(grid: Grid, teacher: str | MadeTeacher, loaders: Loaders) -> _Placed:
@@ -186,7 +206,15 @@ def _to_make(grid: Grid, made: MadeTeacher, loaders: Loaders) -> _Placed:
         raise grid.file.wrong(str(error), *grid.teachers_at) from None
     env = made.source if made.verb == "train" else ""
     name = cell_name(("teacher", *_short(made.source)), identity)
-    making = Cell(name=name, verb=made.verb, policy=path, env=env, options=options, teacher=str(made))
+    making = Cell(
+        name=name,
+        verb=made.verb,
+        policy=path,
+        env=env,
+        options=options,
+        teacher=str(made),
+        checksums=(_checksums(own) if own else {}) | _checksum_of_dataset(options),
+    )
     return _Placed(str(made), "", making, identity, teacher)
 
 
@@ -198,7 +226,7 @@ def _located(reference: str, file: StudyFile, at: Keys) -> str:
     """
     if reference.startswith("hf://"):
         return reference
-    beside = _beside(reference, file)
+    beside = file.beside(reference)
     if beside is not None:
         return os.path.abspath(beside)
     if reference.startswith("policies/"):
@@ -207,11 +235,6 @@ def _located(reference: str, file: StudyFile, at: Keys) -> str:
         except UserError as error:
             raise file.wrong(str(error), *at) from None
     raise file.wrong(f"there is no {reference}", *at)
-
-
-def _beside(name: str, file: StudyFile) -> Path | None:
-    """A path as it is named from the working folder, or from the file's folder; None where there is nothing."""
-    return next((place for place in (Path(name), file.path.parent / name) if place.exists()), None)
 
 
 def _check_students(grid: Grid, placed: list[_Placed]) -> None:
@@ -225,11 +248,15 @@ def _check_students(grid: Grid, placed: list[_Placed]) -> None:
                 check_setting(grid.file, grid.verbs["distill"], setting, partial(_make_student, one))
 
 
+def _task(one: _Placed, options: Mapping[str, Any]) -> Task:
+    """What a teacher's students play, with options of `distill`."""
+    task = fitting_task(one.teacher.task, options.get("env"), options.get("env_kwargs", ()))
+    return with_longest_game(task, options.get("max_episode_steps"))
+
+
 def _make_student(one: _Placed, config: Any) -> SavedPolicy:
     """A student without any training."""
-    playing = config.playing
-    task = fitting_task(one.teacher.task, playing.env, playing.env_kwargs)
-    task = with_longest_game(task, playing.max_episode_steps)
+    task = _task(one, asdict(config.playing))
     student, _ = make_student([teaching_of(one.teacher, one.reference, task, config)], config)
     assert isinstance(student, Network)
     return SavedPolicy(student, task)
@@ -244,6 +271,7 @@ def _level(grid: Grid, one: _Placed, setting: Setting) -> Cell:
         name=cell_name(("teacher_games", *_short(one.reference)), full),
         verb="play",
         policy=one.path,
+        checksums=_checksums(one),
         options=playing,
         games=games,
         teacher_cell=one.making.name if one.making else "",
@@ -274,6 +302,7 @@ def _recorded(grid: Grid, one: _Placed, setting: Setting, seed: int) -> Cell | N
         name=cell_name(("recorded", *_short(one.reference), f"s{seed}"), full),
         verb="record",
         policy=one.path,
+        checksums=_checksums(one),
         options=options,
         teacher_cell=one.making.name if one.making else "",
         teacher=one.reference,
@@ -285,11 +314,13 @@ def _student(grid: Grid, one: _Placed, setting: Setting, seed: int, level: Cell,
     more = {} if data is None else {"dataset": data.name}
     options = grid.verbs["distill"].departing({**setting.options, **more, "seed": seed})
     games = grid.games.of_student(seed)
-    full = {"verb": "distill", "teacher": one.identity, "options": options}
+    own_data = _checksum_of_dataset(options) if data is None else {}
+    full = {"verb": "distill", "teacher": one.identity, "options": options | own_data}
     return Cell(
         name=cell_name((setting.label, *_short(one.reference), f"s{seed}"), full),
         verb="distill",
         policy=one.path,
+        checksums=_checksums(one) | own_data,
         options=options,
         games=games,
         teacher_cell=one.making.name if one.making else "",
@@ -299,6 +330,17 @@ def _student(grid: Grid, one: _Placed, setting: Setting, seed: int, level: Cell,
         teacher=one.reference,
         seed=seed,
     )
+
+
+def _checksums(one: _Placed) -> dict[str, str]:
+    """By which a worker notices that the teacher has changed since."""
+    return {"policy": str(one.identity["sha256"])} if one.making is None else {}
+
+
+def _checksum_of_dataset(options: Mapping[str, Any]) -> dict[str, str]:
+    """The same of a dataset that the study's file names."""
+    path = options.get("dataset")
+    return {} if path is None else {"dataset": open_dataset(path).sha256}
 
 
 def _short(reference: str) -> tuple[str, ...]:

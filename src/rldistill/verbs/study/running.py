@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from rldistill.play.envs import fitting_task, make_task, with_longest_game
 from rldistill.play.games import play_scored
 from rldistill.play.starts import chosen_starts, read_starts
 from rldistill.policies import KeptPolicy, MultiTaskPolicy, SavedPolicy, parameters_of
-from rldistill.progress import Progress
+from rldistill.progress import Progress, Silent
 from rldistill.runs.provenance import made_by
 from rldistill.runs.studies.cells import CellFolder
 from rldistill.runs.studies.plan import Cell
@@ -53,7 +53,26 @@ def runner(progress: Progress) -> RunCell:
 
 
 def _teacher(cell: Cell, folder: Path) -> str:
-    return str(CellFolder(folder, cell.teacher_cell).run_path) if cell.teacher_cell else cell.policy
+    """Where the cell's teacher is.
+
+    Raises:
+        UserError: it is another one than when the study was planned.
+    """
+    if cell.teacher_cell:
+        return str(CellFolder(folder, cell.teacher_cell).run_path)
+    _check_unchanged(
+        cell, "policy", cell.policy, lambda: getattr(load_fitting(cell.policy, progress=Silent()), "sha256", None)
+    )
+    return cell.policy
+
+
+def _check_unchanged(cell: Cell, what: str, path: str, checksum: Callable[[], str | None]) -> None:
+    """Raises UserError where a file that the cell reads has changed since the plan: its result would have a wrong name."""
+    planned = (cell.checksums or {}).get(what)
+    if planned is not None and checksum() != planned:
+        raise UserError(
+            f"{path} has changed since the study was planned: start `rldistill study` again, which plans it anew"
+        )
 
 
 def _play(cell: Cell, folder: Path, progress: Progress) -> dict[str, Any]:
@@ -61,7 +80,7 @@ def _play(cell: Cell, folder: Path, progress: Progress) -> dict[str, Any]:
     assert cell.games is not None
     options = dict(cell.options or {})
     if cell.env:
-        task = make_task(cell.env)
+        task = make_task(cell.env, **options)
         return {
             "env": task.env,
             "returns": [],
@@ -100,6 +119,9 @@ def _distill(cell: Cell, folder: Path, progress: Progress) -> dict[str, Any]:
         data = CellFolder(folder, cell.data_cell)
         options["dataset"] = str(data.data_path)
         steps = open_dataset(data.data_path).control_steps
+    elif options.get("dataset"):
+        path = options["dataset"]
+        _check_unchanged(cell, "dataset", path, lambda: open_dataset(path).sha256)
     config = VERBS["distill"].make(**options)
     out = CellFolder(folder, cell.name).run_path
     student = distill(_teacher(cell, folder), out, config, resume=True, progress=progress)
@@ -139,7 +161,11 @@ def _size(policy: KeptPolicy) -> dict[str, int]:
 
 
 def _games(task: Task, values: ActionValues | None, games: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-    starts = chosen_starts([read_starts(path) for path in games["starts"]], task) if games.get("starts") else None
+    files = [read_starts(path) for path in games.get("starts", ())]
+    for one, planned in zip(files, games.get("starts_sha256", ()), strict=True):
+        if one.sha256 != planned:
+            raise UserError(f"{one.path} has changed since the study was planned: start `rldistill study` again")
+    starts = chosen_starts(files, task) if files else None
     episodes = games["episodes"] or (len(starts.starts) if starts else 0)
     progress.start("random play" if values is None else "games for the table", episodes, "games")
     return play_scored(
