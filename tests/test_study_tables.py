@@ -186,6 +186,14 @@ def test_settings_with_the_same_seeds_are_compared_in_pairs() -> None:
     assert analyse(CARD, first + second).comparisons["x", "y"].difference == pytest.approx((0.1, 0.1, 0.1))
 
 
+def test_a_seed_that_is_good_for_both_leaves_the_improvement_uncertain() -> None:
+    """Runs of the two settings are drawn independently, as Agarwal et al. draw them."""
+    first = [outcome("x", "a", seed, 2.0 * seed + 1, 2.0 * seed + 1) for seed in range(2)]
+    second = [outcome("y", "a", seed, 2.0 * seed, 2.0 * seed) for seed in range(2)]
+    # 1 and 3 against 0 and 2. One in 16 resamples is 1, 1 against 2, 2.
+    assert analyse(CARD, first + second).comparisons["x", "y"].improvement == (0.75, 0, 1)
+
+
 def test_settings_are_compared_on_the_cells_that_both_have() -> None:
     compared = analyse(CARD, X[:6] + Y[2:]).comparisons["x", "y"]
     # Both have a of seeds 2 and 3, b of seeds 0 and 1.

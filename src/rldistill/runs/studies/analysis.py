@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from typing import NamedTuple
 
@@ -201,10 +202,9 @@ def _compare(first: Sequence[Outcome], second: Sequence[Outcome], basis: _Basis)
     if not groups:
         return Comparison(0, NOTHING, NOTHING)
 
-    def draw(games: bool) -> list[tuple[Scores, Scores]]:
-        return [
-            (basis.bootstrap.draw(own, games=games), basis.bootstrap.draw(other, games=games)) for own, other in groups
-        ]
+    def draw(together: bool) -> list[tuple[Scores, Scores]]:
+        one = partial(basis.bootstrap.draw, games=together, paired=together)
+        return [(one(own), one(other)) for own, other in groups]
 
     values, drawn = [(measured(own), measured(other)) for own, other in groups], draw(True)
     exists = any(map(_vary, groups)) and all(scores.above_random for both in drawn for scores in both)

@@ -70,20 +70,21 @@ class Bootstrap:
         self._levels: dict[Hashable, Array] = {}
         self._drawn: dict[Hashable, Scores] = {}
 
-    def draw(self, runs: Sequence[Outcome], *, games: bool = True) -> Scores:
+    def draw(self, runs: Sequence[Outcome], *, games: bool = True, paired: bool = True) -> Scores:
         """Runs of one setting, game and teacher: as many are drawn as there are, then games within each.
-
-        Settings with the same seeds get the same draws of seeds, so their scores can be compared resample by resample.
 
         Args:
             runs: what to draw from.
             games: whether games are drawn within runs. A single run always has its games drawn.
+            paired: whether settings with the same seeds get the same draws of seeds, as differences seed by seed need them.
+                Where all runs of one setting are compared with all of another, the draws are independent. Equal ones would
+                compare runs of one seed too often, and make intervals too narrow.
         """
         games = games or len(runs) == 1
         seeds = tuple(run.seed for run in runs)
         key = (runs[0].setting, *runs[0].pair, seeds)
-        if (key, games) not in self._drawn:
-            choice = _generator("seeds", *runs[0].pair, seeds)
+        if (key, games, paired) not in self._drawn:
+            choice = _generator("seeds", *runs[0].pair, seeds) if paired else _generator("own seeds", *key)
             chosen = choice.integers(len(runs), size=(self.resamples, len(runs)))
             if games:
                 returns = [np.array(run.returns, dtype=np.float64) for run in runs]
@@ -93,8 +94,8 @@ class Bootstrap:
             levels = np.stack([self._level(run) for run in runs], axis=-1)
             random = np.array([run.random_score for run in runs])
             drawn = Scores(means, np.take_along_axis(levels, chosen, axis=-1), random[chosen])
-            self._drawn[key, games] = drawn
-        return self._drawn[key, games]
+            self._drawn[key, games, paired] = drawn
+        return self._drawn[key, games, paired]
 
     def _level(self, run: Outcome) -> Array:
         """(B,): means of the teacher's resampled games, the same for all runs with the same games of a teacher."""
