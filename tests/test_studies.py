@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import math
 import os
 import random
 import shutil
@@ -262,6 +263,19 @@ def test_a_failed_cell_stops_no_other_and_is_tried_again_by_the_next_study(tiny:
     assert study_status(tmp_path / "out").left == 2
 
 
+def test_a_cell_with_a_return_that_is_no_number_fails_alone(tiny: Path, tmp_path: Path) -> None:
+    plan = planned(tiny, tmp_path / "out", seeds=1)
+    bad = students(plan)[0]
+
+    def run(cell: Cell, folder: Path) -> Mapping[str, Any]:
+        return {**scored(cell, folder), **({"returns": [math.nan]} if cell == bad else {})}
+
+    work_on(tmp_path / "out", run)
+    assert list(study_status(tmp_path / "out").failed) == [bad.name]
+    write_tables(tmp_path / "out", plan)
+    assert "| kl | 0 of 1 |" in (tmp_path / "out" / "table.md").read_text()
+
+
 def test_what_needs_a_failed_cell_fails_with_its_name(tiny: Path, tmp_path: Path) -> None:
     plan = planned(tiny, tmp_path / "out")
 
@@ -404,6 +418,23 @@ def test_a_damaged_plan_is_refused_in_one_line(tiny: Path, tmp_path: Path) -> No
         path.write_text(json.dumps(damaged))
         with pytest.raises(UserError, match=r"study.json"):
             read_plan(tmp_path / "out")
+
+
+def test_a_damaged_result_is_refused_in_one_line_and_made_anew_once_it_is_removed(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    plan = planned(tiny, out, seeds=1)
+    work_on(out, scored)
+    path = CellFolder(out, students(plan)[0]).result_path
+    whole = json.loads(path.read_text())
+    lacking = {name: value for name, value in whole.items() if name != "figures"}
+    for damaged in ("{", "[]", json.dumps(lacking), json.dumps(whole | {"seconds": "long"})):
+        path.write_text(damaged)
+        for read in (lambda: study_status(out), lambda: write_tables(out, plan)):
+            with pytest.raises(UserError, match=rf"^{path} is damaged.*remove it.*$"):
+                read()
+    path.unlink()
+    work_on(out, scored)
+    assert {**json.loads(path.read_text()), "seconds": 0} == {**whole, "seconds": 0}
 
 
 def test_a_study_of_train_compares_with_its_reference_setting(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,18 @@ from rldistill.files import replace_file
 from rldistill.holding import held_file, is_held
 from rldistill.runs.records import Evaluation, Train, read_records
 from rldistill.runs.studies.plan import Cell
-from rldistill.types import UserError
+from rldistill.types import UserError, is_number
 
 CELLS = "cells"
+
+
+def problem_of_result(result: Mapping[str, Any]) -> str | None:
+    """What tables cannot be made of in the result of a cell; None where there is nothing."""
+    figures, returns = result.get("figures"), result.get("returns")
+    if not isinstance(figures, dict) or not isinstance(returns, list):
+        return "it lacks figures or returns"
+    numbers = [*figures.values(), *returns, result.get("seconds", 0.0), result.get("random_score", 0.0)]
+    return None if all(map(is_number, numbers)) else "it holds a figure or a return that is no finite number"
 
 
 class CellFolder:
@@ -61,9 +71,16 @@ class CellFolder:
         """What `finish` was given.
 
         Raises:
-            UserError: it cannot be read.
+            UserError: it is damaged.
         """
-        return read_json(self.result_path)
+        try:
+            result = read_json(self.result_path)
+            problem = problem_of_result(result)
+            if problem is not None:
+                raise UserError(f"{self.result_path} is damaged: {problem}")
+        except UserError as error:
+            raise UserError(f"{error}; remove it, and `rldistill study` makes it anew") from None
+        return result
 
     def claim(self) -> ExitStack | None:
         """Takes the cell for this process until the returned stack is closed; None where another process has it.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from rldistill.runs.studies.cells import CellFolder
+from rldistill.runs.studies.cells import CellFolder, problem_of_result
 from rldistill.runs.studies.plan import PLAN, Cell, Plan, read_plan
 from rldistill.types import UserError, printable
 
@@ -144,6 +144,9 @@ def _compute(place: CellFolder, cell: Cell, folder: Path, run: RunCell) -> None:
     began = time.monotonic()
     try:
         result = dict(run(cell, folder))
+        problem = problem_of_result(result)
+        if problem is not None:
+            raise UserError(f"the result cannot be kept: {problem}")
     except UserError as error:
         place.fail(str(error))
     except Exception as error:  # whatever it is, the other cells go on
