@@ -90,7 +90,7 @@ def test_predict_takes_what_the_environment_gives_and_gives_what_it_takes(kind: 
     own = gymnasium.make(kind)
     ours = Environments(policy.task, 1, 0)
     rows, given = [], []
-    observation, _ = own.reset(seed=int(ours._seeds(np.arange(1))[0]))
+    observation, _ = own.reset(seed=int(ours.seeds(np.arange(1))[0]))
     for _ in range(5):
         rows.append(ours.observations[0])
         given.append(observation)
