@@ -146,7 +146,8 @@ OPTIONAL = {"README", "statistics beside", "metrics", "curve", "metrics of push"
 
 
 READ_ELSEWHERE = {
-    "verbs/report/page.py": "its own template",
+    "pages.py": "its own template",
+    "verbs/report/page.py": "the script and style of its players",
     "teachers/trial.py": "/proc/self/statm",
     "terminal.py": "/dev/null",
 }

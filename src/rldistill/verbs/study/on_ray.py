@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from rldistill.files import replace_file
+from rldistill.files import read_regular, replace_file
 from rldistill.machine import check_packages
 from rldistill.runs.studies.cells import CELLS, CellFolder
 from rldistill.runs.studies.plan import Cell, Plan
@@ -230,7 +230,7 @@ def _inside(path: str) -> str:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text()
+        return read_regular(path).decode()
     except OSError:
         return ""
 

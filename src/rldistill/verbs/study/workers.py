@@ -13,6 +13,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import rldistill
+from rldistill.files import read_regular
 
 _LOOKS_SECONDS = 0.2
 _PATIENCE_SECONDS = 60.0
@@ -103,6 +104,6 @@ def _ended_early(workers: Sequence[subprocess.Popen[bytes]], logs: Sequence[Path
     if not bad:
         return None
     worker, log = bad[0]
-    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+    lines = read_regular(log).decode(errors="replace").strip().splitlines() if log.exists() else []
     why = f"{lines[-1]}; see {log}" if lines else f"exit status {worker.returncode}"
     return f"{len(bad)} of {len(workers)} workers stopped ({why})"
