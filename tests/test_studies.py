@@ -654,7 +654,7 @@ def test_two_workers_compute_a_study(tiny: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_tables_are_the_same_to_the_byte_after_kills(tiny: Path, tmp_path: Path) -> None:
-    kills = int(os.environ.get("RLDISTILL_KILLS", "5"))
+    kills = int(os.environ.get("RLDISTILL_KILLS", "3"))
     tiny.write_text(
         TINY.replace("steps = 300", "steps = 3000\ncheckpoint_seconds = 0.1").replace(
             "seeds = 2", f"seeds = {kills + 2}"
