@@ -176,7 +176,7 @@ def builtin_studies() -> dict[str, Path]:
 
 
 def state_in_words(state: State) -> str:
-    """One line: finished, running and failed cells, and the time left as far as it can be told."""
+    """One line: finished, running and failed cells, and an estimate of the time left while cells run."""
     words = [f"{len(state.done):,} of {state.total:,} cells done"]
     if state.running:
         words.append(f"{len(state.running)} running")
