@@ -30,6 +30,7 @@ from rldistill.progress import Silent
 from rldistill.runs.studies.cells import CellFolder
 from rldistill.runs.studies.plan import Cell, Plan, read_plan
 from rldistill.runs.studies.reading import StudyFile
+from rldistill.runs.studies.results import outcomes_of
 from rldistill.runs.studies.work import State, forget_failures, work_on
 from rldistill.students.networks import Architecture, build
 from rldistill.types import UserError
@@ -146,6 +147,12 @@ WRONG = {
         "line 3: no policies/tetris here",
     ),
     "games": ("episodes = 2", "episodes = 0", "line 17: --episodes"),
+    "games of a setting": (
+        'loss = ["kl", "mse"]',
+        "loss.kl = { games = { episode = 3 } }",
+        "line 14: episode is none of",
+    ),
+    "games that are no table": ('loss = ["kl", "mse"]', "loss.kl = { games = 3 }", "line 14: games is a table"),
     "no starts": ("episodes = 2", 'starts = ["nowhere.json"]', "line 17: cannot read .*nowhere.json"),
     "published": (
         "[games]",
@@ -395,6 +402,29 @@ def test_other_games_need_no_other_runs(tiny: Path, tmp_path: Path) -> None:
         assert student.result()["returns"] == score.returns
         assert (student.run_path / "report.html").is_file()
     assert "from the starts in cart.json" in (out / "table.md").read_text()
+
+
+def test_settings_that_differ_in_games_alone_share_their_students(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    own = "[axes.games]\nfew = { games = {} }\nmany = { games = { episodes = 3, teacher_episodes = 4, epsilon = 1 } }\n"
+    tiny.write_text(
+        TINY.replace('[axes]\nloss = ["kl", "mse"]\n', own).replace('reference = "kl"', 'reference = "few"')
+    )
+    plan = planned(tiny, out, seeds=1)
+    compute(out)
+    assert [cell.verb for cell in plan.cells].count("distill") == 1
+    few, many = outcomes_of(out, plan)
+    assert few.run == many.run
+    assert (out / few.run / "report.html").is_file()
+    assert (len(few.returns), len(few.teacher_returns)) == (2, 2)
+    assert (len(many.returns), len(many.teacher_returns)) == (3, 4)
+    assert few.figures == many.figures
+    assert few.figures["control_steps"] >= 300
+    random_play = EvaluateConfig(episodes=3, epsilon=1, seed=1_000_000)
+    assert list(many.returns) == evaluate([out / many.run], random_play)[0].returns
+    words = (out / "table.md").read_text()
+    assert "few: Full games, 2 of each student" in words
+    assert "many: Full games, 3 of each student, 4 of each teacher" in words
 
 
 def from_starts(folder: Path) -> EvaluateConfig:

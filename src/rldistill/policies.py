@@ -312,8 +312,10 @@ def load_policy(path: str | os.PathLike[str], task: str | None = None) -> SavedP
     policy = load_heads(path)
     if isinstance(policy, MultiTaskPolicy):
         if task is None:
+            first = next(iter(policy.tasks))
             raise UserError(
-                f"{path} plays {len(policy.tasks)} tasks ({', '.join(policy.tasks)}): name one, {path}#{next(iter(policy.tasks))}"
+                f"{path} plays {len(policy.tasks)} tasks ({', '.join(policy.tasks)}): name one, "
+                f"{path}#{first} on the command line or task={first!r} in Python"
             )
         return policy.view(task)
     if task is not None and task != policy.task.env:

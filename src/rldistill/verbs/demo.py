@@ -21,14 +21,19 @@ def demo_config(seed: int) -> DistillConfig:
     )
 
 
+def shipped(path: str) -> Path | None:
+    """The path in the working directory or in the checkout that this code runs from; None where neither has it."""
+    places = [Path(path), Path(__file__).resolve().parents[3] / path]
+    return next((place for place in places if place.exists()), None)
+
+
 def shipped_policy(name: str) -> Path:
     """The policy folder `policies/<name>` of the working directory or of the checkout that this code runs from.
 
     Raises:
         UserError: there is none.
     """
-    places = [Path("policies"), Path(__file__).resolve().parents[3] / "policies"]
-    for place in places:
-        if (place / name / "policy.json").is_file():
-            return place / name
-    raise UserError(f"no policies/{name} here: run this in a checkout of rldistill, where the shipped policies are")
+    place = shipped(f"policies/{name}/policy.json")
+    if place is None:
+        raise UserError(f"no policies/{name} here: run this in a checkout of rldistill, where the shipped policies are")
+    return place.parent

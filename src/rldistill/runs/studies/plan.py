@@ -20,7 +20,8 @@ CellVerb: TypeAlias = Literal["play", "record", "train", "distill"]
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of one verb with one configuration, and the games of its result. `play` is games alone, of a teacher."""
+    """One run of one verb with one configuration, and the games of its result. `play` is games alone, of a teacher or of the
+    student of another cell."""
 
     name: str
     """Of its folder in `cells/`."""
@@ -36,7 +37,7 @@ class Cell:
     games: Mapping[str, Any] | None = None
     """Games of the result: episodes, epsilon, seed, num_envs, starts. None plays none."""
     teacher_cell: str = ""
-    """The cell that trains its teacher."""
+    """The cell that makes its teacher, or the policy that plays."""
     data_cell: str = ""
     """The cell that records its dataset."""
     level_cell: str = ""

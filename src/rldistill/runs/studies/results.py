@@ -60,7 +60,7 @@ def outcomes_of(folder: Path, plan: Plan) -> list[Outcome]:
                     teacher_returns=teacher_returns,
                     random_score=level["random_score"],
                     figures=figures,
-                    run=f"{CELLS}/{cell.name}/run",
+                    run=f"{CELLS}/{cell.teacher_cell if cell.verb == 'play' else cell.name}/run",
                 )
             )
     return outcomes

@@ -29,6 +29,8 @@ _FIGURES = ("parameters", "bytes", "control_steps", "teacher_steps", "student_st
 """What `axis` may name."""
 _DATASETS = ("record", "visited")
 """Entries beside the options of distill: where its dataset comes from."""
+_BESIDE_OPTIONS = (*_DATASETS, "games")
+"""Entries of a setting that are no options of its verb."""
 _SET_BY_STUDY = {"seed": "--seeds", "dataset": "record = {steps = 20000}"}
 """Options that a study sets itself, and how it is asked for them."""
 
@@ -69,6 +71,8 @@ class Setting:
     """Whether the dataset is what the teacher visited while it learnt."""
     places: Mapping[str, Keys]
     """Where each option stands in the file."""
+    games: Games | None = None
+    """By which it is compared with its teachers, where they are not those of the study."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +166,8 @@ def read_grid(file: StudyFile, name: str, tier: str | None, verbs: Verbs) -> Gri
         raise file.wrong(f"the verb is distill or train, not {verb!r}", "study", "verb")
     tier = _chosen_tier(file, tier)
     own = ("tiers", tier) if tier else ("study",)
-    settings = tuple(_settings(file, verb, tier, verbs))
+    games = _games(file, tier)
+    settings = tuple(_settings(file, verb, tier, verbs, games))
     labels = [setting.label for setting in settings]
     reference = study.get("reference")
     if reference is not None and reference not in labels:
@@ -186,7 +191,7 @@ def read_grid(file: StudyFile, name: str, tier: str | None, verbs: Verbs) -> Gri
         envs=envs,
         teachers_at=(*own, "envs" if envs else "teachers"),
         seeds=_seeds(file, own),
-        games=_games(file, tier),
+        games=games,
         published=published["figures"],
         source=published["source"],
         measure=published["measure"],
@@ -259,7 +264,7 @@ def _label(value: Any) -> str:
     return ",".join(map(_label, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _settings(file: StudyFile, verb: str, tier: str, verbs: Verbs) -> Iterator[Setting]:
+def _settings(file: StudyFile, verb: str, tier: str, verbs: Verbs, games: Games) -> Iterator[Setting]:
     """All combinations of the axes' values, each with the common options and the tier's."""
     axes = _axes(file, tier)
     if not axes:
@@ -281,18 +286,24 @@ def _settings(file: StudyFile, verb: str, tier: str, verbs: Verbs) -> Iterator[S
         if label in labels:
             raise file.wrong(f"two settings are called {label}", *combined[-1].place)
         labels.add(label)
-        yield _setting(file, verb, verbs, label, [*common, *((point.options, point.place) for point in combined)])
+        parts = [*common, *((point.options, point.place) for point in combined)]
+        yield _setting(file, verb, verbs, label, parts, games)
 
 
 def _setting(
-    file: StudyFile, verb: str, verbs: Verbs, label: str, parts: Sequence[tuple[Mapping[str, Any], Keys]]
+    file: StudyFile,
+    verb: str,
+    verbs: Verbs,
+    label: str,
+    parts: Sequence[tuple[Mapping[str, Any], Keys]],
+    games: Games,
 ) -> Setting:
     options: dict[str, Any] = {}
     places: dict[str, Keys] = {}
     for given, place in parts:
         for name, value in given.items():
             at = (*place, name)
-            options[name] = value if name in _DATASETS else _option(file, verb, verbs, name, value, at)
+            options[name] = value if name in _BESIDE_OPTIONS else _option(file, verb, verbs, name, value, at)
             places[name] = at
     record = _record(file, verb, verbs, options.pop("record", None), places.get("record", ()))
     visited = options.pop("visited", False)
@@ -306,7 +317,10 @@ def _setting(
             f"{label} has a dataset, and {'visited' if visited else 'record'} makes another one: take one of them",
             *places["dataset"],
         )
-    setting = Setting(label, options, record, visited, places)
+    own_games = None
+    if "games" in options:
+        own_games = _own_games(file, verb, games, options.pop("games"), places["games"])
+    setting = Setting(label, options, record, visited, places, own_games)
     check_setting(file, verbs[verb], setting, verbs[verb].check)
     return setting
 
@@ -442,19 +456,34 @@ def _seeds(file: StudyFile, own: Keys) -> int:
 def _games(file: StudyFile, tier: str) -> Games:
     """How many games are played for the table, and how."""
     games = Games()
-    names = tuple(one.name for one in fields(Games) if one.name != "starts_sha256")
     for at in [("games",), *([("tiers", tier, "games")] if tier else [])]:
-        given = file.table(*at)
-        file.check_names(given, names, *at)
-        for name, value in given.items():
-            try:
-                value = tuple(value) if isinstance(value, list) else value
-                check_value(name, value, kinds_of(Games)[name])
-                changed: dict[str, Any] = {name: value}
-                games = replace(games, **changed)
-                _check_games(games)
-            except UserError as error:
-                raise file.wrong(str(error), *at, name) from None
+        games = _changed_games(file, games, file.table(*at), at)
+    return games
+
+
+def _own_games(file: StudyFile, verb: str, games: Games, given: Any, at: Keys) -> Games:
+    """The study's games with a setting's changes.
+
+    Raises:
+        UserError: the study is one of train, or something unknown or wrong.
+    """
+    if verb != "distill" or not isinstance(given, dict):
+        raise file.wrong("games is a table such as {epsilon = 0.01}, in a study of distill", *at)
+    return _changed_games(file, games, given, at)
+
+
+def _changed_games(file: StudyFile, games: Games, given: Mapping[str, Any], at: Keys) -> Games:
+    names = tuple(one.name for one in fields(Games) if one.name != "starts_sha256")
+    file.check_names(given, names, *at)
+    for name, value in given.items():
+        try:
+            value = tuple(value) if isinstance(value, list) else value
+            check_value(name, value, kinds_of(Games)[name])
+            changed: dict[str, Any] = {name: value}
+            games = replace(games, **changed)
+            _check_games(games)
+        except UserError as error:
+            raise file.wrong(str(error), *at, name) from None
     return games
 
 

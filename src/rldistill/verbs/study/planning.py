@@ -17,7 +17,7 @@ from rldistill.runs.studies.plan import Cell, Plan, cell_name
 from rldistill.runs.studies.reading import StudyFile
 from rldistill.students.networks import Network
 from rldistill.types import Task, Teacher, UserError
-from rldistill.verbs.demo import shipped_policy
+from rldistill.verbs.demo import shipped, shipped_policy
 from rldistill.verbs.distill.teaching import make_student, teaching_of
 from rldistill.verbs.study.grid import Games, Grid, Keys, MadeTeacher, Setting, check_setting
 
@@ -62,7 +62,9 @@ def make_plan(grid: Grid, seeds: int, threads: int, loaders: Loaders) -> Plan:
     Raises:
         UserError: a teacher that is missing, or that a setting does not suit, with the line in the file.
     """
-    grid = replace(grid, games=_with_starts(grid))
+    grid = replace(
+        grid, games=_with_starts(grid, grid.games), settings=tuple(_with_own_starts(grid, one) for one in grid.settings)
+    )
     cells: dict[str, Cell] = {}
     for cell in _train_cells(grid, seeds, loaders) if grid.verb == "train" else _distill_cells(grid, seeds, loaders):
         before = cells.setdefault(cell.name, cell)
@@ -75,7 +77,7 @@ def make_plan(grid: Grid, seeds: int, threads: int, loaders: Loaders) -> Plan:
         compare=grid.compare,
         settings=tuple(setting.label for setting in grid.settings),
         reference=grid.reference,
-        conditions=str(grid.games),
+        conditions=_conditions(grid),
         published=grid.published,
         source=grid.source,
         measure=grid.measure,
@@ -85,36 +87,55 @@ def make_plan(grid: Grid, seeds: int, threads: int, loaders: Loaders) -> Plan:
     )
 
 
-def _with_starts(grid: Grid) -> Games:
+def _conditions(grid: Grid) -> str:
+    """How the games are played; of each setting, where they differ."""
+    if all(setting.games is None for setting in grid.settings):
+        return str(grid.games)
+    return " ".join(f"{setting.label}: {setting.games or grid.games}" for setting in grid.settings)
+
+
+def _with_own_starts(grid: Grid, setting: Setting) -> Setting:
+    own = setting.games
+    return setting if own is None else replace(setting, games=_with_starts(grid, own, *setting.places["games"]))
+
+
+def _with_starts(grid: Grid, games: Games, *place: str) -> Games:
     """The games with the places and checksums of their starts."""
-    place = ("games", "starts")
     files = []
-    for path in grid.games.starts:
+    for path in games.starts:
         try:
-            files.append(read_starts(os.path.abspath(grid.file.beside(path) or path)))
+            files.append(read_starts(_located_starts(path, grid.file)))
         except UserError as error:
-            raise grid.file.wrong(str(error), *place) from None
-    return replace(
-        grid.games, starts=tuple(one.path for one in files), starts_sha256=tuple(one.sha256 for one in files)
-    )
+            raise grid.file.wrong(str(error), *(place or ("games",)), "starts") from None
+    return replace(games, starts=tuple(one.path for one in files), starts_sha256=tuple(one.sha256 for one in files))
 
 
-def _check_starts(grid: Grid, tasks: Iterable[Task]) -> None:
+def _located_starts(path: str, file: StudyFile) -> str:
+    """As it is named from the working folder, from the file's folder, or in the checkout."""
+    beside = file.beside(path)
+    if beside is None and path.startswith("starts/"):
+        beside = shipped(path)
+    return os.path.abspath(beside or path)
+
+
+def _check_starts(grid: Grid, tasks: Iterable[Task], games: Games, *place: str) -> None:
     """Raises UserError where a game has no starts, or the number of games is no multiple of them."""
-    if grid.games.starts:
-        files = [read_starts(path) for path in grid.games.starts]
-        for games in (grid.games.of_student(0), grid.games.of_teacher()):
+    if games.starts:
+        files = [read_starts(path) for path in games.starts]
+        for played in (games.of_student(0), games.of_teacher()):
             try:
-                check_starts(files, list(tasks), games["episodes"])
+                check_starts(files, list(tasks), played["episodes"])
             except UserError as error:
-                raise grid.file.wrong(str(error), "games", "starts") from None
+                raise grid.file.wrong(str(error), *(place or ("games",)), "starts") from None
 
 
 def _distill_cells(grid: Grid, seeds: int, loaders: Loaders) -> Iterator[Cell]:
     """Teachers' training and games first, then the students, seeds outermost."""
     placed = [_placed(grid, teacher, loaders) for teacher in grid.teachers]
     _check_students(grid, placed)
-    _check_starts(grid, [_task(one, setting.options) for one in placed for setting in grid.settings])
+    for setting in grid.settings:
+        tasks = [_task(one, setting.options) for one in placed]
+        _check_starts(grid, tasks, setting.games or grid.games, *(setting.places["games"] if setting.games else ()))
     yield from (one.making for one in placed if one.making is not None)
     levels: dict[tuple[str, str], Cell] = {}
     for one in placed:
@@ -128,7 +149,11 @@ def _distill_cells(grid: Grid, seeds: int, loaders: Loaders) -> Iterator[Cell]:
                 data = _visited(grid, one, setting) or _recorded(grid, one, setting, seed)
                 if data is not None:
                     yield data
-                yield _student(grid, one, setting, seed, levels[one.reference, setting.label], data)
+                student = _student(grid, one, setting, seed, levels[one.reference, setting.label], data)
+                if setting.games is not None:
+                    yield replace(student, games=None, level_cell="", setting="")
+                    student = _played(student, setting)
+                yield student
 
 
 def _train_cells(grid: Grid, seeds: int, loaders: Loaders) -> Iterator[Cell]:
@@ -137,7 +162,7 @@ def _train_cells(grid: Grid, seeds: int, loaders: Loaders) -> Iterator[Cell]:
     for env in grid.envs:
         for setting in grid.settings:
             check_setting(grid.file, grid.verbs["train"], setting, partial(loaders.untrained, env))
-    _check_starts(grid, [make_task(env, **playing) for env in grid.envs])
+    _check_starts(grid, [make_task(env, **playing) for env in grid.envs], grid.games)
     levels = {env: _random_level(grid, env, playing) for env in grid.envs}
     yield from levels.values()
     for seed in range(seeds):
@@ -265,8 +290,9 @@ def _make_student(one: _Placed, config: Any) -> SavedPolicy:
 def _level(grid: Grid, one: _Placed, setting: Setting) -> Cell:
     """The teacher's games in what the setting's students play."""
     playing = {name: setting.options[name] for name in _PLAYING if name in setting.options}
-    games = grid.games.of_teacher()
+    games = (setting.games or grid.games).of_teacher()
     full = {"verb": "play", "teacher": one.identity, "options": playing}
+    full |= {"games": games} if setting.games is not None else {}
     return Cell(
         name=cell_name(("teacher_games", *_short(one.reference)), full),
         verb="play",
@@ -313,11 +339,12 @@ def _recorded(grid: Grid, one: _Placed, setting: Setting, seed: int) -> Cell | N
 def _student(grid: Grid, one: _Placed, setting: Setting, seed: int, level: Cell, data: Cell | None) -> Cell:
     more = {} if data is None else {"dataset": data.name}
     options = grid.verbs["distill"].departing({**setting.options, **more, "seed": seed})
-    games = grid.games.of_student(seed)
+    games = (setting.games or grid.games).of_student(seed)
     own_data = _checksum_of_dataset(options) if data is None else {}
     full = {"verb": "distill", "teacher": one.identity, "options": options | own_data}
+    label = "student" if setting.games else setting.label  # settings with other games alone share their students
     return Cell(
-        name=cell_name((setting.label, *_short(one.reference), f"s{seed}"), full),
+        name=cell_name((label, *_short(one.reference), f"s{seed}"), full),
         verb="distill",
         policy=one.path,
         checksums=_checksums(one) | own_data,
@@ -329,6 +356,21 @@ def _student(grid: Grid, one: _Placed, setting: Setting, seed: int, level: Cell,
         setting=setting.label,
         teacher=one.reference,
         seed=seed,
+    )
+
+
+def _played(student: Cell, setting: Setting) -> Cell:
+    """The setting's own games of a student that another cell makes."""
+    words = (setting.label, *_short(student.teacher), f"s{student.seed}")
+    return Cell(
+        name=cell_name(words, {"verb": "play", "student": student.name, "games": student.games}),
+        verb="play",
+        games=student.games,
+        teacher_cell=student.name,
+        level_cell=student.level_cell,
+        setting=setting.label,
+        teacher=student.teacher,
+        seed=student.seed,
     )
 
 

@@ -76,7 +76,7 @@ def _check_unchanged(cell: Cell, what: str, path: str, checksum: Callable[[], st
 
 
 def _play(cell: Cell, folder: Path, progress: Progress) -> dict[str, Any]:
-    """Games of a teacher, or of random play alone."""
+    """Games of a policy, or of random play alone."""
     assert cell.games is not None
     options = dict(cell.options or {})
     if cell.env:
@@ -87,13 +87,13 @@ def _play(cell: Cell, folder: Path, progress: Progress) -> dict[str, Any]:
             "figures": {},
             "random_score": _random_score(task, cell.games, progress),
         }
-    teacher = load_fitting(_teacher(cell, folder), progress=progress)
-    task = fitting_task(teacher.task, options.get("env"), options.get("env_kwargs", ()))
+    policy = load_fitting(_teacher(cell, folder), progress=progress)
+    task = fitting_task(policy.task, options.get("env"), options.get("env_kwargs", ()))
     task = with_longest_game(task, options.get("max_episode_steps"))
     return {
         "env": task.env,
-        "returns": _games(task, teacher, cell.games, progress)["returns"],
-        "figures": _size(teacher),
+        "returns": _games(task, policy, cell.games, progress)["returns"],
+        "figures": _taken(policy) | _size(policy),
         "random_score": _random_score(task, cell.games, progress),
     }
 
@@ -150,10 +150,15 @@ def _report(run: Path) -> None:
 
 def _result(policy: SavedPolicy | MultiTaskPolicy, cell: Cell, progress: Progress) -> dict[str, Any]:
     assert isinstance(policy, SavedPolicy)
-    made = policy.provenance
-    figures = {name: made[name] for name in _FIGURES if name in made} | _size(policy)
+    figures = _taken(policy) | _size(policy)
     games = {} if cell.games is None else _games(policy.task, policy, cell.games, progress)
     return {"env": policy.task.env, "returns": games.get("returns", []), "figures": figures}
+
+
+def _taken(policy: KeptPolicy) -> dict[str, Any]:
+    """What it took to make a policy."""
+    made = policy.provenance
+    return {name: made[name] for name in _FIGURES if name in made}
 
 
 def _size(policy: KeptPolicy) -> dict[str, int]:
