@@ -1,7 +1,8 @@
 """One student of several games: multi-task distillation by KL and NLL, joint training, and students of one game each.
 
-    python benchmarks/multitask.py --tier minatar --seeds 5 --out runs/multitask
-    python benchmarks/multitask.py --tier atari --seeds 1 --out runs/multitask-atari
+    python benchmarks/multitask.py --tier minatar --out runs/multitask
+    python benchmarks/multitask.py --tier atari --student multi3 --student-normalization none --batch-size 64 \\
+        --samples-per-step 16 --steps 100000 --seeds 0 --arms kl --out runs/multitask-atari
 
 Rusu et al. 2015, arXiv 1511.06295, section 4.3 and table 2. Each cell is a run folder in OUT; a killed study goes on where it was
 when the same command is given again. All are scored by the same games (epsilon 0.01), which no run has trained or been chosen
@@ -20,10 +21,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import tyro
 
+from rldistill.lessons.choosers import LessonScheduleName
 from rldistill.policies import load_heads, load_policy
 from rldistill.progress import Talking, table
 from rldistill.stats import GameReturns, geometric_mean_of_ratios
-from rldistill.students.networks import parameter_count
+from rldistill.students.networks import Normalization, parameter_count
 from rldistill.verbs.distill import DistillConfig, distill
 from rldistill.verbs.evaluate import EvaluateConfig, evaluate
 from rldistill.verbs.train import TrainConfig, train
@@ -41,20 +43,28 @@ class Options:
 
     out: Path
     tier: Literal["minatar", "atari"] = "minatar"
-    seeds: int = 5
-    """Seeds 0 to this number less one."""
-    steps: int = 200_000
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Several shells can each take some of them; the table is of those that are given."""
+    steps: int = 300_000
     """Control steps of each game, in every arm."""
-    student: str = "cnn:16:185"
+    student: str = "cnn:32,32,32:320"
     """Of all games together."""
-    single: str = "cnn:8:74"
+    single: str = "cnn:16,16,16:125"
     """Of each game alone; together they have about as many parameters as the student of all."""
     joint: str = "cnn:16:128"
     """Of joint training."""
     arms: tuple[str, ...] = ("kl", "nll", "joint", "single")
     """Which of them are run."""
-    samples_per_step: float = 16.0
-    optimizer: Literal["auto", "adam", "muon"] = "auto"
+    samples_per_step: float = 10.0
+    batch_size: int = 128
+    augment: float = 0.0
+    """MinAtar's composites are far from what is visited, and a small student pays for them with its play."""
+    student_normalization: Normalization = "layer"
+    optimizer: Literal["auto", "adam", "muon"] = "adam"
+    schedule_lessons: LessonScheduleName = "uniform"
+    """Of the multi-task students."""
+    evaluate_every: int = 30_000
+    """Control steps of a game between the evaluations that `progress` needs."""
     episodes: int = 30
     """Full games a policy and game."""
 
@@ -78,9 +88,9 @@ def run_cell(options: Options, arm: str, seed: int, teachers: Sequence[Path], pr
         )
         train(games, out, learning, resume=True, progress=progress)
         return [f"{out}#{game}" for game in games]
-    settings: dict[str, Any] = dict(
-        steps=options.steps, seed=seed, evaluate_every=0, evaluate_episodes=0, samples_per_step=options.samples_per_step
-    ) | dict(optimizer=options.optimizer)
+    names = ("steps", "samples_per_step", "batch_size", "augment", "student_normalization", "optimizer")
+    settings: dict[str, Any] = {name: getattr(options, name) for name in names} | dict(seed=seed)
+    unmeasured: dict[str, Any] = dict(evaluate_every=0, evaluate_episodes=0)
     if arm == "single":
         places: list[Path | str] = []
         for teacher, game in zip(teachers, games, strict=True):
@@ -88,13 +98,17 @@ def run_cell(options: Options, arm: str, seed: int, teachers: Sequence[Path], pr
             distill(
                 str(teacher),
                 place,
-                DistillConfig.of(student=options.single, **settings),
+                DistillConfig.of(student=options.single, **settings, **unmeasured),
                 resume=True,
                 progress=progress,
             )
             places.append(place)
         return places
-    config = DistillConfig.of(student=options.student, loss=arm, **settings)
+    if options.schedule_lessons == "progress":
+        unmeasured = dict(evaluate_every=options.evaluate_every, evaluate_episodes=20)
+    config = DistillConfig.of(
+        student=options.student, loss=arm, schedule_lessons=options.schedule_lessons, **settings, **unmeasured
+    )
     distill([str(teacher) for teacher in teachers], out, config, resume=True, progress=progress)
     return [f"{out}#{game}" for game in games]
 
@@ -138,7 +152,7 @@ def main(options: Options) -> None:
     rows = []
     with Talking() as progress:
         for arm in options.arms:
-            outcomes = [scored(options, arm, seed, teachers, progress) for seed in range(options.seeds)]
+            outcomes = [scored(options, arm, seed, teachers, progress) for seed in options.seeds]
             rows.append(row_of(arm, outcomes))
     table(rows)
     names = list(rows[0])

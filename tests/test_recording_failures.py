@@ -181,7 +181,7 @@ def test_of_three_that_record_into_one_folder_at_once_one_does(
         if not words:
             out = tmp_path / f"data{len(list(tmp_path.iterdir()))}"
             there = 0
-        running = [start(out, "--steps", 20_000, "--shard-steps", 1000, "--seed", seed, *words) for seed in range(3)]
+        running = [start(out, "--steps", 10_000, "--shard-steps", 1000, "--seed", seed, *words) for seed in range(3)]
         outputs = [process.communicate(timeout=300)[1] for process in running]
         won = [process.returncode for process in running].count(0)
         assert sorted(process.returncode for process in running)[won:] == [2] * (3 - won)
@@ -191,7 +191,7 @@ def test_of_three_that_record_into_one_folder_at_once_one_does(
             assert process.returncode == 0 or re.search("exists|another process works on", text.splitlines()[-1])
         dataset = open_dataset(out)
         assert dataset.problems() == {}
-        assert dataset.control_steps == there + 20_000 * won
+        assert dataset.control_steps == there + 10_000 * won
         assert {path.name for path in out.iterdir()} == {"dataset.json", *(shard.file for shard in dataset.shards)}
 
 
@@ -201,7 +201,7 @@ def test_kills_at_any_moment_leave_whole_shards_and_no_half_files(
 ) -> None:
     generator = np.random.default_rng(0)
     out, before = tmp_path / "data", 0
-    for _ in range(5):
+    for _ in range(3):
         running = start(out, "--steps", 1_000_000, "--shard-steps", 500, "--append")
         until = time.monotonic() + 120
         while time.monotonic() < until and not (out / "dataset.json").exists():

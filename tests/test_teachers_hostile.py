@@ -14,16 +14,17 @@ from rldistill.formats.programs import batch_sizes, in_batches
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore:.*torch.jit.*:FutureWarning")
 
 
-def test_a_hundred_hostile_files_of_all_kinds_end_in_one_line_or_load(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_fifty_hostile_files_of_all_kinds_end_in_one_line_or_load(tmp_path: Path) -> None:
     """A thousand: `python tests/hostile.py --number 1000`."""
     pytest.importorskip("onnxruntime")
     good = good_files(tmp_path / "good")
     for path in good:
         assert path.suffix == ".pkl" or try_to_load(path, tmp_path / "good") == "", path
     bad = tmp_path / "bad"
-    outcomes = [measured(path, tmp_path / "good", bad / CANARY) for path in hostile_files([*good], bad, 100, seed=4)]
+    outcomes = [measured(path, tmp_path / "good", bad / CANARY) for path in hostile_files([*good], bad, 50, seed=4)]
     assert [(outcome.name, outcome.fault) for outcome in outcomes if outcome.fault] == []
-    assert sum(bool(outcome.refusal) for outcome in outcomes) > 50
+    assert sum(bool(outcome.refusal) for outcome in outcomes) > 25
 
 
 @pytest.mark.parametrize("name", sorted(set(SCRIPTS) - {"one-hot"}))

@@ -190,18 +190,21 @@ def test_no_stream_brings_a_traceback(
         ended = started(words, environment, stdout=full)
         assert b"Traceback" not in ended.communicate()[1]
         assert ended.returncode in (1, 2)
-        for made in tmp_path.iterdir():
-            assert made.stat().st_size
-            made.unlink()
-        assert started(words, environment, stdout=full, stderr=full).wait() in (1, 2)
     for made in tmp_path.iterdir():
+        assert made.stat().st_size
         made.unlink()
     ended = started(words, environment | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"})
     output, errors = ended.communicate()
     assert (ended.returncode, b"Traceback" in errors) == (0, False)
     assert output.isascii()
-    for made in tmp_path.iterdir():
-        made.unlink()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["inspect", "{shelf}/Übung µ"], ["--help"]], ids=lambda words: words[0])
+def test_commands_end_without_any_stream(shelf: Path, environment: dict[str, str], words: list[str]) -> None:
+    words = [word.format(shelf=shelf) for word in words]
+    with open("/dev/full", "wb") as full:
+        assert started(words, environment, stdout=full, stderr=full).wait() in (1, 2)
     line = f"exec {sys.executable} -m rldistill " + " ".join(f"'{word}'" for word in words) + " 0<&- 1>&- 2>&-"
     assert subprocess.run(["sh", "-c", line], env=environment).returncode == 0
 
