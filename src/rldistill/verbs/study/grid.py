@@ -8,14 +8,14 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from rldistill.arguments import check_value
 from rldistill.configurations import flat, kinds_of
 from rldistill.runs.studies.reading import StudyFile
-from rldistill.types import MOST_ENVIRONMENTS, UserError, check_numbers
+from rldistill.types import UserError
+from rldistill.verbs.study.games import Games, own_games, study_games
 
 Keys = tuple[str, ...]
 """Where an entry stands in the file."""
@@ -75,43 +75,6 @@ class Setting:
     """By which it is compared with its teachers, where they are not those of the study."""
 
 
-@dataclass(frozen=True)
-class Games:
-    """Full games by which students are compared; the conditions are the same for all."""
-
-    episodes: int | None = None
-    """Of each student; by default 30, and with `starts` one from each start."""
-    teacher_episodes: int | None = None
-    """Of each teacher; by default as many. All its students are compared with them, so that more of them narrow all intervals."""
-    epsilon: float = 0.05
-    seed: int = 0
-    """Of the students with seed 0; those with seed 1 play other games."""
-    num_envs: int = 15
-    starts: tuple[str, ...] = ()
-    """Files of `rldistill starts`, one a game."""
-    starts_sha256: tuple[str, ...] = ()
-    """Of these files, which the planner reads."""
-
-    def of_student(self, seed: int) -> dict[str, Any]:
-        """The games of a student with this seed, as JSON data."""
-        episodes = self.episodes or (0 if self.starts else 30)
-        games = {"episodes": episodes, "epsilon": self.epsilon, "seed": self.seed + seed, "num_envs": self.num_envs}
-        starts = {"starts": list(self.starts), "starts_sha256": list(self.starts_sha256)}
-        return games | (starts if self.starts else {})
-
-    def of_teacher(self) -> dict[str, Any]:
-        """The games of a teacher, as JSON data."""
-        games = self.of_student(0)
-        return games | {"episodes": self.teacher_episodes or games["episodes"]}
-
-    def __str__(self) -> str:
-        student, teacher = self.of_student(0)["episodes"], self.of_teacher()["episodes"]
-        start = "one from each start" if not student else f"{student} of each student"
-        more = f", {teacher} of each teacher" if teacher != student else ", as many of each teacher"
-        begin = f", from the starts in {' '.join(Path(path).name for path in self.starts)}" if self.starts else ""
-        return f"Full games, {start}{more}{begin}; random actions with probability {self.epsilon:g}; other seeds than in training."
-
-
 class MadeTeacher(NamedTuple):
     """A teacher that the study makes itself."""
 
@@ -166,7 +129,7 @@ def read_grid(file: StudyFile, name: str, tier: str | None, verbs: Verbs) -> Gri
         raise file.wrong(f"the verb is distill or train, not {verb!r}", "study", "verb")
     tier = _chosen_tier(file, tier)
     own = ("tiers", tier) if tier else ("study",)
-    games = _games(file, tier)
+    games = study_games(file, tier)
     settings = tuple(_settings(file, verb, tier, verbs, games))
     labels = [setting.label for setting in settings]
     reference = study.get("reference")
@@ -317,10 +280,11 @@ def _setting(
             f"{label} has a dataset, and {'visited' if visited else 'record'} makes another one: take one of them",
             *places["dataset"],
         )
-    own_games = None
-    if "games" in options:
-        own_games = _own_games(file, verb, games, options.pop("games"), places["games"])
-    setting = Setting(label, options, record, visited, places, own_games)
+    given = options.pop("games", None)
+    if given is not None and verb != "distill":
+        raise file.wrong("a setting has games of its own in a study of distill", *places["games"])
+    own = None if given is None else own_games(file, games, given, places["games"])
+    setting = Setting(label, options, record, visited, places, own)
     check_setting(file, verbs[verb], setting, verbs[verb].check)
     return setting
 
@@ -451,45 +415,6 @@ def _seeds(file: StudyFile, own: Keys) -> int:
                 raise file.wrong(f"seeds is a whole number of at least 1, not {value!r}", *at)
             return value
     return _SEEDS
-
-
-def _games(file: StudyFile, tier: str) -> Games:
-    """How many games are played for the table, and how."""
-    games = Games()
-    for at in [("games",), *([("tiers", tier, "games")] if tier else [])]:
-        games = _changed_games(file, games, file.table(*at), at)
-    return games
-
-
-def _own_games(file: StudyFile, verb: str, games: Games, given: Any, at: Keys) -> Games:
-    """The study's games with a setting's changes.
-
-    Raises:
-        UserError: the study is one of train, or something unknown or wrong.
-    """
-    if verb != "distill" or not isinstance(given, dict):
-        raise file.wrong("games is a table such as {epsilon = 0.01}, in a study of distill", *at)
-    return _changed_games(file, games, given, at)
-
-
-def _changed_games(file: StudyFile, games: Games, given: Mapping[str, Any], at: Keys) -> Games:
-    names = tuple(one.name for one in fields(Games) if one.name != "starts_sha256")
-    file.check_names(given, names, *at)
-    for name, value in given.items():
-        try:
-            value = tuple(value) if isinstance(value, list) else value
-            check_value(name, value, kinds_of(Games)[name])
-            changed: dict[str, Any] = {name: value}
-            games = replace(games, **changed)
-            _check_games(games)
-        except UserError as error:
-            raise file.wrong(str(error), *at, name) from None
-    return games
-
-
-def _check_games(games: Games) -> None:
-    within = {"num_envs": (1, MOST_ENVIRONMENTS)}
-    check_numbers(games, least={"episodes": 1, "teacher_episodes": 1, "seed": 0}, shares=["epsilon"], within=within)
 
 
 def _published(file: StudyFile, tier: str, labels: Sequence[str]) -> dict[str, Any]:

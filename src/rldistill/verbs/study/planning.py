@@ -19,7 +19,8 @@ from rldistill.students.networks import Network
 from rldistill.types import Task, Teacher, UserError
 from rldistill.verbs.demo import shipped, shipped_policy
 from rldistill.verbs.distill.teaching import make_student, teaching_of
-from rldistill.verbs.study.grid import Games, Grid, Keys, MadeTeacher, Setting, check_setting
+from rldistill.verbs.study.games import Games
+from rldistill.verbs.study.grid import Grid, Keys, MadeTeacher, Setting, check_setting
 
 _PLAYING = ("env", "env_kwargs", "max_episode_steps")
 """Options of `distill` by which student and teacher play something else than the teacher's own task."""
