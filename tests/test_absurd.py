@@ -18,6 +18,7 @@ from rldistill.verbs.export import ExportConfig
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.slow
 def test_absurd_values_in_files_end_in_success_or_one_line(tmp_path: Path) -> None:
     all_targets = targets(tmp_path, programs=False)
     assert len(all_targets) >= 12
@@ -35,6 +36,7 @@ def test_absurd_values_in_files_end_in_success_or_one_line(tmp_path: Path) -> No
     assert refused > 40
 
 
+@pytest.mark.slow
 def test_a_backend_that_matplotlib_does_not_know_is_no_matter() -> None:
     code = "from rldistill import plots; print(len(plots.learning_curve([plots.Curve('a', [0, 1], [1, 2])])))"
     for backend in ("nonsense", "agg"):

@@ -156,6 +156,7 @@ finite = st.floats(-1e6, 1e6, width=32)
 
 
 @given(st.tuples(finite, finite).filter(lambda pair: pair[0] <= pair[1]), finite, st.sampled_from(KINDS[2:]))
+@pytest.mark.slow
 def test_no_chosen_action_leaves_the_range(pair: tuple[float, float], mean: float, kind: ScoreKind) -> None:
     task = Task("line", 1, (1,), "float32", action_low=pair[:1], action_high=pair[1:])
     scores = torch.full((1, score_width(task, kind)), mean)

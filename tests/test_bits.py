@@ -298,6 +298,7 @@ def arithmetic() -> dict[str, Array]:
 
 
 @pytest.mark.parametrize("name", RUNS)
+@pytest.mark.slow
 def test_a_run_with_one_teacher_gives_the_same_numbers_to_the_bit(name: str, tmp_path: Path) -> None:
     if RUNS[name].needs:
         pytest.importorskip(RUNS[name].needs)

@@ -79,6 +79,7 @@ def observations_of(task: Task, number: int, seed: int) -> Observations:
 
 @NO_COMPILER
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.slow
 def test_a_program_with_the_file_does_what_the_network_does(name: str, tmp_path: Path) -> None:
     task, normalization, kind, int8 = CASES[name]
     policy, network = rendered(task, normalization, kind, int8=int8)

@@ -177,6 +177,7 @@ def test_help_names_every_verb(command: Command) -> None:
     assert all(verb in outcome.out for verb in CONFIGS)
 
 
+@pytest.mark.slow
 def test_verbs_follow_each_other_from_a_teacher_to_a_page(tmp_path: Path, command: Command) -> None:
     teacher, data, student = tmp_path / "teacher", tmp_path / "data", tmp_path / "student"
     played, offline = tmp_path / "student", tmp_path / "offline"
@@ -214,6 +215,7 @@ def test_verbs_follow_each_other_from_a_teacher_to_a_page(tmp_path: Path, comman
     assert page.read_text().startswith("<!")
 
 
+@pytest.mark.slow
 def test_a_machine_without_memory_is_one_line(tmp_path: Path) -> None:
     words = ["train", "CartPole-v1", "--network", "mlp:65536,65536", "--out", str(tmp_path / "run")]  # 17 GB
     script = (
@@ -267,6 +269,7 @@ def test_version_is_said_without_importing_the_verbs(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, f"rldistill {rldistill.__version__}\n")
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_the_command_is_imported_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "tyro.py").write_text("raise KeyboardInterrupt")
     places = os.pathsep.join([str(tmp_path), str(SOURCE)])
@@ -275,6 +278,7 @@ def test_ctrl_c_while_the_command_is_imported_is_one_line(tmp_path: Path) -> Non
     assert (done.returncode, done.stderr) == (130, "rldistill: interrupted; nothing was written\n")
 
 
+@pytest.mark.slow
 def test_demo_makes_student_scores_and_page_and_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
@@ -464,6 +468,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
+@pytest.mark.slow
 def test_wrong_input_is_one_line_and_status_2_and_touches_nothing(
     tmp_path: Path, shelf: Path, command: Command, case: str
 ) -> None:
@@ -504,6 +509,7 @@ def test_resuming_with_another_configuration_names_the_field(tmp_path: Path, she
     assert tree(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_wrong_input_to_the_real_command(tmp_path: Path, shelf: Path) -> None:
     done = subprocess.run(
         [
@@ -525,6 +531,7 @@ def test_wrong_input_to_the_real_command(tmp_path: Path, shelf: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_export_ends_with_a_table_and_its_file_is_evaluated(command: Command, tmp_path: Path) -> None:
     folder, out = policy(tmp_path / "policy"), tmp_path / "p.pt"
     few = ["--states", "50", "--calibration", "10", "--episodes", "2"]
@@ -561,6 +568,7 @@ def test_push_writes_the_folder_and_says_what_is_in_it(command: Command, tmp_pat
     refused(command(*words), "push takes policies of rldistill; distil this one into a student first")
 
 
+@pytest.mark.slow
 def test_watch_writes_a_film_and_says_how_it_went(tmp_path: Path, levers: str, command: Command) -> None:
     task = make_task(levers)
     for name, seed in (("teacher", 0), ("student", 1)):

@@ -25,6 +25,7 @@ from rldistill.verbs.distill.config import DistillConfig
         ("HalfCheetah-v5", "SAC", "squashed_gaussian"),
     ],
 )
+@pytest.mark.slow
 def test_policies_of_box2d_and_mujoco_play_and_teach(tmp_path: Path, env: str, algorithm: str, kind: str) -> None:
     sb3 = pytest.importorskip("stable_baselines3")
     pytest.importorskip("mujoco" if env.startswith("HalfCheetah") else "Box2D")

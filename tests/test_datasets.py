@@ -104,6 +104,7 @@ def test_what_is_read_is_what_was_written(task: Task, lengths: list[int], seed: 
     restart=st.floats(0, 0.5),
     seed=st.integers(0, 2**31),
 )
+@pytest.mark.slow
 def test_each_stack_comes_back_as_it_was_seen(
     num_envs: int, shard_steps: int, steps: int, keep: int, restart: float, seed: int
 ) -> None:

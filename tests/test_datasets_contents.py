@@ -133,6 +133,7 @@ def test_head_names_the_actions_of_games(tmp_path: Path) -> None:
     assert names == {0: "NOOP", 1: "LEFT", 2: "RIGHT"}
 
 
+@pytest.mark.slow
 def test_picture_has_a_panel_for_each_frame(tmp_path: Path) -> None:
     recorded(tmp_path / "d")
     head(tmp_path / "d", rows=2, picture=tmp_path / "two.png")

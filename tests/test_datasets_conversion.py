@@ -54,6 +54,7 @@ def same_episodes(one: Dataset, other: Dataset) -> None:
 
 
 @tasks
+@pytest.mark.slow
 def test_parquet_there_and_back_is_the_same_folder_byte_by_byte(tmp_path: Path, task: Task, kind: ScoreKind) -> None:
     dataset, _ = recorded(tmp_path / "a", task, kind)
     played(dataset, 20, seed=1, num_envs=2)
@@ -139,6 +140,7 @@ def test_damaged_parquet_is_refused_and_leaves_nothing(tmp_path: Path, damage: A
 
 
 @tasks
+@pytest.mark.slow
 def test_minari_there_and_back_keeps_every_episode(tmp_path: Path, task: Task, kind: ScoreKind) -> None:
     pytest.importorskip("minari")
     dataset, _ = recorded(tmp_path / "a", task, kind)
@@ -239,6 +241,7 @@ def test_an_episode_whose_start_is_among_its_context_rows_is_not_glued_to_the_on
     same_episodes(hole, open_dataset(tmp_path / "b"))
 
 
+@pytest.mark.slow
 def test_a_shard_out_of_minari_has_a_record_batch_for_each_environment(tmp_path: Path) -> None:
     pytest.importorskip("minari")
     dataset, truth = recorded(tmp_path / "a", steps=400)
@@ -282,6 +285,7 @@ def edit_minari(folder: Path, **changes: Any) -> None:
         (lambda folder: edit_minari(folder, data_format="tape"), "cannot be read"),
     ],
 )
+@pytest.mark.slow
 def test_damaged_minari_is_refused_and_leaves_nothing(tmp_path: Path, damage: Any, text: str) -> None:
     pytest.importorskip("minari")
     recorded(tmp_path / "a", steps=30)

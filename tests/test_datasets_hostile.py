@@ -107,6 +107,7 @@ def patched(data: bytes, places: list[int], rng: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("task", [VECTOR, STACKED], ids=["vector", "stacked"])
+@pytest.mark.slow
 def test_no_change_to_the_lengths_of_a_shard_reads_beyond_a_column(task: Task, tmp_path: Path) -> None:
     """Whatever is read is what was written: no row comes from elsewhere, and no process dies."""
     made(tmp_path / "d", task)

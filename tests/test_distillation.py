@@ -116,6 +116,7 @@ def stream_of(teacher: SavedPolicy, config: DistillConfig, scratch: Path) -> Dri
 # What is done to a student
 
 
+@pytest.mark.slow
 def test_students_exploration_falls_to_nothing_at_the_end_of_the_run(tmp_path: Path) -> None:
     """All of it random at first: of two actions every other one is the student's own by chance."""
     teacher = balancing()
@@ -137,6 +138,7 @@ def test_students_exploration_falls_to_nothing_at_the_end_of_the_run(tmp_path: P
     ("loss", "score_kind"),
     [(loss, "q_values") for loss in ("kl", "nll", "mse", "mse_prob", "nll:1,mse_prob:1")] + [("kl", "logits")],
 )
+@pytest.mark.slow
 def test_student_keeps_the_teachers_play(tmp_path: Path, loss: str, score_kind: ScoreKind) -> None:
     """CartPole's best return is 500; random play gets some 22. `kl` has all the settings that are shipped."""
     teacher = balancing(score_kind)
@@ -156,6 +158,7 @@ def test_student_keeps_the_teachers_play(tmp_path: Path, loss: str, score_kind: 
 
 
 @pytest.mark.parametrize("initialize", ["data", "torch"])
+@pytest.mark.slow
 def test_a_normalized_student_keeps_the_teachers_play_and_its_layers(
     tmp_path: Path, root: Path, initialize: Any
 ) -> None:
@@ -195,6 +198,7 @@ def test_scales_and_shifts_of_a_normalization_are_moved_by_adamw(optimizer: Any)
 
 @pytest.mark.parametrize("targets", ["raw", "advantage", "standardized"])
 @pytest.mark.parametrize("loss", ["kl", "kl_hinton", "kl_reverse", "js", "mse"])
+@pytest.mark.slow
 def test_student_comes_to_agree_with_each_kind_of_target(tmp_path: Path, root: Path, targets: Any, loss: str) -> None:
     config = changed(TINY, loss=loss, targets=targets, steps=1600, temperature="auto", learning_rate=3e-3)
     distill(root / "cartpole", tmp_path / "run", config)
@@ -215,6 +219,7 @@ def test_student_comes_to_agree_with_each_kind_of_target(tmp_path: Path, root: P
     ],
     ids=lambda changes: next(iter(changes)),
 )
+@pytest.mark.slow
 def test_every_way_of_working_ends_in_the_same_student_twice(
     tmp_path: Path, root: Path, changes: dict[str, Any]
 ) -> None:
@@ -227,6 +232,7 @@ def test_every_way_of_working_ends_in_the_same_student_twice(
     assert other.task.env == changes.get("env", "CartPole-v1")
 
 
+@pytest.mark.slow
 def test_how_often_it_is_evaluated_or_saved_changes_nothing(tmp_path: Path, root: Path) -> None:
     distill(root / "cartpole", tmp_path / "a", changed(TINY, evaluate_every=0, checkpoint_seconds=3600))
     distill(root / "cartpole", tmp_path / "b", changed(TINY, evaluate_every=100, checkpoint_seconds=0))
@@ -325,6 +331,7 @@ def test_auto_takes_the_narrower_student_of_a_teacher_whose_size_nobody_knows() 
 
 
 @pytest.mark.parametrize(("asked", "arithmetic"), [(True, "bfloat16"), (False, "float32"), (None, "float32")])
+@pytest.mark.slow
 def test_a_student_says_in_what_it_was_computed(
     tmp_path: Path, root: Path, asked: bool | None, arithmetic: str
 ) -> None:
@@ -332,6 +339,7 @@ def test_a_student_says_in_what_it_was_computed(
     assert student.provenance["arithmetic"] == arithmetic
 
 
+@pytest.mark.slow
 def test_what_suited_the_student_stands_in_the_run_folder(tmp_path: Path) -> None:
     teacher = SavedPolicy(
         build(Architecture("cnn:2:8", PONG.observation_shape, 6), 0), PONG, {"score": {"mean": -20.0}}
@@ -356,6 +364,7 @@ def test_long_gradients_are_shortened_as_torch_does(most: float) -> None:
         torch.testing.assert_close(mine.grad, reference.grad)
 
 
+@pytest.mark.slow
 def test_python_callable_can_be_the_teacher(tmp_path: Path) -> None:
     class Rule:
         task = CARTPOLE
@@ -393,6 +402,7 @@ def test_temperature_and_standardization_are_fitted_to_what_is_played(tmp_path: 
 
 
 @pytest.mark.parametrize("driver", ["teacher", "student", "mixture"])
+@pytest.mark.slow
 def test_run_folder_tells_who_drove_and_what_came_of_it(tmp_path: Path, root: Path, driver: Any) -> None:
     config = changed(TINY, driver=driver, teacher_share=0.25, share_steps=100, evaluate_every=150)
     student = distill(root / "cartpole", tmp_path / "run", config)
@@ -542,6 +552,7 @@ KILLED = {
 
 
 @pytest.mark.parametrize("case", KILLED)
+@pytest.mark.slow
 def test_run_killed_at_random_moments_ends_in_the_same_weights(
     tmp_path: Path, root: Path, harness: Harness, case: str
 ) -> None:
@@ -583,6 +594,7 @@ def test_run_killed_at_random_moments_ends_in_the_same_weights(
         (300, 300, 3, 0.1, 64),
     ],
 )
+@pytest.mark.slow
 def test_what_the_last_checkpoint_needs_is_never_overwritten(
     tmp_path: Path, steps: int, replay: int, num_envs: int, samples_per_step: float, batch_size: int, saved_by: str
 ) -> None:
@@ -626,6 +638,7 @@ class PressesCtrlC(Silent):
 
 
 @pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.slow
 def test_ctrl_c_during_an_evaluation_changes_nothing(tmp_path: Path, root: Path, times: int) -> None:
     distill(root / "cartpole", tmp_path / "whole", TINY)
     with pytest.raises(KeyboardInterrupt):
@@ -636,6 +649,7 @@ def test_ctrl_c_during_an_evaluation_changes_nothing(tmp_path: Path, root: Path,
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 def test_ctrl_c_at_the_command_says_how_to_resume_and_resuming_ends_in_the_same_weights(
     tmp_path: Path, root: Path, number: signal.Signals
 ) -> None:
@@ -1011,6 +1025,7 @@ def agreement_with(teacher: SavedPolicy, student: SavedPolicy) -> float:
         ("actions", "huber:1,mse_mean:0.5", "actions"),
     ],
 )
+@pytest.mark.slow
 def test_student_of_continuous_actions_does_what_its_teacher_does(
     tmp_path: Path, kind: ScoreKind, loss: str, becomes: ScoreKind
 ) -> None:
@@ -1055,6 +1070,7 @@ def braked() -> Tensor:
     ],
     ids=lambda changes: "-".join(str(value) for value in changes.values()),
 )
+@pytest.mark.slow
 def test_every_driver_and_exploration_teaches_continuous_actions(tmp_path: Path, changes: dict[str, Any]) -> None:
     teacher = braking()
     student = distill(teacher, tmp_path / "run", changed(SWING, **changes))
@@ -1062,6 +1078,7 @@ def test_every_driver_and_exploration_teaches_continuous_actions(tmp_path: Path,
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "actions"])
+@pytest.mark.slow
 def test_dataset_of_continuous_actions_is_distilled(tmp_path: Path, kind: ScoreKind) -> None:
     teacher = braking(kind)
     save(tmp_path / "teacher", teacher)
@@ -1077,12 +1094,14 @@ def test_dataset_of_continuous_actions_is_distilled(tmp_path: Path, kind: ScoreK
         distill(braking(wrong), tmp_path / "other", config)
 
 
+@pytest.mark.slow
 def test_same_command_gives_the_same_weights_on_pendulum(tmp_path: Path) -> None:
     for name in ("a", "b"):
         distill(braking("squashed_gaussian"), tmp_path / name, changed(SWING, steps=600, explore="boltzmann"))
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_stopped_pendulum_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     teacher = save(tmp_path / "teacher", braking())
     config = changed(SWING, steps=800, evaluate_every=200, explore="boltzmann")
@@ -1108,6 +1127,7 @@ class PullsTheRightLevers:
 
 
 @pytest.mark.parametrize("changes", [{}, {"loss": "nll:1,mse_prob:1"}, {"weights": "gap", "loss": "js"}])
+@pytest.mark.slow
 def test_student_of_several_actions_at_once_pulls_the_right_levers(
     tmp_path: Path, levers: str, changes: dict[str, Any]
 ) -> None:
@@ -1157,6 +1177,7 @@ def test_scores_that_do_not_suit_the_actions_are_refused(tmp_path: Path, levers:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_student_matched_with_logits_by_mse_has_logits(tmp_path: Path, levers: str) -> None:
     made = distill(PullsTheRightLevers(make_task(levers)), tmp_path / "run", changed(SWING, loss="mse"))
     assert made.score_kind == "logits"
@@ -1173,6 +1194,7 @@ def test_a_student_matched_with_logits_by_mse_has_logits(tmp_path: Path, levers:
         ((), (), 6 * 8 + 8 + 8 * 5 + 5),
     ],
 )
+@pytest.mark.slow
 def test_student_reads_only_the_parts_that_it_is_shown(
     tmp_path: Path, levers: str, parts: tuple[str, ...], reads: tuple[int, ...], parameters: int
 ) -> None:
@@ -1194,6 +1216,7 @@ def test_student_reads_only_the_parts_that_it_is_shown(
     assert torch.equal(again(observations), student(observations))
 
 
+@pytest.mark.slow
 def test_student_of_a_privileged_teacher_learns_what_it_can_see(tmp_path: Path, levers: str) -> None:
     """Half of the wind's ten points come by chance; all ten of the door's are there for who sees it."""
     teacher = PullsTheRightLevers(make_task(levers))
@@ -1207,6 +1230,7 @@ def test_student_of_a_privileged_teacher_learns_what_it_can_see(tmp_path: Path, 
     assert means["wind", "door"] > 19
 
 
+@pytest.mark.slow
 def test_student_of_part_of_the_observation_can_be_resumed_and_be_the_next_teacher(tmp_path: Path, levers: str) -> None:
     teacher = PullsTheRightLevers(make_task(levers))
     config = changed(SWING, steps=800, evaluate_every=200, student_observation=("wind", "door"))
@@ -1238,6 +1262,7 @@ def test_parts_that_cannot_be_shown_are_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_observations_without_named_parts_are_not_shown_in_part(tmp_path: Path, root: Path) -> None:
     with pytest.raises(
         UserError, match="the observations of CartPole-v1 have no part 'pole': they have no named parts"

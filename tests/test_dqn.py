@@ -209,6 +209,7 @@ def test_the_target_network_is_a_copy_from_every_seventh_update() -> None:
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "MinAtar/Breakout-v1", "PongNoFrameskip-v4"])
+@pytest.mark.slow
 def test_vectors_grids_and_images_are_learnt_from(env: str) -> None:
     with learner(env) as dqn:
         dqn.network.bfloat16 = True
@@ -269,6 +270,7 @@ def test_settings_of_an_item_change_reports_alone() -> None:
 
 
 @pytest.mark.parametrize("lives_as_episodes", [False, True])
+@pytest.mark.slow
 def test_a_lost_life_ends_what_is_learnt_only_where_that_is_asked(lives_as_episodes: bool) -> None:
     with learner("BreakoutNoFrameskip-v4", lives_as_episodes=lives_as_episodes, warmup=10_000, capacity=2_000) as dqn:
         games = sum(len(dqn.play()) for _ in range(500))

@@ -146,6 +146,7 @@ def test_numbers_that_float32_cannot_tell_apart_are_refused(world: Register, obs
         lambda env: env.np_random.normal(size=2) * 1e9,
     ],
 )
+@pytest.mark.slow
 def test_numbers_that_float32_rounds_and_keeps_apart_are_played(world: Register, observe: Any) -> None:
     stepped(world(spaces.Box(-np.inf, np.inf, (2,), np.float64), observe), 1500, rows=2)
 
@@ -228,6 +229,7 @@ def test_evaluate_says_where_the_seed_does_not_decide(world: Register, tmp_path:
     assert any("does not repeat itself" in line for line in progress.lines) != repeated
 
 
+@pytest.mark.slow
 def test_a_run_whose_environment_fails_keeps_the_traceback_and_goes_on(world: Register, tmp_path: Path) -> None:
     fails_at = 900
     steps = 0

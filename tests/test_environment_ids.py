@@ -90,6 +90,7 @@ def verbs(folder: Path, env: str | None) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("verb", verbs(Path(), None))
+@pytest.mark.slow
 def test_no_verb_imports_a_module_because_a_policy_folder_says_so(module: Path, tmp_path: Path, verb: str) -> None:
     saved(tmp_path / "policy")
     (tmp_path / "out").mkdir()

@@ -65,6 +65,7 @@ def test_both_ids_of_pong_are_played_alike_but_for_sticky_actions(env: str, stic
 
 
 @pytest.mark.parametrize(("env", "sticky"), [("ALE/Pong-v5", True), ("PongNoFrameskip-v4", False)])
+@pytest.mark.slow
 def test_sticky_actions_are_the_only_chance_in_an_atari_game(env: str, sticky: bool) -> None:
     task = task_of(env, noop_max=0)
     actions = actions_of(task, 30, 1)
@@ -195,6 +196,7 @@ def test_there_is_at_least_one_row(number: int) -> None:
 
 
 @pytest.mark.parametrize("env", ["ALE/Pong-v5", "MinAtar/Breakout-v1", "CartPole-v1"])
+@pytest.mark.slow
 def test_an_action_out_of_range_is_refused_at_once_and_plays_nothing(env: str) -> None:
     task = task_of(env)
     environments, control = Environments(task, 2, 0), Environments(task, 2, 0)
@@ -214,6 +216,7 @@ SHORT: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("env", SHORT)
+@pytest.mark.slow
 def test_returns_starts_and_final_observations_tell_the_story_of_the_episodes(env: str) -> None:
     task = task_of(env, **SHORT[env])
     rows, steps = 3, (task.max_frames // task.frame_skip or 100) + 20
@@ -235,6 +238,7 @@ def test_returns_starts_and_final_observations_tell_the_story_of_the_episodes(en
     assert (ends > 0).all()
 
 
+@pytest.mark.slow
 def test_rewards_are_raw() -> None:
     # Space invaders are worth 5 to 30 points each.
     task = task_of("SpaceInvadersNoFrameskip-v4")
@@ -245,6 +249,7 @@ def test_rewards_are_raw() -> None:
 
 
 @pytest.mark.parametrize(("env", "lives"), [("BreakoutNoFrameskip-v4", 5), ("QbertNoFrameskip-v4", 4)])
+@pytest.mark.slow
 def test_each_life_but_the_last_is_told_when_it_is_lost(env: str, lives: int) -> None:
     task = task_of(env)
     environments = Environments(task, 3, 0)
@@ -267,6 +272,7 @@ def test_worlds_without_lives_lose_none(env: str) -> None:
     assert not any(environments.step(actions).life_lost.any() for actions in actions_of(task, 120, 2))
 
 
+@pytest.mark.slow
 def test_episodes_are_truncated_at_the_limit_of_frames_and_without_one_never() -> None:
     for env, limit in (("PongNoFrameskip-v4", 80), ("MinAtar/Freeway-v1", 20)):
         environments = Environments(task_of(env, max_frames=limit), 2, 0)
@@ -279,6 +285,7 @@ def test_episodes_are_truncated_at_the_limit_of_frames_and_without_one_never() -
 
 
 @pytest.mark.parametrize("env", SHORT)
+@pytest.mark.slow
 def test_the_seed_decides_the_play_and_rows_and_seeds_differ(env: str) -> None:
     task = task_of(env, **SHORT[env])
     actions = np.repeat(actions_of(task, 60, 1), 3, axis=1)
@@ -289,6 +296,7 @@ def test_the_seed_decides_the_play_and_rows_and_seeds_differ(env: str) -> None:
 
 
 @pytest.mark.parametrize("env", SHORT)
+@pytest.mark.slow
 def test_the_play_of_a_row_does_not_depend_on_how_many_there_are(env: str) -> None:
     task = task_of(env, **SHORT[env])
     actions = actions_of(task, 120, 4)
@@ -336,6 +344,7 @@ def test_fire_is_pressed_when_nothing_happens_so_that_a_greedy_policy_cannot_sta
 
 
 @pytest.mark.parametrize("env", ["PongNoFrameskip-v4", "MinAtar/Breakout-v1"])
+@pytest.mark.slow
 def test_a_spectator_sees_the_game_and_changes_nothing(env: str) -> None:
     task = task_of(env, **SHORT[env])
     actions = actions_of(task, 60, 2)
@@ -375,6 +384,7 @@ def check_restored(task: Task, seed: int, before: int, after: int) -> Environmen
 @settings(max_examples=12)
 @given(seed=st.integers(0, 2**31), before=st.integers(0, 200))
 @example(seed=0, before=0)
+@pytest.mark.slow
 def test_restored_environments_go_on_exactly_as_the_saved_ones(env: str, seed: int, before: int) -> None:
     check_restored(task_of(env, **SHORT[env]), seed, before, after=80)
 
@@ -389,11 +399,13 @@ def test_restored_environments_go_on_exactly_as_the_saved_ones(env: str, seed: i
         ("SeaquestNoFrameskip-v4", {"frame_skip": 3, "frame_stack": 2, "noop_max": 5}, 300),
     ],
 )
+@pytest.mark.slow
 def test_restored_emulators_go_on_exactly_as_the_saved_ones(env: str, options: dict[str, Any], before: int) -> None:
     check_restored(task_of(env, **options), 3, before, after=120)
 
 
 @pytest.mark.parametrize("env", ["ALE/Breakout-v5", "MinAtar/Asterix-v1"])
+@pytest.mark.slow
 def test_rows_of_the_saved_environments_may_be_in_different_episodes(env: str) -> None:
     task = task_of(env, **SHORT[env])
     environments = Environments(task, 3, 0)
@@ -641,6 +653,7 @@ class Silent(gymnasium.Env[npt.NDArray[np.float32], int]):
     action_space = gymnasium.spaces.Discrete(2)
 
 
+@pytest.mark.slow
 def test_playing_minatar_imports_neither_seaborn_nor_pyplot_until_it_draws() -> None:
     code = (
         "import sys\n"

@@ -54,6 +54,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return root / "teacher", root / "worse"
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_same_games_played_one_by_one(folders: tuple[Path, Path]) -> None:
     scores = evaluate(folders, QUICK)
     for score, folder in zip(scores, folders, strict=True):
@@ -83,6 +84,7 @@ def test_random_score_is_measured_where_the_task_does_not_know_it(folders: tuple
     assert score.random_score == games.returns.mean()
 
 
+@pytest.mark.slow
 def test_agreement_of_opposites_is_0_and_of_equals_1(folders: tuple[Path, Path]) -> None:
     first, opposite, again = evaluate([folders[0], folders[1], str(folders[0])], QUICK)
     # At rest both scores are equal and both networks choose the first; that is never met exactly.
@@ -113,6 +115,7 @@ def test_agreement_counts_the_states_of_the_policys_own_games() -> None:
     )
 
 
+@pytest.mark.slow
 def test_json_file_holds_the_scores_and_can_be_read_back(folders: tuple[Path, Path], tmp_path: Path) -> None:
     path = tmp_path / "scores.json"
     scores = evaluate(folders, QUICK, json=path)
@@ -145,6 +148,7 @@ def test_undefined_figures_are_null_in_json(folders: tuple[Path, Path]) -> None:
         ({"more": 1}, "has an unknown one"),
     ],
 )
+@pytest.mark.slow
 def test_a_score_of_another_kind_is_refused(
     folders: tuple[Path, Path], tmp_path: Path, change: dict[str, Any], says: str
 ) -> None:
@@ -227,6 +231,7 @@ def test_ids_are_of_the_same_game_or_not(one: str, other: str, same: bool) -> No
     assert same_game(one, other) is same_game(other, one) is same
 
 
+@pytest.mark.slow
 def test_two_atari_games_with_as_many_actions_are_not_one_unless_it_is_said(tmp_path: Path) -> None:
     for name, env in (("pong", "PongNoFrameskip-v4"), ("qbert", "QbertNoFrameskip-v4")):
         task = make_task(env)
@@ -284,6 +289,7 @@ def damped(kind: ScoreKind, offset: float = 0.0, log_std: float = 0.0) -> SavedP
     return SavedPolicy(network.eval().requires_grad_(False), PENDULUM)
 
 
+@pytest.mark.slow
 def test_agreement_on_continuous_actions_is_what_is_left_of_their_range() -> None:
     """Speeds are at most 8, so no torque leaves the range of -2 to 2: one unit apart is a quarter of it."""
     config = EvaluateConfig(episodes=4, num_envs=2, epsilon=0.1, seed=4)

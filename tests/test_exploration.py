@@ -217,6 +217,7 @@ def test_random_actions_that_last_one_step_are_epsilon_greedy() -> None:
         np.testing.assert_array_equal(ez(greedy, 0.3), mix_in_random(greedy, FOUR, 0.3, generator))
 
 
+@pytest.mark.slow
 def test_random_actions_last_as_often_as_the_inverse_square_of_their_length() -> None:
     ez = EZGreedy(TORQUE, 1, 3, np.random.default_rng(0))
     taken = [float(ez(np.zeros((1, 1), dtype=np.float32), 1.0)[0, 0]) for _ in range(4_000)]
@@ -227,6 +228,7 @@ def test_random_actions_last_as_often_as_the_inverse_square_of_their_length() ->
     assert chisquare(counts, counts.sum() * expected / expected.sum()).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_random_actions_begin_with_probability_epsilon_where_none_goes_on() -> None:
     ez, greedy = EZGreedy(TORQUE, 1, 50, np.random.default_rng(1)), np.full((1, 1), 9.0, dtype=np.float32)
     begins = free = 0

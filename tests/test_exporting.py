@@ -77,6 +77,7 @@ def exports(student: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("format", get_args(Format))
+@pytest.mark.slow
 def test_what_was_exported_plays_as_the_policy_does(format: Format, student: Path, exports: dict[str, Any]) -> None:
     done, out, report = exports["make"](format)
     ours, theirs = load_policy(student), rldistill.load_policy(out)
@@ -115,6 +116,7 @@ def test_a_program_that_says_it_was_exported_is_tried_like_any_other(
         load_policy(out)
 
 
+@pytest.mark.slow
 def test_torchscript_needs_nothing_of_rldistill(student: Path, exports: dict[str, Any]) -> None:
     _, out, _ = exports["make"]("torchscript")
     program = (
@@ -214,6 +216,7 @@ def _file(path: Path, data: bytes) -> str:
 
 
 @pytest.mark.parametrize("normalization", ["none", "layer"])
+@pytest.mark.slow
 def test_int8_net2_has_at_most_27_hundredths_of_the_bytes(normalization: Any, tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
@@ -238,6 +241,7 @@ SB3_CASES: list[tuple[Task, ScoreKind, str]] = [
 
 
 @pytest.mark.parametrize(("task", "kind", "name"), SB3_CASES)
+@pytest.mark.slow
 def test_stable_baselines3_plays_the_zip_as_the_policy_does(
     task: Task, kind: ScoreKind, name: str, tmp_path: Path
 ) -> None:

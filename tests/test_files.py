@@ -340,6 +340,7 @@ def test_a_socket_is_neither_written_nor_read(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+@pytest.mark.slow
 def test_standard_output_is_written_to_wherever_it_goes(tmp_path: Path, name: str) -> None:
     program = (
         "import sys; from pathlib import Path; from rldistill.files import *; print('first');"

@@ -129,6 +129,7 @@ def test_the_same_score_by_other_actions_is_another_game() -> None:
     assert games.distinct == 2
 
 
+@pytest.mark.slow
 def test_games_of_a_stack_of_frames_are_those_whose_observations_differ() -> None:
     task = make_task("PongNoFrameskip-v4", max_frames=40, noop_max=3)
     observed: list[Observations] = []
@@ -216,6 +217,7 @@ def test_an_environment_that_ends_in_time_is_untouched() -> None:
     assert limited.cut == 0
 
 
+@pytest.mark.slow
 def test_atari_keeps_its_own_limit_unless_another_is_asked_for() -> None:
     task = make_task("ALE/Pong-v5")
     assert Environments(task, 1, 0).longest_game == 0
@@ -326,6 +328,7 @@ def test_steps_show_that_a_long_game_goes_on(
 # One environment
 
 
+@pytest.mark.slow
 def test_with_one_environment_there_is_never_a_second(tmp_path: Path) -> None:
     train("Port-v0", tmp_path / "teacher", changed(QUICK, num_envs=1, max_episode_steps=None))
     assert load_policy(tmp_path / "teacher").provenance["score"]["episodes"] == 3
@@ -359,6 +362,7 @@ def test_environments_that_are_released_go_on_where_they_were(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("verb", ["train", "distill"])
+@pytest.mark.slow
 def test_a_policy_is_safe_before_its_final_games_and_resuming_plays_them_alone(tmp_path: Path, verb: str) -> None:
     teacher = policy_of("Corridor-v0", tmp_path / "teacher").path
     assert teacher is not None
@@ -394,6 +398,7 @@ def test_a_policy_is_safe_before_its_final_games_and_resuming_plays_them_alone(t
     assert any("finished already" in line for line in again.lines)
 
 
+@pytest.mark.slow
 def test_without_games_there_is_no_score_and_everything_copes(tmp_path: Path) -> None:
     lines = Lines()
     teacher = train("Corridor-v0", tmp_path / "teacher", changed(QUICK, final_episodes=0), progress=lines)
@@ -424,6 +429,7 @@ def test_no_score_is_shown_before_there_is_one(tmp_path: Path, monkeypatch: pyte
 # Runs of older versions
 
 
+@pytest.mark.slow
 def test_an_option_that_a_folder_lacks_has_its_default(tmp_path: Path) -> None:
     lines = Lines("train", 200)
     with pytest.raises(KeyboardInterrupt):

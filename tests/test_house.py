@@ -141,6 +141,7 @@ def test_constructors_take_at_most_seven_arguments() -> None:
 DIALECT = re.compile(r"\b(told|seen|heard|shown|found|known|said)\b")
 
 
+@pytest.mark.slow
 def test_names_are_the_fields_words_and_no_private_dialect() -> None:
     """Of functions, arguments and variables; `found` says nothing of what was found."""
     used = {

@@ -104,6 +104,7 @@ def test_an_environment_that_is_not_here_leaves_the_names() -> None:
 
 
 @pytest.mark.parametrize("format", ["onnx-int8", "torchscript", "sb3", "c"])
+@pytest.mark.slow
 def test_every_format_says_it_and_is_read_back(format: Any, tmp_path: Path) -> None:
     if format == "c" and compiler() is None:
         pytest.skip("there is no C compiler here")

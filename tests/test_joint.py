@@ -93,6 +93,7 @@ QUICK = {
 
 
 @pytest.mark.parametrize(("algo", "steps"), [("dqn", 2_000), ("pqn", 6_000)])
+@pytest.mark.slow
 def test_one_network_learns_two_tasks(tmp_path: Path, algo: Any, steps: int) -> None:
     """Random play has some 22 on CartPole and 3.3 of 10 at the doors."""
     config = TrainConfig.of(steps=steps, algo=algo, num_envs=8, final_episodes=10, learning_rate=3e-3)
@@ -102,6 +103,7 @@ def test_one_network_learns_two_tasks(tmp_path: Path, algo: Any, steps: int) -> 
     assert scores["Doors-v0"]["mean"] > 9
 
 
+@pytest.mark.slow
 def test_the_result_is_a_policy_of_several_heads_which_the_verbs_understand(tmp_path: Path) -> None:
     policy = train(
         BOTH, tmp_path / "run", configurations.changed(QUICK["dqn"], snapshots=(0.5,), weights_dtype="float16")
@@ -118,6 +120,7 @@ def test_the_result_is_a_policy_of_several_heads_which_the_verbs_understand(tmp_
     assert list(RunFolder(tmp_path / "run").snapshots) == [0.5]
 
 
+@pytest.mark.slow
 def test_the_run_folder_says_what_came_of_each_task(tmp_path: Path) -> None:
     policy = train(list(BOTH), tmp_path / "run", QUICK["pqn"])
     run = RunFolder(tmp_path / "run")
@@ -181,6 +184,7 @@ class Crash(CtrlC):
 
 
 @pytest.mark.parametrize("algo", ["dqn", "pqn"])
+@pytest.mark.slow
 def test_a_run_that_is_stopped_and_fails_ends_in_the_weights_of_one_that_was_not(tmp_path: Path, algo: str) -> None:
     config, out = QUICK[algo], tmp_path / "stopped"
     train(BOTH, tmp_path / "whole", config)
@@ -248,6 +252,7 @@ def test_games_change_by_episodes_and_updates_from_one_task_to_the_next(tmp_path
     close(learner)
 
 
+@pytest.mark.slow
 def test_tasks_are_learnt_alike_however_long_their_games_are(tmp_path: Path) -> None:
     learner = joint(tmp_path, steps=3_000, replay_ratio=0.2)
     cartpole, doors = learner.learners.values()
@@ -282,6 +287,7 @@ def test_random_numbers_of_tasks_are_their_own(tmp_path: Path) -> None:
     close(learner)
 
 
+@pytest.mark.slow
 def test_a_single_environment_is_learnt_alike_whether_it_is_named_alone_or_in_a_list(tmp_path: Path) -> None:
     config = configurations.changed(QUICK["dqn"], network="mlp:8")
     train("CartPole-v1", tmp_path / "one", config)

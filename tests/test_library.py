@@ -30,6 +30,7 @@ rldistill.datasets.info(3)
 
 
 @pytest.mark.skipif(find_spec("mypy") is None, reason="mypy comes with the extra lint")
+@pytest.mark.slow
 def test_a_type_checker_knows_the_public_names_and_refuses_misspelt_ones(tmp_path: Path) -> None:
     example = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert example is not None

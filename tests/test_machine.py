@@ -32,6 +32,7 @@ def page_faults(how: str) -> int:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="speaks of glibc")
+@pytest.mark.slow
 def test_memory_once_freed_is_used_again_without_page_faults() -> None:
     # Huge pages make few faults of many pages, so the two are compared instead of counted.
     left, kept = page_faults("leave"), page_faults("keep")

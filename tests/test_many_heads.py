@@ -284,6 +284,7 @@ def test_a_task_that_is_not_there_cannot_be_watched(grids: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("format", ["onnx", "c"])
 @pytest.mark.parametrize("folder", ["shelf", "grids"])
+@pytest.mark.slow
 def test_all_heads_are_one_file_that_takes_the_task(
     request: pytest.FixtureRequest, folder: str, format: Literal["onnx", "c"], tmp_path: Path
 ) -> None:
@@ -351,6 +352,7 @@ def run_c(path: Path, observations: np.ndarray, index: int, most: int) -> np.nda
     return np.frombuffer(done.stdout, np.float32).reshape(-1, most)
 
 
+@pytest.mark.slow
 def test_a_format_of_one_task_takes_one_head(shelf: Path, tmp_path: Path) -> None:
     few = ExportConfig(states=20, calibration=10, episodes=0)
     with pytest.raises(UserError, match="#CartPole-v1"):
@@ -390,6 +392,7 @@ def run(grids: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_a_page_of_several_tasks_has_a_row_and_a_curve_a_task(run: Path) -> None:
     config = ReportConfig(episodes=2, num_envs=2, seconds=0.2, task="MinAtar/Freeway-v1")
     text = report(run, config=config).read_text()
@@ -427,6 +430,7 @@ def test_one_head_has_its_own_teacher(run: Path) -> None:
 # Publishing
 
 
+@pytest.mark.slow
 def test_a_student_of_several_tasks_is_published_with_a_row_and_a_result_a_task(run: Path, tmp_path: Path) -> None:
     pytest.importorskip("huggingface_hub")
     config = PushConfig(episodes=2, num_envs=2, seconds=0.2, exports=("c",) if compiler() is not None else ())

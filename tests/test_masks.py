@@ -319,6 +319,7 @@ def walker(squares: None) -> Walker:
     return Walker(make_task("Square-v0"))
 
 
+@pytest.mark.slow
 def test_a_student_of_a_masked_task_reaches_its_teacher_and_makes_no_illegal_move(
     tmp_path: Path, walker: Walker
 ) -> None:
@@ -459,6 +460,7 @@ LEARNERS = {
 
 
 @pytest.mark.parametrize("algo", LEARNERS)
+@pytest.mark.slow
 def test_deep_q_learning_makes_no_illegal_move_and_finds_the_way(tmp_path: Path, walker: Walker, algo: str) -> None:
     policy = train("Square-v0", tmp_path / "run", LEARNERS[algo])
     assert policy.task.action_masks
@@ -467,6 +469,7 @@ def test_deep_q_learning_makes_no_illegal_move_and_finds_the_way(tmp_path: Path,
 
 
 @pytest.mark.parametrize("algo", LEARNERS)
+@pytest.mark.slow
 def test_what_a_learner_visits_is_recorded_with_its_masks(tmp_path: Path, algo: str) -> None:
     config = changed(LEARNERS[algo], steps=1_024, final_episodes=0, record=str(tmp_path / "data"))
     policy = train("Square-v0", tmp_path / "run", config)
@@ -493,6 +496,7 @@ class _Killed(Silent):
 
 
 @pytest.mark.parametrize("algo", LEARNERS)
+@pytest.mark.slow
 def test_training_killed_with_masks_ends_in_the_same_weights(tmp_path: Path, algo: str) -> None:
     config = changed(LEARNERS[algo], steps=1_200, replay_ratio=None, final_episodes=1, checkpoint_seconds=0)
     whole = train("Square-v0", tmp_path / "whole", config)
@@ -519,6 +523,7 @@ class _Ambushed:
         return self.teacher(observations)
 
 
+@pytest.mark.slow
 def test_distillation_killed_with_masks_ends_in_the_same_weights(tmp_path: Path, walker: Walker) -> None:
     config = changed(SMALL, steps=600, driver="mixture", evaluate_episodes=1, checkpoint_seconds=0.0)
     whole = distill(walker, tmp_path / "whole", config)
@@ -616,6 +621,7 @@ def test_a_maskable_ppo_plays_where_there_are_masks_and_says_where_there_are_non
     assert len(evaluate([other], EvaluateConfig(episodes=2))[0].returns) == 2
 
 
+@pytest.mark.slow
 def test_who_deploys_a_policy_is_told_to_leave_masked_actions_out(tmp_path: Path) -> None:
     task = replace(make_task("Square-v0"), action_masks=True)
     network = build(Architecture("mlp:4", task.observation_shape, 4), 0)

@@ -93,6 +93,7 @@ def teachings(config: DistillConfig = QUICK) -> list[Teaching]:
     return [teaching_of(policy, policy.task.env, policy.task, config) for policy in (balancing(), braking())]
 
 
+@pytest.mark.slow
 def test_one_student_plays_both_games_as_their_teachers_do(tmp_path: Path) -> None:
     """Discrete actions by Q-values and continuous ones of other observations, in one network."""
     config = changed(QUICK, steps=4_000, samples_per_step=16)
@@ -106,6 +107,7 @@ def test_one_student_plays_both_games_as_their_teachers_do(tmp_path: Path) -> No
         assert (scores[1].mean - random) / (scores[0].mean - random) > 0.85
 
 
+@pytest.mark.slow
 def test_a_normalized_student_of_several_tasks_is_kept_split_and_described(tmp_path: Path, root: Path) -> None:
     distill(both(root), tmp_path / "run", changed(QUICK, student_normalization="layer"))
     kept = load_heads(tmp_path / "run")
@@ -121,6 +123,7 @@ def test_a_normalized_student_of_several_tasks_is_kept_split_and_described(tmp_p
     assert inspect(tmp_path / "run")["network"] == "mlp:24,24+8, 2 heads, layer normalization"
 
 
+@pytest.mark.slow
 def test_run_folder_says_what_came_of_each_task(tmp_path: Path, root: Path) -> None:
     student = distill(both(root), tmp_path / "run", changed(QUICK, evaluate_every=200))
     run = RunFolder(tmp_path / "run")
@@ -188,6 +191,7 @@ def test_a_saved_schedule_goes_on_with_the_same_choices(kind: Any) -> None:
     assert [again.choose() for _ in range(20)] == [schedule.choose() for _ in range(20)]
 
 
+@pytest.mark.slow
 def test_evaluations_steer_the_schedule_by_progress(tmp_path: Path, root: Path) -> None:
     """The pendulum's teacher has a stated score far above what anybody gets: its student is never there."""
     card = balancing()
@@ -200,6 +204,7 @@ def test_evaluations_steer_the_schedule_by_progress(tmp_path: Path, root: Path) 
     assert drawn.count("Pendulum-v1") > 1.5 * drawn.count("CartPole-v1")
 
 
+@pytest.mark.slow
 def test_evaluations_that_choose_lessons_stay_as_they_are_when_a_run_is_resumed(tmp_path: Path, root: Path) -> None:
     config = changed(QUICK, schedule_lessons="progress", evaluate_every=100)
     with pytest.raises(KeyboardInterrupt):
@@ -212,6 +217,7 @@ def test_evaluations_that_choose_lessons_stay_as_they_are_when_a_run_is_resumed(
     )  # finished: nothing is chosen
 
 
+@pytest.mark.slow
 def test_games_that_choose_lessons_count_for_no_score(tmp_path: Path, root: Path) -> None:
     """Greedy games depend on their starts alone; the evaluations of a run begin as `play_scored` does with its seed."""
     config = changed(QUICK, steps=200, evaluate_every=150, evaluate_epsilon=0.0, evaluate_episodes=5)
@@ -224,6 +230,7 @@ def test_games_that_choose_lessons_count_for_no_score(tmp_path: Path, root: Path
 
 
 @pytest.mark.parametrize("score", [{"iqm": 1.0}, 5, {"mean": math.nan}])
+@pytest.mark.slow
 def test_a_score_that_a_teachers_card_does_not_really_state_is_measured(tmp_path: Path, score: Any) -> None:
     config = changed(QUICK, schedule_lessons="progress", steps=200, evaluate_every=150)
     distill([replace(balancing(), provenance={"score": score}), braking()], tmp_path / "run", config)
@@ -354,6 +361,7 @@ class StopsAfter(Silent):
 
 
 @pytest.mark.parametrize("schedule", ["uniform", "progress"])
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_weights(
     tmp_path: Path,
     root: Path,
@@ -381,6 +389,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     assert not (tmp_path / "run" / "checkpoint").exists()
 
 
+@pytest.mark.slow
 def test_a_head_can_be_the_next_teacher(tmp_path: Path, root: Path) -> None:
     distill(both(root), tmp_path / "run", QUICK)
     place = f"{tmp_path / 'run'}#Pendulum-v1"

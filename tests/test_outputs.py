@@ -75,6 +75,7 @@ FILES: dict[str, tuple[str, Write, Callable[[bytes], object]]] = {
 
 
 @pytest.mark.parametrize("name", FILES)
+@pytest.mark.slow
 def test_a_file_goes_to_a_pipe_a_device_and_through_a_link(tmp_path: Path, shelf: Path, name: str) -> None:
     file, write, check = FILES[name]
     if name.startswith("watch"):
@@ -183,6 +184,7 @@ def test_scores_that_are_written_at_once_are_those_of_one(tmp_path: Path, shelf:
     assert os.listdir(tmp_path) == ["scores.json"]
 
 
+@pytest.mark.slow
 def test_a_file_of_the_user_among_the_exports_of_a_pushed_folder_keeps_it(tmp_path: Path, shelf: Path) -> None:
     out = tmp_path / "hub"
     exported = export(shelf / "run", tmp_path / "mine.pt", "torchscript", QUICK).files[0]

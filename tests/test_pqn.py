@@ -119,6 +119,7 @@ def test_a_policy_that_is_not_averaged_is_the_network_itself() -> None:
 
 
 @pytest.mark.parametrize("lives_as_episodes", [False, True])
+@pytest.mark.slow
 def test_a_lost_life_has_no_future_only_where_lives_are_episodes(lives_as_episodes: bool) -> None:
     with learner("BreakoutNoFrameskip-v4", lives_as_episodes) as pqn:
         pqn.epsilon = constant(1.0)
@@ -136,6 +137,7 @@ def test_a_lost_life_has_no_future_only_where_lives_are_episodes(lives_as_episod
     assert 5 * games <= without_future <= 5 * games + 4 * 4 if lives_as_episodes else without_future == games
 
 
+@pytest.mark.slow
 def test_steady_steps_to_one_value_for_all_states_leave_them_apart() -> None:
     # A still background and a small square that moves, as in games whose rewards are rare. What the states have in common
     # must not drown it: without steady steps 0.45 of the difference is left here, and less with each further step.

@@ -121,6 +121,7 @@ def stack(observations: list[Any]) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["Discrete", "Image", "MultiBinary", "Shifted", "FlatDict", "Tuple"], indirect=False)
+@pytest.mark.slow
 def test_evaluate_policy_scores_as_we_do(kind: str) -> None:
     evaluation = pytest.importorskip("stable_baselines3.common.evaluation")
     vectorized = pytest.importorskip("stable_baselines3.common.vec_env")

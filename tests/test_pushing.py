@@ -279,6 +279,7 @@ def few_states(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("few_states")
+@pytest.mark.slow
 def test_exports_made_now_and_before_go_along(shelf: Path, tmp_path: Path) -> None:
     formats = ["torchscript", *(["c"] if compiler() is not None else [])]
     before = [tmp_path / "mine.pt", *([tmp_path / "mine.c"] if compiler() is not None else [])]
@@ -300,6 +301,7 @@ def test_exports_made_now_and_before_go_along(shelf: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("few_states")
+@pytest.mark.slow
 def test_files_that_are_no_exports_of_this_policy_are_refused(shelf: Path, task: Task, tmp_path: Path) -> None:
     run, out = shelf / "run", tmp_path / "out"
     before: dict[str, Any] = {"out": out, "dry_run": True}
@@ -420,6 +422,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 
 
 @pytest.mark.usefixtures("few_states")
+@pytest.mark.slow
 def test_what_was_pushed_comes_back_from_the_hub_and_acts_the_same(hub: Hub, shelf: Path, tmp_path: Path) -> None:
     config = replace(QUICK, seconds=0.2, exports=("torchscript",), private=True, message="first")
     done = push(shelf / "run", "me/levers", config)
@@ -445,6 +448,7 @@ def test_what_was_pushed_comes_back_from_the_hub_and_acts_the_same(hub: Hub, she
     assert set(hub.files["me/levers"]) == left, "no replay, run or export of the policy that was there before"
 
 
+@pytest.mark.slow
 def test_what_a_repository_holds_is_not_lost_unasked(hub: Hub, shelf: Path, tmp_path: Path) -> None:
     hub.files["me/llm"] = {".gitattributes": b"", "README.md": b"", "model.bin": b"x"}
     hub.cards["me/llm"] = {"library_name": "transformers"}
@@ -459,6 +463,7 @@ def test_what_a_repository_holds_is_not_lost_unasked(hub: Hub, shelf: Path, tmp_
     assert "policy.json" in hub.files["me/bare"]
 
 
+@pytest.mark.slow
 def test_a_hub_that_refuses_is_told_in_a_line_that_names_the_folder(hub: Hub, shelf: Path, tmp_path: Path) -> None:
     text = refused(
         "You don't have the rights to create a model under the namespace", shelf / "run", "you/levers", QUICK

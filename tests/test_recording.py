@@ -57,6 +57,7 @@ class Remembering:
         return values
 
 
+@pytest.mark.slow
 def test_dataset_of_pong_holds_observations_scores_and_play(tmp_path: Path, pong: SavedPolicy) -> None:
     """Three environments, shards of 37 times, episodes of some 55 control steps, and a last step of two rows."""
     num_envs, steps, each = 3, 3 * 130 + 2, 37
@@ -119,6 +120,7 @@ def test_dataset_of_pong_holds_observations_scores_and_play(tmp_path: Path, pong
     np.testing.assert_array_equal(again, np.concatenate([stacks[111:222], stacks[333:]]))
 
 
+@pytest.mark.slow
 def test_pong_takes_fewer_bytes_than_the_ten_hours_are_allowed(tmp_path: Path) -> None:
     """100 MB for 540,000 control steps are 185 bytes each; short shards pay for their first frames more often."""
     task = make_task("PongNoFrameskip-v4")
@@ -342,6 +344,7 @@ def test_ctrl_c_keeps_what_was_played_and_says_how_to_go_on(tmp_path: Path, cart
     assert record(cartpole, tmp_path / "d", dataclasses.replace(config, steps=60), append=True).control_steps == 100
 
 
+@pytest.mark.slow
 def test_killed_recording_leaves_a_whole_dataset(tmp_path: Path, cartpole: SavedPolicy) -> None:
     save_policy(tmp_path / "policy", cartpole.network, cartpole.task, {})
     code = (
@@ -376,6 +379,7 @@ def test_lines_of_the_page_read_a_dataset_with_pyarrow_alone(
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "squashed_gaussian", "actions"])
+@pytest.mark.slow
 def test_dataset_of_pendulum_holds_observations_scores_and_play(tmp_path: Path, kind: ScoreKind) -> None:
     task = make_task("Pendulum-v1")
     teacher = Remembering(policy_for(task, "mlp:8", score_kind=kind))

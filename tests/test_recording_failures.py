@@ -79,6 +79,7 @@ def check_kept(dataset: Dataset, steps: int, lines: list[str]) -> None:
 @pytest.mark.parametrize(
     "failure", [ValueError("broken"), UserError("unplugged"), SystemExit(0), MemoryError()], ids=repr
 )
+@pytest.mark.slow
 def test_an_environment_that_fails_costs_no_step_that_was_played(
     tmp_path: Path, counting: str, monkeypatch: pytest.MonkeyPatch, failure: BaseException
 ) -> None:

@@ -22,6 +22,7 @@ DQN_COLUMNS = {
 }
 
 
+@pytest.mark.slow
 def test_stacks_are_those_that_pong_showed_across_ends_and_around_the_ring() -> None:
     task = make_task("PongNoFrameskip-v4", max_frames=120, noop_max=5)  # an episode is 29 or 30 control steps
     environments = Environments(task, 3, 0)

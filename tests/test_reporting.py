@@ -120,6 +120,7 @@ def first_frame(player: Any) -> bytes:
     return sheet.crop((0, 0, player["width"], player["height"])).tobytes()
 
 
+@pytest.mark.slow
 def test_scores_of_this_policy_are_shown_as_they_are_and_others_measured_anew(tmp_path: Path) -> None:
     run = distilled(tmp_path)
     quick = ReportConfig(episodes=2, num_envs=2, seconds=0)
@@ -237,6 +238,7 @@ def test_only_a_page_of_its_own_is_overwritten(run: Path, tmp_path: Path) -> Non
     assert (tmp_path / "notes.html").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_sprite_sheets_lose_nothing_of_pongs_frames() -> None:
     task = make_task("PongNoFrameskip-v4")
     policy = SavedPolicy(build(Architecture("cnn:2:4", task.observation_shape, 6), 0).eval(), task)
@@ -315,6 +317,7 @@ def distilled_of(root: Path, task: Task, kind: ScoreKind) -> Path:
     return root / "run"
 
 
+@pytest.mark.slow
 def test_page_of_a_pendulum_run_has_its_scores_and_says_whether_it_can_be_drawn(tmp_path: Path) -> None:
     run = distilled_of(tmp_path, make_task("Pendulum-v1"), "gaussian")
     page = report(run, config=ReportConfig(episodes=2, num_envs=2, seconds=1)).read_text()

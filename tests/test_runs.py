@@ -367,6 +367,7 @@ def test_a_checkpoint_of_another_version_is_refused_and_kept(tmp_path: Path, mad
     assert listing(out) == before
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_another_layout_has_another_number(tmp_path: Path) -> None:
     def layout(state: Any, depth: int = 3) -> Any:
         if not isinstance(state, dict) or not depth:
@@ -590,6 +591,7 @@ def begun(out: Path, name: str, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("algo", ["dqn", "pqn"])
+@pytest.mark.slow
 def test_trainings_from_before_some_options_are_resumed(tmp_path: Path, algo: Any) -> None:
     begun(tmp_path / "run", algo)
     config = TrainConfig.of(algo=algo, steps=1_000, final_episodes=1)
@@ -614,6 +616,7 @@ def test_lost_lives_were_no_episodes_before_there_was_the_option(tmp_path: Path)
 
 
 @pytest.mark.parametrize(("name", "preset"), [("distill", "none"), ("distill rusu2015", "rusu2015")])
+@pytest.mark.slow
 def test_distillations_from_before_some_options_are_resumed(tmp_path: Path, name: str, preset: Any) -> None:
     teacher = train("CartPole-v1", tmp_path / "teacher", TrainConfig.of(steps=300, network="mlp:8", final_episodes=1))
     begun(tmp_path / "run", name, teacher="a policy in memory", teacher_sha256=teacher.sha256)
@@ -636,6 +639,7 @@ def in_format_3(state: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.slow
 def test_a_distillation_from_before_there_were_several_lessons_ends_in_the_same_weights(
     tmp_path: Path, dropout: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,6 +56,7 @@ def test_a_shipped_teacher_has_its_score_and_its_curve(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", TEACHERS, ids=str)
+@pytest.mark.slow
 def test_a_shipped_teacher_plays_two_games_above_a_loose_floor(folder: Path) -> None:
     policy = load_policy(POLICIES / folder)
     # What is cut off then counts as it stands; a good player's game can be long.

@@ -108,6 +108,7 @@ def test_of_a_game_with_sticky_actions_the_seed_draws_the_same_again(tmp_path: P
 
 
 @pytest.mark.parametrize("env", ["PongNoFrameskip-v4", "ALE/Pong-v5"])
+@pytest.mark.slow
 def test_atari_games_begin_at_screens_that_were_played_to(tmp_path: Path, env: str) -> None:
     """With no-ops, FIRE after idleness and, in v5, sticky actions; the file is checked against the policy's own games."""
     task = dataclasses.replace(make_task(env), fire_when_idle=8)
@@ -127,6 +128,7 @@ def test_atari_games_begin_at_screens_that_were_played_to(tmp_path: Path, env: s
     assert max(len(start.actions) for start in starts.starts) > 8
 
 
+@pytest.mark.slow
 def test_actions_of_every_kind_are_kept_to_the_bit(tmp_path: Path, levers: str, squares: str) -> None:
     for place, env in enumerate(["Pendulum-v1", levers, squares]):
         task = make_task(env)
@@ -176,6 +178,7 @@ COMMITTED = sorted((Path(__file__).parent.parent / "starts").rglob("*.json"))
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.slow
 def test_the_starts_of_the_repository_are_different_and_are_reached_here(path: Path) -> None:
     if path.parent.name == "minatar":
         pytest.importorskip("minatar")
@@ -225,6 +228,7 @@ def test_random_play_from_the_starts_is_the_zero_of_their_scale(cartpole: Starts
     assert score.random_score == games.returns.mean()
 
 
+@pytest.mark.slow
 def test_both_kinds_of_starts_stand_in_one_table(cartpole: Starts, tmp_path: Path) -> None:
     policies = [Leaning(), a_policy(CARTPOLE)]
     config = EvaluateConfig(episodes=2 * NUMBER, num_envs=4, starts=(cartpole.path,), own_starts=True)
@@ -403,6 +407,7 @@ def test_no_starts_are_made_of_an_environment_that_does_not_repeat_itself(tmp_pa
     assert not (tmp_path / "starts.json").exists()
 
 
+@pytest.mark.slow
 def test_an_environment_without_enough_states_is_refused(tmp_path: Path) -> None:
     """Without random actions, sticky actions and no-ops every game of Freeway is the same one."""
     task = make_task("FreewayNoFrameskip-v4", noop_max=0, max_episode_steps=10)

@@ -107,6 +107,7 @@ def watched(stream: Driven) -> Watched:
     return environments
 
 
+@pytest.mark.slow
 def test_labels_are_the_teachers_own_scores_of_the_sampled_observations() -> None:
     teacher = policy_for(PONG)
     stream = driven(PONG, teacher=teacher, student=Always(2), share=0.5, teacher_epsilon=0.3)
@@ -176,6 +177,7 @@ def test_teachers_epsilon_is_the_share_of_its_random_actions() -> None:
         (5, 1.0, 1),
     ],
 )
+@pytest.mark.slow
 def test_samples_drawn_keep_their_ratio_to_control_steps(
     num_envs: int, samples_per_step: float, batch_size: int
 ) -> None:
@@ -243,6 +245,7 @@ def test_batches_come_from_all_that_is_kept_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("capacity", [4000, 160])
+@pytest.mark.slow
 def test_saved_stream_goes_on_with_identical_batches(tmp_path: Path, capacity: int) -> None:
     """Pong with games that end, explorers that draw, and with 160 steps a ring that has gone round."""
     learner = policy_for(PONG, seed=7)
@@ -329,6 +332,7 @@ def test_labels_become_float32() -> None:
     assert next(stream)[Lesson.of(CARTPOLE)].values.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_offline_draws_allowed_times_alone_with_the_labels_recorded(tmp_path: Path) -> None:
     teacher = policy_for(PONG)
     dataset = record(teacher, tmp_path / "d", RecordConfig(steps=200, num_envs=2, epsilon=0.3))
@@ -377,6 +381,7 @@ def composed_of(scratch: Path | None = None, share: float = 0.5, teacher: Action
     return Composed(stream, OneTeacher(teacher), share, np.random.default_rng(9))
 
 
+@pytest.mark.slow
 def test_composites_bear_the_teachers_labels_and_the_rest_of_a_batch_is_as_it_was() -> None:
     teacher = policy_for(PONG)
     stream, plain = composed_of(share=0.25, teacher=teacher), driven(PONG, teacher=teacher, share=1.0)
@@ -392,12 +397,14 @@ def test_composites_bear_the_teachers_labels_and_the_rest_of_a_batch_is_as_it_wa
     assert (stream.teacher_steps, stream.student_steps) == (plain.teacher_steps, plain.student_steps)
 
 
+@pytest.mark.slow
 def test_composites_cost_no_control_steps_and_examples_are_visited_states() -> None:
     stream, plain = composed_of(), driven(PONG, teacher=policy_for(PONG), share=1.0)
     (ours,), (theirs,) = stream.examples().values(), plain.examples().values()
     assert torch.equal(ours.observations, theirs.observations)
 
 
+@pytest.mark.slow
 def test_stream_with_composites_goes_on_where_it_was(tmp_path: Path) -> None:
     stream = composed_of(tmp_path)
     for _ in range(10):

@@ -353,6 +353,7 @@ def test_a_changed_file_keeps_finished_cells_and_drops_those_that_it_lacks(tiny:
     assert "| mse |" not in (out / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_cell_is_the_same_to_the_bit_alone_and_after_others(tiny: Path, tmp_path: Path) -> None:
     """Also where a worker was interrupted in it."""
     planned(tiny, tmp_path / "all", seeds=1)
@@ -382,6 +383,7 @@ class _Interrupting(Silent):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_other_games_need_no_other_runs(tiny: Path, tmp_path: Path) -> None:
     """Among them games from starts that another policy made."""
     out = tmp_path / "out"
@@ -467,6 +469,7 @@ def test_a_damaged_result_is_refused_in_one_line_and_made_anew_once_it_is_remove
     assert {**json.loads(path.read_text()), "seconds": 0} == {**whole, "seconds": 0}
 
 
+@pytest.mark.slow
 def test_a_study_of_train_compares_with_its_reference_setting(tmp_path: Path) -> None:
     path = tmp_path / "gammas.toml"
     path.write_text("""
@@ -491,6 +494,7 @@ episodes = 2
     assert "| 0.9 |" in (tmp_path / "out" / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_study_of_train_plays_one_game_with_all_its_options(tmp_path: Path) -> None:
     path = tmp_path / "short.toml"
     grid = """
@@ -549,6 +553,7 @@ def untrained(folder: Path, seed: int) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_teacher_that_has_changed_since_the_plan_is_noticed(tmp_path: Path, tiny: Path, policy: Path) -> None:
     tiny.write_text(TINY.replace(TEACHER, '"policy"'))
     before = planned(tiny, tmp_path / "out", seeds=1)
@@ -563,6 +568,7 @@ def test_a_teacher_that_has_changed_since_the_plan_is_noticed(tmp_path: Path, ti
     assert study_status(tmp_path / "out").failed == {}
 
 
+@pytest.mark.slow
 def test_starts_and_datasets_that_have_changed_since_the_plan_are_noticed(
     tmp_path: Path, tiny: Path, policy: Path
 ) -> None:
@@ -587,6 +593,7 @@ def test_starts_and_datasets_that_have_changed_since_the_plan_are_noticed(
     assert study_status(tmp_path / "out").failed == {}
 
 
+@pytest.mark.slow
 def test_a_dataset_is_named_from_the_folder_of_the_file(
     tmp_path: Path, tiny: Path, policy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -624,6 +631,7 @@ def test_tables_of_an_earlier_plan_do_not_stay(tiny: Path, tmp_path: Path) -> No
     assert "| kl |" not in (out / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_dataset_is_recorded_once_for_the_settings_that_share_it(tmp_path: Path, tiny: Path) -> None:
     tiny.write_text(
         TINY.replace(
@@ -641,6 +649,7 @@ def test_a_dataset_is_recorded_once_for_the_settings_that_share_it(tmp_path: Pat
     assert (figures["control_steps"], figures["teacher_steps"], figures["updates"]) == (200, 200, 20)
 
 
+@pytest.mark.slow
 def test_students_learn_from_what_their_teacher_visited_while_it_learnt(tmp_path: Path, tiny: Path) -> None:
     grid = TINY.replace('loss = ["kl", "mse"]', "driver = { kl = {}, learning = {visited = true, updates = 20} }")
     tiny.write_text(grid)

@@ -138,6 +138,7 @@ def slow_bootstrap(
     return float(low), float(high)
 
 
+@pytest.mark.slow
 def test_intervals_agree_with_a_second_implementation() -> None:
     first, second = noisy("x", 0.9), noisy("y", 0.8)
     analysis = analyse(CARD, first + second, resamples=4000)
@@ -394,6 +395,7 @@ def test_probabilities_of_improvement_have_the_colour_of_the_better_setting(tmp_
     assert colours == [("--student", "1.000"), ("--teacher", "0.000")]
 
 
+@pytest.mark.slow
 def test_the_plot_and_the_tables_show_published_figures(tmp_path: Path) -> None:
     card = replace(CARD, published={"x": 1.113}, published_source="Rusu et al. 2015")
     page, _ = page_of(tmp_path, card, X + Y)

@@ -465,6 +465,7 @@ def verbs(path: Path, out: Path) -> list[Callable[[TeacherOptions | None], Any]]
 
 
 @pytest.mark.parametrize("case", [*PLAYABLE, *HOPELESS])
+@pytest.mark.slow
 def test_what_does_not_fit_stops_every_verb_and_leaves_nothing(tmp_path: Path, case: str) -> None:
     make, says = (PLAYABLE | HOPELESS)[case]
     out = tmp_path / "out"
@@ -489,6 +490,7 @@ class Recorder(Silent):
 
 
 @pytest.mark.parametrize("case", PLAYABLE)
+@pytest.mark.slow
 def test_accepted_mismatch_goes_on_and_is_said(tmp_path: Path, case: str) -> None:
     make, says = PLAYABLE[case]
     out, path = tmp_path / "out", make(tmp_path)
@@ -565,6 +567,7 @@ def test_run_of_a_foreign_teacher_says_what_it_was_made_from(made: tuple[Path, P
     assert level["mean"] > 100
 
 
+@pytest.mark.slow
 def test_student_of_a_zip_keeps_its_play_and_the_table_tells_both(made: tuple[Path, Path]) -> None:
     teacher, run = made
     first, second = evaluate([teacher, run], EvaluateConfig(episodes=10, epsilon=0.0))
@@ -591,6 +594,7 @@ def test_first_policy_says_what_the_files_after_it_play(tmp_path: Path, made: tu
     refused(evaluate, [path, made[1]], EvaluateConfig(episodes=1), options=options, says="--env|shape")
 
 
+@pytest.mark.slow
 def test_page_names_the_foreign_teachers_algorithm(tmp_path: Path, made: tuple[Path, Path]) -> None:
     teacher, run = made
     page = report(run, tmp_path / "page.html", config=ReportConfig(episodes=2, seconds=0.5)).read_text()
@@ -603,6 +607,7 @@ def test_page_names_the_foreign_teachers_algorithm(tmp_path: Path, made: tuple[P
     assert "<dt>algorithm</dt><dd>PPO</dd>" in moved, "the run says what it plays, its name no longer does"
 
 
+@pytest.mark.slow
 def test_dataset_of_a_zip_is_distilled_with_the_same_zip(tmp_path: Path) -> None:
     teacher = balancing_zip(tmp_path / "ppo-CartPole-v1.zip")
     dataset = record(teacher, tmp_path / "data", RecordConfig(steps=400, num_envs=4))
@@ -626,6 +631,7 @@ def test_dataset_of_a_zip_is_distilled_with_the_same_zip(tmp_path: Path) -> None
     assert record(teacher, tmp_path / "data", RecordConfig(steps=8), append=True).control_steps == 408
 
 
+@pytest.mark.slow
 def test_stopped_run_of_a_foreign_teacher_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     teacher = balancing_zip(tmp_path / "ppo-CartPole-v1.zip")
     config = changed(QUICK, steps=400, evaluate_every=100)
@@ -642,6 +648,7 @@ def test_stopped_run_of_a_foreign_teacher_goes_on_to_the_same_weights(tmp_path: 
 @pytest.mark.parametrize(
     ("scores", "kind", "loss"), [("gaussian", "gaussian", "kl_gaussian"), ("deterministic", "actions", "mse_mean")]
 )
+@pytest.mark.slow
 def test_deterministic_and_gaussian_files_teach_continuous_actions(
     tmp_path: Path, scores: str, kind: ScoreKind, loss: str
 ) -> None:

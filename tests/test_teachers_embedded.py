@@ -313,6 +313,7 @@ def test_q_networks_of_a_checkpoint_are_known_by_the_name_of_their_part(tmp_path
         ("rslrl-model.pt", "Pendulum-v1", TeacherOptions(teacher_network="mlp:64,64:tanh"), -497.0),
     ],
 )
+@pytest.mark.slow
 def test_cases_play_with_their_statistics(
     cases: Path, name: str, env: str, options: TeacherOptions, wanted: float
 ) -> None:

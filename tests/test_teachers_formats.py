@@ -785,6 +785,7 @@ def test_onnx_images_with_channels_last_are_turned_round(tmp_path: Path) -> None
     refused(read_onnx, path, observation_shape=(4, 64, 64), says="takes observations of shape")
 
 
+@pytest.mark.slow
 def test_an_onnx_model_of_torch_s_exporter_is_read(tmp_path: Path) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)

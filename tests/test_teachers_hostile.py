@@ -28,6 +28,7 @@ def test_fifty_hostile_files_of_all_kinds_end_in_one_line_or_load(tmp_path: Path
 
 
 @pytest.mark.parametrize("name", sorted(set(SCRIPTS) - {"one-hot"}))
+@pytest.mark.slow
 def test_every_torchscript_program_made_to_harm_is_refused(tmp_path: Path, name: str) -> None:
     canary = tmp_path / CANARY
     (tmp_path / "net.pt").write_bytes(_compiled(SCRIPTS[name].replace("{canary!r}", repr(str(canary)))))

@@ -92,6 +92,7 @@ def test_scores_of_named_parts_are_those_of_stable_baselines3(tmp_path: Path, na
         np.testing.assert_allclose(np.stack([act(policy, row) for row in scores]), wanted_actions, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_teacher_of_named_parts_plays_and_teaches(tmp_path: Path, levers: str) -> None:
     path = zip_of(tmp_path / "levers.zip", Levers.observation_space)
     teacher = load_teacher(path, env=levers)

@@ -42,6 +42,7 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+@pytest.mark.slow
 def test_an_option_on_a_file_that_says_everything_itself_is_refused_by_name(tmp_path: Path) -> None:
     own = own_folder(tmp_path)
     export(own, tmp_path / "own.ts", "torchscript", ExportConfig(states=100, episodes=1, num_envs=1))

@@ -123,6 +123,7 @@ def unit_actor(request: Any, tmp_path: Path) -> Path:
     return script(Actor(), tmp_path / "actor.pt")
 
 
+@pytest.mark.slow
 def test_actions_of_minus_one_to_one_in_a_wider_range_are_asked_about(unit_actor: Path) -> None:
     """Pendulum's are -2 to 2: played as they are, a good actor is at half its strength."""
     options: dict[str, Any] = {} if unit_actor.suffix == ".onnx" else {"teacher_scores": "deterministic"}
@@ -506,6 +507,7 @@ def test_torchscript_that_draws_does_not_fit(tmp_path: Path) -> None:
         ("unity-several-outputs.onnx", {"teacher_actions": "unit"}, -2000, 0),
     ],
 )
+@pytest.mark.slow
 def test_the_cases_play_as_they_should(
     cases: Path, name: str, options: dict[str, Any], low: float, high: float
 ) -> None:

@@ -213,6 +213,7 @@ def test_payloads_of_the_generator_would_run() -> None:
     assert ran >= 10
 
 
+@pytest.mark.slow
 def test_bombs_are_refused_soon(tmp_path: Path) -> None:
     path = tmp_path / "s.pkl"
     for seed in range(60):

@@ -63,6 +63,7 @@ class Words(Plain):
 
 
 @pytest.mark.parametrize("kind", [Writing, Arrays])
+@pytest.mark.slow
 def test_a_teacher_that_writes_to_its_input_makes_the_same_student_and_the_same_dataset(
     kind: Any, tmp_path: Path
 ) -> None:
@@ -76,6 +77,7 @@ def test_a_teacher_that_writes_to_its_input_makes_the_same_student_and_the_same_
     assert shards[0] == shards[1]
 
 
+@pytest.mark.slow
 def test_teachers_of_python_are_evaluated_and_watched(tmp_path: Path) -> None:
     config = EvaluateConfig(episodes=3, num_envs=3)
     clean, writing = (evaluate([teacher], config)[0] for teacher in (Plain(), Writing()))

@@ -922,6 +922,7 @@ def test_files_of_others_load(teachers: Path, name: str, algorithm: str, scores:
         ("sac-Pendulum-v1", -300),
     ],
 )
+@pytest.mark.slow
 def test_files_of_others_play_well(teachers: Path, name: str, least: float) -> None:
     assert np.mean(play(read_sb3(teachers / "sb3" / f"{name}.zip"), 4)) >= least
 

@@ -77,6 +77,7 @@ def assert_same_actions(policy: ForeignPolicy, model: Any, space: spaces.Space[A
 
 @pytest.mark.parametrize("kind", SPACES)
 @pytest.mark.parametrize("algorithm", ["PPO", "DQN", "SAC"])
+@pytest.mark.slow
 def test_discrete_observations_are_preprocessed_as_in_stable_baselines3(
     tmp_path: Path, kind: str, algorithm: str
 ) -> None:
@@ -107,6 +108,7 @@ def test_toy_texts_discrete_observations_are_played(tmp_path: Path, env: str) ->
 
 
 @pytest.mark.parametrize(("algorithm", "part"), [("PPO", ""), ("SAC", ""), ("SAC", "actor"), ("DQN", "q_net")])
+@pytest.mark.slow
 def test_compiled_policies_are_those_that_were_compiled(tmp_path: Path, algorithm: str, part: str) -> None:
     model = model_of(algorithm, VECTOR, ACTIONS if algorithm == "SAC" else CHOICE)
     model.save(tmp_path / "plain.zip")
@@ -219,6 +221,7 @@ def test_a_call_in_a_file_of_policy_save_is_refused_by_name(tmp_path: Path) -> N
         ("sb3-policy-save.pkl", "CartPole-v1", TeacherOptions(teacher_network="mlp:64,64:tanh"), 500.0),
     ],
 )
+@pytest.mark.slow
 def test_cases_play_as_they_should(
     cases: Path, name: str, env: str | None, options: TeacherOptions, wanted: float
 ) -> None:

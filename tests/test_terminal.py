@@ -86,6 +86,7 @@ def to(number: int, place: str | int) -> Callable[[], None]:
     ],
     ids=["full", "pipe", "ascii", "no output", "no error", "none", "full error", "error pipe"],
 )
+@pytest.mark.slow
 def test_scores_are_in_their_file_whatever_becomes_of_the_table(
     tmp_path: Path, shelf: Path, prepare: Callable[[], None], encoding: str, status: int
 ) -> None:

@@ -65,6 +65,7 @@ def cpu_seconds(pid: int | None) -> float:
     [("CartPole-v1", CARTPOLE_DQN), ("CartPole-v1", CARTPOLE_PQN), ("PongNoFrameskip-v4", PONG_DQN)],
     ids=["cartpole-dqn", "cartpole-pqn", "pong-dqn"],
 )
+@pytest.mark.slow
 def test_a_run_killed_at_any_moment_ends_in_the_weights_of_one_never_killed(
     tmp_path: Path, env: str, config: TrainConfig
 ) -> None:
@@ -107,6 +108,7 @@ class CtrlC(Silent):
 
 
 @pytest.mark.parametrize("config", [CARTPOLE_DQN, CARTPOLE_PQN], ids=["dqn", "pqn"])
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_done_and_the_same_seed_gives_the_same_weights(
     tmp_path: Path, config: TrainConfig
 ) -> None:
@@ -136,6 +138,7 @@ class LostGPU(Silent):
 
 
 @pytest.mark.parametrize("config", [CARTPOLE_DQN, CARTPOLE_PQN], ids=["dqn", "pqn"])
+@pytest.mark.slow
 def test_a_gpu_that_goes_away_is_one_line_and_loses_nothing(tmp_path: Path, config: TrainConfig) -> None:
     train("CartPole-v1", tmp_path / "whole", config)
     with pytest.raises(UserError, match=r"^the GPU failed \(CUDA error: the device is lost\): go on .* --resume"):
@@ -172,6 +175,7 @@ def test_a_finished_run_resumed_gives_its_policy_and_stays_as_it_is(tmp_path: Pa
     assert (out / "snapshots" / "0.5" / "policy.json") in before
 
 
+@pytest.mark.slow
 def test_the_policy_folder_has_the_learning_curve(tmp_path: Path) -> None:
     train("CartPole-v1", tmp_path / "run", CARTPOLE_PQN)
     lines = (tmp_path / "run" / "policy" / "curve.csv").read_text().splitlines()
@@ -183,6 +187,7 @@ def test_the_policy_folder_has_the_learning_curve(tmp_path: Path) -> None:
     assert float(mean) == pytest.approx(np.mean(games[-100:]), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_half_the_bytes_are_kept_on_request_and_the_score_is_theirs(tmp_path: Path) -> None:
     config = changed(CARTPOLE_PQN, final_episodes=5)
     whole = train("CartPole-v1", tmp_path / "whole", config)
@@ -195,6 +200,7 @@ def test_half_the_bytes_are_kept_on_request_and_the_score_is_theirs(tmp_path: Pa
     assert again["returns"] == half.provenance["score"]["returns"]
 
 
+@pytest.mark.slow
 def test_averaging_changes_the_policies_that_are_kept_and_nothing_of_what_is_learnt(tmp_path: Path) -> None:
     config = changed(CARTPOLE_PQN, snapshots=(0.5,))
     kept, learnt = [], []
@@ -210,6 +216,7 @@ def test_averaging_changes_the_policies_that_are_kept_and_nothing_of_what_is_lea
 
 
 @pytest.mark.parametrize(("asked", "arithmetic"), [(True, "bfloat16"), (False, "float32"), (None, "float32")])
+@pytest.mark.slow
 def test_a_policy_says_in_what_it_was_computed(tmp_path: Path, asked: bool | None, arithmetic: str) -> None:
     policy = train("CartPole-v1", tmp_path / "run", TrainConfig.of(steps=600, final_episodes=1, bfloat16=asked))
     assert policy.provenance["arithmetic"] == arithmetic
@@ -336,6 +343,7 @@ def test_an_existing_run_is_neither_overwritten_nor_resumed_as_another(tmp_path:
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "flipped", "replay flipped"])
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_refused_and_left_as_it_is(tmp_path: Path, damage: str) -> None:
     out = tmp_path / "run"
     before = stopped_run(out)
@@ -352,6 +360,7 @@ def test_a_damaged_checkpoint_is_refused_and_left_as_it_is(tmp_path: Path, damag
 
 @pytest.mark.parametrize("config", [CARTPOLE_DQN, CARTPOLE_PQN], ids=["dqn", "pqn"])
 @pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.slow
 def test_a_disk_that_fills_up_is_reported_in_one_line_and_the_last_checkpoint_survives(
     tmp_path: Path, config: TrainConfig, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -382,6 +391,7 @@ def test_a_disk_that_fills_up_is_reported_in_one_line_and_the_last_checkpoint_su
 
 
 @pytest.mark.parametrize(("algo", "steps", "least"), [("dqn", 20_000, 150), ("pqn", 60_000, 200)])
+@pytest.mark.slow
 def test_teachers_learn_to_balance_a_pole(
     tmp_path: Path, algo: Literal["dqn", "pqn"], steps: int, least: float
 ) -> None:

@@ -95,6 +95,7 @@ def test_stretches_are_as_many_as_fit_and_lie_evenly(times: int, rows: int, step
 
 
 @pytest.mark.parametrize("algo", ["pqn", "dqn"])
+@pytest.mark.slow
 def test_every_visited_state_is_there_with_the_label_of_the_final_policy(tmp_path: Path, algo: str) -> None:
     config = CARTPOLE[algo]
     policy = train("CartPole-v1", tmp_path / "run", changed(config, record=str(tmp_path / "data")))
@@ -120,6 +121,7 @@ def test_every_visited_state_is_there_with_the_label_of_the_final_policy(tmp_pat
     assert isinstance(student, SavedPolicy)
 
 
+@pytest.mark.slow
 def test_stacks_of_frames_are_whole_in_every_stretch(tmp_path: Path) -> None:
     """Of 4 stretches of 512 control steps those that are kept; each but the first begins in the middle of games."""
     config = changed(PONG, record=str(tmp_path / "data"), record_steps=1_024)
@@ -138,6 +140,7 @@ def shards(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("shard-*"))}
 
 
+@pytest.mark.slow
 def test_recording_changes_nothing_of_what_is_learnt(tmp_path: Path) -> None:
     for name, changes in (("plain", {}), ("recorded", {"record": str(tmp_path / "data")})):
         train("CartPole-v1", tmp_path / name, changed(CARTPOLE["pqn"], **changes))
@@ -199,6 +202,7 @@ def stopped(tmp_path: Path) -> TrainConfig:
     return config
 
 
+@pytest.mark.slow
 def test_states_that_were_recorded_after_the_checkpoint_are_recorded_again(
     tmp_path: Path, stopped: TrainConfig
 ) -> None:
@@ -212,6 +216,7 @@ def test_states_that_were_recorded_after_the_checkpoint_are_recorded_again(
     assert shards(tmp_path / "data") == shards(tmp_path / "whole-data")
 
 
+@pytest.mark.slow
 def test_until_it_is_labelled_it_is_no_dataset_and_labelling_goes_on_where_it_was(
     tmp_path: Path, stopped: TrainConfig
 ) -> None:
@@ -230,6 +235,7 @@ def test_until_it_is_labelled_it_is_no_dataset_and_labelling_goes_on_where_it_wa
     assert open_dataset(tmp_path / "data").problems() == {}
 
 
+@pytest.mark.slow
 def test_a_recording_that_went_missing_is_one_line(tmp_path: Path, stopped: TrainConfig) -> None:
     lost = next((tmp_path / "data" / "unlabelled").glob("shard-*"))
     shutil.move(tmp_path / "data", tmp_path / "elsewhere")

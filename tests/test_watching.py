@@ -239,6 +239,7 @@ def test_a_gif_holds_each_step_and_a_second_of_the_end(tmp_path: Path) -> None:
 
 
 @minatar
+@pytest.mark.slow
 def test_the_same_seed_writes_the_same_bytes_and_another_one_others(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         config = WatchConfig(max_steps=10, epsilon=0.5, scale=1.0, seed=seed)
@@ -316,6 +317,7 @@ def test_the_mp4_and_the_gif_of_a_seed_show_the_same(tmp_path: Path) -> None:
         assert np.abs(one.astype(int) - other).mean() < 6
 
 
+@pytest.mark.slow
 def test_two_atari_games_with_as_many_actions_are_not_one_and_two_ids_of_one_are(tmp_path: Path) -> None:
     pong, other = a_policy("PongNoFrameskip-v4"), a_policy("QbertNoFrameskip-v4")
     assert pong.task.num_actions == other.task.num_actions
@@ -530,6 +532,7 @@ def test_a_picture_stays_its_time_and_keys_are_heard_meanwhile(
 @needs_pygame
 @minatar
 @pytest.mark.usefixtures("nowhere")
+@pytest.mark.slow
 def test_a_game_in_a_window_is_the_game_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import pygame
 
