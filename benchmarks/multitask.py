@@ -2,7 +2,7 @@
 
     python benchmarks/multitask.py --tier minatar --out runs/multitask
     python benchmarks/multitask.py --tier atari --student multi3 --student-normalization none --batch-size 64 \\
-        --samples-per-step 16 --steps 100000 --seeds 0 --arms kl --out runs/multitask-atari
+        --samples-per-step 16 --schedule-lessons uniform --steps 100000 --seeds 0 --arms kl --out runs/multitask-atari
 
 Rusu et al. 2015, arXiv 1511.06295, section 4.3 and table 2. Each cell is a run folder in OUT; a killed study goes on where it was
 when the same command is given again. All are scored by the same games (epsilon 0.01), which no run has trained or been chosen
@@ -45,7 +45,7 @@ class Options:
     tier: Literal["minatar", "atari"] = "minatar"
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Several shells can each take some of them; the table is of those that are given."""
-    steps: int = 300_000
+    steps: int = 400_000
     """Control steps of each game, in every arm."""
     student: str = "cnn:32,32,32:320"
     """Of all games together."""
@@ -61,11 +61,13 @@ class Options:
     """MinAtar's composites are far from what is visited, and a small student pays for them with its play."""
     student_normalization: Normalization = "layer"
     optimizer: Literal["auto", "adam", "muon"] = "adam"
-    schedule_lessons: LessonScheduleName = "uniform"
+    schedule_lessons: LessonScheduleName = "progress"
     """Of the multi-task students."""
-    evaluate_every: int = 30_000
+    evaluate_every: int = 50_000
     """Control steps of a game between the evaluations that `progress` needs."""
-    episodes: int = 30
+    evaluate_episodes: int = 60
+    """Their games; those of the table are others."""
+    episodes: int = 100
     """Full games a policy and game."""
 
 
@@ -105,7 +107,7 @@ def run_cell(options: Options, arm: str, seed: int, teachers: Sequence[Path], pr
             places.append(place)
         return places
     if options.schedule_lessons == "progress":
-        unmeasured = dict(evaluate_every=options.evaluate_every, evaluate_episodes=20)
+        unmeasured = dict(evaluate_every=options.evaluate_every, evaluate_episodes=options.evaluate_episodes)
     config = DistillConfig.of(
         student=options.student, loss=arm, schedule_lessons=options.schedule_lessons, **settings, **unmeasured
     )

@@ -242,7 +242,9 @@ def released(work: Distillation) -> ExitStack:
     return closed
 
 
-def teachers_level(teaching: Teaching, task: Task, games: GamesOfRun, check: Callable[[str], None]) -> dict[str, Any]:
+def teachers_level(
+    teaching: Teaching, task: Task, games: GamesOfRun, check: Callable[[str], None], *, measured: bool = False
+) -> dict[str, Any]:
     """The teacher's score, as its folder states it or as it is measured here; empty where no games are played.
 
     Args:
@@ -250,19 +252,30 @@ def teachers_level(teaching: Teaching, task: Task, games: GamesOfRun, check: Cal
         task: that is played.
         games: of the run.
         check: is given a doubt, of a teacher of another tool that plays no better than chance.
+        measured: in the very games that the student will play, whatever the folder states: students are divided by it.
     """
-    teacher, playing = teaching.teacher, games.config.playing
-    own = playing.env is None and teacher.task.max_episode_steps == task.max_episode_steps
-    stated = getattr(teacher, "provenance", {}).get("score") if own else None
-    if isinstance(stated, dict) and is_number(stated.get("mean")):
-        kept = ("mean", "ci_low", "ci_high", "episodes", "distinct", "epsilon")
-        return {name: stated[name] for name in kept if name in stated}
+    teacher = teaching.teacher
+    stated = None if measured else _stated(teacher, task, games.config)
+    if stated is not None:
+        return stated
     if not games.config.evaluating.evaluate_episodes:
         return {}
     level = games.play(task, teacher, "score of the teacher")
     if is_foreign(teacher):
         _check_level(level, games.play(task, None, "score of random play"), check)
     return level
+
+
+def _stated(teacher: Teacher, task: Task, config: DistillConfig) -> dict[str, Any] | None:
+    """The score in a teacher's folder; None where there is none, or where it is of other games than those of the run."""
+    score = getattr(teacher, "provenance", {}).get("score")
+    if not isinstance(score, dict) or not is_number(score.get("mean")):
+        return None
+    same_task = config.playing.env is None and teacher.task.max_episode_steps == task.max_episode_steps
+    if not same_task or score.get("epsilon", config.evaluating.evaluate_epsilon) != config.evaluating.evaluate_epsilon:
+        return None
+    kept = ("mean", "ci_low", "ci_high", "episodes", "distinct", "epsilon")
+    return {name: score[name] for name in kept if name in score}
 
 
 def is_foreign(teacher: Teacher) -> bool:
@@ -310,7 +323,7 @@ class Evaluations:
         normalized = len(teachings) > 1 and self.games.config.evaluating.evaluate_episodes > 0
         with released(self.work):
             for lesson, teaching in zip(self.work.lessons, teachings, strict=True):
-                level = teachers_level(teaching, lesson.task, self.games, check)
+                level = teachers_level(teaching, lesson.task, self.games, check, measured=normalized)
                 if level:
                     records.append(TeacherScore(lesson=self.work.name_of(lesson), **level))
                 if level and normalized:
