@@ -193,15 +193,39 @@ def test_a_saved_schedule_goes_on_with_the_same_choices(kind: Any) -> None:
 
 @pytest.mark.slow
 def test_evaluations_steer_the_schedule_by_progress(tmp_path: Path, root: Path) -> None:
-    """The pendulum's teacher has a stated score far above what anybody gets: its student is never there."""
-    card = balancing()
-    score = {"mean": 10.0, "ci_low": 9.0, "ci_high": 11.0}
-    save_policy(tmp_path / "easy", card.network, card.task, {"score": score})
-    config = changed(QUICK, schedule_lessons="progress", evaluate_every=50, steps=1_000)
-    distill([str(tmp_path / "easy"), str(root / "pendulum")], tmp_path / "run", config)
+    """A student that learns nothing is far behind in CartPole, and as good as a teacher that lets the pendulum hang."""
+    idle = linear_policy(PENDULUM, [0.0, 0.0, 0.0], torch.zeros(1, 2), "actions")
+    config = changed(
+        QUICK, schedule_lessons="progress", evaluate_every=50, steps=1_000, learning_rate=1e-9, evaluate_epsilon=0.0
+    )
+    distill([balancing(), idle], tmp_path / "run", config)
     records, _ = RunFolder(tmp_path / "run").records()
     drawn = [record.lesson for record in records if isinstance(record, Train)][40:]
-    assert drawn.count("Pendulum-v1") > 1.5 * drawn.count("CartPole-v1")
+    assert drawn.count("CartPole-v1") > 1.5 * drawn.count("Pendulum-v1")
+
+
+def test_students_of_several_tasks_are_divided_by_their_teachers_in_the_same_games(tmp_path: Path, root: Path) -> None:
+    """The folders state other scores. Of one task the stated one is shown."""
+    config = changed(QUICK, evaluate_every=200)
+    distill(both(root), tmp_path / "run", config)
+    records, _ = RunFolder(tmp_path / "run").records()
+    levels = {record.lesson: record.mean for record in records if isinstance(record, TeacherScore)}
+    for teacher in (balancing(), braking()):
+        played = play_scored(teacher.task, teacher, 2, 1.0, config.seed, num_envs=10)
+        assert levels[teacher.task.env] == played["mean"]
+        assert played["mean"] != 10.0
+
+
+def test_a_score_that_is_stated_for_other_games_is_measured(tmp_path: Path, root: Path) -> None:
+    card = balancing()
+    for epsilon, mean in ((1.0, 10.0), (0.01, None)):
+        score = {"mean": 10.0, "ci_low": 9.0, "ci_high": 11.0, "episodes": 30, "epsilon": epsilon}
+        save_policy(tmp_path / f"teacher{epsilon}", card.network, card.task, {"score": score})
+        distill(str(tmp_path / f"teacher{epsilon}"), tmp_path / f"run{epsilon}", QUICK)
+        records, _ = RunFolder(tmp_path / f"run{epsilon}").records()
+        level = next(record for record in records if isinstance(record, TeacherScore))
+        assert level.epsilon == 1.0
+        assert (level.mean == 10.0) == (mean is not None)
 
 
 @pytest.mark.slow
