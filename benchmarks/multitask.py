@@ -116,15 +116,16 @@ def run_cell(options: Options, arm: str, seed: int, teachers: Sequence[Path], pr
 
 
 def scored(options: Options, arm: str, seed: int, teachers: Sequence[Path], progress: Talking) -> Outcome:
-    """The cell's scores, played once and kept beside its policies."""
+    """The cell's scores, played once with these options and kept beside its policies."""
     place = options.out / f"{arm}-seed{seed}.json"
-    if not place.exists():
+    own = {name: value for name, value in asdict(options).items() if name not in ("out", "seeds", "arms")}
+    if not place.exists() or json.loads(place.read_text()).get("options") != own:
         policies = run_cell(options, arm, seed, teachers, progress)
         conditions = EvaluateConfig(episodes=options.episodes, epsilon=0.01, seed=2_000_000 + seed)
         scores: list[dict[str, Any]] = []
         for teacher, policy in zip(teachers, policies, strict=True):
             scores += [asdict(score) for score in evaluate([str(teacher), str(policy)], conditions, progress=progress)]
-        place.write_text(json.dumps({"parameters": size_of(policies), "scores": scores}))
+        place.write_text(json.dumps({"options": own, "parameters": size_of(policies), "scores": scores}))
     kept = json.loads(place.read_text())
     return Outcome(arm, seed, kept["parameters"], kept["scores"])
 
