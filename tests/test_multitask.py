@@ -205,7 +205,7 @@ def test_evaluations_steer_the_schedule_by_progress(tmp_path: Path, root: Path) 
 
 
 def test_students_of_several_tasks_are_divided_by_their_teachers_in_the_same_games(tmp_path: Path, root: Path) -> None:
-    """The folders state other scores. Of one task the stated one is shown."""
+    """The folders state other scores."""
     config = changed(QUICK, evaluate_every=200)
     distill(both(root), tmp_path / "run", config)
     records, _ = RunFolder(tmp_path / "run").records()
@@ -216,16 +216,20 @@ def test_students_of_several_tasks_are_divided_by_their_teachers_in_the_same_gam
         assert played["mean"] != 10.0
 
 
-def test_a_score_that_is_stated_for_other_games_is_measured(tmp_path: Path, root: Path) -> None:
-    card = balancing()
-    for epsilon, mean in ((1.0, 10.0), (0.01, None)):
-        score = {"mean": 10.0, "ci_low": 9.0, "ci_high": 11.0, "episodes": 30, "epsilon": epsilon}
-        save_policy(tmp_path / f"teacher{epsilon}", card.network, card.task, {"score": score})
-        distill(str(tmp_path / f"teacher{epsilon}"), tmp_path / f"run{epsilon}", QUICK)
-        records, _ = RunFolder(tmp_path / f"run{epsilon}").records()
-        level = next(record for record in records if isinstance(record, TeacherScore))
-        assert level.epsilon == 1.0
-        assert (level.mean == 10.0) == (mean is not None)
+@pytest.mark.parametrize(
+    ("epsilon", "arguments", "is_taken"),
+    [(1.0, (), True), (0.01, (), False), (1.0, ("sutton_barto_reward=true",), False)],
+    ids=["the same games", "another epsilon", "other rewards"],
+)
+def test_a_stated_score_is_taken_where_it_is_of_the_runs_games(
+    tmp_path: Path, epsilon: float, arguments: tuple[str, ...], is_taken: bool
+) -> None:
+    score = {"mean": 123.0, "ci_low": 120.0, "ci_high": 130.0, "episodes": 30, "epsilon": epsilon}
+    save_policy(tmp_path / "teacher", balancing().network, CARTPOLE, {"score": score})
+    distill(str(tmp_path / "teacher"), tmp_path / "run", changed(QUICK, env_kwargs=arguments))
+    records, _ = RunFolder(tmp_path / "run").records()
+    level = next(record for record in records if isinstance(record, TeacherScore))
+    assert (level.mean == 123.0) == is_taken
 
 
 @pytest.mark.slow

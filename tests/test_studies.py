@@ -406,11 +406,14 @@ def test_other_games_need_no_other_runs(tiny: Path, tmp_path: Path) -> None:
     assert "from the starts in cart.json" in (out / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_settings_that_differ_in_games_alone_share_their_students(tiny: Path, tmp_path: Path) -> None:
+    """Students of a recorded dataset, so that the dataset's control steps count too."""
     out = tmp_path / "out"
-    own = "[axes.games]\nfew = { games = {} }\nmany = { games = { episodes = 3, teacher_episodes = 4, epsilon = 1 } }\n"
+    own = "[axes.games]\nfew = {}\nmany = { games = { episodes = 3, teacher_episodes = 4, epsilon = 1 } }\n"
+    text = TINY.replace('[axes]\nloss = ["kl", "mse"]\n', own).replace('reference = "kl"', 'reference = "few"')
     tiny.write_text(
-        TINY.replace('[axes]\nloss = ["kl", "mse"]\n', own).replace('reference = "kl"', 'reference = "few"')
+        text.replace("steps = 300\nwarmup = 100\nsamples_per_step = 4", "record = { steps = 200 }\nupdates = 20")
     )
     plan = planned(tiny, out, seeds=1)
     compute(out)
@@ -421,12 +424,61 @@ def test_settings_that_differ_in_games_alone_share_their_students(tiny: Path, tm
     assert (len(few.returns), len(few.teacher_returns)) == (2, 2)
     assert (len(many.returns), len(many.teacher_returns)) == (3, 4)
     assert few.figures == many.figures
-    assert few.figures["control_steps"] >= 300
+    assert few.figures["control_steps"] >= 200
     random_play = EvaluateConfig(episodes=3, epsilon=1, seed=1_000_000)
     assert list(many.returns) == evaluate([out / many.run], random_play)[0].returns
     words = (out / "table.md").read_text()
     assert "few: Full games, 2 of each student" in words
     assert "many: Full games, 3 of each student, 4 of each teacher" in words
+
+
+def test_a_study_to_which_games_are_added_keeps_its_students(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    tiny.write_text(TINY.replace('loss = ["kl", "mse"]', "[axes.games]\nkl = {}"))
+    before = students(planned(tiny, out, seeds=1))
+    tiny.write_text(TINY.replace('loss = ["kl", "mse"]', "[axes.games]\nkl = {}\nmany = { games = { episodes = 3 } }"))
+    plan = planned(tiny, out, seeds=1)
+    assert {cell.name for cell in before} <= {cell.name for cell in plan.cells}
+    assert [cell.verb for cell in students(plan)] == ["play", "play"]
+    assert {cell.teacher_cell for cell in students(plan)} == {cell.name for cell in before}
+    names = [cell.name for cell in plan.cells]
+    assert all(names.index(cell.teacher_cell) < names.index(cell.name) for cell in students(plan))
+
+
+def test_games_of_two_axes_add_up(tiny: Path, tmp_path: Path) -> None:
+    axes = (
+        "[axes.number]\nfew = {}\nmany = { games = { episodes = 5 } }\n"
+        "[axes.chance]\nlow = { games = { epsilon = 0.25 } }\nhigh = { games = { epsilon = 0.75 } }\n"
+    )
+    text = TINY.replace('[axes]\nloss = ["kl", "mse"]\n', axes).replace('reference = "kl"', 'reference = "few / low"')
+    tiny.write_text(text.replace("[games]", "[games]\nteacher_episodes = 7"))
+    plan = planned(tiny, tmp_path / "out", seeds=1)
+    played = {cell.setting: (cell.games or {}) for cell in students(plan)}
+    assert {setting: (games["episodes"], games["epsilon"]) for setting, games in played.items()} == {
+        "few / low": (2, 0.25),
+        "few / high": (2, 0.75),
+        "many / low": (5, 0.25),
+        "many / high": (5, 0.75),
+    }
+    assert all(cell.games["episodes"] == 7 for cell in plan.cells if cell.games and not cell.setting)
+
+
+def test_names_of_games_hold_no_places(tiny: Path, tmp_path: Path) -> None:
+    """The same starts in another folder are the same cells, with as many games as there are starts."""
+    policy = tmp_path / "policy"
+    task = make_task("CartPole-v1")
+    save_policy(policy, build(Architecture("mlp:4", task.observation_shape, task.num_actions), 0), task, {})
+    starts(policy, tmp_path / "cart.json", StartsConfig(number=3))
+    names = []
+    for folder in (tmp_path / "one", tmp_path / "other"):
+        folder.mkdir()
+        (folder / "cart.json").write_bytes((tmp_path / "cart.json").read_bytes())
+        axis = '[axes.starts]\nkl = {}\nlate = { games = { starts = ["cart.json"] } }'
+        (folder / "tiny.toml").write_text(TINY.replace('loss = ["kl", "mse"]', axis))
+        plan = planned(folder / "tiny.toml", folder / "out", seeds=1)
+        assert [cell.games["episodes"] for cell in students(plan) if cell.games] == [2, 0]
+        names.append([cell.name for cell in plan.cells])
+    assert names[0] == names[1]
 
 
 def from_starts(folder: Path) -> EvaluateConfig:

@@ -20,6 +20,7 @@ from markup import Reader
 from rldistill.runs.studies.analysis import Analysis, analyse
 from rldistill.runs.studies.outcomes import Outcome, StudyCard
 from rldistill.runs.studies.remarks import remarks
+from rldistill.runs.studies.rows import game_rows
 from rldistill.runs.studies.tables import markdown, write_outputs
 from rldistill.stats import Estimate, interquartile_means, performance_profile, probability_of_improvement
 from rldistill.types import UserError
@@ -270,6 +271,19 @@ def test_a_teacher_no_better_than_random_play_counts_nowhere() -> None:
     every = [replace(one, random_score=30.0, teacher_returns=(-1.0,)) for one in outcomes]
     assert all(map(math.isnan, itertools.chain(*of(analyse(CARD, every), "x"))))
     assert "- |" in markdown(analyse(CARD, every))
+
+
+def test_settings_with_other_games_have_rows_of_their_own() -> None:
+    """No mean of a teacher is over the games of two settings."""
+    runs = [outcome("x", "a", 0, 5.0), outcome("y", "a", 0, 21.0, teacher=(40.0, 44.0), zero=30.0)]
+    own, other = game_rows(analyse(CARD, runs, resamples=50))
+    assert (own["random play"], own["teacher's mean"], own["x"], own["y"]) == ("0.0", "10.0", "5.0", "-")
+    assert (other["random play"], other["teacher's mean"], other["x"], other["y"]) == ("30.0", "42.0", "-", "21.0")
+
+
+def test_of_games_that_count_nowhere_the_setting_is_named_whose_they_are() -> None:
+    runs = [outcome("x", "a", 0, 5.0), outcome("y", "a", 0, 21.0, teacher=(40.0, 44.0), zero=60.0)]
+    assert "at 42.0 the teacher is not above random play (60.0) in the games of y" in note(CARD, runs)
 
 
 def test_a_teacher_whose_resampled_games_may_be_at_random_play_leaves_no_interval() -> None:

@@ -127,6 +127,14 @@ def by_pair(outcomes: Sequence[Outcome]) -> dict[Pair, list[Outcome]]:
     return pairs
 
 
+def by_games(outcomes: Sequence[Outcome]) -> list[tuple[Pair, list[Outcome]]]:
+    """The runs of each game and teacher that are compared with the same games of that teacher, sorted by game and teacher."""
+    groups: dict[tuple[Pair, tuple[float, ...], float], list[Outcome]] = {}
+    for outcome in outcomes:
+        groups.setdefault((outcome.pair, outcome.teacher_returns, outcome.random_score), []).append(outcome)
+    return sorted(((pair, runs) for (pair, *_), runs in groups.items()), key=lambda group: group[0])
+
+
 def _setting(study: StudyCard, label: str, outcomes: Sequence[Outcome], basis: _Basis) -> Setting:
     groups = by_pair(outcomes)
     scaled = [runs for pair, runs in groups.items() if pair not in basis.without_scale]

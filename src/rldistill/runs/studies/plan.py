@@ -37,7 +37,7 @@ class Cell:
     games: Mapping[str, Any] | None = None
     """Games of the result: episodes, epsilon, seed, num_envs, starts. None plays none."""
     teacher_cell: str = ""
-    """The cell that makes its teacher, or the policy that plays."""
+    """The cell that makes its teacher; of `play`, the cell that makes the policy that plays."""
     data_cell: str = ""
     """The cell that records its dataset."""
     level_cell: str = ""
@@ -53,8 +53,7 @@ class Cell:
         """The name of its result's file. The games are in it, so that other games need no other run."""
         if self.games is None:
             return "result"
-        games = {name: value for name, value in self.games.items() if name != "starts"}  # their checksums count
-        return f"result-{_digest(games)[:6]}"
+        return f"result-{_digest(named_games(self.games))[:6]}"
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -96,6 +95,11 @@ class Plan:
 
     def __str__(self) -> str:
         return f"{self.name} ({self.tier})" if self.tier else self.name
+
+
+def named_games(games: Mapping[str, Any]) -> dict[str, Any]:
+    """What of games is in names: of starts their checksums, not their places."""
+    return {name: value for name, value in games.items() if name != "starts"}
 
 
 def cell_name(words: Iterable[str], configuration: Mapping[str, Any]) -> str:

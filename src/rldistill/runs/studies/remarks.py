@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from rldistill.runs.studies.analysis import Analysis, by_pair
+from rldistill.runs.studies.analysis import Analysis, by_games, by_pair
 from rldistill.runs.studies.outcomes import Outcome, Pair
 from rldistill.runs.studies.resampling import measured
 from rldistill.stats import figure
@@ -73,19 +73,27 @@ def _has_single_seed(outcomes: Sequence[Outcome]) -> bool:
 def _left_out(analysis: Analysis) -> Iterator[str]:
     groups = by_pair(analysis.outcomes)
     for pair in sorted(analysis.without_ratio):
+        worst = min(groups[pair], key=_level)
         yield (
-            f"{_pair(pair)}: at {_level(groups[pair])} {analysis.level} is not above 0. This game counts in no ratio."
+            f"{_pair(pair)}: at {figure(_level(worst))} {analysis.level} is not above 0{_where(worst, groups[pair])}. This game "
+            "counts in no ratio."
         )
     for pair in sorted(analysis.without_scale):
-        random = figure(groups[pair][0].random_score)
+        worst = min(groups[pair], key=lambda run: _level(run) - run.random_score)
         yield (
-            f"{_pair(pair)}: at {_level(groups[pair])} {analysis.level} is not above random play ({random}). This game counts "
-            "in no normalized score and in no comparison."
+            f"{_pair(pair)}: at {figure(_level(worst))} {analysis.level} is not above random play "
+            f"({figure(worst.random_score)}){_where(worst, groups[pair])}. This game counts in no normalized score and in no "
+            "comparison."
         )
 
 
-def _level(runs: Sequence[Outcome]) -> str:
-    return figure(float(measured(runs).levels.min()))
+def _level(run: Outcome) -> float:
+    return float(measured([run]).levels.min())
+
+
+def _where(run: Outcome, runs: Sequence[Outcome]) -> str:
+    """Whose games they are, where settings play different ones."""
+    return f" in the games of {run.setting}" if len(by_games(runs)) > 1 else ""
 
 
 def _zeros(analysis: Analysis) -> Iterator[str]:

@@ -49,7 +49,8 @@ def outcomes_of(folder: Path, plan: Plan) -> list[Outcome]:
         result = results[cell.name]
         teacher_returns = tuple(level["returns"]) or pooled.get(cell.env, ())
         if teacher_returns:
-            figures = {name: value for name, value in result["figures"].items() if name not in _NO_FIGURES}
+            own = cell.teacher_cell if cell.verb == "play" else cell.name  # the student that plays is another cell's
+            figures = {name: value for name, value in results[own]["figures"].items() if name not in _NO_FIGURES}
             outcomes.append(
                 Outcome(
                     setting=cell.setting,
@@ -60,7 +61,7 @@ def outcomes_of(folder: Path, plan: Plan) -> list[Outcome]:
                     teacher_returns=teacher_returns,
                     random_score=level["random_score"],
                     figures=figures,
-                    run=f"{CELLS}/{cell.teacher_cell if cell.verb == 'play' else cell.name}/run",
+                    run=f"{CELLS}/{own}/run",
                 )
             )
     return outcomes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from rldistill.runs.studies.analysis import NOTHING, Analysis, Setting, by_pair
+from rldistill.runs.studies.analysis import NOTHING, Analysis, Setting, by_games
 from rldistill.runs.studies.outcomes import Outcome
 from rldistill.runs.studies.resampling import measured
 from rldistill.stats import Estimate, decimals, figure
@@ -53,18 +53,18 @@ def improvement_rows(analysis: Analysis) -> list[dict[str, str]]:
 
 
 def game_rows(analysis: Analysis) -> list[dict[str, str]]:
-    """One row for each game and teacher: mean returns of random play, of the teacher, and of each setting's students."""
-    groups = {setting.label: by_pair(setting.outcomes) for setting in analysis.settings}
+    """Mean returns of random play, of the teacher, and of each setting's students: a row for each game and teacher.
+
+    Settings that play other games have rows of their own, because their teachers play those games too.
+    """
     level = "teacher's mean" if analysis.level == "the teacher" else analysis.level.removeprefix("the ")
     rows = []
-    for pair, runs in sorted(by_pair(analysis.outcomes).items()):
+    for pair, runs in by_games(analysis.outcomes):
         scores = measured(runs)
+        groups = {label: [run for run in runs if run.setting == label] for label in analysis.study.settings}
         row = {"game": pair[0], "teacher": pair[1] or "-", "random play": figure(float(scores.random.mean()))}
         row[level] = figure(float(scores.levels.mean()))
-        students = {
-            label: figure(float(measured(own[pair]).means.mean())) if pair in own else "-"
-            for label, own in groups.items()
-        }
+        students = {label: figure(float(measured(own).means.mean())) if own else "-" for label, own in groups.items()}
         rows.append(_beside(row, students, "setting"))
     return rows
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple, cast
 
@@ -267,12 +268,12 @@ def teachers_level(
 
 
 def _stated(teacher: Teacher, task: Task, config: DistillConfig) -> dict[str, Any] | None:
-    """The score in a teacher's folder; None where there is none, or where it is of other games than those of the run."""
+    """The score in a teacher's folder; None where there is none, or where it is of another task or epsilon than the run's."""
     score = getattr(teacher, "provenance", {}).get("score")
     if not isinstance(score, dict) or not is_number(score.get("mean")):
         return None
-    same_task = config.playing.env is None and teacher.task.max_episode_steps == task.max_episode_steps
-    if not same_task or score.get("epsilon", config.evaluating.evaluate_epsilon) != config.evaluating.evaluate_epsilon:
+    epsilon = config.evaluating.evaluate_epsilon
+    if replace(teacher.task, random_score=task.random_score) != task or score.get("epsilon", epsilon) != epsilon:
         return None
     kept = ("mean", "ci_low", "ci_high", "episodes", "distinct", "epsilon")
     return {name: score[name] for name in kept if name in score}
@@ -320,7 +321,8 @@ class Evaluations:
             check: is given a doubt, of a teacher of another tool that plays no better than chance.
         """
         records: list[Record] = []
-        normalized = len(teachings) > 1 and self.games.config.evaluating.evaluate_episodes > 0
+        several, episodes = len(teachings) > 1, self.games.config.evaluating.evaluate_episodes
+        normalized = several and episodes > 0 and self.every < self.work.total
         with released(self.work):
             for lesson, teaching in zip(self.work.lessons, teachings, strict=True):
                 level = teachers_level(teaching, lesson.task, self.games, check, measured=normalized)

@@ -15,7 +15,7 @@ from rldistill.types import MOST_ENVIRONMENTS, UserError, check_numbers
 
 @dataclass(frozen=True)
 class Games:
-    """Full games by which students are compared; the conditions are the same for all."""
+    """Full games by which the students of a setting and their teachers are compared."""
 
     episodes: int | None = None
     """Of each student; by default 30, and with `starts` one from each start."""
@@ -70,6 +70,8 @@ def own_games(file: StudyFile, games: Games, given: Any, at: tuple[str, ...]) ->
     """
     if not isinstance(given, dict):
         raise file.wrong("games is a table such as {epsilon = 0.01}", *at)
+    if "starts" in given:  # as many games as it has starts, unless it says otherwise
+        games = replace(games, episodes=None, teacher_episodes=None)
     return _changed_games(file, games, given, at)
 
 

@@ -29,8 +29,6 @@ _FIGURES = ("parameters", "bytes", "control_steps", "teacher_steps", "student_st
 """What `axis` may name."""
 _DATASETS = ("record", "visited")
 """Entries beside the options of distill: where its dataset comes from."""
-_BESIDE_OPTIONS = (*_DATASETS, "games")
-"""Entries of a setting that are no options of its verb."""
 _SET_BY_STUDY = {"seed": "--seeds", "dataset": "record = {steps = 20000}"}
 """Options that a study sets itself, and how it is asked for them."""
 
@@ -263,11 +261,15 @@ def _setting(
 ) -> Setting:
     options: dict[str, Any] = {}
     places: dict[str, Keys] = {}
+    own: Games | None = None
     for given, place in parts:
         for name, value in given.items():
             at = (*place, name)
-            options[name] = value if name in _BESIDE_OPTIONS else _option(file, verb, verbs, name, value, at)
             places[name] = at
+            if name == "games":
+                own = _games_of_setting(file, verb, own or games, value, at)
+            else:
+                options[name] = value if name in _DATASETS else _option(file, verb, verbs, name, value, at)
     record = _record(file, verb, verbs, options.pop("record", None), places.get("record", ()))
     visited = options.pop("visited", False)
     if visited not in (True, False) or (visited and (verb != "distill" or record is not None)):
@@ -280,13 +282,15 @@ def _setting(
             f"{label} has a dataset, and {'visited' if visited else 'record'} makes another one: take one of them",
             *places["dataset"],
         )
-    given = options.pop("games", None)
-    if given is not None and verb != "distill":
-        raise file.wrong("a setting has games of its own in a study of distill", *places["games"])
-    own = None if given is None else own_games(file, games, given, places["games"])
     setting = Setting(label, options, record, visited, places, own)
     check_setting(file, verbs[verb], setting, verbs[verb].check)
     return setting
+
+
+def _games_of_setting(file: StudyFile, verb: str, games: Games, given: Any, at: Keys) -> Games:
+    if verb != "distill":
+        raise file.wrong("a setting has games of its own in a study of distill", *at)
+    return own_games(file, games, given, at)
 
 
 def check_setting(file: StudyFile, verb: VerbOptions, setting: Setting, check: Callable[[Any], object]) -> None:

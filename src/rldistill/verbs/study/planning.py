@@ -13,7 +13,7 @@ from rldistill.datasets.shards import open_dataset
 from rldistill.play.envs import fitting_task, make_task, with_longest_game
 from rldistill.play.starts import check_starts, read_starts
 from rldistill.policies import SavedPolicy
-from rldistill.runs.studies.plan import Cell, Plan, cell_name
+from rldistill.runs.studies.plan import Cell, Plan, cell_name, named_games
 from rldistill.runs.studies.reading import StudyFile
 from rldistill.students.networks import Network
 from rldistill.types import Task, Teacher, UserError
@@ -63,9 +63,8 @@ def make_plan(grid: Grid, seeds: int, threads: int, loaders: Loaders) -> Plan:
     Raises:
         UserError: a teacher that is missing, or that a setting does not suit, with the line in the file.
     """
-    grid = replace(
-        grid, games=_with_starts(grid, grid.games), settings=tuple(_with_own_starts(grid, one) for one in grid.settings)
-    )
+    settings = tuple(_with_own_starts(grid, one) for one in grid.settings)
+    grid = replace(grid, games=_with_starts(grid, grid.games, ("games",)), settings=settings)
     cells: dict[str, Cell] = {}
     for cell in _train_cells(grid, seeds, loaders) if grid.verb == "train" else _distill_cells(grid, seeds, loaders):
         before = cells.setdefault(cell.name, cell)
@@ -89,25 +88,34 @@ def make_plan(grid: Grid, seeds: int, threads: int, loaders: Loaders) -> Plan:
 
 
 def _conditions(grid: Grid) -> str:
-    """How the games are played; of each setting, where they differ."""
-    if all(setting.games is None for setting in grid.settings):
-        return str(grid.games)
-    return " ".join(f"{setting.label}: {setting.games or grid.games}" for setting in grid.settings)
+    """How the games are played; for each group of settings, where they differ."""
+    groups: dict[str, list[str]] = {}
+    for setting in grid.settings:
+        groups.setdefault(str(setting.games or grid.games), []).append(setting.label)
+    if len(groups) == 1:
+        return next(iter(groups))
+    return " ".join(f"{', '.join(labels)}: {games}" for games, labels in groups.items())
 
 
 def _with_own_starts(grid: Grid, setting: Setting) -> Setting:
     own = setting.games
-    return setting if own is None else replace(setting, games=_with_starts(grid, own, *setting.places["games"]))
+    return setting if own is None else replace(setting, games=_with_starts(grid, own, _place_of_starts(grid, setting)))
 
 
-def _with_starts(grid: Grid, games: Games, *place: str) -> Games:
-    """The games with the places and checksums of their starts."""
+def _place_of_starts(grid: Grid, setting: Setting) -> Keys:
+    """Where the file names the starts of a setting's games."""
+    own = setting.games is not None and setting.games.starts != grid.games.starts
+    return setting.places["games"] if own else ("games",)
+
+
+def _with_starts(grid: Grid, games: Games, place: Keys) -> Games:
+    """The games with the places and checksums of their starts, which the file names at `place`."""
     files = []
     for path in games.starts:
         try:
             files.append(read_starts(_located_starts(path, grid.file)))
         except UserError as error:
-            raise grid.file.wrong(str(error), *(place or ("games",)), "starts") from None
+            raise grid.file.wrong(str(error), *place, "starts") from None
     return replace(games, starts=tuple(one.path for one in files), starts_sha256=tuple(one.sha256 for one in files))
 
 
@@ -119,7 +127,7 @@ def _located_starts(path: str, file: StudyFile) -> str:
     return os.path.abspath(beside or path)
 
 
-def _check_starts(grid: Grid, tasks: Iterable[Task], games: Games, *place: str) -> None:
+def _check_starts(grid: Grid, tasks: Iterable[Task], games: Games, place: Keys = ("games",)) -> None:
     """Raises UserError where a game has no starts, or the number of games is no multiple of them."""
     if games.starts:
         files = [read_starts(path) for path in games.starts]
@@ -127,7 +135,7 @@ def _check_starts(grid: Grid, tasks: Iterable[Task], games: Games, *place: str) 
             try:
                 check_starts(files, list(tasks), played["episodes"])
             except UserError as error:
-                raise grid.file.wrong(str(error), *(place or ("games",)), "starts") from None
+                raise grid.file.wrong(str(error), *place, "starts") from None
 
 
 def _distill_cells(grid: Grid, seeds: int, loaders: Loaders) -> Iterator[Cell]:
@@ -136,7 +144,7 @@ def _distill_cells(grid: Grid, seeds: int, loaders: Loaders) -> Iterator[Cell]:
     _check_students(grid, placed)
     for setting in grid.settings:
         tasks = [_task(one, setting.options) for one in placed]
-        _check_starts(grid, tasks, setting.games or grid.games, *(setting.places["games"] if setting.games else ()))
+        _check_starts(grid, tasks, setting.games or grid.games, _place_of_starts(grid, setting))
     yield from (one.making for one in placed if one.making is not None)
     levels: dict[tuple[str, str], Cell] = {}
     for one in placed:
@@ -151,9 +159,9 @@ def _distill_cells(grid: Grid, seeds: int, loaders: Loaders) -> Iterator[Cell]:
                 if data is not None:
                     yield data
                 student = _student(grid, one, setting, seed, levels[one.reference, setting.label], data)
-                if setting.games is not None:
+                if len(_alike(grid, setting)) > 1:
                     yield replace(student, games=None, level_cell="", setting="")
-                    student = _played(student, setting)
+                    student = _played(student)
                 yield student
 
 
@@ -291,9 +299,10 @@ def _make_student(one: _Placed, config: Any) -> SavedPolicy:
 def _level(grid: Grid, one: _Placed, setting: Setting) -> Cell:
     """The teacher's games in what the setting's students play."""
     playing = {name: setting.options[name] for name in _PLAYING if name in setting.options}
-    games = (setting.games or grid.games).of_teacher()
+    own = setting.games or grid.games
+    games = own.of_teacher()
     full = {"verb": "play", "teacher": one.identity, "options": playing}
-    full |= {"games": games} if setting.games is not None else {}
+    full |= {} if own == grid.games else {"games": named_games(games)}
     return Cell(
         name=cell_name(("teacher_games", *_short(one.reference)), full),
         verb="play",
@@ -343,9 +352,8 @@ def _student(grid: Grid, one: _Placed, setting: Setting, seed: int, level: Cell,
     games = (setting.games or grid.games).of_student(seed)
     own_data = _checksum_of_dataset(options) if data is None else {}
     full = {"verb": "distill", "teacher": one.identity, "options": options | own_data}
-    label = "student" if setting.games else setting.label  # settings with other games alone share their students
     return Cell(
-        name=cell_name((label, *_short(one.reference), f"s{seed}"), full),
+        name=cell_name((_alike(grid, setting)[0], *_short(one.reference), f"s{seed}"), full),
         verb="distill",
         policy=one.path,
         checksums=_checksums(one) | own_data,
@@ -360,16 +368,32 @@ def _student(grid: Grid, one: _Placed, setting: Setting, seed: int, level: Cell,
     )
 
 
-def _played(student: Cell, setting: Setting) -> Cell:
-    """The setting's own games of a student that another cell makes."""
-    words = (setting.label, *_short(student.teacher), f"s{student.seed}")
+def _alike(grid: Grid, setting: Setting) -> list[str]:
+    """The labels of all settings with these options. They differ in games, and share their students."""
+
+    def own(one: Setting) -> tuple[Any, ...]:
+        return one.options, one.record, one.visited
+
+    return [one.label for one in grid.settings if own(one) == own(setting)]
+
+
+def _played(student: Cell) -> Cell:
+    """The games of a student, for one of the settings that share it."""
+    words = (student.setting, *_short(student.teacher), f"s{student.seed}")
+    full = {
+        "verb": "play",
+        "student": student.name,
+        "setting": student.setting,
+        "level": student.level_cell,
+        "games": named_games(student.games or {}),
+    }
     return Cell(
-        name=cell_name(words, {"verb": "play", "student": student.name, "games": student.games}),
+        name=cell_name(words, full),
         verb="play",
         games=student.games,
         teacher_cell=student.name,
         level_cell=student.level_cell,
-        setting=setting.label,
+        setting=student.setting,
         teacher=student.teacher,
         seed=student.seed,
     )

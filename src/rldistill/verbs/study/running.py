@@ -93,9 +93,8 @@ def _play(cell: Cell, folder: Path, progress: Progress) -> dict[str, Any]:
     return {
         "env": task.env,
         "returns": _games(task, policy, cell.games, progress)["returns"],
-        "figures": _taken(policy) | _size(policy),
-        "random_score": _random_score(task, cell.games, progress),
-    }
+        "figures": _size(policy),
+    } | ({} if cell.setting else {"random_score": _random_score(task, cell.games, progress)})
 
 
 def _random_score(task: Task, games: Mapping[str, Any], progress: Progress) -> float:
@@ -150,15 +149,10 @@ def _report(run: Path) -> None:
 
 def _result(policy: SavedPolicy | MultiTaskPolicy, cell: Cell, progress: Progress) -> dict[str, Any]:
     assert isinstance(policy, SavedPolicy)
-    figures = _taken(policy) | _size(policy)
+    made = policy.provenance
+    figures = {name: made[name] for name in _FIGURES if name in made} | _size(policy)
     games = {} if cell.games is None else _games(policy.task, policy, cell.games, progress)
     return {"env": policy.task.env, "returns": games.get("returns", []), "figures": figures}
-
-
-def _taken(policy: KeptPolicy) -> dict[str, Any]:
-    """What it took to make a policy."""
-    made = policy.provenance
-    return {name: made[name] for name in _FIGURES if name in made}
 
 
 def _size(policy: KeptPolicy) -> dict[str, int]:
