@@ -147,6 +147,11 @@ WRONG = {
         "line 3: no policies/tetris here",
     ),
     "games": ("episodes = 2", "episodes = 0", "line 17: --episodes"),
+    "two names of one setting": (
+        'loss = ["kl", "mse"]',
+        "loss.kl = {}\nloss.other = {}",
+        "kl and other are the same setting",
+    ),
     "games of a setting": (
         'loss = ["kl", "mse"]',
         "loss.kl = { games = { episode = 3 } }",

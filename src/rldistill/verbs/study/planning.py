@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +66,7 @@ def make_plan(grid: Grid, seeds: int, threads: int, loaders: Loaders) -> Plan:
     """
     settings = tuple(_with_own_starts(grid, one) for one in grid.settings)
     grid = replace(grid, games=_with_starts(grid, grid.games, ("games",)), settings=settings)
+    _check_apart(grid)
     cells: dict[str, Cell] = {}
     for cell in _train_cells(grid, seeds, loaders) if grid.verb == "train" else _distill_cells(grid, seeds, loaders):
         before = cells.setdefault(cell.name, cell)
@@ -85,6 +87,13 @@ def make_plan(grid: Grid, seeds: int, threads: int, loaders: Loaders) -> Plan:
         threads=threads,
         cells=tuple(cells.values()),
     )
+
+
+def _check_apart(grid: Grid) -> None:
+    """Raises UserError where two settings have the same options and the same games."""
+    for one, other in combinations(grid.settings, 2):
+        if other.label in _alike(grid, one) and (one.games or grid.games) == (other.games or grid.games):
+            raise grid.file.wrong(f"{one.label} and {other.label} are the same setting", "axes")
 
 
 def _conditions(grid: Grid) -> str:
