@@ -200,18 +200,19 @@ def test_the_order_of_channels_in_memory_changes_neither_scores_nor_gradients(no
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "amx", "faster"),
+    ("name", "shape", "capability", "faster"),
     [
-        ("net2", ATARI, True, True),
-        ("net2", ATARI, False, False),
-        ("cnn:4:16", (4, 10, 10), True, False),
-        ("mlp:16", (8,), True, False),
+        ("net2", ATARI, "amx_bf16", True),
+        ("net2", ATARI, "avx512_bf16", True),
+        ("net2", ATARI, "avx512_f", False),
+        ("cnn:4:16", (4, 10, 10), "amx_bf16", False),
+        ("mlp:16", (8,), "amx_bf16", False),
     ],
 )
 def test_large_images_alone_train_faster_in_bfloat16_and_only_where_the_processor_multiplies_it(
-    monkeypatch: pytest.MonkeyPatch, name: str, shape: tuple[int, ...], amx: bool, faster: bool
+    monkeypatch: pytest.MonkeyPatch, name: str, shape: tuple[int, ...], capability: str, faster: bool
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True})
     assert build(Architecture(name, shape, 3), 0).trains_faster_in_bfloat16 is faster
 
 

@@ -19,6 +19,7 @@ from rldistill.students.targets import (
     advantage_spread,
     auto_temperature,
     fit_standardization,
+    fitted_temperature,
     gaps,
     mean_entropy,
     transform,
@@ -82,6 +83,17 @@ def test_auto_temperature_aims_at_its_entropy(seed: int, actions: int, spread: f
     values = values_of_a_game(seed, actions, spread)
     reached = mean_entropy(values, auto_temperature(values, "q_values"))
     assert reached == pytest.approx(AUTO_ENTROPY * math.log(actions), rel=0.02)  # it is rounded to three digits
+
+
+@pytest.mark.parametrize("share", [0.1, 0.35, 0.8])
+def test_a_share_of_the_largest_entropy_is_reached(share: float) -> None:
+    values = values_of_a_game(1, actions=6)
+    temperature = fitted_temperature(f"auto:{share}", values, "q_values")
+    assert mean_entropy(values, temperature) == pytest.approx(share * math.log(6), rel=0.02)
+
+
+def test_a_temperature_that_is_given_is_taken() -> None:
+    assert fitted_temperature("0.25", values_of_a_game(1), "q_values") == 0.25
 
 
 @given(st.integers(0, 1000), st.sampled_from([1 / 1024, 1 / 8, 4.0, 256.0]))

@@ -132,10 +132,14 @@ class Network(nn.Module):
 
     @property
     def trains_faster_in_bfloat16(self) -> bool:
-        """Whether bfloat16 saves time: for large images on GPUs, and on processors that multiply such matrices (AMX). With only
-        AVX-512, an update of `dqn` takes 1.4 times as long as in float32."""
-        amx = bool(torch.cpu.get_capabilities().get("amx_bf16", False))
-        return self.large_images and (self.device.type != "cpu" or amx)
+        """Whether bfloat16 saves time: for large images on GPUs, and on processors that multiply it (AMX or AVX-512 BF16).
+
+        With AVX-512 BF16 an update of `net2` takes 0.8 of the time in float32, one of `dqn` 0.65. With AVX-512 alone one of `dqn`
+        takes 1.4 times as long.
+        """
+        capabilities = torch.cpu.get_capabilities()
+        multiplies = any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
+        return self.large_images and (self.device.type != "cpu" or multiplies)
 
     @property
     def score_kind(self) -> ScoreKind:

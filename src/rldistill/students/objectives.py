@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rldistill.play.actions import agreement, bounds, chosen
 from rldistill.students.losses import WeightedLoss
-from rldistill.students.targets import Targets, Weights, advantage_spread, auto_temperature, gaps, transform
+from rldistill.students.targets import Targets, Weights, advantage_spread, fitted_temperature, gaps, transform
 from rldistill.types import Batch, ScoreKind, Task, UserError
 
 
@@ -43,7 +43,8 @@ class Matching:
     For continuous actions `kl_gaussian`, `kl_gaussian_reverse`, `mse_mean` or `huber`. `auto`: kl; kl_gaussian for Gaussian
     teachers, mse_mean for deterministic ones."""
     temperature: str = "auto"
-    """A number, or `auto`: 1 for logits; for Q-values so that the softened teacher's entropy is a set share of log A."""
+    """A number, or `auto`: 1 for logits; for Q-values so that the softened teacher's mean entropy is 0.35 of log A. `auto:0.6` aims
+    at another share."""
     targets: Targets = "raw"
     """Teacher's values as they are, as advantages (less their mean over actions), or those in units of their spread."""
     weights: Weights = "none"
@@ -83,10 +84,7 @@ class Match:
                 )
         self.spread = advantage_spread(values, sizes, examples.masks)
         values = transform(values, self.matching.targets, self.spread, sizes, examples.masks)
-        auto = self.matching.temperature == "auto"
-        self.temperature = (
-            auto_temperature(values, self.teacher_kind, examples.masks) if auto else float(self.matching.temperature)
-        )
+        self.temperature = fitted_temperature(self.matching.temperature, values, self.teacher_kind, examples.masks)
 
     def __call__(self, scores: Tensor, batch: Batch, step: int = 0) -> Tensor:
         """The loss (B,) between student and teacher, weighted."""

@@ -86,11 +86,28 @@ def mean_entropy(values: Tensor, temperature: float, masks: Tensor | None = None
     return float(-(log_p.exp() * surprise).sum(dim=1).mean())
 
 
-def auto_temperature(values: Tensor, score_kind: ScoreKind, masks: Tensor | None = None) -> float:
+def auto_share(temperature: str) -> float | None:
+    """The share of log A that `auto` or `auto:SHARE` aims at; None of a number.
+
+    Raises:
+        ValueError: neither is written there, or the share is not between 0 and 1.
+    """
+    name, colon, share = temperature.partition(":")
+    if name != "auto":
+        return None
+    aim = float(share) if colon else AUTO_ENTROPY
+    if not 0 < aim < 1:
+        raise ValueError(f"a share of the largest entropy lies between 0 and 1, not {aim}")
+    return aim
+
+
+def auto_temperature(
+    values: Tensor, score_kind: ScoreKind, masks: Tensor | None = None, share: float = AUTO_ENTROPY
+) -> float:
     """The temperature that suits these values (B, A), over the actions that the masks (B, A) allow.
 
     Logits are a policy already, and continuous actions have no softmax: 1. Q-values have the scale of the game's
-    returns: the temperature is the one at which the softened teacher is, on average over its states, `AUTO_ENTROPY` as
+    returns: the temperature is the one at which the softened teacher is, on average over its states, `share` as
     uncertain as a uniform choice. So it does not depend on how the rewards are scaled (Rusu et al. 2015 took 0.01 for
     all games, after trying four).
     """
@@ -98,7 +115,7 @@ def auto_temperature(values: Tensor, score_kind: ScoreKind, masks: Tensor | None
         return 1.0
     # Of log A, its mean over states where their numbers of actions differ.
     log_number = math.log(values.shape[1]) if masks is None else float(masks.sum(dim=1).double().log().mean())
-    goal = AUTO_ENTROPY * log_number
+    goal = share * log_number
     spread = advantage_spread(values, masks=masks)
     # Entropy grows with the temperature: bisection on its logarithm, around the spread of the values.
     low, high = spread * 1e-6, spread * 1e6
@@ -109,6 +126,12 @@ def auto_temperature(values: Tensor, score_kind: ScoreKind, masks: Tensor | None
         low, high = (middle, high) if mean_entropy(values, middle, masks) < goal else (low, middle)
     # Three digits suffice, and do not depend on the last bit of a sum.
     return float(f"{math.sqrt(low * high):.3g}")
+
+
+def fitted_temperature(temperature: str, values: Tensor, score_kind: ScoreKind, masks: Tensor | None = None) -> float:
+    """The number in `temperature`, or for `auto` and `auto:SHARE` the one that suits the values, as `auto_temperature` does it."""
+    share = auto_share(temperature)
+    return float(temperature) if share is None else auto_temperature(values, score_kind, masks, share)
 
 
 def fit_standardization(observations: Tensor) -> Standardization:

@@ -12,6 +12,7 @@ from rldistill.lessons.exploration import Explore
 from rldistill.students.networks import Normalization
 from rldistill.students.objectives import Matching
 from rldistill.students.optim import Optimization
+from rldistill.students.targets import auto_share
 from rldistill.types import MOST_ENVIRONMENTS, MOST_SAMPLES, UserError, check_numbers
 
 Driver: TypeAlias = Literal["mixture", "teacher", "student"]
@@ -218,14 +219,16 @@ def _check_driving(config: DistillConfig) -> None:
 
 
 def _check_matching(matching: Matching) -> None:
-    if matching.temperature == "auto":
-        return
     try:
-        temperature = float(matching.temperature)
+        share = auto_share(matching.temperature)
+        temperature = float(matching.temperature) if share is None else 1.0
     except ValueError:
         temperature = math.nan
     if not 0 < temperature < math.inf:
-        raise UserError(f"--temperature is a positive number or auto, not {matching.temperature!r}")
+        raise UserError(
+            "--temperature is a positive number, auto, or auto:SHARE with a share of the largest entropy between 0 and 1, not "
+            f"{matching.temperature!r}"
+        )
 
 
 def _with_time_to_learn(config: DistillConfig) -> DistillConfig:
