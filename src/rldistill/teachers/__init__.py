@@ -19,7 +19,7 @@ from rldistill.formats.hub.download import find_policy_file, read_card
 from rldistill.formats.matching import mismatches_of, with_masks
 from rldistill.formats.note import Note, read_zipped_note
 from rldistill.formats.onnx.reading import read_note as read_onnx_note
-from rldistill.formats.options import TeacherOptions, check_acting
+from rldistill.formats.options import TeacherOptions
 from rldistill.formats.recognised import refuse_recognised
 from rldistill.formats.sb3 import PARAMETERS, is_unpacked
 from rldistill.formats.sb3.files import read_note as read_sb3_note
@@ -33,13 +33,16 @@ from rldistill.policies import load_policy as load_folder
 from rldistill.progress import Progress
 from rldistill.teachers.detect import check_readable, kind_of
 from rldistill.teachers.foreign import ForeignTeacher, origin_of, supposed_notes
+from rldistill.teachers.noise import noise_in
+from rldistill.teachers.noisy import NoisyTeacher, without_noise
 from rldistill.teachers.python import PythonTeacher
-from rldistill.teachers.request import Request, asked_task, located, own_task, refuse_head, renamed
+from rldistill.teachers.request import Request, asked_task, check_all_act, located, own_task, refuse_head, renamed
 from rldistill.teachers.trial import read_program
 from rldistill.types import Task, Teacher, UserError
 
 __all__ = [
     "ForeignTeacher",
+    "NoisyTeacher",
     "PythonTeacher",
     "TeacherOptions",
     "as_policy",
@@ -54,17 +57,21 @@ __all__ = [
     "note_in",
     "read_exported",
     "teacher_beside",
+    "without_noise",
 ]
 
 Ref: TypeAlias = str | os.PathLike[str]
+Loaded: TypeAlias = SavedPolicy | ForeignTeacher | NoisyTeacher
 
 
 @usual_torch()
 @checked_arguments
 def load_teacher(
     ref: Ref, *, env: str | None = None, env_kwargs: Sequence[str] = (), options: TeacherOptions | None = None
-) -> SavedPolicy | ForeignTeacher:
+) -> Loaded:
     """A teacher out of a policy folder, a file of another tool, a folder of the hub's layout, or `hf://owner/name`.
+
+    `noisy:SIGMA:REF` is any of them with noise on its values; see `NoisyTeacher`.
 
     Nothing in a file is executed (but by `trust_pickle`, and TorchScript and ONNX in their own runtimes).
 
@@ -86,8 +93,16 @@ def load_teacher(
 
 def _load(
     ref: Ref, env: str | None, options: TeacherOptions, env_kwargs: Sequence[str] = (), like: Task | None = None
-) -> SavedPolicy | ForeignTeacher:
+) -> Loaded:
     """As `load_teacher`, whether or not the options act; where no `env` is given, it plays what `like` is."""
+    noise, place = noise_in(ref)
+    teacher = _read(place, env, options, env_kwargs, like)
+    return teacher if noise is None else NoisyTeacher.of(teacher, noise)
+
+
+def _read(
+    ref: Ref, env: str | None, options: TeacherOptions, env_kwargs: Sequence[str], like: Task | None
+) -> SavedPolicy | ForeignTeacher:
     path, head = located(ref)
     if path.name == PARAMETERS and is_unpacked(path.parent):  # a part of a policy, which says less than the whole
         path = path.parent
@@ -205,6 +220,8 @@ def load_several(policy: object) -> MultiTaskPolicy | None:
     """
     if not isinstance(policy, str | os.PathLike):
         return policy if isinstance(policy, MultiTaskPolicy) else None
+    if noise_in(policy)[0] is not None:
+        return None
     path, head = located(policy)
     if head is not None or kind_of(path) not in ("policy folder", "run folder"):
         return None
@@ -219,7 +236,7 @@ def teacher_beside(
     chosen: str | None,
     options: TeacherOptions | None = None,
     say: Callable[[str], None],
-) -> SavedPolicy | ForeignTeacher | None:
+) -> Loaded | None:
     """The teacher that a policy is compared with; None where there is none, or where it cannot be loaded.
 
     Args:
@@ -244,7 +261,7 @@ def teacher_beside(
             raise
         say(f"the teacher {named} is left out: {error} (--teacher names another)")
         return None
-    for mismatch in teacher.mismatches if isinstance(teacher, ForeignTeacher) else ():
+    for mismatch in getattr(without_noise(teacher), "mismatches", ()):
         say(f"warning: the teacher {place}: {mismatch}")
     return teacher
 
@@ -258,7 +275,7 @@ def load_fitting(
     options: TeacherOptions | None = None,
     alone: bool = True,
     progress: Progress,
-) -> SavedPolicy | ForeignTeacher:
+) -> Loaded:
     """As `load_teacher`, for a verb that goes on with it: suppositions are reported, and what does not fit stops it.
 
     Args:
@@ -277,16 +294,17 @@ def load_fitting(
     teacher = _load(ref, env, options or TeacherOptions(), env_kwargs, like)
     if alone:
         check_all_act(options, [teacher], [os.fspath(ref)])
-    if not isinstance(teacher, ForeignTeacher):
+    plain = without_noise(teacher)
+    if not isinstance(plain, ForeignTeacher):
         for note in renamed(env, chosen_task(teacher.task, env, env_kwargs)) if env is not None else ():
             progress.say(f"{os.fspath(ref)}: {note}")
         return teacher
-    if teacher.mismatches and not (options and options.accept_mismatch):
-        raise UserError(f"{teacher.path}: {'; '.join(teacher.mismatches)} (--accept-mismatch goes on all the same)")
-    for note in teacher.notes:
-        progress.say(f"{teacher.path.name}: {note}")
-    for mismatch in teacher.mismatches:
-        progress.say(f"warning: {teacher.path.name}: {mismatch}")
+    if plain.mismatches and not (options and options.accept_mismatch):
+        raise UserError(f"{plain.path}: {'; '.join(plain.mismatches)} (--accept-mismatch goes on all the same)")
+    for note in plain.notes:
+        progress.say(f"{plain.path.name}: {note}")
+    for mismatch in plain.mismatches:
+        progress.say(f"warning: {plain.path.name}: {mismatch}")
     return teacher
 
 
@@ -333,9 +351,10 @@ def load_all(
             read = load_fitting(
                 given, env=env, env_kwargs=env_kwargs, like=like, options=options, alone=False, progress=progress
             )
-            own = (read.foreign.env if isinstance(read, ForeignTeacher) else None) or read.task.env
+            plain = without_noise(read)
+            own = (plain.foreign.env if isinstance(plain, ForeignTeacher) else None) or read.task.env
             nearest = nearest_game(own, (task for task in tasks if unlike(task, read.task) is None))
-            if nearest is not None and isinstance(read, ForeignTeacher):
+            if nearest is not None and isinstance(plain, ForeignTeacher):
                 read = replace(read, task=nearest)
             files.append(NamedPolicy(name_of(given), read, own))
             loaded.append(files[-1])
@@ -343,30 +362,13 @@ def load_all(
     return loaded
 
 
-def check_all_act(options: TeacherOptions | None, policies: Sequence[object], names: Sequence[str]) -> None:
-    """Refuses options that have an effect on none of one or several policies.
-
-    Args:
-        options: as a user gave them.
-        policies: those that were loaded with them.
-        names: what the message calls them.
-
-    Raises:
-        UserError: an option is given that acted on none.
-    """
-    used = frozenset[str]().union(*(policy.used for policy in policies if isinstance(policy, ForeignTeacher)))
-    alone = policies[0] if len(policies) == 1 else None
-    decided = alone.foreign.decided if isinstance(alone, ForeignTeacher) else {}
-    check_acting(options, used, " and ".join(names) or "policies that are loaded already", decided)
-
-
-def as_policy(teacher: Teacher) -> SavedPolicy | ForeignTeacher | PythonTeacher:
+def as_policy(teacher: Teacher) -> Loaded | PythonTeacher:
     """A teacher as every verb takes it. Objects of users are given copies of observations, since they may change them.
 
     Raises:
         UserError: it lacks a task or a kind of scores.
     """
-    return teacher if isinstance(teacher, SavedPolicy | ForeignTeacher | PythonTeacher) else PythonTeacher(teacher)
+    return teacher if isinstance(teacher, Loaded | PythonTeacher) else PythonTeacher(teacher)
 
 
 def card_of(teacher: Teacher, path: str | None) -> dict[str, Any]:
@@ -376,7 +378,7 @@ def card_of(teacher: Teacher, path: str | None) -> dict[str, Any]:
         teacher: any.
         path: as the user named it, None where it was handed over in Python.
     """
-    if not isinstance(teacher, SavedPolicy | ForeignTeacher):
+    if not isinstance(teacher, Loaded):
         kind = teacher.teacher if isinstance(teacher, PythonTeacher) else teacher
         return {"path": path, "sha256": None, "kind": type(kind).__name__}
     card = {
@@ -384,7 +386,8 @@ def card_of(teacher: Teacher, path: str | None) -> dict[str, Any]:
         "sha256": teacher.sha256,
         "provenance": dict(teacher.provenance),
     }
-    return card | ({"architecture": teacher.network.architecture.as_dict()} if isinstance(teacher, SavedPolicy) else {})
+    plain = without_noise(teacher)
+    return card | ({"architecture": plain.network.architecture.as_dict()} if isinstance(plain, SavedPolicy) else {})
 
 
 def _exported(kind: str, path: Path, note: Note, asked: Task | None, env_kwargs: Sequence[str]) -> ForeignTeacher:

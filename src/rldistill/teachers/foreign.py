@@ -47,6 +47,11 @@ class ForeignTeacher(Predicting):
         return self.foreign.used
 
     @property
+    def decided(self) -> Mapping[str, Any]:
+        """Options that its file decides, and how."""
+        return self.foreign.decided
+
+    @property
     def sha256(self) -> str:
         """Equal for two teachers that are the same: a checksum of the file, and of everything else that the scores depend on."""
         checksums = [self.provenance["sha256"], *self._beside_the_file]

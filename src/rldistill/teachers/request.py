@@ -9,14 +9,22 @@ from typing import Any, NamedTuple
 
 from rldistill.formats.foreign import ForeignPolicy, Numbers
 from rldistill.formats.hub.download import PREFIX, fetch
-from rldistill.formats.options import TeacherOptions
+from rldistill.formats.options import TeacherOptions, check_acting
 from rldistill.play.envs import chosen_task, is_minatar, newest_task
+from rldistill.teachers.noise import noise_in
 from rldistill.types import Task, UserError
 
 
 def located(ref: str | os.PathLike[str]) -> tuple[Path, str | None]:
-    """The path of a reference, fetched where it is on the hub, and the task that it names after a `#`."""
+    """The path of a reference, fetched where it is on the hub, and the task that it names after a `#`.
+
+    Raises:
+        UserError: it names noise, so there is no file of it.
+    """
     place, head = os.fspath(ref), None
+    noise, plain = noise_in(place)
+    if noise is not None:
+        raise UserError(f"{place} is a teacher with noise, which no file holds: name {plain} itself")
     if "#" in place and not Path(place).exists():
         place, _, head = place.rpartition("#")
     return (fetch(place) if place.startswith(PREFIX) else Path(place)), head
@@ -92,3 +100,19 @@ def own_task(foreign: ForeignPolicy, path: Path, env_kwargs: Sequence[str]) -> T
         raise UserError(
             f"{error} ({path} or what lies beside it is named so; --env names the environment itself)"
         ) from None
+
+
+def check_all_act(options: TeacherOptions | None, policies: Sequence[object], names: Sequence[str]) -> None:
+    """Refuses options that have an effect on none of one or several policies.
+
+    Args:
+        options: as a user gave them.
+        policies: those that were loaded with them.
+        names: what the message calls them.
+
+    Raises:
+        UserError: an option is given that acted on none.
+    """
+    used = frozenset[str]().union(*(getattr(policy, "used", ()) for policy in policies))
+    decided = getattr(policies[0], "decided", {}) if len(policies) == 1 else {}
+    check_acting(options, used, " and ".join(names) or "policies that are loaded already", decided)

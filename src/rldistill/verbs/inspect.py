@@ -18,7 +18,7 @@ from rldistill.progress import Progress, Silent
 from rldistill.stats import above, figure, games_in_words, with_interval
 from rldistill.students.heads import widest_shape
 from rldistill.students.networks import parameter_count
-from rldistill.teachers import ForeignTeacher, TeacherOptions, load_all, load_several, load_teacher
+from rldistill.teachers import ForeignTeacher, NoisyTeacher, TeacherOptions, load_all, load_several, load_teacher
 from rldistill.types import MOST_ENVIRONMENTS, Task, Teacher, check_numbers
 
 
@@ -75,11 +75,12 @@ def inspect(
         return _heads(ref, several, config, options, progress)
     policy = load_teacher(ref, env=config.env, env_kwargs=config.env_kwargs, options=options)
     task = policy.task
+    plain = policy.teacher if isinstance(policy, NoisyTeacher) else policy
     facts: dict[str, Any] = {"policy": os.fspath(ref)}
-    if isinstance(policy, ForeignTeacher):
-        facts |= {"format": policy.foreign.format, "algorithm": policy.foreign.algorithm}
+    if isinstance(plain, ForeignTeacher):
+        facts |= {"format": plain.foreign.format, "algorithm": plain.foreign.algorithm}
     else:
-        algorithm = policy.provenance.get("algorithm", "distilled" if "teacher" in policy.provenance else "unknown")
+        algorithm = plain.provenance.get("algorithm", "distilled" if "teacher" in plain.provenance else "unknown")
         facts |= {"format": "rldistill policy folder", "algorithm": algorithm}
     keys = ", ".join(f"{name} ({size})" for name, size in task.observation_keys)
     facts |= {
@@ -89,11 +90,13 @@ def inspect(
         "scores": policy.score_kind,
         "network": _layers(policy.network),
         "parameters": f"{parameters_of(policy):,}",
-        "normalization": _normalization(policy),
-        "made by": _origin(policy),
+        "normalization": _normalization(plain),
+        "made by": _origin(plain),
     }
-    if isinstance(policy, ForeignTeacher):
-        facts |= {"does not fit": list(policy.mismatches), "notes": list(policy.notes)}
+    if isinstance(policy, NoisyTeacher):
+        facts["noise"] = f"standard deviation {policy.sigma:.4g}, seed {policy.noise.seed}"
+    if isinstance(plain, ForeignTeacher):
+        facts |= {"does not fit": list(plain.mismatches), "notes": list(plain.notes)}
     if config.play:
         task = with_longest_game(fitting_task(task, config.env, config.env_kwargs), config.max_episode_steps)
         facts |= _plays(policy, task, config, progress)

@@ -27,7 +27,15 @@ from rldistill.runs.writing import Run, older_defaults
 from rldistill.stats import games_in_words, with_interval
 from rldistill.students.heads import MultiTaskNetwork
 from rldistill.students.networks import Network, parameter_count
-from rldistill.teachers import ForeignTeacher, TeacherOptions, as_policy, card_of, check_all_act, load_fitting
+from rldistill.teachers import (
+    ForeignTeacher,
+    TeacherOptions,
+    as_policy,
+    card_of,
+    check_all_act,
+    load_fitting,
+    without_noise,
+)
 from rldistill.types import Task, Teacher, UserError, check_boolean, plain_numbers
 from rldistill.verbs.distill.config import DistillConfig, checked
 from rldistill.verbs.distill.dataset import fitting_dataset
@@ -222,7 +230,7 @@ def _resolved(
         own = teachings[0].teacher.task.env
         if config.playing.env == own and RunFolder(Path(out)).config().get("env") is None:
             resolved["env"] = None  # it only confirms the teacher's own, which older runs did not have to name
-    if any(isinstance(teaching.teacher, ForeignTeacher) for teaching in teachings):
+    if any(isinstance(without_noise(teaching.teacher), ForeignTeacher) for teaching in teachings):
         resolved["teacher_options"] = (options or TeacherOptions()).as_dict()
     if several or checksums[0] is not None:
         resolved["teacher_sha256"] = checksums if several else checksums[0]

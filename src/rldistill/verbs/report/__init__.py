@@ -17,7 +17,7 @@ from rldistill.policies import KeptPolicy, MultiTaskPolicy, NamedPolicy, SavedPo
 from rldistill.progress import Progress, Silent
 from rldistill.runs.folder import RunFolder
 from rldistill.runs.scores import Score, Scores, read_scores, write_scores
-from rldistill.teachers import ForeignTeacher, TeacherOptions, teacher_beside
+from rldistill.teachers import ForeignTeacher, NoisyTeacher, TeacherOptions, teacher_beside
 from rldistill.types import MOST_ENVIRONMENTS, Task, UserError, check_numbers
 from rldistill.verbs.report.animation import animation
 from rldistill.verbs.report.made import Made
@@ -193,7 +193,7 @@ def _conditions(config: ReportConfig) -> Conditions:
 
 
 def _playing(player: KeptPolicy, task: Task) -> KeptPolicy:
-    return replace(player, task=task) if isinstance(player, SavedPolicy | ForeignTeacher) else player
+    return replace(player, task=task) if isinstance(player, SavedPolicy | ForeignTeacher | NoisyTeacher) else player
 
 
 def _beside(teacher: KeptPolicy, heads: Sequence[NamedPolicy]) -> NamedPolicy:

@@ -23,6 +23,7 @@ from rldistill.files import read_regular, replace_file
 from rldistill.machine import check_packages
 from rldistill.runs.studies.cells import CELLS, CellFolder
 from rldistill.runs.studies.plan import Cell, Plan
+from rldistill.teachers.noise import noise_in, with_noise
 from rldistill.types import UserError
 
 _LOOKS_SECONDS = 1.0
@@ -159,7 +160,8 @@ class _Tasks:
     def _parts(self, cell: Cell) -> dict[str, Any]:
         """What the cell needs, packed once for all tasks."""
         places = {f"{CELLS}/{name}": CellFolder(self.folder, name).path for name in cell.needs}
-        places |= {_inside(path): Path(path) for path in (cell.policy, *_starts_of(cell)) if _is_local(path)}
+        files = (noise_in(cell.policy)[1], *_starts_of(cell))
+        places |= {_inside(path): Path(path) for path in files if _is_local(path)}
         return {inside: self._reference(place) for inside, place in places.items()}
 
     def _reference(self, place: Path) -> Any:
@@ -211,8 +213,9 @@ def _moved(cell: Cell, place: Path) -> Cell:
     games = dict(cell.games) if cell.games is not None else None
     if games is not None and "starts" in games:
         games["starts"] = [str(place / _inside(path)) for path in games["starts"]]
-    policy = str(place / _inside(cell.policy)) if _is_local(cell.policy) else cell.policy
-    return replace(cell, policy=policy, games=games)
+    noise, policy = noise_in(cell.policy)
+    policy = str(place / _inside(policy)) if _is_local(policy) else policy
+    return replace(cell, policy=with_noise(noise, policy), games=games)
 
 
 def _starts_of(cell: Cell) -> list[str]:

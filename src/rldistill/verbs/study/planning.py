@@ -17,6 +17,7 @@ from rldistill.policies import SavedPolicy
 from rldistill.runs.studies.plan import Cell, Plan, cell_name, named_games
 from rldistill.runs.studies.reading import StudyFile
 from rldistill.students.networks import Network
+from rldistill.teachers.noise import noise_in, with_noise
 from rldistill.types import Task, Teacher, UserError
 from rldistill.verbs.demo import shipped, shipped_policy
 from rldistill.verbs.distill.teaching import make_student, teaching_of
@@ -267,17 +268,20 @@ def _located(reference: str, file: StudyFile, at: Keys) -> str:
     Raises:
         UserError: it is in none of them.
     """
-    if reference.startswith("hf://"):
-        return reference
+    try:
+        noise, plain = noise_in(reference)
+        return with_noise(noise, plain if plain.startswith("hf://") else os.path.abspath(_place(plain, file)))
+    except UserError as error:
+        raise file.wrong(str(error), *at) from None
+
+
+def _place(reference: str, file: StudyFile) -> str | Path:
     beside = file.beside(reference)
-    if beside is not None:
-        return os.path.abspath(beside)
-    if reference.startswith("policies/"):
-        try:
-            return os.path.abspath(shipped_policy(reference.removeprefix("policies/")))
-        except UserError as error:
-            raise file.wrong(str(error), *at) from None
-    raise file.wrong(f"there is no {reference}", *at)
+    if beside is None and reference.startswith("policies/"):
+        return shipped_policy(reference.removeprefix("policies/"))
+    if beside is None:
+        raise UserError(f"there is no {reference}")
+    return beside
 
 
 def _check_students(grid: Grid, placed: list[_Placed]) -> None:
@@ -421,4 +425,5 @@ def _checksum_of_dataset(options: Mapping[str, Any]) -> dict[str, str]:
 
 def _short(reference: str) -> tuple[str, ...]:
     """The end of a reference, for names of folders."""
-    return tuple(Path(reference).parts[-2:])
+    noise, plain = noise_in(reference)
+    return (*Path(plain).parts[-2:], *([] if noise is None else [f"noisy {noise}"]))
