@@ -15,7 +15,8 @@ from gymnasium import spaces
 from rldistill import EvaluateConfig, TrainConfig, evaluate, load_teacher, save_policy, train
 from rldistill.formats.matching import mismatches_of
 from rldistill.play.actions import bounds, uniform_actions
-from rldistill.play.envs import EnvironmentFailed, Environments, make_task, observation_bounds, own_shape, repeats
+from rldistill.play.envs import EnvironmentFailed, Environments, make_task, repeats
+from rldistill.play.envs.declared import observation_bounds, own_shape
 from rldistill.progress import Silent
 from rldistill.runs.writing import ENVIRONMENT_ERROR
 from rldistill.students.networks import Architecture, build

@@ -11,7 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rldistill.play.actions import check_actions, uniform_actions
-from rldistill.play.envs import MINATAR_GAMES, Environments, Step, decisions_per_second, features_of, make_task
+from rldistill.play.envs import MINATAR_GAMES, Environments, Step, features_of, make_task
+from rldistill.play.envs.declared import decisions_per_second
 from rldistill.types import Actions, Task, UserError
 
 MINATAR_IDS = [f"MinAtar/{game.title().replace('_', '')}-v1" for game in MINATAR_GAMES]

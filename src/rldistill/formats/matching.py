@@ -10,7 +10,8 @@ import numpy as np
 
 from rldistill.formats.foreign import BoxSpace, DiscreteSpace, ForeignPolicy, Statistics
 from rldistill.play.actions import describe, score_width
-from rldistill.play.envs import gives_action_masks, is_minatar, observation_bounds, observed_range, own_shape
+from rldistill.play.envs import gives_action_masks, is_minatar, observed_range
+from rldistill.play.envs.declared import observation_bounds, own_shape
 from rldistill.types import Task, UserError, printable, unbounded
 
 _INFINITE = 1e30  # some environments declare the largest float32

@@ -23,22 +23,16 @@ from rldistill.arguments import check_fields, checked_arguments
 from rldistill.play.actions import are_allowed, check_actions, first_allowed, uniform_actions
 from rldistill.play.envs.atari import ATARI_RANDOM_SCORES, AtariBackend, atari_task
 from rldistill.play.envs.boundary import EnvironmentFailed, remark
-from rldistill.play.envs.gymnasium import (
-    GymnasiumBackend,
-    declared_shape,
-    declared_spaces,
-    gymnasium_task,
-    is_as_declared,
-    render_rate,
-    vector_bounds,
-)
+from rldistill.play.envs.gymnasium import GymnasiumBackend, declared_spaces, gymnasium_task, is_as_declared
 from rldistill.play.envs.ids import arguments_of, canonical, is_atari, is_minatar, name_environment
 from rldistill.play.envs.masks import remark_masks_are_gone
-from rldistill.play.envs.minatar import MINATAR_GAMES, MinAtarBackend, minatar_task
+from rldistill.play.envs.minatar import MinAtarBackend, minatar_task
+from rldistill.play.envs.minatar_games import MINATAR_GAMES
 from rldistill.play.envs.names import action_names, features_of, nearest_game, same_game
 from rldistill.play.envs.spaces import features_text
+from rldistill.play.envs.watched import Watch
 from rldistill.play.envs.world import Backend, Pixels, Step, unlike
-from rldistill.types import Actions, Bools, Masks, Observations, Task, UserError
+from rldistill.types import Actions, Bools, Floats, Masks, Observations, Task, UserError
 
 __all__ = [
     "ATARI_RANDOM_SCORES",
@@ -54,7 +48,6 @@ __all__ = [
     "chosen_task",
     "confirm",
     "cut_in_words",
-    "decisions_per_second",
     "declared_spaces",
     "features_of",
     "features_text",
@@ -68,9 +61,7 @@ __all__ = [
     "name_environment",
     "nearest_game",
     "newest_task",
-    "observation_bounds",
     "observed_range",
-    "own_shape",
     "repeats",
     "same_game",
     "task_in_file",
@@ -205,31 +196,6 @@ def confirm(env: str | None, own: Task) -> None:
         raise UserError(f"the policy plays {own.env}: --env only confirms it, and {env} is another one")
 
 
-def decisions_per_second(task: Task) -> float:
-    """The speed at which people play or watch it: 60 frames on Atari; what a Gymnasium environment declares, or 30; of
-    MinAtar, which declares none, 15."""
-    if is_atari(task.env):
-        return 60 / task.frame_skip
-    if is_minatar(task.env):
-        return 15.0
-    return render_rate(task) or 30.0
-
-
-def observation_bounds(task: Task) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None:
-    """Least and largest number of each feature, (features,) each, as the environment declares them; None of images."""
-    if is_atari(task.env) or is_minatar(task.env) or len(task.observation_shape) != 1:
-        return None
-    return vector_bounds(task)
-
-
-def own_shape(task: Task) -> tuple[int, ...]:
-    """The shape of the environment's own observations: another than the task's where images have their channels last there, or
-    tables are flattened; () of spaces that are no Box."""
-    if is_minatar(task.env):
-        return task.observation_shape[1:] + task.observation_shape[:1]
-    return task.observation_shape if is_atari(task.env) else declared_shape(task)
-
-
 def observed_range(task: Task, steps: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Least and largest number of each feature, (*obs) each, that uniformly random play sees in so many steps."""
     environments = Environments(task, 1, 0)
@@ -253,8 +219,8 @@ def gives_action_masks(task: Task) -> bool:
     return environments.task.action_masks
 
 
-def make_backend(task: Task, num_envs: int, *, pixels: bool = False) -> Backend:
-    """The world that plays the task.
+def make_backend(task: Task, num_envs: int, *, pixels: bool = False, ram: bool = False) -> Backend:
+    """The world that plays the task; with `pixels` it has a spectator's picture, with `ram` that of Atari's emulators.
 
     Raises:
         UserError: no such environment here, or it has another number of actions or another observation than the task.
@@ -266,7 +232,9 @@ def make_backend(task: Task, num_envs: int, *, pixels: bool = False) -> Backend:
     differ = unlike(replace(fresh, observation_shape=stacked), task)
     if differ is not None:
         raise UserError(f"{task.env} has {differ[0]} here, the policy's task says {differ[1]}")
-    return AtariBackend(task, num_envs, pixels=pixels) if is_atari(task.env) else MinAtarBackend(task, num_envs)
+    if is_atari(task.env):
+        return AtariBackend(task, num_envs, pixels=pixels, ram=ram)
+    return MinAtarBackend(task, num_envs)
 
 
 def repeats(task: Task, seed: int) -> bool:
@@ -291,11 +259,22 @@ class Environments:
         num_envs: rows.
         seed: of the run; row i's episode k starts from a seed that follows from (seed, i, k) alone.
         pixels: whether `pixels()` will be asked for (it costs a second emulation on Atari).
+        watched: names of the numbers that `watched` gives (see `Watch`); on Atari any of them costs a second emulation.
         backend: another world than that of `make_backend`.
+
+    Raises:
+        UserError: the task has no such name to watch, or its environment cannot be made.
     """
 
     def __init__(
-        self, task: Task, num_envs: int, seed: int, *, pixels: bool = False, backend: Backend | None = None
+        self,
+        task: Task,
+        num_envs: int,
+        seed: int,
+        *,
+        pixels: bool = False,
+        watched: Sequence[str] = (),
+        backend: Backend | None = None,
     ) -> None:
         if num_envs < 1:
             raise UserError(f"the number of environments is at least 1, not {num_envs}")
@@ -304,8 +283,11 @@ class Environments:
         self.seed = seed
         self.cut = 0
         """Games that were truncated by the task's longest game so far."""
+        self._watch = Watch(task, watched)
         self._pixels = pixels
-        self._backend = make_backend(task, num_envs, pixels=pixels) if backend is None else backend
+        if backend is not None and self._watch.needs_ram and backend.ram is None:
+            raise UserError(f"to watch {', '.join(watched)} the world must be made with its RAM")
+        self._backend = self._made() if backend is None else backend
         self._open = True
         limited = task.max_frames or self._backend.time_limit
         self.longest_game = task.max_episode_steps or (0 if limited else LONGEST_GAME)
@@ -330,6 +312,9 @@ class Environments:
             remark_masks_are_gone(task.env)
         self.task = replace(task, action_masks=self.masks is not None)
 
+    def _made(self) -> Backend:
+        return make_backend(self.task, self.num_envs, pixels=self._pixels, ram=self._watch.needs_ram)
+
     @property
     def masks(self) -> Masks | None:
         """(N, A): the actions allowed now, at least one in each row; None where the environment gives no masks."""
@@ -339,6 +324,11 @@ class Environments:
     def observations(self) -> Observations:
         """(N, *obs): what the policies see now. A new array each step; never written to afterwards."""
         return self._backend.observations
+
+    @property
+    def watched(self) -> Floats:
+        """(N, W): the numbers that the names of `watched` stand for, of the present observations."""
+        return self._watch(self._backend.observations, self._backend.ram)
 
     def step(self, actions: Actions) -> Step:
         """Takes one action in each row; ended episodes are followed by the first observation of the next.
@@ -465,7 +455,7 @@ class Environments:
         state = self.state_dict()
         self.close()
         yield
-        self._backend = make_backend(self.task, self.num_envs, pixels=self._pixels)
+        self._backend = self._made()
         self._open = True
         self.load_state_dict(state)
 

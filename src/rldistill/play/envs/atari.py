@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rldistill.play.envs.ram import Ram, RamTwin
 from rldistill.play.envs.world import Pixels, understood
 from rldistill.types import Actions, Bools, Floats, Masks, Observations, Task, UserError, did_you_mean
 
@@ -53,13 +54,14 @@ class AtariBackend:
     masks: Masks | None = None
     time_limit: int | None = None
 
-    def __init__(self, task: Task, num_envs: int, *, pixels: bool) -> None:
+    def __init__(self, task: Task, num_envs: int, *, pixels: bool = False, ram: bool = False) -> None:
         game = _game(task.env)
         options = task.as_dict()
         self._task = task
         self._ale = _ale(game, num_envs, options, pixels=False)
         # The spectator's picture comes from a twin that gets the same seeds and actions.
         self._twin = _ale(game, num_envs, options, pixels=True) if pixels else None
+        self._ram = RamTwin(task, game, num_envs) if ram else None
         meanings = [action.name for action in self._ale.ale.get_action_set()]
         self._fires = np.array(["FIRE" in meaning for meaning in meanings])
         self._fire = meanings.index("FIRE") if "FIRE" in meanings else -1
@@ -68,11 +70,18 @@ class AtariBackend:
         self.life_lost = np.zeros(num_envs, dtype=np.bool_)
         self.observations: Observations = np.zeros((num_envs, *task.observation_shape), dtype=np.uint8)
 
+    @property
+    def ram(self) -> Ram | None:
+        """(N, 128); None unless it was asked for."""
+        return None if self._ram is None else self._ram.ram
+
     def reset(self, rows: Bools, seeds: npt.NDArray[np.int64]) -> None:
         self.observations, info = self._ale.reset(seed=seeds, options={"reset_mask": rows})
         self._lives = info["lives"]
         if self._twin is not None:
             self._colours, _ = self._twin.reset(seed=seeds, options={"reset_mask": rows})
+        if self._ram is not None:
+            self._ram.reset(rows, seeds, self.observations, info)
         self._idle[rows] = 0
 
     def step(self, actions: Actions) -> tuple[Floats, Bools, Bools]:
@@ -81,6 +90,8 @@ class AtariBackend:
         self.observations, rewards, terminated, truncated, info = self._ale.step(actions)
         if self._twin is not None:
             self._colours = self._twin.step(actions)[0]
+        if self._ram is not None:
+            self._ram.step(actions, rewards, terminated, self.observations, info)
         self._idle = np.where((rewards != 0) | self._fires[actions], 0, self._idle + 1)
         self.life_lost = (info["lives"] < self._lives) & ~terminated & ~truncated
         self._lives = info["lives"]

@@ -15,6 +15,7 @@ from rldistill.play.envs.boundary import Boundary, EnvironmentFailed, StepInfo
 from rldistill.play.envs.ids import arguments_of, make
 from rldistill.play.envs.masks import MaskReader
 from rldistill.play.envs.precision import Precision, is_finer
+from rldistill.play.envs.ram import Ram
 from rldistill.play.envs.spaces import ActionWriter, ObservationReader
 from rldistill.play.envs.surroundings import Surroundings
 from rldistill.play.envs.world import Pixels, understood, unlike
@@ -134,6 +135,8 @@ class GymnasiumBackend:
         UserError: no such environment, or it has other actions or observations than the task.
         EnvironmentFailed: an environment fails; so do all methods where it fails in them.
     """
+
+    ram: Ram | None = None
 
     def __init__(self, task: Task, num_envs: int, *, pixels: bool) -> None:
         self._task = task

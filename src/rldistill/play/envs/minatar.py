@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import logging
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
-from types import ModuleType
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from rldistill.play.envs.minatar_games import made_game
+from rldistill.play.envs.ram import Ram
 from rldistill.play.envs.world import Pixels, understood
-from rldistill.types import Actions, Bools, Floats, Masks, Observations, Task, UserError
-
-MINATAR_GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
+from rldistill.types import Actions, Bools, Floats, Masks, Observations, Task
 
 
 def minatar_task(env: str, options: Mapping[str, Any]) -> Task:
@@ -26,7 +20,7 @@ def minatar_task(env: str, options: Mapping[str, Any]) -> Task:
     Raises:
         UserError: no such game, or an option that it does not take.
     """
-    probe = _minatar(_game(env), 0.1, True)
+    probe = made_game(env, 0.1, True)
     height, width, channels = probe.state_shape()
     number = 6 if env.endswith("-v0") else len(probe.minimal_action_set())
     defaults: dict[str, Any] = dict(sticky_actions=0.1, difficulty_ramping=True, max_frames=27_000)
@@ -39,6 +33,7 @@ class MinAtarBackend:
 
     masks: Masks | None = None
     time_limit: int | None = None
+    ram: Ram | None = None
 
     # Black, and a colour for each of up to ten channels; only spectators see them.
     PALETTE = np.array(
@@ -59,8 +54,7 @@ class MinAtarBackend:
     )
 
     def __init__(self, task: Task, num_envs: int) -> None:
-        game = _game(task.env)
-        self._envs = [_minatar(game, task.sticky_actions, task.difficulty_ramping) for _ in range(num_envs)]
+        self._envs = [made_game(task.env, task.sticky_actions, task.difficulty_ramping) for _ in range(num_envs)]
         minimal = self._envs[0].minimal_action_set()
         self._actions = list(range(6)) if task.env.endswith("-v0") else [int(action) for action in minimal]
         self._limit = task.max_frames
@@ -98,49 +92,3 @@ class MinAtarBackend:
 
     def close(self) -> None:
         pass
-
-
-def _game(env: str) -> str:
-    games = {game.title().replace("_", ""): game for game in MINATAR_GAMES}
-    name, _, version = env.removeprefix("MinAtar/").rpartition("-")
-    if name not in games or version not in ("v0", "v1"):
-        raise UserError(
-            f"unknown MinAtar id {env!r}: the games are {', '.join(games)}, with -v0 or -v1 (minimal actions)"
-        )
-    return games[name]
-
-
-def _minatar(game: str, sticky_actions: float, ramping: bool) -> Any:
-    root = logging.getLogger()
-    level = root.level
-    try:
-        root.setLevel(logging.ERROR)  # MinAtar warns at import that it could not draw, which nobody asks of it
-        with _imported_when_used("seaborn", "matplotlib.pyplot"):
-            from minatar import Environment
-    except ImportError:
-        raise UserError("MinAtar is not installed: pip install 'rldistill[minatar]'") from None
-    finally:
-        root.setLevel(level)
-    return Environment(game, sticky_action_prob=sticky_actions, difficulty_ramping=ramping)
-
-
-@contextmanager
-def _imported_when_used(*names: str) -> Iterator[None]:
-    """Within it, imports of these modules give stand-ins, which import the modules when one of their attributes is read.
-
-    MinAtar imports seaborn and pyplot for a window of its own. That takes as long as torch's import, and hardly anyone opens it.
-    """
-    missing = [name for name in names if name not in sys.modules]
-    for name in missing:
-        stand_in = ModuleType(name)
-        stand_in.__getattr__ = partial(_attribute, name)  # type: ignore[method-assign]
-        sys.modules[name] = stand_in
-    try:
-        yield
-    finally:
-        for name in missing:
-            del sys.modules[name]
-
-
-def _attribute(module: str, name: str) -> Any:
-    return getattr(importlib.import_module(module), name)

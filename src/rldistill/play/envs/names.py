@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rldistill.play.envs.ids import is_atari, is_minatar
+from rldistill.play.envs.minatar_games import made_game
 from rldistill.types import Task, UserError
 
 MINATAR_ACTIONS = ("NOOP", "LEFT", "UP", "RIGHT", "DOWN", "FIRE")
@@ -34,10 +35,7 @@ def action_names(task: Task) -> list[str]:
     if is_minatar(task.env):
         minimal = range(6)
         if task.choices != (6,):
-            from minatar import Environment
-
-            game = re.sub(r"(?<!^)(?=[A-Z])", "_", task.env.split("/")[1].split("-")[0]).lower()
-            minimal = Environment(game).minimal_action_set()
+            minimal = made_game(task.env).minimal_action_set()
         names = [MINATAR_ACTIONS[int(action)] for action in minimal]
     elif is_atari(task.env):
         import ale_py

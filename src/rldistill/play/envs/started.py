@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from rldistill.play.actions import are_allowed
 from rldistill.play.envs.boundary import EnvironmentFailed
+from rldistill.play.envs.ram import Ram
 from rldistill.play.envs.world import Backend, Pixels
 from rldistill.play.starts import Starts, screen_of
 from rldistill.types import Actions, Bools, Floats, Masks, Task, UserError
@@ -58,6 +59,12 @@ class StartedBackend:
         masks = [world.masks for world in self._worlds]
         given = [mask for mask in masks if mask is not None]
         return np.concatenate(given) if len(given) == len(masks) else None
+
+    @property
+    def ram(self) -> Ram | None:
+        """(N, 128); None where the worlds give none."""
+        given = [world.ram for world in self._worlds]
+        return None if any(ram is None for ram in given) else np.concatenate([ram for ram in given if ram is not None])
 
     def reset(self, rows: Bools, seeds: npt.NDArray[np.int64]) -> None:
         """Begins the next game of each row in the mask.

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rldistill.play.actions import describe, same_actions
+from rldistill.play.envs.ram import Ram
 from rldistill.types import Actions, Bools, Floats, Masks, Observations, Task, UserError
 
 Pixels = npt.NDArray[np.uint8]
@@ -43,6 +44,10 @@ class Backend(Protocol):
     @property
     def masks(self) -> Masks | None:
         """(N, A): the actions allowed in `observations`, at least one in each row; None where the environment gives no masks."""
+
+    @property
+    def ram(self) -> Ram | None:
+        """The RAM at the time of `observations`, of an Atari game that was made for it; None of all others."""
 
     def reset(self, rows: Bools, seeds: npt.NDArray[np.int64]) -> None:
         """Starts a new episode in the rows of the mask (N,), from one seed each."""

@@ -21,7 +21,8 @@ from rldistill.formats.hub.upload import check_hub, check_repo, upload
 from rldistill.formats.note import Note
 from rldistill.holding import new_folder
 from rldistill.machine import check_packages, usual_torch
-from rldistill.play.envs import confirm, decisions_per_second, unlike
+from rldistill.play.envs import confirm, unlike
+from rldistill.play.envs.declared import decisions_per_second
 from rldistill.policies import KeptPolicy, MultiTaskPolicy, NamedPolicy, SavedPolicy, name_of, named, named_heads
 from rldistill.progress import Progress, Silent
 from rldistill.runs.scores import Score, Scores, read_scores, write_scores

@@ -13,7 +13,8 @@ import numpy as np
 
 from rldistill.files import check_new_file, replacing
 from rldistill.machine import check_packages
-from rldistill.play.envs import action_names, decisions_per_second
+from rldistill.play.envs import action_names
+from rldistill.play.envs.declared import decisions_per_second
 from rldistill.play.envs.world import Pixels
 from rldistill.policies import KeptPolicy, NamedPolicy
 from rldistill.progress import Progress, Silent
