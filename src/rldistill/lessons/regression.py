@@ -1,0 +1,418 @@
+"""Payments as a function of the context: ridge regression, and small networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from rldistill.files import generator_state, load_generator_state
+from rldistill.lessons.selection import Choice, Doubles, Ints
+from rldistill.lessons.tallies import Statistics, spread_of
+
+
+class Model(Protocol):
+    """Predicts what each arm is paid in a context."""
+
+    @property
+    def estimates(self) -> Doubles:
+        """(M,): the mean prediction over recent contexts, NaN for arms that were never paid."""
+
+    def predict(self, contexts: Doubles) -> Doubles:
+        """Predictions (R, M), NaN for arms that were never paid."""
+
+    def deviations(self, contexts: Doubles) -> Doubles:
+        """Standard deviations of the predictions (R, M), without the noise of a payment."""
+
+    def learn(self, choice: Choice, payments: Doubles, contexts: Doubles) -> None:
+        """Takes R payments with their choices and contexts (R, C)."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state that the next predictions depend on."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+
+
+_MOMENTS = ("counts", "contexts", "payments", "squares", "products", "deviations")
+_SOLUTION = ("offsets", "centres", "weights", "scales", "inverses", "noise")
+_SHARE = 0.02
+"""The weights are solved anew when the payments have grown by this share."""
+
+
+class Ridge:
+    """A ridge regression for each arm, on contexts that are standardized by their own mean and spread.
+
+    Sums of squares and products are kept about the means, and each solution standardizes anew: contexts may have any scale, and may
+    drift. The weights are solved when the payments have grown by 2 %.
+
+    Args:
+        arms: M.
+        contexts: C, their columns.
+        penalty: of the squared weights, times C: with 1 the contexts explain as much as the noise does, a priori.
+        forget: the share of all earlier payments that is forgotten with each payment.
+    """
+
+    def __init__(self, arms: int, contexts: int, penalty: float = 1.0, forget: float = 0.0) -> None:
+        self._penalty, self._forget = penalty * contexts, forget
+        self._ever = np.zeros(arms, dtype=np.bool_)
+        self._unsolved = 0.0
+        self._moments: dict[str, Doubles] = {
+            "counts": np.zeros(arms),
+            "contexts": np.zeros((arms, contexts)),
+            "payments": np.zeros(arms),
+            "squares": np.zeros((arms, contexts, contexts)),
+            "products": np.zeros((arms, contexts)),
+            "deviations": np.zeros(arms),
+        }
+        self._solution: dict[str, Doubles] = {}
+        self._solve()
+
+    @property
+    def estimates(self) -> Doubles:
+        """(M,): the prediction at the mean of all contexts, which is the mean of the predictions."""
+        counts = self._moments["counts"]
+        centre = counts @ self._moments["contexts"] / max(float(counts.sum()), 1e-300)
+        return np.asarray(self.predict(centre[None])[0])
+
+    def predict(self, contexts: Doubles) -> Doubles:
+        """Predictions (R, M), NaN for arms that were never paid."""
+        solution = self._solution
+        means = (self._standardized(contexts) @ solution["weights"][..., None])[..., 0] + solution["offsets"][:, None]
+        means[~self._ever] = np.nan
+        return means.T
+
+    def deviations(self, contexts: Doubles) -> Doubles:
+        """Standard deviations of the predictions (R, M), without the noise of a payment."""
+        about = self._standardized(contexts)
+        variances = ((about @ self._solution["inverses"]) * about).sum(axis=2)
+        variances += 1 / np.maximum(self._moments["counts"], 1e-9)[:, None]
+        return np.asarray(self._solution["noise"] * np.sqrt(variances).T)
+
+    def _standardized(self, contexts: Doubles) -> Doubles:
+        """(M, R, C)"""
+        return (contexts - self._solution["centres"][:, None]) / self._solution["scales"]
+
+    def learn(self, choice: Choice, payments: Doubles, contexts: Doubles) -> None:
+        """Takes payments."""
+        moments = self._moments
+        if self._forget:
+            for name in ("counts", "squares", "products", "deviations"):
+                moments[name] *= (1 - self._forget) ** len(payments)
+        for arm in np.unique(choice.arms):
+            rows = choice.arms == arm
+            self._add(int(arm), contexts[rows], payments[rows])
+        new = not self._ever[choice.arms].all()
+        self._ever[choice.arms] = True
+        self._unsolved += len(payments)
+        if new or self._unsolved >= _SHARE * moments["counts"].sum():
+            self._solve()
+
+    def _add(self, arm: int, contexts: Doubles, payments: Doubles) -> None:
+        moments, number = self._moments, len(payments)
+        share = number / (moments["counts"][arm] + number)
+        centre, mean = contexts.mean(axis=0), payments.mean()
+        moved, risen = centre - moments["contexts"][arm], mean - moments["payments"][arm]
+        weight = moments["counts"][arm] * share
+        about, off = contexts - centre, payments - mean
+        moments["squares"][arm] += about.T @ about + weight * np.outer(moved, moved)
+        moments["products"][arm] += off @ about + weight * risen * moved
+        moments["deviations"][arm] += off @ off + weight * risen * risen
+        moments["contexts"][arm] += share * moved
+        moments["payments"][arm] += share * risen
+        moments["counts"][arm] += number
+
+    def _solve(self) -> None:
+        moments, self._unsolved = self._moments, 0.0
+        counts, centres = moments["counts"], moments["contexts"]
+        total = max(float(counts.sum()), 1e-300)
+        off = centres - counts @ centres / total
+        variances = (np.diagonal(moments["squares"], axis1=1, axis2=2).sum(axis=0) + counts @ off**2) / total
+        scales = np.where(variances > 1e-12 * (centres**2).max(axis=0, initial=0), np.sqrt(variances), np.inf)
+        squares = moments["squares"] / scales[:, None] / scales
+        inverses = np.linalg.inv(squares + self._penalty * np.eye(len(scales)))
+        products = moments["products"] / scales
+        weights = (inverses @ products[..., None])[..., 0]
+        rises = moments["payments"] - counts @ moments["payments"] / total
+        spread = (moments["deviations"].sum() + counts @ rises**2) / total
+        residuals = moments["deviations"].sum() - (weights * (products + self._penalty * weights)).sum()
+        freedom = total - len(counts) - (weights.size - self._penalty * np.trace(inverses, axis1=1, axis2=2).sum())
+        noise = (residuals + len(counts) * spread) / max(freedom, 1.0)
+        self._solution = {
+            "offsets": moments["payments"].copy(),
+            "centres": centres.copy(),
+            "weights": weights,
+            "scales": np.asarray(scales, dtype=np.float64),
+            "inverses": np.asarray(inverses, dtype=np.float64),
+            "noise": np.asarray(np.sqrt(np.clip(noise, 0, spread)), dtype=np.float64),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The moments, and the last solution."""
+        return {
+            "moments": {name: value.copy() for name, value in self._moments.items()},
+            "solution": dict(self._solution),
+            "unsolved": self._unsolved,
+            "ever": self._ever.tolist(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        for own, name in ((self._moments, "moments"), (self._solution, "solution")):
+            own.update({key: np.asarray(value).astype(np.float64) for key, value in state[name].items()})
+        self._unsolved = float(state["unsolved"])
+        self._ever = np.array(state["ever"], dtype=np.bool_)
+
+
+class Rows:
+    """The last payments with their contexts: what networks are fitted to again and again.
+
+    Args:
+        contexts: C.
+        size: how many.
+        members: networks of an ensemble; each counts a row as often as a Poisson number of mean 1 says, which is the bootstrap.
+    """
+
+    def __init__(self, contexts: int, size: int, members: int = 1) -> None:
+        self.total = 0
+        self._size = size
+        self._arrays: dict[str, npt.NDArray[Any]] = {
+            "contexts": np.zeros((size, contexts), dtype=np.float32),
+            "arms": np.zeros(size, dtype=np.int64),
+            "probabilities": np.ones(size),
+            "payments": np.zeros(size),
+            "repeats": np.ones((size, members), dtype=np.uint8),
+        }
+
+    def add(self, choice: Choice, payments: Doubles, contexts: Doubles, generator: np.random.Generator) -> None:
+        """Puts rows in the places of the oldest ones."""
+        places = np.arange(self.total, self.total + len(payments)) % self._size
+        self.total += len(payments)
+        members = self._arrays["repeats"].shape[1]
+        repeats = generator.poisson(1.0, (len(places), members)) if members > 1 else 1
+        values = (contexts, choice.arms, choice.probabilities, payments, repeats)
+        for array, value in zip(self._arrays.values(), values, strict=True):
+            array[places] = value
+
+    def __getitem__(self, places: Ints) -> tuple[Choice, Doubles, Doubles, npt.NDArray[np.uint8]]:
+        """Choices, payments, contexts and repeats of some rows."""
+        contexts, arms, probabilities, payments, repeats = (array[places] for array in self._arrays.values())
+        return Choice(arms, probabilities), payments, contexts.astype(np.float64), repeats
+
+    def drawn(self, number: int, generator: np.random.Generator) -> Ints:
+        """Places of rows that are drawn uniformly, with replacement."""
+        return generator.integers(min(self.total, self._size), size=number)
+
+    def last(self, number: int) -> Ints:
+        """Places of the newest rows."""
+        return np.arange(max(self.total - min(number, self._size), 0), self.total) % self._size
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows that are filled."""
+        filled = min(self.total, self._size)
+        return {"total": self.total} | {name: array[:filled].copy() for name, array in self._arrays.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        self.total = int(state["total"])
+        for name, array in self._arrays.items():
+            array[: min(self.total, self._size)] = np.asarray(state[name])
+
+
+class Layers:
+    """Networks of one hidden layer or none, several side by side, moved by Adam.
+
+    Args:
+        sizes: inputs, hidden units (0 for a linear function), outputs.
+        members: how many networks.
+        rate: of Adam.
+        generator: of the first weights. One network begins with outputs of 0; several differ.
+    """
+
+    def __init__(self, sizes: tuple[int, int, int], members: int, rate: float, generator: np.random.Generator) -> None:
+        inputs, hidden, outputs = sizes
+        widths = [inputs, hidden, outputs] if hidden else [inputs, outputs]
+        self.arrays: list[Doubles] = []
+        for number, (fan_in, width) in enumerate(zip(widths, widths[1:], strict=False)):
+            last = number == len(widths) - 2
+            scale = (0.0 if last and members == 1 else 1.0) * (1 if last else 2) ** 0.5 / fan_in**0.5
+            self.arrays += [scale * generator.standard_normal((members, fan_in, width)), np.zeros((members, 1, width))]
+        self._rate, self._steps = rate, 0
+        self._first = [np.zeros_like(array) for array in self.arrays]
+        self._second = [np.zeros_like(array) for array in self.arrays]
+
+    def __call__(self, inputs: Doubles) -> Doubles:
+        """Outputs (E, N, M) of inputs (N, C)."""
+        return self._forward(inputs)[-1]
+
+    def _forward(self, inputs: Doubles) -> list[Doubles]:
+        values = [inputs[None]]
+        for weights, biases in zip(self.arrays[::2], self.arrays[1::2], strict=True):
+            values.append(values[-1] @ weights + biases)
+            if len(values) * 2 <= len(self.arrays):
+                np.maximum(values[-1], 0, out=values[-1])
+        return values
+
+    def step(self, inputs: Doubles, slopes: Any) -> None:
+        """One step of Adam.
+
+        Args:
+            inputs: (N, C).
+            slopes: makes the derivative (E, N, M) of the loss, of outputs (E, N, M).
+        """
+        values = self._forward(inputs)
+        slope = slopes(values[-1])
+        gradients: list[Doubles] = []
+        for layer in reversed(range(len(self.arrays) // 2)):
+            gradients = [values[layer].swapaxes(1, 2) @ slope, slope.sum(axis=1, keepdims=True), *gradients]
+            slope = (slope @ self.arrays[2 * layer].swapaxes(1, 2)) * (values[layer] > 0)
+        self._steps += 1
+        rate = self._rate * (1 - 0.999**self._steps) ** 0.5 / (1 - 0.9**self._steps)
+        for array, first, second, gradient in zip(self.arrays, self._first, self._second, gradients, strict=True):
+            first += 0.1 * (gradient - first)
+            second += 0.001 * (gradient * gradient - second)
+            array -= rate * first / (np.sqrt(second) + 1e-8)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, and Adam's moments."""
+        lists = {"arrays": self.arrays, "first": self._first, "second": self._second}
+        return {"steps": self._steps} | {name: [array.copy() for array in arrays] for name, arrays in lists.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        self._steps = int(state["steps"])
+        lists = {"arrays": self.arrays, "first": self._first, "second": self._second}
+        for name, arrays in lists.items():
+            arrays[:] = [np.asarray(array).astype(np.float64) for array in state[name]]
+
+
+_LEAST_RATE = 0.001
+"""The share of a new context in the running mean and variance is at least this."""
+
+
+class Scaling:
+    """Running means and variances of contexts, which forget slowly.
+
+    Args:
+        contexts: C.
+    """
+
+    def __init__(self, contexts: int) -> None:
+        self._total = 0
+        self._means, self._variances = np.zeros(contexts), np.zeros(contexts)
+
+    def add(self, contexts: Doubles) -> None:
+        """Takes contexts (R, C)."""
+        self._total += len(contexts)
+        rate = min(1.0, len(contexts) * max(1 / self._total, _LEAST_RATE))
+        moved = contexts.mean(axis=0) - self._means
+        self._variances += rate * (contexts.var(axis=0) + (1 - rate) * moved**2 - self._variances)
+        self._means += rate * moved
+
+    def __call__(self, contexts: Doubles) -> Doubles:
+        """Standardized contexts, from -5 to 5; 0 in columns that never change."""
+        scales = np.where(self._variances > 1e-12 * self._means**2, np.sqrt(self._variances), np.inf)
+        return np.clip((contexts - self._means) / scales, -5, 5)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The running figures."""
+        return {"total": self._total, "means": self._means.copy(), "variances": self._variances.copy()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        self._total = int(state["total"])
+        self._means, self._variances = (np.asarray(state[name]).astype(np.float64) for name in ("means", "variances"))
+
+
+_BATCH = 64
+_PER_STEP = 4
+"""Payments of one call for each step of Adam; a call makes one step at least."""
+_RECENT = 256
+"""Contexts that estimates are means over."""
+
+
+class Network:
+    """A small network that predicts the payments of all arms, or an ensemble whose members differ by the bootstrap.
+
+    Its outputs are distances from the mean payment of each arm. It is fitted to the last payments, each of which is drawn again
+    and again.
+
+    Args:
+        arms: M.
+        contexts: C.
+        generator: of first weights and draws.
+        hidden: units of the hidden layer.
+        members: networks; one has no standard deviation.
+        rate: of Adam.
+        memory: payments that are kept.
+    """
+
+    def __init__(
+        self,
+        arms: int,
+        contexts: int,
+        generator: np.random.Generator,
+        hidden: int = 32,
+        members: int = 1,
+        rate: float = 0.003,
+        memory: int = 4096,
+    ) -> None:
+        self._generator = generator
+        self._layers = Layers((contexts, hidden, arms), members, rate, generator)
+        self._rows, self._scaling, self._paid = Rows(contexts, memory, members), Scaling(contexts), Statistics(arms)
+
+    @property
+    def estimates(self) -> Doubles:
+        """(M,): the mean prediction over the contexts of the last payments."""
+        if not self._rows.total:
+            return np.full(len(self._paid.counts), np.nan)
+        return np.asarray(self.predict(self._rows[self._rows.last(_RECENT)][2]).mean(axis=0))
+
+    def predict(self, contexts: Doubles) -> Doubles:
+        """Predictions (R, M), the mean of the members; NaN for arms that were never paid."""
+        outputs = self._layers(self._scaling(contexts)).mean(axis=0)
+        return np.asarray(self._paid.means + spread_of(self._paid) * outputs)
+
+    def deviations(self, contexts: Doubles) -> Doubles:
+        """Standard deviations of the members' predictions (R, M)."""
+        return np.asarray(spread_of(self._paid) * self._layers(self._scaling(contexts)).std(axis=0))
+
+    def learn(self, choice: Choice, payments: Doubles, contexts: Doubles) -> None:
+        """Takes payments, and makes some steps."""
+        self._scaling.add(contexts)
+        self._rows.add(choice, payments, contexts, self._generator)
+        for arm, payment in zip(choice.arms.tolist(), payments.tolist(), strict=True):
+            self._paid.add(arm, payment)
+        for _ in range(max(1, len(payments) // _PER_STEP)):
+            self._step()
+
+    def _step(self) -> None:
+        choice, payments, contexts, repeats = self._rows[self._rows.drawn(_BATCH, self._generator)]
+        targets = (payments - self._paid.means[choice.arms]) / max(spread_of(self._paid), 1e-300)
+
+        def slopes(outputs: Doubles) -> Doubles:
+            slope, rows = np.zeros_like(outputs), np.arange(len(targets))
+            slope[:, rows, choice.arms] = repeats.T * (outputs[:, rows, choice.arms] - targets) / len(targets)
+            return slope
+
+        self._layers.step(self._scaling(contexts), slopes)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, rows, running figures and the generator."""
+        return {
+            "layers": self._layers.state_dict(),
+            "rows": self._rows.state_dict(),
+            "scaling": self._scaling.state_dict(),
+            "paid": self._paid.state_dict(),
+            "generator": generator_state(self._generator),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        self._layers.load_state_dict(state["layers"])
+        self._rows.load_state_dict(state["rows"])
+        self._scaling.load_state_dict(state["scaling"])
+        self._paid.load_state_dict(state["paid"])
+        load_generator_state(self._generator, state["generator"])
