@@ -18,6 +18,7 @@ from rldistill.runs.studies.plan import read_plan
 from rldistill.types import UserError
 from rldistill.verbs.study import StudyConfig, study, study_status, write_tables
 from rldistill.verbs.study.on_ray import packed, run_on_ray, unpack
+from test_distillation import balancing, save
 
 SOURCE = Path(rldistill.__file__).parents[1]
 TINY = """
@@ -112,6 +113,43 @@ def test_results_come_back_from_nodes_without_the_folder(tiny: Path, cluster: An
             weights = "policy/weights.safetensors"
             here, there = (CellFolder(folder, cell).run_path / weights for folder in (tmp_path / "alone", out))
             assert here.read_bytes() == there.read_bytes()
+
+
+PANEL = """
+[study]
+panels = [
+    { name = "poles", teachers = [
+        "POLICY", "noisy:2s:POLICY",
+        { env = "CartPole-v1", steps = 600, final_episodes = 0, snapshot = [0.5, 1], noise = [0, "1s"] },
+    ] },
+]
+
+[settings]
+teacher = "best"
+steps = 300
+warmup = 100
+evaluate_episodes = 0
+
+[axes]
+loss = ["kl", "mse"]
+
+[games]
+episodes = 2
+"""
+
+
+@pytest.mark.slow
+def test_panels_travel_to_nodes_without_the_folder(tiny: Path, cluster: Any, tmp_path: Path) -> None:
+    """Files of teachers, runs of cells and their snapshots, with and without noise."""
+    tiny.write_text(PANEL.replace("POLICY", str(save(tmp_path / "policy", balancing()))))
+    out = tmp_path / "out"
+    study(tiny, out, StudyConfig(jobs=0, seeds=1))
+    plan = read_plan(out)
+    run_on_ray(out, plan, cluster.address, 1, lambda: None, shared=False)
+    assert study_status(out).failed == {}
+    write_tables(out, plan)
+    study(tiny, tmp_path / "alone", StudyConfig(jobs=1, seeds=1))
+    assert same_tables(out, tmp_path / "alone")
 
 
 @pytest.mark.slow

@@ -85,6 +85,8 @@ class Analysis:
     @property
     def level(self) -> str:
         """What has the score 1."""
+        if self.study.panels:
+            return "the best teacher"
         taught = not self.outcomes or any(outcome.teacher for outcome in self.outcomes)
         return "the teacher" if taught else f"the mean of {self.study.reference}"
 

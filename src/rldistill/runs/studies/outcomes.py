@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from rldistill.types import UserError
 
@@ -49,6 +49,15 @@ class Outcome:
         return self.game, self.teacher, self.seed
 
 
+class Candidate(NamedTuple):
+    """A teacher of a panel, in the games by which the best of them was chosen."""
+
+    panel: str
+    teacher: str
+    mean: float
+    best: bool
+
+
 @dataclass(frozen=True)
 class StudyCard:
     """What a study is about."""
@@ -70,6 +79,10 @@ class StudyCard:
     """How the games were played, in words."""
     planned: Mapping[str, int] = field(default_factory=dict)
     """Cells of each setting; a setting without a number has as many as are finished."""
+    panels: bool = False
+    """Whether students choose among several teachers. Their returns are divided by those of the best one."""
+    candidates: Sequence[Candidate] = ()
+    """The teachers of those panels whose best one was chosen by games."""
     axis: str | None = None
     """A figure of the outcomes, such as `parameters`, that places the settings on the plot's axis. None takes the numbers
     among the labels."""

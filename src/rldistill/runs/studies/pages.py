@@ -14,11 +14,16 @@ from rldistill.plots import Curve, Point, Series, comparison_plot
 from rldistill.runs.studies.analysis import Analysis, Setting
 from rldistill.runs.studies.outcomes import GEOMETRIC_MEAN, Outcome, StudyCard
 from rldistill.runs.studies.remarks import remarks
-from rldistill.runs.studies.rows import estimate, game_rows, improvement_rows, setting_rows
+from rldistill.runs.studies.rows import candidate_rows, estimate, game_rows, improvement_rows, setting_rows
 from rldistill.stats import Estimate, figure
 
 GENERATOR = "rldistill study"
 """Every page says so in its head."""
+
+
+CANDIDATES = (
+    "Mean returns of the teachers in the games by which the best of each panel is chosen. They count for nothing else."
+)
 
 
 def plot(analysis: Analysis) -> bytes:
@@ -67,6 +72,7 @@ def page(folder: Path, analysis: Analysis, drawn: bytes) -> str:
         ),
         section("Probability of improvement", _improvements(analysis)),
         section("Mean returns", table_html(game_rows(analysis))),
+        *([section("Panels of teachers", _candidates(analysis))] if study.candidates else []),
         section("Runs", _runs(folder, analysis.outcomes)),
     ]
     return fill_page(
@@ -78,6 +84,10 @@ def page(folder: Path, analysis: Analysis, drawn: bytes) -> str:
         cards=cards_html(_cards(analysis)),
         sections=sections,
     )
+
+
+def _candidates(analysis: Analysis) -> str:
+    return table_html(candidate_rows(analysis)) + note_lines([CANDIDATES])
 
 
 def _places(analysis: Analysis) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -15,29 +15,37 @@ from rldistill.files import replace_file
 from rldistill.types import UserError
 
 PLAN, FORMAT = "study.json", 1
-CellVerb: TypeAlias = Literal["play", "record", "train", "distill"]
+CellVerb: TypeAlias = Literal["play", "choose", "record", "train", "distill"]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of one verb with one configuration, and the games of its result. `play` is games alone, of a teacher or of the
-    student of another cell."""
+    """One run of one verb with one configuration, and the games of its result.
+
+    `play` is games alone, of a teacher or of the student of another cell. `choose` finds the best teacher of a panel by games.
+    """
 
     name: str
     """Of its folder in `cells/`."""
     verb: CellVerb
     policy: str = ""
-    """Where its teacher is; empty where it has none, or where another cell trains it."""
+    """Where its teacher is; empty where it has none or several, or where it is the policy of another cell's run."""
+    panel: Sequence[str] = ()
+    """Where its teachers are, of a cell with several."""
     env: str = ""
     """What `train` learns, and what is played where there is no teacher."""
     checksums: Mapping[str, str] | None = None
-    """Of `policy`, and of the dataset that `options` name, when the study was planned."""
+    """Of `policy`, of each of the panel by its number, and of the dataset that `options` name, when the study was planned."""
     options: Mapping[str, Any] | None = None
     """Of the verb, by the names of its flags."""
     games: Mapping[str, Any] | None = None
     """Games of the result: episodes, epsilon, seed, num_envs, starts. None plays none."""
     teacher_cell: str = ""
     """The cell that makes its teacher; of `play`, the cell that makes the policy that plays."""
+    panel_cells: Sequence[str] = ()
+    """The cells that make teachers of the panel."""
+    choice_cell: str = ""
+    """The cell that chooses the one teacher of the panel that counts here."""
     data_cell: str = ""
     """The cell that records its dataset."""
     level_cell: str = ""
@@ -58,7 +66,7 @@ class Cell:
     @property
     def needs(self) -> tuple[str, ...]:
         """Cells that must be finished before this one begins."""
-        return tuple(name for name in (self.teacher_cell, self.data_cell) if name)
+        return tuple(filter(None, (self.teacher_cell, *self.panel_cells, self.choice_cell, self.data_cell)))
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rldistill.runs.studies.cells import CELLS, CellFolder
-from rldistill.runs.studies.outcomes import Outcome, StudyCard
+from rldistill.runs.studies.outcomes import Candidate, Outcome, StudyCard
 from rldistill.runs.studies.plan import Cell, Plan
 
 _NO_FIGURES = ("seconds",)
 """What differs from one computation of a cell to the next."""
 
 
-def card_of_study(plan: Plan) -> StudyCard:
-    """What the study compares."""
+def card_of_study(folder: Path, plan: Plan) -> StudyCard:
+    """What the study compares.
+
+    Raises:
+        UserError: the result of a choice cannot be read.
+    """
     return StudyCard(
         title=plan.title,
         compare=plan.compare,
@@ -27,8 +31,19 @@ def card_of_study(plan: Plan) -> StudyCard:
         published_measure=plan.measure,
         conditions=plan.conditions,
         planned=Counter(cell.setting for cell in plan.cells if cell.setting),
+        panels=any(cell.panel for cell in plan.cells),
+        candidates=[one for cell in plan.cells if cell.verb == "choose" for one in _candidates(folder, cell)],
         axis=plan.axis,
     )
+
+
+def _candidates(folder: Path, cell: Cell) -> Iterator[Candidate]:
+    """The teachers among which a cell has chosen; none before it is finished."""
+    place = CellFolder(folder, cell)
+    if place.finished:
+        result = place.result()
+        for number, (name, mean) in enumerate(zip((cell.options or {})["teachers"], result["means"], strict=True)):
+            yield Candidate(cell.teacher, name, mean, number == result["chosen"])
 
 
 def outcomes_of(folder: Path, plan: Plan) -> list[Outcome]:

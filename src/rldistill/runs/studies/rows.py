@@ -57,7 +57,8 @@ def game_rows(analysis: Analysis) -> list[dict[str, str]]:
 
     Settings that play other games have rows of their own, because their teachers play those games too.
     """
-    level = "teacher's mean" if analysis.level == "the teacher" else analysis.level.removeprefix("the ")
+    words = analysis.level.removeprefix("the ")
+    level = f"{words}'s mean" if words.endswith("teacher") else words
     rows = []
     for pair, runs in by_games(analysis.outcomes):
         scores = measured(runs)
@@ -67,6 +68,14 @@ def game_rows(analysis: Analysis) -> list[dict[str, str]]:
         students = {label: figure(float(measured(own).means.mean())) if own else "-" for label, own in groups.items()}
         rows.append(_beside(row, students, "setting"))
     return rows
+
+
+def candidate_rows(analysis: Analysis) -> list[dict[str, str]]:
+    """The teachers of each panel, in the games by which the best of them was chosen."""
+    return [
+        {"panel": one.panel, "teacher": one.teacher, "mean return": figure(one.mean), "best": "yes" if one.best else ""}
+        for one in analysis.study.candidates
+    ]
 
 
 def numbers(analysis: Analysis) -> list[dict[str, str]]:

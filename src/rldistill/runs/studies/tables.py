@@ -10,9 +10,17 @@ from pathlib import Path
 from rldistill.files import replace_file
 from rldistill.runs.studies.analysis import Analysis, analyse
 from rldistill.runs.studies.outcomes import Outcome, StudyCard
-from rldistill.runs.studies.pages import page, plot
+from rldistill.runs.studies.pages import CANDIDATES, page, plot
 from rldistill.runs.studies.remarks import remarks
-from rldistill.runs.studies.rows import comparison_rows, game_rows, improvement_rows, numbers, runs_rows, setting_rows
+from rldistill.runs.studies.rows import (
+    candidate_rows,
+    comparison_rows,
+    game_rows,
+    improvement_rows,
+    numbers,
+    runs_rows,
+    setting_rows,
+)
 
 Rows = Sequence[Mapping[str, str]]
 """Rows of equal keys, all text."""
@@ -62,6 +70,8 @@ def markdown(analysis: Analysis) -> str:
             "Mean raw return of each setting's students over seeds and games.",
             _as_markdown(game_rows(analysis)),
         ]
+    if study.candidates:
+        parts += ["## Panels of teachers", CANDIDATES, _as_markdown(candidate_rows(analysis))]
     if study.published:
         parts.append(f"Published: {study.published_measure}, {study.published_source}.")
     return "\n\n".join(filter(None, parts)).replace("\n\n* ", "\n* ") + "\n"

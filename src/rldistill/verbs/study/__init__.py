@@ -167,7 +167,7 @@ def write_tables(folder: Path, plan: Plan) -> None:
     """Writes the tables of what is finished; where no student is, only in place of those of another plan."""
     outcomes = outcomes_of(folder, plan)
     if outcomes or (folder / "table.md").exists():
-        write_outputs(folder, card_of_study(plan), outcomes)
+        write_outputs(folder, card_of_study(folder, plan), outcomes)
 
 
 def builtin_studies() -> dict[str, Path]:

@@ -12,6 +12,9 @@ from rldistill.configurations import kinds_of
 from rldistill.runs.studies.reading import StudyFile
 from rldistill.types import MOST_ENVIRONMENTS, UserError, check_numbers
 
+_CHOICE = 1_000_000
+"""What is added to the seed of games by which a teacher is chosen, so that no student of the table plays them."""
+
 
 @dataclass(frozen=True)
 class Games:
@@ -41,6 +44,11 @@ class Games:
         """The games of a teacher, as JSON data."""
         games = self.of_student(0)
         return games | {"episodes": self.teacher_episodes or games["episodes"]}
+
+    def of_choice(self) -> dict[str, Any]:
+        """The games by which the best of several teachers is chosen: as many as a teacher's, and others than those of tables."""
+        games = {name: value for name, value in self.of_teacher().items() if not name.startswith("starts")}
+        return games | {"episodes": games["episodes"] or 30, "seed": self.seed + _CHOICE}
 
     def __str__(self) -> str:
         student, teacher = self.of_student(0)["episodes"], self.of_teacher()["episodes"]

@@ -2,58 +2,28 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from rldistill.arguments import check_value
-from rldistill.configurations import flat, kinds_of
 from rldistill.runs.studies.reading import StudyFile
 from rldistill.types import UserError
+from rldistill.verbs.study.entries import Keys, Players, VerbOptions, Verbs, label_of, option_of, read_players
 from rldistill.verbs.study.games import Games, own_games, study_games
 
-Keys = tuple[str, ...]
-"""Where an entry stands in the file."""
-_STUDY = ("name", "title", "verb", "compare", "reference", "axis", "seeds", "teachers", "envs")
+_STUDY = ("name", "title", "verb", "compare", "reference", "axis", "seeds", "teachers", "panels", "envs")
 _TOP = ("study", "settings", "axes", "games", "published", "tiers")
-_TIER = ("teachers", "envs", "seeds", "settings", "axes", "games", "published")
+_TIER = ("teachers", "panels", "envs", "seeds", "settings", "axes", "games", "published")
 _PUBLISHED = ("source", "measure", "figures")
 _SEEDS = 5
 """Of a study that names no number; the least that its intervals mean something for."""
 _FIGURES = ("parameters", "bytes", "control_steps", "teacher_steps", "student_steps", "updates")
 """What `axis` may name."""
-_DATASETS = ("record", "visited")
-"""Entries beside the options of distill: where its dataset comes from."""
-_SET_BY_STUDY = {"seed": "--seeds", "dataset": "record = {steps = 20000}"}
-"""Options that a study sets itself, and how it is asked for them."""
-
-
-@dataclass(frozen=True)
-class VerbOptions:
-    """The options that a verb takes in a study."""
-
-    kind: Any
-    """The class of its configurations."""
-    make: Callable[..., Any]
-    """A configuration, by the names of flags."""
-    check: Callable[[Any], object]
-    """Raises UserError where a configuration is wrong."""
-    more: Mapping[str, Any] = field(default_factory=dict)
-    """Names that `make` takes beside the settings, and their types."""
-
-    def departing(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """What of a configuration departs from the defaults, as plain JSON data."""
-        defaults = flat(self.kind())
-        return {name: value for name, value in flat(self.make(**options)).items() if value != defaults[name]}
-
-
-Verbs: TypeAlias = Mapping[str, VerbOptions]
-"""By name: `distill`, `train` and `record`."""
+_BESIDE = ("record", "visited", "teacher")
+"""Entries beside the options of distill: where its dataset comes from, and which teacher of a panel it takes."""
 
 
 @dataclass(frozen=True)
@@ -71,21 +41,13 @@ class Setting:
     """Where each option stands in the file."""
     games: Games | None = None
     """By which it is compared with its teachers, where they are not those of the study."""
+    best: bool = False
+    """Whether it learns from the best teacher of each panel."""
 
-
-class MadeTeacher(NamedTuple):
-    """A teacher that the study makes itself."""
-
-    verb: Literal["train", "distill"]
-    source: str
-    """The environment that it learns, or the teacher that it is a student of."""
-    options: Mapping[str, Any]
-    apart: str = ""
-    """The options by which it differs from others of the same source."""
-
-    def __str__(self) -> str:
-        name = self.source if self.verb == "train" else f"student of {self.source}"
-        return f"{name} ({self.apart})" if self.apart else name
+    @property
+    def takes_panels(self) -> bool:
+        """Whether its students are of panels, and not of single teachers."""
+        return self.best or bool(self.options.get("select"))
 
 
 @dataclass(frozen=True)
@@ -102,9 +64,8 @@ class Grid:
     reference: str | None
     axis: str | None
     settings: tuple[Setting, ...]
-    teachers: tuple[str | MadeTeacher, ...]
-    envs: tuple[str, ...]
-    teachers_at: Keys
+    players: Players
+    players_at: Keys
     """Where the teachers or environments stand in the file."""
     seeds: int
     games: Games
@@ -135,7 +96,8 @@ def read_grid(file: StudyFile, name: str, tier: str | None, verbs: Verbs) -> Gri
         raise file.wrong(
             f"the reference {reference!r} is none of the settings {', '.join(labels)}", "study", "reference"
         )
-    teachers, envs = _players(file, verb, own, reference, verbs)
+    players = read_players(file, verb, own, reference, verbs)
+    _check_suited(file, settings, players, own)
     published = _published(file, tier, labels)
     return Grid(
         file=file,
@@ -148,15 +110,35 @@ def read_grid(file: StudyFile, name: str, tier: str | None, verbs: Verbs) -> Gri
         reference=reference,
         axis=_axis(file, study.get("axis")),
         settings=settings,
-        teachers=teachers,
-        envs=envs,
-        teachers_at=(*own, "envs" if envs else "teachers"),
+        players=players,
+        players_at=(*own, "envs" if players.envs else "teachers"),
         seeds=_seeds(file, own),
         games=games,
         published=published["figures"],
         source=published["source"],
         measure=published["measure"],
     )
+
+
+def _check_suited(file: StudyFile, settings: Sequence[Setting], players: Players, own: Keys) -> None:
+    """Raises UserError where a setting has nobody to learn from, or nobody learns from some."""
+    of_panels = [one for one in settings if one.takes_panels]
+    if of_panels and not players.panels:
+        name = "teacher" if of_panels[0].best else "select"
+        raise file.wrong(
+            f"{of_panels[0].label} learns from panels of teachers, and there are none: panels = [...] in [{'.'.join(own)}]",
+            *of_panels[0].places[name],
+        )
+    if players.panels and not of_panels:
+        raise file.wrong('no setting learns from the panels: give one select, or teacher = "best"', *own, "panels")
+    alone = [one for one in settings if not one.takes_panels]
+    if alone and not players.teachers and not players.envs:
+        raise file.wrong(
+            f'{alone[0].label} learns from single teachers, and there are none: give it select or teacher = "best"',
+            *[*alone[0].places.values(), ("axes",)][0],
+        )
+    if players.teachers and not alone:
+        raise file.wrong("no setting learns from single teachers, so only panels are needed", *own, "teachers")
 
 
 def _text(file: StudyFile, table: Mapping[str, Any], name: str, default: str) -> str:
@@ -213,16 +195,12 @@ def _points(file: StudyFile, name: str, place: Keys) -> list[_Point]:
     for key in place:
         axis = axis[key]
     if isinstance(axis, list):
-        return [_Point(_label(value), {name: value}, place) for value in axis]
+        return [_Point(label_of(value), {name: value}, place) for value in axis]
     if not isinstance(axis, dict) or not all(isinstance(options, dict) for options in axis.values()):
         raise file.wrong(
             f"the axis {name} is a list of values, or a table with a table of options for each label", *place
         )
     return [_Point(label, options, (*place, label)) for label, options in axis.items()]
-
-
-def _label(value: Any) -> str:
-    return ",".join(map(_label, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _settings(file: StudyFile, verb: str, tier: str, verbs: Verbs, games: Games) -> Iterator[Setting]:
@@ -269,7 +247,7 @@ def _setting(
             if name == "games":
                 own = _games_of_setting(file, verb, own or games, value, at)
             else:
-                options[name] = value if name in _DATASETS else _option(file, verb, verbs, name, value, at)
+                options[name] = value if name in _BESIDE else option_of(file, verb, verbs, name, value, at)
     record = _record(file, verb, verbs, options.pop("record", None), places.get("record", ()))
     visited = options.pop("visited", False)
     if visited not in (True, False) or (visited and (verb != "distill" or record is not None)):
@@ -282,7 +260,15 @@ def _setting(
             f"{label} has a dataset, and {'visited' if visited else 'record'} makes another one: take one of them",
             *places["dataset"],
         )
-    setting = Setting(label, options, record, visited, places, own)
+    best = options.pop("teacher", "")
+    if best not in ("", "best") or (best and (verb != "distill" or "select" in options)):
+        raise file.wrong(
+            'teacher = "best" takes the best of each panel, in a study of distill without select', *places["teacher"]
+        )
+    setting = Setting(label, options, record, visited, places, own, bool(best))
+    if setting.takes_panels and (record is not None or visited):
+        name = "visited" if visited else "record"
+        raise file.wrong(f"{name} is of one teacher, and {label} learns from panels", *places[name])
     check_setting(file, verbs[verb], setting, verbs[verb].check)
     return setting
 
@@ -310,105 +296,17 @@ def check_setting(file: StudyFile, verb: VerbOptions, setting: Setting, check: C
         raise file.wrong(f"{setting.label}: {error}", *at) from None
 
 
-def _option(file: StudyFile, verb: str, verbs: Verbs, name: str, value: Any, at: Keys) -> Any:
-    """The value of an option, of the type that the verb takes.
-
-    Raises:
-        UserError: the verb has no such option, or it is of another type.
-    """
-    kinds = {**kinds_of(verbs[verb].kind), **verbs[verb].more}
-    if name in _SET_BY_STUDY and not (name == "dataset" and verb == "train"):
-        if name == "dataset" and isinstance(value, str):
-            place = file.beside(value)
-            if place is None:
-                raise file.wrong(f"there is no {value}", *at)
-            return os.path.abspath(place)
-        raise file.wrong(f"{name} is set by the study: take {_SET_BY_STUDY[name]}", *at)
-    if name not in kinds:
-        nearest = difflib.get_close_matches(name, kinds, 1)
-        advice = f"; did you mean {nearest[0]}?" if nearest else ""
-        raise file.wrong(f"{verb} has no option {name!r}{advice}", *at)
-    if kinds[name] is str and isinstance(value, int | float) and not isinstance(value, bool):
-        value = str(value)  # such as a temperature
-    value = tuple(value) if isinstance(value, list) else value
-    try:
-        check_value(name, value, kinds[name])
-    except UserError as error:
-        raise file.wrong(str(error), *at) from None
-    return value
-
-
 def _record(file: StudyFile, verb: str, verbs: Verbs, given: Any, at: Keys) -> dict[str, Any] | None:
     if given is None:
         return None
     if verb != "distill" or not isinstance(given, dict):
         raise file.wrong("record is a table of options of `rldistill record`, in a study of distill", *at)
-    options = {name: _option(file, "record", verbs, name, value, at) for name, value in given.items()}
+    options = {name: option_of(file, "record", verbs, name, value, at) for name, value in given.items()}
     try:
         verbs["record"].check(verbs["record"].make(**options))
     except UserError as error:
         raise file.wrong(str(error), *at) from None
     return options
-
-
-def _players(
-    file: StudyFile, verb: str, own: Keys, reference: str | None, verbs: Verbs
-) -> tuple[tuple[str | MadeTeacher, ...], tuple[str, ...]]:
-    """The teachers, and of a study of `train` the environments."""
-    table = file.table(*own)
-    name, other = ("envs", "teachers") if verb == "train" else ("teachers", "envs")
-    if other in table:
-        raise file.wrong(f"a study of {verb} has {name}, not {other}", *own, other)
-    given = table.get(name, [])
-    if not isinstance(given, list) or not all(isinstance(one, str | dict) for one in given):
-        raise file.wrong(f"{name} is a list", *own, name)
-    if not given:
-        raise file.wrong(f"there are no {name}, so the grid is empty: name some in [{'.'.join(own)}]", *own, name)
-    if verb == "train":
-        if len({str(one) for one in given}) < len(given):
-            raise file.wrong(f"{name} names one twice", *own, name)
-        if reference is None:
-            raise file.wrong('a study of train compares with a setting: name it, reference = "..."', "study")
-        if not all(isinstance(one, str) for one in given):
-            raise file.wrong("envs is a list of environment ids", *own, name)
-        return (), tuple(given)
-    teachers = [one if isinstance(one, str) else _made(file, one, (*own, name), verbs) for one in given]
-    teachers = [one if isinstance(one, str) else _apart(one, teachers) for one in teachers]
-    if len({str(one) for one in teachers}) < len(teachers):
-        raise file.wrong(f"{name} names one twice", *own, name)
-    return tuple(teachers), ()
-
-
-def _apart(made: MadeTeacher, teachers: Sequence[str | MadeTeacher]) -> MadeTeacher:
-    """The teacher with the options in which others of its name differ, so that each has a name of its own."""
-    others = [one for one in teachers if isinstance(one, MadeTeacher) and str(one) == str(made) and one != made]
-    names = sorted({name for one in [made, *others] for name in one.options})
-    differing = [name for name in names if any(one.options.get(name) != made.options.get(name) for one in others)]
-    words = (f"{name} {_label(made.options[name])}" for name in differing if name in made.options)
-    return made._replace(apart=", ".join(words))
-
-
-def _made(file: StudyFile, given: Mapping[str, Any], at: Keys, verbs: Verbs) -> MadeTeacher:
-    options = dict(given)
-    verb: Literal["train", "distill"] = "distill" if "teacher" in options else "train"
-    source = options.pop("teacher" if verb == "distill" else "env", None)
-    if not isinstance(source, str):
-        raise file.wrong(
-            'a teacher to make is {env = "CartPole-v1", steps = 20000} with options of train, or {teacher = "policies/pong"} with '
-            "options of distill",
-            *at,
-        )
-    if "record" in options:
-        raise file.wrong("record is set by the study: record_steps = 20000 keeps what the teacher visits", *at)
-    seed = options.pop("seed", 0)
-    options = {name: _option(file, verb, verbs, name, value, at) for name, value in options.items()}
-    if "record_steps" in options:
-        options["record"] = "visited"  # the cell has a place for it
-    try:
-        verbs[verb].check(verbs[verb].make(**options, seed=seed))
-    except UserError as error:
-        raise file.wrong(str(error), *at) from None
-    return MadeTeacher(verb, source, {**options, "seed": seed})
 
 
 def _seeds(file: StudyFile, own: Keys) -> int:

@@ -160,7 +160,7 @@ class _Tasks:
     def _parts(self, cell: Cell) -> dict[str, Any]:
         """What the cell needs, packed once for all tasks."""
         places = {f"{CELLS}/{name}": CellFolder(self.folder, name).path for name in cell.needs}
-        files = (noise_in(cell.policy)[1], *_starts_of(cell))
+        files = (*(noise_in(path)[1] for path in (cell.policy, *cell.panel)), *_starts_of(cell))
         places |= {_inside(path): Path(path) for path in files if _is_local(path)}
         return {inside: self._reference(place) for inside, place in places.items()}
 
@@ -213,9 +213,13 @@ def _moved(cell: Cell, place: Path) -> Cell:
     games = dict(cell.games) if cell.games is not None else None
     if games is not None and "starts" in games:
         games["starts"] = [str(place / _inside(path)) for path in games["starts"]]
-    noise, policy = noise_in(cell.policy)
-    policy = str(place / _inside(policy)) if _is_local(policy) else policy
-    return replace(cell, policy=with_noise(noise, policy), games=games)
+    panel = tuple(_moved_policy(path, place) for path in cell.panel)
+    return replace(cell, policy=_moved_policy(cell.policy, place), panel=panel, games=games)
+
+
+def _moved_policy(path: str, place: Path) -> str:
+    noise, plain = noise_in(path)
+    return with_noise(noise, str(place / _inside(plain)) if _is_local(plain) else plain)
 
 
 def _starts_of(cell: Cell) -> list[str]:
@@ -223,7 +227,8 @@ def _starts_of(cell: Cell) -> list[str]:
 
 
 def _is_local(path: str) -> bool:
-    return bool(path) and not path.startswith("hf://")
+    """Whether it is a file or a folder outside the study's folder."""
+    return bool(path) and not path.startswith(("hf://", f"{CELLS}/"))
 
 
 def _inside(path: str) -> str:

@@ -6,7 +6,7 @@ from rldistill.verbs.distill.config import DistillConfig
 from rldistill.verbs.distill.config import checked as check_distill
 from rldistill.verbs.record.config import RecordConfig
 from rldistill.verbs.record.config import check_config as check_record
-from rldistill.verbs.study.grid import VerbOptions
+from rldistill.verbs.study.entries import VerbOptions
 from rldistill.verbs.train.config import TrainConfig
 from rldistill.verbs.train.config import check_config as check_train
 

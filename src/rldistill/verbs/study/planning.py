@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import combinations
@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rldistill.datasets.shards import open_dataset
-from rldistill.play.envs import fitting_task, make_task, with_longest_game
-from rldistill.play.starts import check_starts, read_starts
+from rldistill.play.envs import fitting_task, with_longest_game
+from rldistill.play.starts import read_starts
 from rldistill.policies import SavedPolicy
+from rldistill.runs.studies.cells import CELLS
 from rldistill.runs.studies.plan import Cell, Plan, cell_name, named_games
 from rldistill.runs.studies.reading import StudyFile
 from rldistill.students.networks import Network
@@ -21,12 +22,13 @@ from rldistill.teachers.noise import noise_in, with_noise
 from rldistill.types import Task, Teacher, UserError
 from rldistill.verbs.demo import shipped, shipped_policy
 from rldistill.verbs.distill.teaching import make_student, teaching_of
+from rldistill.verbs.study.entries import Keys, MadeTeacher, Panel, Player
 from rldistill.verbs.study.games import Games
-from rldistill.verbs.study.grid import Grid, Keys, MadeTeacher, Setting, check_setting
+from rldistill.verbs.study.grid import Grid, Setting, check_setting
+from rldistill.verbs.study.training import check_games, train_cells
 
 _PLAYING = ("env", "env_kwargs", "max_episode_steps")
 """Options of `distill` by which student and teacher play something else than the teacher's own task."""
-_PLAYING_OF_TRAIN = ("env_kwargs", "max_episode_steps", "sticky_actions")
 
 
 class Loaders(NamedTuple):
@@ -44,13 +46,26 @@ class _Placed(NamedTuple):
     reference: str
     """As the file names it, or its environment."""
     path: str
-    """Where it is; empty where a cell makes it."""
+    """Where it is; where a cell makes it, in the study's folder."""
     making: Cell | None
     """The cell that makes it."""
     identity: Mapping[str, Any]
     """What decides who it is."""
     teacher: Teacher
     """The policy, or an untrained one with its spaces."""
+
+
+class _Taught(NamedTuple):
+    """Who teaches a cell, or plays its games: a teacher, all of a panel, or its best one."""
+
+    fields: Mapping[str, Any]
+    """Of the cell."""
+    identity: Mapping[str, Any]
+    """What of the cell's name follows from them."""
+    words: tuple[str, ...]
+    """For the cell's name."""
+    members: tuple[_Placed, ...]
+    """All who may teach."""
 
 
 def make_plan(grid: Grid, seeds: int, threads: int, loaders: Loaders) -> Plan:
@@ -69,7 +84,9 @@ def make_plan(grid: Grid, seeds: int, threads: int, loaders: Loaders) -> Plan:
     grid = replace(grid, games=_with_starts(grid, grid.games, ("games",)), settings=settings)
     _check_apart(grid)
     cells: dict[str, Cell] = {}
-    for cell in _train_cells(grid, seeds, loaders) if grid.verb == "train" else _distill_cells(grid, seeds, loaders):
+    for cell in (
+        train_cells(grid, seeds, loaders.untrained) if grid.verb == "train" else _distill_cells(grid, seeds, loaders)
+    ):
         before = cells.setdefault(cell.name, cell)
         if before != cell:
             raise grid.file.wrong(f"{before.setting} and {cell.setting} are the same setting", "axes")
@@ -137,117 +154,139 @@ def _located_starts(path: str, file: StudyFile) -> str:
     return os.path.abspath(beside or path)
 
 
-def _check_starts(grid: Grid, tasks: Iterable[Task], games: Games, place: Keys = ("games",)) -> None:
-    """Raises UserError where a game has no starts, or the number of games is no multiple of them."""
-    if games.starts:
-        files = [read_starts(path) for path in games.starts]
-        for played in (games.of_student(0), games.of_teacher()):
-            try:
-                check_starts(files, list(tasks), played["episodes"])
-            except UserError as error:
-                raise grid.file.wrong(str(error), *place, "starts") from None
-
-
 def _distill_cells(grid: Grid, seeds: int, loaders: Loaders) -> Iterator[Cell]:
     """Teachers' training and games first, then the students, seeds outermost."""
-    placed = [_placed(grid, teacher, loaders) for teacher in grid.teachers]
-    _check_students(grid, placed)
+    placed = [_placed(grid, teacher, loaders, grid.players_at) for teacher in grid.players.teachers]
+    panels = [_placed_panel(grid, panel, loaders) for panel in grid.players.panels]
+    members = [*placed, *(one for panel in panels for one in panel)]
+    _check_students(grid, placed, panels)
     for setting in grid.settings:
-        tasks = [_task(one, setting.options) for one in placed]
-        _check_starts(grid, tasks, setting.games or grid.games, _place_of_starts(grid, setting))
-    yield from (one.making for one in placed if one.making is not None)
-    levels: dict[tuple[str, str], Cell] = {}
+        tasks = [_task(one, setting.options) for one in members]
+        check_games(grid, tasks, setting.games or grid.games, _place_of_starts(grid, setting))
+    yield from (one.making for one in members if one.making is not None)
+    lessons: list[tuple[Setting, _Taught, Cell]] = []
     for one in placed:
         for setting in grid.settings:
-            cell = _level(grid, one, setting)
-            levels[one.reference, setting.label] = cell
-            yield cell
-    for seed in range(seeds):
-        for one in placed:
-            for setting in grid.settings:
-                data = _visited(grid, one, setting) or _recorded(grid, one, setting, seed)
-                if data is not None:
-                    yield data
-                student = _student(grid, one, setting, seed, levels[one.reference, setting.label], data)
-                if len(_alike(grid, setting)) > 1:
-                    yield replace(student, games=None, level_cell="", setting="")
-                    student = _played(student)
-                yield student
-
-
-def _train_cells(grid: Grid, seeds: int, loaders: Loaders) -> Iterator[Cell]:
-    """Random play first, then the policies that are learnt from reward."""
-    playing = _same_playing(grid)
-    for env in grid.envs:
+            if not setting.takes_panels:
+                level = _level(grid, _alone(one), setting)
+                lessons.append((setting, _alone(one), level))
+                yield level
+    for panel, own in zip(grid.players.panels, panels, strict=True):
         for setting in grid.settings:
-            check_setting(grid.file, grid.verbs["train"], setting, partial(loaders.untrained, env))
-    _check_starts(grid, [make_task(env, **playing) for env in grid.envs], grid.games)
-    levels = {env: _random_level(grid, env, playing) for env in grid.envs}
-    yield from levels.values()
+            if setting.takes_panels:
+                choice = _choice(grid, panel, own, setting)
+                best = _best(panel, own, choice)
+                yield from () if choice is None else (choice,)
+                level = _level(grid, best, setting)
+                lessons.append((setting, best if setting.best else _together(panel, own), level))
+                yield level
     for seed in range(seeds):
-        for env in grid.envs:
-            for setting in grid.settings:
-                options = grid.verbs["train"].departing({**setting.options, "seed": seed})
-                games = grid.games.of_student(seed)
-                words = (setting.label, env, f"s{seed}")
-                yield Cell(
-                    name=cell_name(words, {"verb": "train", "env": env, "options": options}),
-                    verb="train",
-                    env=env,
-                    options=options,
-                    games=games,
-                    level_cell=levels[env].name,
-                    setting=setting.label,
-                    seed=seed,
-                )
+        for setting, taught, level in lessons:
+            yield from _students(grid, taught, setting, seed, level)
 
 
-def _same_playing(grid: Grid) -> dict[str, Any]:
-    """The options of `train` that change the games, which all settings have in common.
+def _students(grid: Grid, taught: _Taught, setting: Setting, seed: int, level: Cell) -> Iterator[Cell]:
+    """A student of a setting, after what it needs."""
+    data = None
+    if not setting.takes_panels:
+        (one,) = taught.members
+        data = _visited(grid, one, setting) or _recorded(grid, one, setting, seed)
+    if data is not None:
+        yield data
+    student = _student(grid, taught, setting, seed, level, data)
+    if len(_alike(grid, setting)) > 1:
+        yield replace(student, games=None, level_cell="", setting="")
+        student = _played(student, taught)
+    yield student
+
+
+def _alone(one: _Placed) -> _Taught:
+    """A teacher that teaches alone."""
+    fields = {
+        "policy": one.path,
+        "checksums": _checksums(one),
+        "teacher_cell": one.making.name if one.making else "",
+        "teacher": one.reference,
+    }
+    return _Taught(fields, {"teacher": one.identity}, _short(one.reference), (one,))
+
+
+def _together(panel: Panel, own: Sequence[_Placed]) -> _Taught:
+    """All teachers of a panel."""
+    fields = {
+        "panel": tuple(one.path for one in own),
+        "panel_cells": tuple(dict.fromkeys(one.making.name for one in own if one.making)),
+        "checksums": {
+            f"policy {number}": checksum for number, one in enumerate(own) for checksum in _checksums(one).values()
+        },
+        "teacher": panel.name,
+    }
+    return _Taught(fields, {"panel": [one.identity for one in own]}, (panel.name,), tuple(own))
+
+
+def _choice(grid: Grid, panel: Panel, own: Sequence[_Placed], setting: Setting) -> Cell | None:
+    """The cell that finds a panel's best teacher by games of its own; None where the file names it."""
+    if panel.best is not None:
+        return None
+    taught, playing = _together(panel, own), _playing(setting)
+    options = {**playing, "games": grid.games.of_choice(), "teachers": [one.reference for one in own]}
+    full = {"verb": "choose", **taught.identity, "options": {**playing, "games": options["games"]}}
+    return Cell(name=cell_name(("choice", *taught.words), full), verb="choose", options=options, **taught.fields)
+
+
+def _best(panel: Panel, own: Sequence[_Placed], choice: Cell | None) -> _Taught:
+    """The best teacher of a panel, which the file names or a cell finds."""
+    if choice is None:
+        one = _alone(own[panel.best or 0])
+        return one._replace(fields={**one.fields, "teacher": panel.name}, words=(panel.name,))
+    whole = _together(panel, own)
+    return whole._replace(
+        fields={**whole.fields, "choice_cell": choice.name},
+        identity={"best_of": whole.identity["panel"], "choice": choice.name},
+    )
+
+
+def _placed_panel(grid: Grid, panel: Panel, loaders: Loaders) -> list[_Placed]:
+    """The teachers of a panel, which play one task.
 
     Raises:
-        UserError: settings differ in them, so that their returns cannot be compared.
+        UserError: one is missing, or plays another task than the first, with the line in the file.
     """
-    playing = [{name: one.options[name] for name in _PLAYING_OF_TRAIN if name in one.options} for one in grid.settings]
-    for own, setting in zip(playing, grid.settings, strict=True):
-        if own != playing[0]:
-            name = next(name for name in _PLAYING_OF_TRAIN if own.get(name) != playing[0].get(name))
-            raise grid.file.wrong(
-                f"{setting.label} and {grid.settings[0].label} differ in {name}, so they play other games: give it in [settings]",
-                *setting.places.get(name, grid.settings[0].places.get(name, ())),
-            )
-    return playing[0]
+    first, *others = placed = [_placed(grid, teacher, loaders, panel.place) for teacher in panel.teachers]
+    for one in others:
+        if _same_scale(one.teacher.task) != _same_scale(first.teacher.task):
+            played = f"{first.reference} ({first.teacher.task.env}) and {one.reference} ({one.teacher.task.env})"
+            raise grid.file.wrong(f"teachers of the panel {panel.name} play different tasks: {played}", *panel.place)
+    return placed
 
 
-def _random_level(grid: Grid, env: str, playing: Mapping[str, Any]) -> Cell:
-    games = grid.games.of_teacher()
-    full = {"verb": "play", "env": env} | ({"options": playing} if playing else {})
-    return Cell(name=cell_name(("random", env), full), verb="play", env=env, options=playing, games=games)
+def _same_scale(task: Task) -> Task:
+    return replace(task, random_score=None)
 
 
-def _placed(grid: Grid, teacher: str | MadeTeacher, loaders: Loaders) -> _Placed:
+def _placed(grid: Grid, teacher: Player, loaders: Loaders, at: Keys) -> _Placed:
     if isinstance(teacher, MadeTeacher):
-        return _to_make(grid, teacher, loaders)
-    path = _located(teacher, grid.file, grid.teachers_at)
+        return _to_make(grid, teacher, loaders, at)
+    path = _located(teacher, grid.file, at)
     try:
         policy = loaders.load(path)
     except UserError as error:
-        raise grid.file.wrong(str(error), *grid.teachers_at) from None
+        raise grid.file.wrong(str(error), *at) from None
     identity = {"teacher": teacher, "sha256": getattr(policy, "sha256", None)}
     return _Placed(teacher, path, None, identity, policy)
 
 
-def _to_make(grid: Grid, made: MadeTeacher, loaders: Loaders) -> _Placed:
+def _to_make(grid: Grid, made: MadeTeacher, loaders: Loaders, at: Keys) -> _Placed:
     """A teacher that a cell of the study makes, with an unfinished one of its kind."""
     verb = grid.verbs[made.verb]
     options, config = verb.departing(made.options), verb.make(**made.options)
-    own = _placed(grid, made.source, loaders) if made.verb == "distill" else None
+    own = _placed(grid, made.source, loaders, at) if made.verb == "distill" else None
     path, identity = ("", made.source) if own is None else (own.path, own.identity)
     identity = {made.verb: identity, "options": options}
     try:
         teacher = loaders.untrained(made.source, config) if own is None else _make_student(own, config)
     except UserError as error:
-        raise grid.file.wrong(str(error), *grid.teachers_at) from None
+        raise grid.file.wrong(str(error), *at) from None
     env = made.source if made.verb == "train" else ""
     name = cell_name(("teacher", *_short(made.source)), identity)
     making = Cell(
@@ -256,10 +295,13 @@ def _to_make(grid: Grid, made: MadeTeacher, loaders: Loaders) -> _Placed:
         policy=path,
         env=env,
         options=options,
-        teacher=str(made),
+        teacher=made.source,
         checksums=(_checksums(own) if own else {}) | _checksum_of_dataset(options),
     )
-    return _Placed(str(made), "", making, identity, teacher)
+    place = f"{CELLS}/{name}/run" + (f"/snapshots/{made.snapshot:g}" if made.snapshot else "")
+    noise = noise_in(f"noisy:{made.noise}:{place}")[0] if made.noise else None
+    own_identity = {name: value for name, value in (("snapshot", made.snapshot), ("noise", made.noise)) if value}
+    return _Placed(str(made), with_noise(noise, place), making, identity | own_identity, teacher)
 
 
 def _located(reference: str, file: StudyFile, at: Keys) -> str:
@@ -284,11 +326,11 @@ def _place(reference: str, file: StudyFile) -> str | Path:
     return beside
 
 
-def _check_students(grid: Grid, placed: list[_Placed]) -> None:
+def _check_students(grid: Grid, placed: Sequence[_Placed], panels: Sequence[Sequence[_Placed]]) -> None:
     """Builds the student of each setting and kind of teacher once."""
     checked = set()
-    for one in placed:
-        for setting in grid.settings:
+    for setting in grid.settings:
+        for one in (one for panel in panels for one in panel) if setting.takes_panels else placed:
             kind = (one.teacher.task, one.teacher.score_kind, setting.label)
             if kind not in checked:
                 checked.add(kind)
@@ -309,23 +351,19 @@ def _make_student(one: _Placed, config: Any) -> SavedPolicy:
     return SavedPolicy(student, task)
 
 
-def _level(grid: Grid, one: _Placed, setting: Setting) -> Cell:
+def _playing(setting: Setting) -> dict[str, Any]:
+    return {name: setting.options[name] for name in _PLAYING if name in setting.options}
+
+
+def _level(grid: Grid, taught: _Taught, setting: Setting) -> Cell:
     """The teacher's games in what the setting's students play."""
-    playing = {name: setting.options[name] for name in _PLAYING if name in setting.options}
+    playing = _playing(setting)
     own = setting.games or grid.games
     games = own.of_teacher()
-    full = {"verb": "play", "teacher": one.identity, "options": playing}
+    full = {"verb": "play", **taught.identity, "options": playing}
     full |= {} if own == grid.games else {"games": named_games(games)}
-    return Cell(
-        name=cell_name(("teacher_games", *_short(one.reference)), full),
-        verb="play",
-        policy=one.path,
-        checksums=_checksums(one),
-        options=playing,
-        games=games,
-        teacher_cell=one.making.name if one.making else "",
-        teacher=one.reference,
-    )
+    name = cell_name(("teacher_games", *taught.words), full)
+    return Cell(name=name, verb="play", options=playing, games=games, **taught.fields)
 
 
 def _visited(grid: Grid, one: _Placed, setting: Setting) -> Cell | None:
@@ -344,40 +382,28 @@ def _visited(grid: Grid, one: _Placed, setting: Setting) -> Cell | None:
 def _recorded(grid: Grid, one: _Placed, setting: Setting, seed: int) -> Cell | None:
     if setting.record is None:
         return None
-    playing = {name: setting.options[name] for name in _PLAYING if name in setting.options}
-    options = grid.verbs["record"].departing({**playing, **setting.record, "seed": seed})
-    full = {"verb": "record", "teacher": one.identity, "options": options}
-    return Cell(
-        name=cell_name(("recorded", *_short(one.reference), f"s{seed}"), full),
-        verb="record",
-        policy=one.path,
-        checksums=_checksums(one),
-        options=options,
-        teacher_cell=one.making.name if one.making else "",
-        teacher=one.reference,
-        seed=seed,
-    )
+    taught = _alone(one)
+    options = grid.verbs["record"].departing({**_playing(setting), **setting.record, "seed": seed})
+    full = {"verb": "record", **taught.identity, "options": options}
+    name = cell_name(("recorded", *taught.words, f"s{seed}"), full)
+    return Cell(name=name, verb="record", options=options, seed=seed, **taught.fields)
 
 
-def _student(grid: Grid, one: _Placed, setting: Setting, seed: int, level: Cell, data: Cell | None) -> Cell:
+def _student(grid: Grid, taught: _Taught, setting: Setting, seed: int, level: Cell, data: Cell | None) -> Cell:
     more = {} if data is None else {"dataset": data.name}
     options = grid.verbs["distill"].departing({**setting.options, **more, "seed": seed})
-    games = (setting.games or grid.games).of_student(seed)
     own_data = _checksum_of_dataset(options) if data is None else {}
-    full = {"verb": "distill", "teacher": one.identity, "options": options | own_data}
+    full = {"verb": "distill", **taught.identity, "options": options | own_data}
     return Cell(
-        name=cell_name((_alike(grid, setting)[0], *_short(one.reference), f"s{seed}"), full),
+        name=cell_name((_alike(grid, setting)[0], *taught.words, f"s{seed}"), full),
         verb="distill",
-        policy=one.path,
-        checksums=_checksums(one) | own_data,
         options=options,
-        games=games,
-        teacher_cell=one.making.name if one.making else "",
+        games=(setting.games or grid.games).of_student(seed),
         data_cell="" if data is None else data.name,
         level_cell=level.name,
         setting=setting.label,
-        teacher=one.reference,
         seed=seed,
+        **{**taught.fields, "checksums": {**taught.fields["checksums"], **own_data}},
     )
 
 
@@ -385,14 +411,14 @@ def _alike(grid: Grid, setting: Setting) -> list[str]:
     """The labels of all settings with these options. They differ in games, and share their students."""
 
     def own(one: Setting) -> tuple[Any, ...]:
-        return one.options, one.record, one.visited
+        return one.options, one.record, one.visited, one.best
 
     return [one.label for one in grid.settings if own(one) == own(setting)]
 
 
-def _played(student: Cell) -> Cell:
+def _played(student: Cell, taught: _Taught) -> Cell:
     """The games of a student, for one of the settings that share it."""
-    words = (student.setting, *_short(student.teacher), f"s{student.seed}")
+    words = (student.setting, *taught.words, f"s{student.seed}")
     full = {
         "verb": "play",
         "student": student.name,

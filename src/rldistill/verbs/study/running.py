@@ -17,10 +17,11 @@ from rldistill.play.starts import chosen_starts, read_starts
 from rldistill.policies import KeptPolicy, MultiTaskPolicy, SavedPolicy, parameters_of
 from rldistill.progress import Progress, Silent
 from rldistill.runs.provenance import made_by
-from rldistill.runs.studies.cells import CellFolder
+from rldistill.runs.studies.cells import CELLS, CellFolder
 from rldistill.runs.studies.plan import Cell
 from rldistill.runs.studies.work import RunCell
 from rldistill.teachers import load_fitting
+from rldistill.teachers.noise import noise_in, with_noise
 from rldistill.types import ActionValues, Task, UserError
 from rldistill.verbs.distill import distill
 from rldistill.verbs.record import record
@@ -44,7 +45,7 @@ def torch_threads(number: int) -> Iterator[None]:
 
 def runner(progress: Progress) -> RunCell:
     """Computes cells, and reports how they go."""
-    verbs = {"play": _play, "record": _record, "distill": _distill, "train": _train}
+    verbs = {"play": _play, "choose": _choose, "record": _record, "distill": _distill, "train": _train}
 
     def run(cell: Cell, folder: Path) -> Mapping[str, Any]:
         return {"cell": cell.name, "made_by": made_by(), **verbs[cell.verb](cell, folder, progress)}
@@ -52,18 +53,36 @@ def runner(progress: Progress) -> RunCell:
     return run
 
 
-def _teacher(cell: Cell, folder: Path) -> str:
-    """Where the cell's teacher is.
+def _teachers(cell: Cell, folder: Path) -> list[str]:
+    """Where the cell's teachers are.
 
     Raises:
-        UserError: it is another one than when the study was planned.
+        UserError: one is another than when the study was planned.
     """
-    if cell.teacher_cell:
-        return str(CellFolder(folder, cell.teacher_cell).run_path)
-    _check_unchanged(
-        cell, "policy", cell.policy, lambda: getattr(load_fitting(cell.policy, progress=Silent()), "sha256", None)
-    )
-    return cell.policy
+    if cell.teacher_cell and not cell.policy:  # the policy of that cell
+        return [str(CellFolder(folder, cell.teacher_cell).run_path)]
+    names = {"policy": cell.policy} if cell.policy else {f"policy {n}": path for n, path in enumerate(cell.panel)}
+    if cell.choice_cell:
+        chosen = CellFolder(folder, cell.choice_cell).result()["chosen"]
+        names = dict([list(names.items())[chosen]])
+    return [_unchanged(cell, what, _in_folder(path, folder)) for what, path in names.items()]
+
+
+def _teacher(cell: Cell, folder: Path) -> str:
+    """Where the one teacher of the cell is."""
+    (teacher,) = _teachers(cell, folder)
+    return teacher
+
+
+def _in_folder(path: str, folder: Path) -> str:
+    """The place of a teacher, which may be in the study's folder."""
+    noise, plain = noise_in(path)
+    return with_noise(noise, str(folder / plain) if plain.startswith(f"{CELLS}/") else plain)
+
+
+def _unchanged(cell: Cell, what: str, path: str) -> str:
+    _check_unchanged(cell, what, path, lambda: getattr(load_fitting(path, progress=Silent()), "sha256", None))
+    return path
 
 
 def _check_unchanged(cell: Cell, what: str, path: str, checksum: Callable[[], str | None]) -> None:
@@ -88,13 +107,27 @@ def _play(cell: Cell, folder: Path, progress: Progress) -> dict[str, Any]:
             "random_score": _random_score(task, cell.games, progress),
         }
     policy = load_fitting(_teacher(cell, folder), progress=progress)
-    task = fitting_task(policy.task, options.get("env"), options.get("env_kwargs", ()))
-    task = with_longest_game(task, options.get("max_episode_steps"))
+    task = _task_of(policy, options)
     return {
         "env": task.env,
         "returns": _games(task, policy, cell.games, progress)["returns"],
         "figures": _size(policy),
     } | ({} if cell.setting else {"random_score": _random_score(task, cell.games, progress)})
+
+
+def _choose(cell: Cell, folder: Path, progress: Progress) -> dict[str, Any]:
+    """The best teacher of a panel, by games that count for nothing else."""
+    options = dict(cell.options or {})
+    means = []
+    for place in _teachers(cell, folder):
+        policy = load_fitting(place, progress=progress)
+        means.append(float(_games(_task_of(policy, options), policy, options["games"], progress)["mean"]))
+    return {"returns": [], "figures": {}, "means": means, "chosen": means.index(max(means))}
+
+
+def _task_of(policy: KeptPolicy, options: Mapping[str, Any]) -> Task:
+    task = fitting_task(policy.task, options.get("env"), options.get("env_kwargs", ()))
+    return with_longest_game(task, options.get("max_episode_steps"))
 
 
 def _random_score(task: Task, games: Mapping[str, Any], progress: Progress) -> float:
@@ -123,7 +156,8 @@ def _distill(cell: Cell, folder: Path, progress: Progress) -> dict[str, Any]:
         _check_unchanged(cell, "dataset", path, lambda: open_dataset(path).sha256)
     config = VERBS["distill"].make(**options)
     out = CellFolder(folder, cell.name).run_path
-    student = distill(_teacher(cell, folder), out, config, resume=True, progress=progress)
+    teachers = _teachers(cell, folder)
+    student = distill(teachers if len(teachers) > 1 else teachers[0], out, config, resume=True, progress=progress)
     _report(out)
     result = _result(student, cell, progress)
     for name in ("control_steps", "teacher_steps"):  # the dataset's were played for this student too
