@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from rldistill.files import generator_state, load_generator_state
-from rldistill.lessons.chances import Pending, drawn, explored, falling, first_choices, greedy
+from rldistill.lessons.chances import Pending, choose_rows, explored, falling, greedy
 from rldistill.lessons.selection import Choice, Doubles, Ints
 from rldistill.lessons.tallies import (
     Memory,
@@ -28,7 +28,6 @@ from rldistill.lessons.tallies import (
     Weighted,
     Window,
     spread_of,
-    standings,
 )
 
 Rule: TypeAlias = Callable[[Doubles], Doubles]
@@ -38,18 +37,22 @@ Rule: TypeAlias = Callable[[Doubles], Doubles]
 class Bandit:
     """A chooser by a memory and a rule.
 
-    Choices that are not paid yet are pending. The rows of one call are chosen one after the other, each with the rows before
-    it pending.
+    Choices that are not paid yet are pending. Where the rule looks at them, the rows of a call are chosen one after the other, each
+    with the rows before it pending.
 
     Args:
         memory: of the payments.
         rule: reads the memory.
         generator: of the draws.
         begin: whether every arm is chosen before the rule is asked.
+        alike: whether the rows of a call have the same probabilities, since the rule does not look at unpaid choices.
     """
 
-    def __init__(self, memory: Memory, rule: Rule, generator: np.random.Generator, *, begin: bool = True) -> None:
-        self._memory, self._rule, self._generator, self._begin = memory, rule, generator, begin
+    def __init__(
+        self, memory: Memory, rule: Rule, generator: np.random.Generator, *, begin: bool = True, alike: bool = True
+    ) -> None:
+        self._memory, self._rule, self._generator = memory, rule, generator
+        self._begin, self._alike = begin, alike
         self._pulls: Ints = np.zeros(len(memory.counts), dtype=np.int64)
         self._pending = Pending(len(self._pulls))
 
@@ -70,14 +73,12 @@ class Bandit:
 
     def choose(self, rows: int, contexts: Doubles | None = None) -> Choice:
         """An arm for each row."""
-        choice = Choice(np.zeros(rows, dtype=np.int64), np.ones(rows))
-        for row in range(rows):
-            pending = self._pending.counts
-            chances = first_choices(self._memory.counts, pending) if self._begin else None
-            arm, probability = drawn(self._rule(pending) if chances is None else chances, self._generator)
-            choice.arms[row], choice.probabilities[row] = arm, probability
-            self._pending.add(arm)
-        return choice
+
+        def rest(row: int) -> Doubles:
+            chances = self._rule(self._pending.counts)
+            return np.broadcast_to(chances, (rows - row if self._alike else 1, len(chances)))
+
+        return choose_rows(rows, self._memory.counts, self._pending, self._generator, rest, self._begin)
 
     def pay(self, choice: Choice, payments: Doubles, contexts: Doubles | None = None) -> None:
         """Takes the payments of earlier choices."""
@@ -125,7 +126,7 @@ def epsilon_greedy(
     first = 5 * arms if pulls is None else pulls
 
     def rule(pending: Doubles) -> Doubles:
-        return explored(greedy(standings(memory)), falling(start, end, first, memory.counts.sum()))
+        return explored(greedy(memory.standings), falling(start, end, first, memory.counts.sum()))
 
     return Bandit(memory, rule, generator)
 
@@ -140,13 +141,13 @@ def vdbe(arms: int, generator: np.random.Generator, *, sensitivity: float = 0.33
         step: delta of the paper, the share of a new change in epsilon; None is 1 / M.
     """
     memory = Surprises(arms, sensitivity, step)
-    return Bandit(memory, lambda pending: explored(greedy(standings(memory)), memory.exploration), generator)
+    return Bandit(memory, lambda pending: explored(greedy(memory.standings), memory.exploration), generator)
 
 
 def _upper_bounds(memory: Tally, pending: Doubles, c: float) -> Doubles:
     """Probabilities by `mean + c * sqrt(ln(t) / n)`. Unpaid choices count in t and n, and not in the mean."""
     counts = memory.counts + pending
-    return greedy(standings(memory) + c * np.sqrt(math.log(max(counts.sum(), 1.0)) / np.maximum(counts, 1e-9)))
+    return greedy(memory.standings + c * np.sqrt(math.log(max(counts.sum(), 1.0)) / np.maximum(counts, 1e-9)))
 
 
 def ucb1(arms: int, generator: np.random.Generator, *, c: float = math.sqrt(2)) -> Bandit:
@@ -158,7 +159,7 @@ def ucb1(arms: int, generator: np.random.Generator, *, c: float = math.sqrt(2)) 
         c: the bound is `mean + c * sqrt(ln(t) / n)`, in units of the payments' spread.
     """
     memory = Statistics(arms)
-    return Bandit(memory, lambda pending: _upper_bounds(memory, pending, c), generator)
+    return Bandit(memory, lambda pending: _upper_bounds(memory, pending, c), generator, alike=False)
 
 
 def discounted_ucb(
@@ -173,7 +174,7 @@ def discounted_ucb(
         discount: the weight of a payment after each later one; None is 1 - 1 / (4 sqrt(M t)) after t payments.
     """
     memory = Statistics(arms, discount)
-    return Bandit(memory, lambda pending: _upper_bounds(memory, pending, c), generator)
+    return Bandit(memory, lambda pending: _upper_bounds(memory, pending, c), generator, alike=False)
 
 
 def sliding_ucb(arms: int, generator: np.random.Generator, *, c: float = 0.5, window: int | None = None) -> Bandit:
@@ -186,7 +187,7 @@ def sliding_ucb(arms: int, generator: np.random.Generator, *, c: float = 0.5, wi
         window: how many payments; None is 2 sqrt(M t) after t payments, at least 2 M.
     """
     memory = Window(arms, window)
-    return Bandit(memory, lambda pending: _upper_bounds(memory, pending, c), generator)
+    return Bandit(memory, lambda pending: _upper_bounds(memory, pending, c), generator, alike=False)
 
 
 def bayes_ucb(arms: int, generator: np.random.Generator) -> Bandit:
@@ -203,10 +204,10 @@ def bayes_ucb(arms: int, generator: np.random.Generator) -> Bandit:
     def rule(pending: Doubles) -> Doubles:
         counts = memory.counts + pending
         quantile = NormalDist().inv_cdf(1 - 1 / (1 + max(counts.sum(), 1.0)))
-        means = np.nan_to_num(standings(memory)) * memory.counts / (memory.counts + 1)
+        means = np.nan_to_num(memory.standings) * memory.counts / (memory.counts + 1)
         return greedy(means + quantile / np.sqrt(counts + 1))
 
-    return Bandit(memory, rule, generator)
+    return Bandit(memory, rule, generator, alike=False)
 
 
 def thompson(
@@ -223,7 +224,7 @@ def thompson(
     memory = Statistics(arms)
 
     def rule(pending: Doubles) -> Doubles:
-        scores, counts = np.nan_to_num(standings(memory)), memory.counts
+        scores, counts = np.nan_to_num(memory.standings), memory.counts
         scales = 1.0 if posterior == "gaussian" else _drawn_scales(memory, scores, generator)
         return _probabilities_of_best(scores * counts / (counts + 1), scales / np.sqrt(counts + 1))
 
@@ -247,7 +248,7 @@ _NODES = np.linspace(-8, 8, 97)
 """Standard deviations from the mean, at which densities are summed."""
 
 
-@lru_cache(maxsize=4)  # rows of one call, and calls between payments
+@lru_cache(maxsize=4)  # of calls between payments
 def _integrated(means: bytes, deviations: bytes) -> bytes:
     mean, deviation = np.frombuffer(means), np.frombuffer(deviations)
     places = mean[:, None] + deviation[:, None] * _NODES
@@ -296,4 +297,4 @@ def best_first(arms: int, generator: np.random.Generator, *, games: int = 5) -> 
             counts = np.where(memory.counts < games, counts, np.inf)
         return greedy(-counts)
 
-    return Bandit(memory, rule, generator)
+    return Bandit(memory, rule, generator, alike=False)

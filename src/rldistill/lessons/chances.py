@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
-from rldistill.lessons.selection import Doubles, Ints
+from rldistill.lessons.selection import Choice, Doubles, Ints
 
 _SAME = 1e-9
 """Units of the spread within which two arms are equally good, since rounding must not decide."""
@@ -24,10 +25,6 @@ class Pending:
     def __init__(self, arms: int) -> None:
         self.counts: Doubles = np.zeros(arms)
 
-    def add(self, arm: int) -> None:
-        """Counts a choice."""
-        self.counts[arm] += 1
-
     def paid(self, arm: int) -> None:
         """Takes a choice of this arm out, and lets the others fade."""
         self.counts[arm] = max(self.counts[arm] - 1, 0.0)
@@ -36,21 +33,63 @@ class Pending:
             self.counts *= 1 - 1 / (_PATIENCE * max(total, 1.0))
 
 
-def first_choices(counts: Doubles, pending: Doubles) -> Doubles | None:
-    """Probabilities (M,) while some arm has no payment yet: uniform over the arms that wait for a first choice.
+def choose_rows(
+    rows: int,
+    counts: Doubles,
+    pending: Pending,
+    generator: np.random.Generator,
+    rest: Callable[[int], Doubles],
+    begin: bool = True,
+) -> Choice:
+    """The choices of a call: first the arms that have no payment yet, then by a rule.
 
-    None where every arm was chosen, and some were paid. Where none is paid yet, the arms that are pending least are chosen.
+    Arms that wait for a first choice are chosen in random order. Where all were chosen and none is paid, the arms that are pending
+    least are chosen.
 
     Args:
+        rows: R.
         counts: (M,), the payments of each arm.
-        pending: (M,), the unpaid choices of each arm.
+        pending: the unpaid choices; takes these.
+        generator: of the draws.
+        rest: the rule: from the number of a row to the probabilities (K, M) of that row and the K - 1 after it.
+        begin: whether every arm is chosen before the rule is asked.
     """
+    choice = Choice(np.zeros(rows, dtype=np.int64), np.ones(rows))
+    beginning, row = begin and not counts.all(), 0
+    while row < rows:
+        chances = _first(counts, pending.counts) if beginning else None
+        if chances is None:
+            chances, beginning = rest(row), False
+        end = row + len(chances)
+        choice.arms[row:end], choice.probabilities[row:end] = drawn(chances, generator)
+        for arm in choice.arms[row:end].tolist():
+            pending.counts[arm] += 1
+        row = end
+    return choice
+
+
+def _first(counts: Doubles, pending: Doubles) -> Doubles | None:
+    """Probabilities (1, M) of the arms that wait; None where every arm was chosen and some are paid."""
     waits = (counts == 0) & (pending < 0.5)
     if not waits.any():
         if counts.any():
             return None
         waits = pending <= pending.min() + 0.5
-    return np.asarray(waits / waits.sum())
+    return np.asarray(waits / waits.sum())[None]
+
+
+def drawn(chances: Doubles, generator: np.random.Generator) -> tuple[Ints, Doubles]:
+    """An arm for each row, that is drawn with the row's probabilities (K, M), and the probabilities of these arms (K,).
+
+    Rows whose arm is certain cost no random number.
+    """
+    rows = np.arange(len(chances))
+    arms = chances.argmax(axis=1)
+    (open_rows,) = np.nonzero(chances[rows, arms] < 1)
+    if len(open_rows):
+        up_to = chances[open_rows].cumsum(axis=1)
+        arms[open_rows] = (up_to <= (generator.random(len(open_rows)) * up_to[:, -1])[:, None]).sum(axis=1)
+    return arms, chances[rows, arms]
 
 
 def greedy(values: Doubles) -> Doubles:
@@ -68,20 +107,3 @@ def explored(chances: Doubles, epsilon: float) -> Doubles:
 def falling(start: float, end: float, pulls: float, done: float, power: float = 1.0) -> float:
     """The exploration after `done` payments: `start` for the first `pulls`, then falling as `done ** -power`, at least `end`."""
     return max(end, start * math.pow(min(1.0, pulls / max(done, 1.0)), power))
-
-
-def drawn(chances: Doubles, generator: np.random.Generator) -> tuple[int, float]:
-    """An arm that is drawn with these probabilities (M,), and its probability. A certain one costs no random number."""
-    arm = int(chances.argmax())
-    if chances[arm] < 1:
-        up_to = chances.cumsum()
-        arm = int(np.searchsorted(up_to, generator.random() * up_to[-1], side="right"))
-    return arm, float(chances[arm])
-
-
-def drawn_rows(chances: Doubles, generator: np.random.Generator) -> tuple[Ints, Doubles]:
-    """An arm for each row, that is drawn with the row's probabilities (R, M), and the probabilities of these arms (R,)."""
-    up_to = chances.cumsum(axis=1)
-    draws = generator.random(len(chances)) * up_to[:, -1]
-    arms = (up_to <= draws[:, None]).sum(axis=1)
-    return arms, chances[np.arange(len(arms)), arms]

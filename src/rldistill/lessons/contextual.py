@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from rldistill.files import generator_state, load_generator_state
-from rldistill.lessons.chances import Pending, drawn, drawn_rows, explored, falling, first_choices, greedy
+from rldistill.lessons.chances import Pending, choose_rows, explored, falling, greedy
 from rldistill.lessons.regression import Layers, Model, Network, Ridge, Rows, Scaling
 from rldistill.lessons.selection import Choice, Doubles, Ints
 from rldistill.lessons.tallies import Weighted, centre_of, spread_of
@@ -58,21 +58,12 @@ class Contextual:
     def choose(self, rows: int, contexts: Doubles | None = None) -> Choice:
         """An arm for each row: first those that wait for their first choice, then by the rule."""
         inputs = _checked(contexts, rows)
-        choice = Choice(np.zeros(rows, dtype=np.int64), np.ones(rows))
-        row = 0
         counts = self._pulls.astype(np.float64)
-        while row < rows and self._begin:
-            chances = first_choices(counts, self._pending.counts)
-            if chances is None:
-                break
-            choice.arms[row], choice.probabilities[row] = drawn(chances, self._generator)
-            self._pending.add(choice.arms[row])
-            row += 1
-        if row < rows:
-            chances = self._drive(inputs[row:], counts, self._pending.counts)
-            choice.arms[row:], choice.probabilities[row:] = drawn_rows(chances, self._generator)
-            np.add.at(self._pending.counts, choice.arms[row:], 1)
-        return choice
+
+        def rest(row: int) -> Doubles:
+            return self._drive(inputs[row:], counts, self._pending.counts)
+
+        return choose_rows(rows, counts, self._pending, self._generator, rest, self._begin)
 
     def pay(self, choice: Choice, payments: Doubles, contexts: Doubles | None = None) -> None:
         """Takes the payments of earlier choices, with the contexts that they were made in."""
@@ -238,6 +229,8 @@ def policy_values(
 
 
 _BATCH = 64
+_PER_STEP = 8
+"""Payments of one call for each step of Adam; a call makes one step at least."""
 
 
 class Classifier:
@@ -285,7 +278,7 @@ class Classifier:
             self._paid.add(arm, payment, probability)
         if self._regression is not None:
             self._regression.learn(choice, payments, contexts)
-        for _ in range(max(1, len(payments) // 4)):
+        for _ in range(max(1, len(payments) // _PER_STEP)):
             self._step()
 
     def _step(self) -> None:

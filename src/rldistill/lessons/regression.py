@@ -11,6 +11,7 @@ import numpy.typing as npt
 from rldistill.files import generator_state, load_generator_state
 from rldistill.lessons.selection import Choice, Doubles, Ints
 from rldistill.lessons.tallies import Statistics, spread_of
+from rldistill.types import Floats
 
 
 class Model(Protocol):
@@ -36,9 +37,7 @@ class Model(Protocol):
         """Restores what `state_dict` returned."""
 
 
-_MOMENTS = ("counts", "contexts", "payments", "squares", "products", "deviations")
-_SOLUTION = ("offsets", "centres", "weights", "scales", "inverses", "noise")
-_SHARE = 0.02
+_SHARE = 0.05
 """The weights are solved anew when the payments have grown by this share."""
 
 
@@ -46,7 +45,7 @@ class Ridge:
     """A ridge regression for each arm, on contexts that are standardized by their own mean and spread.
 
     Sums of squares and products are kept about the means, and each solution standardizes anew: contexts may have any scale, and may
-    drift. The weights are solved when the payments have grown by 2 %.
+    drift. Payments wait until they have grown by 5 %, and by C / 8; then they enter the sums, and the weights are solved.
 
     Args:
         arms: M.
@@ -58,7 +57,7 @@ class Ridge:
     def __init__(self, arms: int, contexts: int, penalty: float = 1.0, forget: float = 0.0) -> None:
         self._penalty, self._forget = penalty * contexts, forget
         self._ever = np.zeros(arms, dtype=np.bool_)
-        self._unsolved = 0.0
+        self._waiting: list[tuple[Ints, Doubles, Doubles]] = []
         self._moments: dict[str, Doubles] = {
             "counts": np.zeros(arms),
             "contexts": np.zeros((arms, contexts)),
@@ -97,35 +96,43 @@ class Ridge:
 
     def learn(self, choice: Choice, payments: Doubles, contexts: Doubles) -> None:
         """Takes payments."""
-        moments = self._moments
-        if self._forget:
-            for name in ("counts", "squares", "products", "deviations"):
-                moments[name] *= (1 - self._forget) ** len(payments)
-        for arm in np.unique(choice.arms):
-            rows = choice.arms == arm
-            self._add(int(arm), contexts[rows], payments[rows])
         new = not self._ever[choice.arms].all()
         self._ever[choice.arms] = True
-        self._unsolved += len(payments)
-        if new or self._unsolved >= _SHARE * moments["counts"].sum():
+        self._waiting.append((choice.arms.copy(), payments.astype(np.float64), contexts.astype(np.float64)))
+        waiting = sum(len(arms) for arms, _, _ in self._waiting)
+        if new or waiting >= max(_SHARE * self._moments["counts"].sum(), contexts.shape[1] / 8):
+            self._take()
             self._solve()
 
-    def _add(self, arm: int, contexts: Doubles, payments: Doubles) -> None:
-        moments, number = self._moments, len(payments)
+    def _take(self) -> None:
+        """Puts the payments that wait into the sums."""
+        arms, payments, contexts = (np.concatenate(part) for part in zip(*self._waiting, strict=True))
+        self._waiting.clear()
+        keep = (1 - self._forget) ** np.arange(len(arms))[::-1]
+        for name in ("counts", "squares", "products", "deviations"):
+            self._moments[name] *= keep[0] * (1 - self._forget)
+        for arm in np.unique(arms):
+            rows = arms == arm
+            self._add(int(arm), contexts[rows], payments[rows], keep[rows])
+
+    def _add(self, arm: int, contexts: Doubles, payments: Doubles, keep: Doubles) -> None:
+        moments, number = self._moments, float(keep.sum())
         share = number / (moments["counts"][arm] + number)
-        centre, mean = contexts.mean(axis=0), payments.mean()
+        centre, mean = keep @ contexts / number, float(keep @ payments) / number
         moved, risen = centre - moments["contexts"][arm], mean - moments["payments"][arm]
-        weight = moments["counts"][arm] * share
-        about, off = contexts - centre, payments - mean
-        moments["squares"][arm] += about.T @ about + weight * np.outer(moved, moved)
-        moments["products"][arm] += off @ about + weight * risen * moved
-        moments["deviations"][arm] += off @ off + weight * risen * risen
+        # The means' move is one more row of the products.
+        roots = np.sqrt(np.append(keep, moments["counts"][arm] * share))
+        about = np.vstack([contexts - centre, moved]) * roots[:, None]
+        off = np.append(payments - mean, risen) * roots
+        moments["squares"][arm] += about.T @ about
+        moments["products"][arm] += off @ about
+        moments["deviations"][arm] += off @ off
         moments["contexts"][arm] += share * moved
         moments["payments"][arm] += share * risen
         moments["counts"][arm] += number
 
     def _solve(self) -> None:
-        moments, self._unsolved = self._moments, 0.0
+        moments = self._moments
         counts, centres = moments["counts"], moments["contexts"]
         total = max(float(counts.sum()), 1e-300)
         off = centres - counts @ centres / total
@@ -154,7 +161,7 @@ class Ridge:
         return {
             "moments": {name: value.copy() for name, value in self._moments.items()},
             "solution": dict(self._solution),
-            "unsolved": self._unsolved,
+            "waiting": [list(rows) for rows in self._waiting],
             "ever": self._ever.tolist(),
         }
 
@@ -162,7 +169,10 @@ class Ridge:
         """Restores what `state_dict` returned."""
         for own, name in ((self._moments, "moments"), (self._solution, "solution")):
             own.update({key: np.asarray(value).astype(np.float64) for key, value in state[name].items()})
-        self._unsolved = float(state["unsolved"])
+        self._waiting = [
+            (np.asarray(arms).astype(np.int64), np.asarray(payments), np.asarray(contexts))
+            for arms, payments, contexts in state["waiting"]
+        ]
         self._ever = np.array(state["ever"], dtype=np.bool_)
 
 
@@ -234,21 +244,22 @@ class Layers:
     def __init__(self, sizes: tuple[int, int, int], members: int, rate: float, generator: np.random.Generator) -> None:
         inputs, hidden, outputs = sizes
         widths = [inputs, hidden, outputs] if hidden else [inputs, outputs]
-        self.arrays: list[Doubles] = []
+        self.arrays: list[Floats] = []
         for number, (fan_in, width) in enumerate(zip(widths, widths[1:], strict=False)):
             last = number == len(widths) - 2
             scale = (0.0 if last and members == 1 else 1.0) * (1 if last else 2) ** 0.5 / fan_in**0.5
-            self.arrays += [scale * generator.standard_normal((members, fan_in, width)), np.zeros((members, 1, width))]
+            weights = scale * generator.standard_normal((members, fan_in, width))
+            self.arrays += [weights.astype(np.float32), np.zeros((members, 1, width), dtype=np.float32)]
         self._rate, self._steps = rate, 0
         self._first = [np.zeros_like(array) for array in self.arrays]
         self._second = [np.zeros_like(array) for array in self.arrays]
 
-    def __call__(self, inputs: Doubles) -> Doubles:
+    def __call__(self, inputs: Doubles) -> Floats:
         """Outputs (E, N, M) of inputs (N, C)."""
         return self._forward(inputs)[-1]
 
-    def _forward(self, inputs: Doubles) -> list[Doubles]:
-        values = [inputs[None]]
+    def _forward(self, inputs: Doubles) -> list[Floats]:
+        values = [inputs[None].astype(np.float32)]
         for weights, biases in zip(self.arrays[::2], self.arrays[1::2], strict=True):
             values.append(values[-1] @ weights + biases)
             if len(values) * 2 <= len(self.arrays):
@@ -263,8 +274,8 @@ class Layers:
             slopes: makes the derivative (E, N, M) of the loss, of outputs (E, N, M).
         """
         values = self._forward(inputs)
-        slope = slopes(values[-1])
-        gradients: list[Doubles] = []
+        slope = slopes(values[-1]).astype(np.float32)
+        gradients: list[Floats] = []
         for layer in reversed(range(len(self.arrays) // 2)):
             gradients = [values[layer].swapaxes(1, 2) @ slope, slope.sum(axis=1, keepdims=True), *gradients]
             slope = (slope @ self.arrays[2 * layer].swapaxes(1, 2)) * (values[layer] > 0)
@@ -285,7 +296,7 @@ class Layers:
         self._steps = int(state["steps"])
         lists = {"arrays": self.arrays, "first": self._first, "second": self._second}
         for name, arrays in lists.items():
-            arrays[:] = [np.asarray(array).astype(np.float64) for array in state[name]]
+            arrays[:] = [np.asarray(array).astype(np.float32) for array in state[name]]
 
 
 _LEAST_RATE = 0.001
@@ -327,7 +338,7 @@ class Scaling:
 
 
 _BATCH = 64
-_PER_STEP = 4
+_PER_STEP = 8
 """Payments of one call for each step of Adam; a call makes one step at least."""
 _RECENT = 256
 """Contexts that estimates are means over."""

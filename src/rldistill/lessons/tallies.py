@@ -43,6 +43,10 @@ class Tally(Memory, Protocol):
     def deviations(self) -> Doubles:
         """(M,): the sum of squared deviations of each arm's payments from their mean."""
 
+    @property
+    def standings(self) -> Doubles:
+        """(M,): means of the arms from the mean of all payments, in units of their spread; NaN where an arm has none."""
+
 
 def centre_of(tally: Tally) -> float:
     """The mean of all payments, 0 where there is none."""
@@ -67,8 +71,8 @@ def spread_of(tally: Tally) -> float:
     return math.sqrt((within + len(counts) * overall) / total)
 
 
-def standings(tally: Tally) -> Doubles:
-    """(M,): means of the arms from the mean of all payments, in units of their spread; NaN where an arm has none."""
+def standings_of(tally: Tally) -> Doubles:
+    """What `Tally.standings` is, computed anew."""
     spread = spread_of(tally)
     about = tally.means - centre_of(tally)
     return about / spread if spread > 0 else about * 0
@@ -89,11 +93,19 @@ class Statistics:
         self.counts: Doubles = np.zeros(arms)
         self.deviations: Doubles = np.zeros(arms)
         self._means: Doubles = np.zeros(arms)
+        self._standings: Doubles | None = None
 
     @property
     def means(self) -> Doubles:
         """(M,): the mean payment of each arm, NaN where there is none."""
         return np.where(self.counts > 0, self._means, np.nan)
+
+    @property
+    def standings(self) -> Doubles:
+        """(M,): means of the arms from the mean of all payments, in units of their spread; NaN where an arm has none."""
+        if self._standings is None:
+            self._standings = standings_of(self)
+        return self._standings
 
     def add(self, arm: int, payment: float, probability: float = 1.0) -> None:
         """Takes a payment; the probability is not needed."""
@@ -106,6 +118,7 @@ class Statistics:
         self.counts[arm] += 1
         self._means[arm] += before / self.counts[arm]
         self.deviations[arm] += before * (payment - self._means[arm])
+        self._standings = None
 
     def state_dict(self) -> dict[str, Any]:
         """The statistics."""
@@ -118,6 +131,7 @@ class Statistics:
         self.counts, self._means, self.deviations = (
             np.array(state[name], dtype=np.float64) for name in ("counts", "means", "deviations")
         )
+        self._standings = None
 
 
 class Window:
@@ -135,6 +149,7 @@ class Window:
         self._arms: list[int] = []
         self._payments: list[float] = []
         self._summary: tuple[Doubles, Doubles, Doubles] | None = None
+        self._standings: Doubles | None = None
 
     @property
     def counts(self) -> Doubles:
@@ -150,6 +165,13 @@ class Window:
     def deviations(self) -> Doubles:
         """(M,): the sum of their squared deviations from it."""
         return self._summarized()[2]
+
+    @property
+    def standings(self) -> Doubles:
+        """(M,): means of the arms from the mean of the window, in units of its spread; NaN where an arm has none."""
+        if self._standings is None:
+            self._standings = standings_of(self)
+        return self._standings
 
     def _summarized(self) -> tuple[Doubles, Doubles, Doubles]:
         if self._summary is None:
@@ -170,7 +192,7 @@ class Window:
         over = len(self._arms) - (grown if self._window is None else self._window)
         if over > 0:
             del self._arms[:over], self._payments[:over]
-        self._summary = None
+        self._summary = self._standings = None
 
     def state_dict(self) -> dict[str, Any]:
         """The payments in the window."""
@@ -181,7 +203,7 @@ class Window:
         self._total = int(state["total"])
         self._arms = [int(arm) for arm in state["arms"]]
         self._payments = [float(payment) for payment in state["payments"]]
-        self._summary = None
+        self._summary = self._standings = None
 
 
 class Surprises(Statistics):
@@ -237,7 +259,7 @@ class Trials(Statistics):
         """Takes a payment; the one that completes the trials decides."""
         super().add(arm, payment)
         if self.best is None and self.counts.min() >= self._games:
-            self.best = int(np.argmax(standings(self) >= standings(self).max() - 1e-9))
+            self.best = int(np.argmax(self.standings >= self.standings.max() - 1e-9))
 
     def state_dict(self) -> dict[str, Any]:
         """The statistics and the best arm."""
