@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rldistill.files import generator_state, load_generator_state
 from rldistill.lessons.exploration import EZGreedy
-from rldistill.lessons.learning import Learning, Learnt, as_figures
+from rldistill.lessons.learning import Inside, Learning, Learnt, as_figures
 from rldistill.play.actions import allowed
 from rldistill.play.replay import Replay, mask_column
 from rldistill.play.rollout import Resumable, as_learnt, rollout
@@ -160,6 +160,7 @@ class DQN:
         settings: its own.
         scratch: folder for the replay's files; None keeps it in the process, which then cannot be saved.
         optimizer: of `adam`, where parts of the network are shared with other learners; by default its own.
+        only: the region whose states are drawn, by the environments' `watched`; None draws all.
 
     Raises:
         UserError: no room for the replay, or it is too small to sample from.
@@ -174,8 +175,10 @@ class DQN:
         *,
         scratch: Path | None = None,
         optimizer: torch.optim.Optimizer | None = None,
+        only: Inside | None = None,
     ) -> None:
         self.network, self.environments, self.settings = network, environments, settings
+        self._only = only
         self.policy = network
         self.discount = learning.discount
         self.target = copy.deepcopy(network).eval().requires_grad_(False)
@@ -198,6 +201,7 @@ class DQN:
                 "terminated": ((), np.bool_),
                 "truncated": ((), np.bool_),
                 **mask_column(environments.task),
+                **({} if only is None else {"inside": ((), np.bool_)}),
             },
             scratch=scratch,
             slack=max(settings.slack // rows, self.item_times) * rows,
@@ -244,6 +248,9 @@ class DQN:
     def figures(self, stretches: Sequence[Learnt]) -> dict[str, Any]:
         """The record of an item."""
         now = {"epsilon": self.epsilon, "learning_rate": self.learning_rate(self.control_steps)}
+        if self._only is not None:
+            times = np.arange(self.replay.added - self.item_times, self.replay.added)
+            now["inside"] = float(self.replay.column("inside", times[:, None], np.arange(self.replay.num_envs)).mean())
         return now | as_figures(stretches)
 
     @property
@@ -253,6 +260,7 @@ class DQN:
 
     def play(self) -> list[float]:
         """Makes one control step of all rows and adds it to the replay. Returns the returns of the games that ended."""
+        own = {} if self._only is None else {"inside": self._only(self.environments.watched)}
         step = next(self._rollout)
         self.replay.add(
             step.observations,
@@ -262,6 +270,7 @@ class DQN:
             terminated=step.terminated,
             truncated=step.truncated,
             **({} if step.masks is None else {"masks": step.masks}),
+            **own,
         )
         self.control_steps += self.environments.num_envs
         return [float(score) for score in step.returns[~np.isnan(step.returns)]]
@@ -275,9 +284,19 @@ class DQN:
         return loss, target
 
     def draw(self) -> Drawn:
-        """Draws a minibatch from the replay."""
+        """Draws a minibatch from the replay.
+
+        Raises:
+            UserError: no state in it lies in the region.
+        """
         length = self.settings.n_step
-        times, rows = self.replay.sample(self.generator, self.settings.minibatch, ahead=length)
+        among = None if self._only is None else "inside"
+        times, rows = self.replay.sample(self.generator, self.settings.minibatch, ahead=length, among=among)
+        if not len(times):
+            raise UserError(
+                f"none of the {len(self.replay):,} control steps in the replay lies in the region of --only: take another region, "
+                "a longer --warmup or a larger --replay"
+            )
         window, beside = times[:, None] + np.arange(length), rows[:, None]
         following = n_step_returns(
             self.replay.column("rewards", window, beside),

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from rldistill.types import Bools, Floats
+
+Inside: TypeAlias = Callable[[Floats], Bools]
+"""Which of the states whose watched numbers (N, W) are given lie in the region that is learnt from, (N,)."""
 
 
 @dataclass(frozen=True)

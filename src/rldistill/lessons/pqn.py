@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from rldistill.files import generator_state, load_generator_state
 from rldistill.lessons.exploration import EZGreedy
-from rldistill.lessons.learning import Learning, Learnt, as_figures
+from rldistill.lessons.learning import Inside, Learning, Learnt, as_figures
 from rldistill.play.actions import allowed
 from rldistill.play.rollout import Resumable, as_learnt, rollout
 from rldistill.schedules import linear
 from rldistill.students.networks import Network
 from rldistill.students.optim.centring import CentredInputs
 from rldistill.students.optim.radam import RAdam
-from rldistill.types import Actions, Masks, Observations, as_tensor
+from rldistill.types import Actions, Bools, Masks, Observations, UserError, as_tensor
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,7 @@ class PQN:
         learning: what it shares with other learners; RAdam's learning rate falls linearly to a tenth.
         settings: its own.
         sharing: where parts of the network are shared with other learners.
+        only: the region whose states are learnt from, by the environments' `watched`; None takes all.
     """
 
     def __init__(
@@ -126,8 +127,14 @@ class PQN:
         settings: PQNSettings,
         *,
         sharing: Sharing | None = None,
+        only: Inside | None = None,
     ) -> None:
         self.network, self.environments, self.settings = network, environments, settings
+        self._only = only
+        self._inside: list[Bools] = []
+        """Which states of the last rollout lie in the region."""
+        self._reached_by = learning.steps // 10
+        """Control steps after which a region that no state lies in is an error."""
         self.optimizer, self.policy, self._averages = sharing or self._sharing_nothing(learning.learning_rate)
         self.discount = learning.discount
         self._centred = CentredInputs(network.layers if settings.steady else ())
@@ -157,6 +164,8 @@ class PQN:
         with torch.no_grad():
             values = allowed(self.network(as_tensor(observations)), masks)
         self._values.append(values)
+        if self._only is not None:
+            self._inside.append(self._only(self.environments.watched))
         greedy = np.asarray(values.argmax(dim=1).cpu().numpy())
         return self._explore(greedy, self.epsilon(self.control_steps), masks)
 
@@ -166,19 +175,42 @@ class PQN:
             yield self.figures([self.learn_rollout()])
 
     def learn_rollout(self) -> Learnt:
-        """Plays a rollout and learns from it."""
+        """Plays a rollout and learns from it.
+
+        Raises:
+            UserError: in a tenth of all control steps no state lay in the region.
+        """
         observations, actions, targets, returns = self._collect()
+        if self._only is not None:
+            inside = torch.from_numpy(np.flatnonzero(np.concatenate(self._inside))).to(actions.device)
+            observations, actions, targets = (part.index_select(0, inside) for part in (observations, actions, targets))
+            if not len(inside):
+                self._check_reached()
+                return Learnt(returns=returns)
         losses = self._fit(observations, actions, targets)
         return Learnt(losses, [targets.mean()], returns)
+
+    def _check_reached(self) -> None:
+        if not self.updates and self.control_steps >= self._reached_by:
+            raise UserError(
+                f"none of the first {self.control_steps:,} control steps lies in the region of --only: take another region, or "
+                "more --steps"
+            )
 
     def figures(self, stretches: Sequence[Learnt]) -> dict[str, Any]:
         """The record of an item."""
         steps = self.control_steps
-        return {"epsilon": self.epsilon(steps), "learning_rate": self.learning_rate(steps), **as_figures(stretches)}
+        share = {} if self._only is None else {"inside": float(np.mean(self._inside))}
+        return {
+            "epsilon": self.epsilon(steps),
+            "learning_rate": self.learning_rate(steps),
+            **share,
+            **as_figures(stretches),
+        }
 
     def _collect(self) -> tuple[Tensor, Tensor, Tensor, list[float]]:
         length, rows = self.settings.rollout_length, self.environments.num_envs
-        self._values = []
+        self._values, self._inside = [], []
         observations: list[Observations] = []
         actions = np.empty((length, rows), dtype=np.int64)
         rewards = np.empty((length, rows), dtype=np.float32)
@@ -224,10 +256,18 @@ class PQN:
         self.network.train()
         for _ in range(self.settings.epochs):
             order = torch.from_numpy(self.generator.permutation(len(actions))).to(actions.device)
-            for chosen in torch.split(order, self.settings.minibatch):
+            for chosen in self._minibatches(order):
                 losses.append(self.fit(observations.index_select(0, chosen), actions[chosen], targets[chosen]))
         self.network.eval()
         return losses
+
+    def _minibatches(self, order: Tensor) -> Sequence[Tensor]:
+        """Parts of the samples in this order. In a region their number varies, and all parts are about as large, so that no update
+        is of a few samples."""
+        size = self.settings.minibatch
+        if self._only is None:
+            return torch.split(order, size)
+        return torch.tensor_split(order, max(len(order) // size, 1))
 
     def fit(self, observations: Tensor, actions: Tensor, targets: Tensor) -> Tensor:
         """Makes one gradient step on B samples, (B, *obs), (B,) and (B,). Returns the mean loss."""

@@ -28,6 +28,7 @@ _COLUMNS = (
     "truncated",
     "masks",
     "owners",
+    "inside",
 )
 FILES = rf"replay-(?:{'|'.join(_COLUMNS)})"
 """The names of all files in a scratch folder."""
@@ -196,12 +197,20 @@ class Replay:
             self._arrays[name][rows, 0] = values
         self.added += len(frames)
 
-    def sample(self, generator: np.random.Generator, size: int, *, ahead: int = 0) -> tuple[Rows, Rows]:
+    def sample(
+        self, generator: np.random.Generator, size: int, *, ahead: int = 0, among: str | None = None
+    ) -> tuple[Rows, Rows]:
         """Times and rows, drawn uniformly, of which `ahead` later times are there too.
 
-        Observations whose stack reaches back beyond the oldest kept frame are not drawn.
+        Observations whose stack reaches back beyond the oldest kept frame are not drawn. With `among`, a column of truth values,
+        only places where it is true are drawn, and none if there are none.
         """
         oldest = max(self.added - self.capacity, 0) + (self.stack - 1 if self.added > self.capacity else 0)
+        if among is not None:
+            every = np.arange(oldest, self.added - ahead)
+            places = np.flatnonzero(self._arrays[among][every % self._length])
+            chosen = places[generator.integers(len(places), size=size)] if len(places) else places
+            return oldest + chosen // self.num_envs, chosen % self.num_envs
         times = generator.integers(oldest, self.added - ahead, size=size)
         return times, generator.integers(self.num_envs, size=size)
 

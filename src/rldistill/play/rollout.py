@@ -47,6 +47,10 @@ class Resumable(Steppable, Protocol):
         """N."""
 
     @property
+    def watched(self) -> Floats:
+        """(N, W): the named numbers that were asked for, of the present observations."""
+
+    @property
     def cut(self) -> int:
         """Games that were truncated by the task's longest game so far."""
 

@@ -105,6 +105,8 @@ class Train(_Position):
     """`train`: probability of a random action."""
     mean_value: float | None = None
     """`train`: mean of the values that are learnt."""
+    inside: float | None = None
+    """`train --only`: share of the states that lie in the region."""
     returns: list[float] | None = None
     """`train`: return of each game that ended, exploration included."""
 

@@ -14,6 +14,7 @@ from rldistill.lessons.learning import Learning
 from rldistill.lessons.pqn import PQN, PQNSettings
 from rldistill.play.actions import describe
 from rldistill.play.envs import Environments, make_task
+from rldistill.play.regions import Region, parse_region
 from rldistill.play.replay import own_scratch
 from rldistill.play.rollout import Resumable
 from rldistill.students.heads import Head, MultiTaskNetwork, build_heads, widest_shape
@@ -30,6 +31,8 @@ class Plan(NamedTuple):
     """With the defaults of its algorithm, as JSON data."""
     own: DQNSettings | PQNSettings
     """The learner's own; of several tasks they are all the same."""
+    only: Region | None = None
+    """The region that is learnt from; None is all states."""
 
     def learning(self, place: int) -> Learning:
         """The settings that learners share, for the task in a place among all."""
@@ -41,8 +44,8 @@ def make_plans(env: str | Sequence[str], config: TrainConfig) -> list[Plan]:
     """The plan of each task, if they and the configuration are such as can be.
 
     Raises:
-        UserError: a wrong configuration, an unknown environment, one without a discrete action, one that is named twice, or tasks
-            whose observations no network reads together.
+        UserError: a wrong configuration, an unknown environment, one without a discrete action, one that is named twice, a region
+            that is none of it, or tasks whose observations no network reads together.
     """
     check_config(config)
     names = [env] if isinstance(env, str) else list(env)
@@ -56,12 +59,16 @@ def make_plans(env: str | Sequence[str], config: TrainConfig) -> list[Plan]:
     alone = len(tasks) == 1
     if config.output.record is not None and not alone:
         raise UserError("--record is for one environment: a dataset is of one task")
+    only = config.environments.only
+    if only is not None and not alone:
+        raise UserError("--only is for one environment: a region is of one task")
     if not alone:
         widest_shape(_heads(tasks))
     plans = []
     for task in tasks:
         settings = resolve(config, task, alone=alone)
-        plans.append(Plan(task, settings, own_settings(settings, task)))
+        region = None if only is None else parse_region(only, task)
+        plans.append(Plan(task, settings, own_settings(settings, task), region))
     return plans
 
 
@@ -96,7 +103,7 @@ def make_network(plans: Sequence[Plan]) -> Network | MultiTaskNetwork:
     Raises:
         UserError: no such network, or it does not suit the observations.
     """
-    task, settings, _ = plans[0]
+    task, settings = plans[0].task, plans[0].settings
     normalization: Normalization = "layer" if settings["algo"] == "pqn" else "none"
     if len(plans) == 1:
         architecture = Architecture(settings["network"], task.observation_shape, task.choices[0], normalization)
@@ -133,11 +140,12 @@ def make_learner_of(
     with ExitStack() as failed:
         environments: dict[str, Resumable] = {}
         for plan in plans:
-            made = Environments(plan.task, plan.settings["num_envs"], plan.settings["seed"])
+            names = () if plan.only is None else plan.only.names
+            made = Environments(plan.task, plan.settings["num_envs"], plan.settings["seed"], watched=names)
             failed.callback(made.close)
             environments[plan.task.env] = watched(made, plan)
         learning = {plan.task.env: plan.learning(place) for place, plan in enumerate(plans)}
-        learner = _learner(network, environments, learning, plans[0].own, scratch)
+        learner = _learner(network, environments, learning, plans[0], scratch)
         failed.pop_all()
     return learner
 
@@ -146,9 +154,10 @@ def _learner(
     network: Network | MultiTaskNetwork,
     environments: Mapping[str, Resumable],
     learning: Mapping[str, Learning],
-    own: DQNSettings | PQNSettings,
+    plan: Plan,
     scratch: Path,
 ) -> DQN | PQN | Joint:
+    own = plan.own
     if isinstance(network, MultiTaskNetwork):
         if isinstance(own, PQNSettings):
             return joint_pqn(network, environments, learning, own)
@@ -156,5 +165,5 @@ def _learner(
         return joint_dqn(network, environments, learning, own, folders)
     ((task, alone),) = environments.items()
     if isinstance(own, PQNSettings):
-        return PQN(network, alone, learning[task], own)
-    return DQN(network, alone, learning[task], own, scratch=scratch)
+        return PQN(network, alone, learning[task], own, only=plan.only)
+    return DQN(network, alone, learning[task], own, scratch=scratch, only=plan.only)

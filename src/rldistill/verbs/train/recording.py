@@ -126,6 +126,11 @@ class Recorded:
         return self._environments.num_envs
 
     @property
+    def watched(self) -> Floats:
+        """(N, W): the named numbers that were asked for, of the present observations."""
+        return self._environments.watched
+
+    @property
     def cut(self) -> int:
         """Games that were truncated by the task's longest game so far."""
         return self._environments.cut
