@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +24,9 @@ from rldistill.runs.studies.tables import write_outputs
 from rldistill.runs.studies.work import State, forget_failures
 from rldistill.students.networks import Network
 from rldistill.teachers import load_fitting
-from rldistill.types import UserError, check_numbers
+from rldistill.types import Task, Teacher, UserError, check_numbers
+from rldistill.verbs.distill.config import DistillConfig
+from rldistill.verbs.distill.teaching import make_student, teaching_of
 from rldistill.verbs.study.grid import read_grid
 from rldistill.verbs.study.on_ray import check_ray, run_on_ray
 from rldistill.verbs.study.on_slurm import check_slurm, run_on_slurm
@@ -202,7 +204,7 @@ def _planned(source: str | os.PathLike[str], config: StudyConfig, folder: Path, 
     file = StudyFile(path)
     grid = read_grid(file, path.stem, config.tier, VERBS)
     threads = max(1, min(torch.get_num_threads(), cores() // max(jobs, 1)))
-    loaders = Loaders(partial(load_fitting, progress=Silent()), _untrained)
+    loaders = Loaders(partial(load_fitting, progress=Silent()), _untrained, _untrained_student)
     return make_plan(grid, config.seeds or grid.seeds, threads, loaders), file.text
 
 
@@ -211,6 +213,13 @@ def _untrained(env: str, config: TrainConfig) -> SavedPolicy:
     network = make_network(plans)
     assert isinstance(network, Network)
     return SavedPolicy(network, plans[0].task)
+
+
+def _untrained_student(teachers: Mapping[str, Teacher], task: Task, config: DistillConfig) -> SavedPolicy:
+    teachings = [teaching_of(teacher, name, task, config) for name, teacher in teachers.items()]
+    student, _ = make_student(teachings[:1], config)
+    assert isinstance(student, Network)
+    return SavedPolicy(student, task)
 
 
 def _file(source: str) -> Path:

@@ -13,15 +13,12 @@ from typing import Any, NamedTuple
 from rldistill.datasets.shards import open_dataset
 from rldistill.play.envs import fitting_task, with_longest_game
 from rldistill.play.starts import read_starts
-from rldistill.policies import SavedPolicy
 from rldistill.runs.studies.cells import CELLS
 from rldistill.runs.studies.plan import Cell, Plan, cell_name, named_games
 from rldistill.runs.studies.reading import StudyFile
-from rldistill.students.networks import Network
 from rldistill.teachers.noise import noise_in, with_noise
 from rldistill.types import Task, Teacher, UserError
 from rldistill.verbs.demo import shipped, shipped_policy
-from rldistill.verbs.distill.teaching import make_student, teaching_of
 from rldistill.verbs.study.entries import Keys, MadeTeacher, Panel, Player
 from rldistill.verbs.study.games import Games
 from rldistill.verbs.study.grid import Grid, Setting, check_setting
@@ -32,12 +29,14 @@ _PLAYING = ("env", "env_kwargs", "max_episode_steps")
 
 
 class Loaders(NamedTuple):
-    """How teachers are loaded."""
+    """How policies are loaded and begun."""
 
     load: Callable[[str], Teacher]
     """From where a teacher is."""
     untrained: Callable[[str, Any], Teacher]
     """From an environment id and a configuration of `train` a policy with the spaces of the one that will be trained."""
+    student: Callable[[Mapping[str, Teacher], Task, Any], Teacher]
+    """From teachers by their names, what is played, and a configuration of `distill` a student without any training."""
 
 
 class _Placed(NamedTuple):
@@ -159,7 +158,7 @@ def _distill_cells(grid: Grid, seeds: int, loaders: Loaders) -> Iterator[Cell]:
     placed = [_placed(grid, teacher, loaders, grid.players_at) for teacher in grid.players.teachers]
     panels = [_placed_panel(grid, panel, loaders) for panel in grid.players.panels]
     members = [*placed, *(one for panel in panels for one in panel)]
-    _check_students(grid, placed, panels)
+    _check_students(grid, placed, panels, loaders)
     for setting in grid.settings:
         tasks = [_task(one, setting.options) for one in members]
         check_games(grid, tasks, setting.games or grid.games, _place_of_starts(grid, setting))
@@ -284,7 +283,7 @@ def _to_make(grid: Grid, made: MadeTeacher, loaders: Loaders, at: Keys) -> _Plac
     path, identity = ("", made.source) if own is None else (own.path, own.identity)
     identity = {made.verb: identity, "options": options}
     try:
-        teacher = loaders.untrained(made.source, config) if own is None else _make_student(own, config)
+        teacher = loaders.untrained(made.source, config) if own is None else _draft(loaders, [own], config)
     except UserError as error:
         raise grid.file.wrong(str(error), *at) from None
     env = made.source if made.verb == "train" else ""
@@ -326,15 +325,18 @@ def _place(reference: str, file: StudyFile) -> str | Path:
     return beside
 
 
-def _check_students(grid: Grid, placed: Sequence[_Placed], panels: Sequence[Sequence[_Placed]]) -> None:
-    """Builds the student of each setting and kind of teacher once."""
+def _check_students(
+    grid: Grid, placed: Sequence[_Placed], panels: Sequence[Sequence[_Placed]], loaders: Loaders
+) -> None:
+    """Builds the student of each setting and kind of teacher once, or of each panel."""
     checked = set()
     for setting in grid.settings:
-        for one in (one for panel in panels for one in panel) if setting.takes_panels else placed:
-            kind = (one.teacher.task, one.teacher.score_kind, setting.label)
+        alone = [*(one for panel in panels for one in panel)] if setting.best else placed
+        for members in panels if setting.takes_panels and not setting.best else [[one] for one in alone]:
+            kind = (tuple((one.teacher.task, one.teacher.score_kind) for one in members), setting.label)
             if kind not in checked:
                 checked.add(kind)
-                check_setting(grid.file, grid.verbs["distill"], setting, partial(_make_student, one))
+                check_setting(grid.file, grid.verbs["distill"], setting, partial(_draft, loaders, members))
 
 
 def _task(one: _Placed, options: Mapping[str, Any]) -> Task:
@@ -343,12 +345,10 @@ def _task(one: _Placed, options: Mapping[str, Any]) -> Task:
     return with_longest_game(task, options.get("max_episode_steps"))
 
 
-def _make_student(one: _Placed, config: Any) -> SavedPolicy:
+def _draft(loaders: Loaders, members: Sequence[_Placed], config: Any) -> Teacher:
     """A student without any training."""
-    task = _task(one, asdict(config.playing))
-    student, _ = make_student([teaching_of(one.teacher, one.reference, task, config)], config)
-    assert isinstance(student, Network)
-    return SavedPolicy(student, task)
+    teachers = {one.reference: one.teacher for one in members}
+    return loaders.student(teachers, _task(members[0], asdict(config.playing)), config)
 
 
 def _playing(setting: Setting) -> dict[str, Any]:
