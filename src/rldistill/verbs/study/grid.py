@@ -290,10 +290,19 @@ def check_setting(file: StudyFile, verb: VerbOptions, setting: Setting, check: C
         check(verb.make(**setting.options, **extra))
     except UserError as error:
         flags = [flag.replace("-", "_") for flag in re.findall(r"--([a-z0-9-]+)", str(error))]
-        names = [*flags, *(name for name, value in setting.options.items() if repr(value) in str(error))]
+        names = [*flags, *(name for name, value in setting.options.items() if _is_named(value, str(error)))]
         at = next((setting.places[name] for name in names if name in setting.places), None)
         at = at or [*setting.places.values(), ("axes",)][0]
         raise file.wrong(f"{setting.label}: {error}", *at) from None
+
+
+def _is_named(value: Any, message: str) -> bool:
+    """Whether a message is about the value of an option, or about one of several: it has the value, or begins with its name."""
+    for one in (value, *value) if isinstance(value, tuple) else (value,):
+        begins = isinstance(one, str) and message.startswith(f"{one.partition(':')[0]} ")
+        if begins or re.search(rf"(?<![\w.]){re.escape(repr(one))}(?![\w.])", message):
+            return True
+    return False
 
 
 def _record(file: StudyFile, verb: str, verbs: Verbs, given: Any, at: Keys) -> dict[str, Any] | None:
