@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +15,18 @@ RAM_SIZE = 128
 Ram: TypeAlias = npt.NDArray[np.uint8]
 """(N, RAM_SIZE): the RAM of the emulator of each row."""
 _Grey: TypeAlias = npt.NDArray[np.uint8]
-_SCREEN = (210, 160)
 _NOOP = 0
 
 
 class RamDeparted(UserError):
     """The emulators of the RAM play another game than the vector environment."""
+
+
+class _Start(NamedTuple):
+    """A game before its no-ops."""
+
+    state: Any
+    screen: _Grey
 
 
 class RamTwin:
@@ -43,10 +49,15 @@ class RamTwin:
         self._emulators = [ALEInterface() for _ in range(num_envs)]
         for emulator in self._emulators:
             emulator.setFloat("repeat_action_probability", task.sticky_actions)
+            emulator.loadROM(self._rom)
+        self._actions = self._emulators[0].getMinimalActionSet()
+        height, width = self._emulators[0].getScreenDims()
+        self._down, self._across = _area_weights(height, 84), _area_weights(width, 84)
+        self._starts: list[_Start | None] = [None] * num_envs
+        """The start of each row's games. Without sticky actions it does not depend on the seed, and to load a ROM takes 0.1 s."""
         self._frames = np.zeros(num_envs, dtype=np.int64)
         """Frames since the first observation of the game."""
         self._steps = 0
-        self._down, self._across = (_area_weights(size, 84) for size in _SCREEN)
         self.ram: Ram = np.zeros((num_envs, RAM_SIZE), dtype=np.uint8)
 
     def reset(
@@ -65,18 +76,30 @@ class RamTwin:
         """
         self.ram = self.ram.copy()
         for row, seed in zip(np.flatnonzero(rows).tolist(), seeds.tolist(), strict=True):
-            emulator = self._emulators[row]
-            emulator.setInt("random_seed", seed)
-            emulator.loadROM(self._rom)
-            emulator.reset_game()
+            emulator, screen = self._emulators[row], self._begin(row, seed)
             while emulator.getFrameNumber() < info["frame_number"][row]:  # the no-ops, whose number is drawn
                 emulator.act(_NOOP)
                 if emulator.game_over():
                     emulator.reset_game()
+                screen = emulator.getScreenGrayscale()
             self._frames[row] = 0
             self.ram[row] = emulator.getRAM()
             self._check_state(row, info)
-            self._check_screen(row, emulator.getScreenGrayscale(), observations)
+            self._check_screen(row, screen, observations)
+
+    def _begin(self, row: int, seed: int) -> _Grey:
+        """Begins a game of a row, before the no-ops; its screen."""
+        emulator, start = self._emulators[row], self._starts[row]
+        if start is not None:
+            emulator.restoreSystemState(start.state)
+            return start.screen  # the emulator draws its own with the next frame
+        emulator.setInt("random_seed", seed)
+        emulator.loadROM(self._rom)
+        emulator.reset_game()
+        screen = emulator.getScreenGrayscale()
+        if not self._task.sticky_actions:
+            self._starts[row] = _Start(emulator.cloneSystemState(), screen)
+        return screen
 
     def step(
         self, actions: Actions, rewards: npt.NDArray[Any], terminated: Bools, observations: Observations, info: Any
@@ -110,7 +133,7 @@ class RamTwin:
         """The reward of one control step, and the screens of its last two frames if they are to be kept."""
         emulator, reward = self._emulators[row], 0
         screens: list[_Grey] = []
-        code = emulator.getMinimalActionSet()[action]
+        code = self._actions[action]
         for left in range(self._task.frame_skip - 1, -1, -1):
             reward += emulator.act(code)
             self._frames[row] += 1
@@ -127,7 +150,7 @@ class RamTwin:
             raise self._departed(row, "lives or frames differ")
 
     def _check_screen(self, row: int, screen: _Grey, observations: Observations) -> None:
-        """Compares a grey screen (210, 160) with the newest frame of the observation of a row."""
+        """Compares a grey screen (height, width) with the newest frame of the observation of a row."""
         small = self._down @ screen.astype(np.float32) @ self._across.T
         if np.abs(small - observations[row, -1]).max() > 1.0:  # the observation is rounded
             raise self._departed(row, "the screen differs")
