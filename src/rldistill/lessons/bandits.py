@@ -27,7 +27,6 @@ from rldistill.lessons.tallies import (
     Trials,
     Weighted,
     Window,
-    spread_of,
 )
 
 Rule: TypeAlias = Callable[[Doubles], Doubles]
@@ -204,7 +203,7 @@ def bayes_ucb(arms: int, generator: np.random.Generator) -> Bandit:
     def rule(pending: Doubles) -> Doubles:
         counts = memory.counts + pending
         quantile = NormalDist().inv_cdf(1 - 1 / (1 + max(counts.sum(), 1.0)))
-        means = np.nan_to_num(memory.standings) * memory.counts / (memory.counts + 1)
+        means = memory.standings * memory.counts / (memory.counts + 1)
         return greedy(means + quantile / np.sqrt(counts + 1))
 
     return Bandit(memory, rule, generator, alike=False)
@@ -224,7 +223,7 @@ def thompson(
     memory = Statistics(arms)
 
     def rule(pending: Doubles) -> Doubles:
-        scores, counts = np.nan_to_num(memory.standings), memory.counts
+        scores, counts = memory.standings, memory.counts
         scales = 1.0 if posterior == "gaussian" else _drawn_scales(memory, scores, generator)
         return _probabilities_of_best(scores * counts / (counts + 1), scales / np.sqrt(counts + 1))
 
@@ -233,8 +232,8 @@ def thompson(
 
 def _drawn_scales(memory: Tally, scores: Doubles, generator: np.random.Generator) -> Doubles:
     """(M,): a standard deviation of each arm, drawn from its inverse-gamma posterior of prior shape 1 and scale 1."""
-    counts, spread = memory.counts, spread_of(memory)
-    within = memory.deviations / spread**2 if spread > 0 else memory.deviations
+    counts, spread = memory.counts, memory.moments.spread
+    within = memory.moments.deviations / max(spread**2, 1e-300)
     scales = 1 + 0.5 * within + 0.5 * counts * scores**2 / (counts + 1)
     return np.asarray(np.sqrt(scales / generator.gamma(1 + counts / 2)), dtype=np.float64)
 

@@ -93,9 +93,9 @@ def drawn(chances: Doubles, generator: np.random.Generator) -> tuple[Ints, Doubl
 
 
 def greedy(values: Doubles) -> Doubles:
-    """Probabilities (..., M): 1 for the largest value, shared by equal ones. NaN is no candidate."""
-    values = np.where(np.isnan(values), -np.inf, values)
-    best = values >= values.max(axis=-1, keepdims=True) - _SAME
+    """Probabilities (..., M): 1 for the largest value, shared by equal ones; NaN has none, unless all are."""
+    top = np.fmax.reduce(values, axis=-1, keepdims=True)
+    best = (values >= top - _SAME) | np.isnan(top)
     return np.asarray(best / best.sum(axis=-1, keepdims=True))
 
 

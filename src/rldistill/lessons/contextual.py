@@ -14,7 +14,7 @@ from rldistill.files import generator_state, load_generator_state
 from rldistill.lessons.chances import Pending, choose_rows, explored, falling, greedy
 from rldistill.lessons.regression import Layers, Model, Network, Ridge, Rows, Scaling
 from rldistill.lessons.selection import Choice, Doubles, Ints
-from rldistill.lessons.tallies import Weighted, centre_of, spread_of
+from rldistill.lessons.tallies import Weighted
 
 Drive: TypeAlias = Callable[[Doubles, Doubles, Doubles], Doubles]
 """Probabilities (R, M) from contexts (R, C), the payments of each arm (M,) and its unpaid choices (M,)."""
@@ -295,7 +295,7 @@ class Classifier:
 
     def _worth(self, choice: Choice, payments: Doubles, contexts: Doubles) -> Doubles:
         """(N, M): unbiased estimates of what each arm would have been paid, in units of the spread."""
-        centre, spread = centre_of(self._paid), max(spread_of(self._paid), 1e-300)
+        centre, spread = self._paid.moments.centre, max(self._paid.moments.spread, 1e-300)
         rows = np.arange(len(payments))
         worth = np.zeros((len(payments), len(self._paid.counts)))
         if self._regression is not None:

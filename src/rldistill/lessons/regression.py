@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from rldistill.files import generator_state, load_generator_state
 from rldistill.lessons.selection import Choice, Doubles, Ints
-from rldistill.lessons.tallies import Statistics, spread_of
+from rldistill.lessons.tallies import Statistics
 from rldistill.types import Floats
 
 
@@ -384,11 +384,11 @@ class Network:
     def predict(self, contexts: Doubles) -> Doubles:
         """Predictions (R, M), the mean of the members; NaN for arms that were never paid."""
         outputs = self._layers(self._scaling(contexts)).mean(axis=0)
-        return np.asarray(self._paid.means + spread_of(self._paid) * outputs)
+        return np.asarray(self._paid.means + self._paid.moments.spread * outputs)
 
     def deviations(self, contexts: Doubles) -> Doubles:
         """Standard deviations of the members' predictions (R, M)."""
-        return np.asarray(spread_of(self._paid) * self._layers(self._scaling(contexts)).std(axis=0))
+        return np.asarray(self._paid.moments.spread * self._layers(self._scaling(contexts)).std(axis=0))
 
     def learn(self, choice: Choice, payments: Doubles, contexts: Doubles) -> None:
         """Takes payments, and makes some steps."""
@@ -401,7 +401,7 @@ class Network:
 
     def _step(self) -> None:
         choice, payments, contexts, repeats = self._rows[self._rows.drawn(_BATCH, self._generator)]
-        targets = (payments - self._paid.means[choice.arms]) / max(spread_of(self._paid), 1e-300)
+        targets = (payments - self._paid.moments.means[choice.arms]) / max(self._paid.moments.spread, 1e-300)
 
         def slopes(outputs: Doubles) -> Doubles:
             slope, rows = np.zeros_like(outputs), np.arange(len(targets))

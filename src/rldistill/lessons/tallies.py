@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -36,46 +36,55 @@ class Memory(Protocol):
         """Restores what `state_dict` returned."""
 
 
-class Tally(Memory, Protocol):
-    """A memory with the spread of the payments."""
+class Moments(NamedTuple):
+    """What is left of payments, by arm: each (M,)."""
+
+    counts: Doubles
+    means: Doubles
+    """0 where there is no payment."""
+    deviations: Doubles
+    """Sums of squared deviations from the mean."""
 
     @property
-    def deviations(self) -> Doubles:
-        """(M,): the sum of squared deviations of each arm's payments from their mean."""
+    def centre(self) -> float:
+        """The mean of all payments, 0 where there is none."""
+        total = float(self.counts.sum())
+        return float(self.counts @ self.means) / total if total > 0 else 0.0
+
+    @property
+    def spread(self) -> float:
+        """The standard deviation of payments about the means of their arms, 0 where all payments are equal.
+
+        It is pooled over arms, so that an arm that is far worse than the others does not widen it. The squared spread of all
+        payments counts as one payment of each arm beside it, since few payments of an arm say little of their deviation.
+        """
+        total = float(self.counts.sum())
+        if total <= 0:
+            return 0.0
+        within, about = float(self.deviations.sum()), self.means - self.centre
+        overall = (within + float(self.counts @ (about * about))) / total
+        return math.sqrt((within + len(self.counts) * overall) / total)
 
     @property
     def standings(self) -> Doubles:
-        """(M,): means of the arms from the mean of all payments, in units of their spread; NaN where an arm has none."""
+        """(M,): means of the arms from the mean of all payments, in units of their spread; 0 where an arm has none."""
+        spread = self.spread
+        if spread == 0:
+            return np.zeros(len(self.counts))
+        standings = (self.means - self.centre) / spread
+        return standings if self.counts.all() else np.where(self.counts > 0, standings, 0.0)
 
 
-def centre_of(tally: Tally) -> float:
-    """The mean of all payments, 0 where there is none."""
-    counts = tally.counts
-    total = float(counts.sum())
-    return float(counts @ np.nan_to_num(tally.means)) / total if total > 0 else 0.0
+class Tally(Memory, Protocol):
+    """A memory with the moments of the payments."""
 
+    @property
+    def moments(self) -> Moments:
+        """Counts, means and deviations as they are now."""
 
-def spread_of(tally: Tally) -> float:
-    """The standard deviation of payments about the means of their arms, 0 where all payments are equal.
-
-    It is pooled over arms, so that an arm that is far worse than the others does not widen it. The squared spread of all payments
-    counts as one payment of each arm beside it, since few payments of an arm say little of their deviation.
-    """
-    counts = tally.counts
-    total = float(counts.sum())
-    if total <= 0:
-        return 0.0
-    within = float(tally.deviations.sum())
-    about = np.nan_to_num(tally.means) - centre_of(tally)
-    overall = (within + float(counts @ (about * about))) / total
-    return math.sqrt((within + len(counts) * overall) / total)
-
-
-def standings_of(tally: Tally) -> Doubles:
-    """What `Tally.standings` is, computed anew."""
-    spread = spread_of(tally)
-    about = tally.means - centre_of(tally)
-    return about / spread if spread > 0 else about * 0
+    @property
+    def standings(self) -> Doubles:
+        """Those of the moments."""
 
 
 class Statistics:
@@ -90,47 +99,48 @@ class Statistics:
     def __init__(self, arms: int, discount: float | None = 1.0) -> None:
         self._discount = discount
         self._total = 0
-        self.counts: Doubles = np.zeros(arms)
-        self.deviations: Doubles = np.zeros(arms)
-        self._means: Doubles = np.zeros(arms)
+        self.moments = Moments(np.zeros(arms), np.zeros(arms), np.zeros(arms))
         self._standings: Doubles | None = None
+
+    @property
+    def counts(self) -> Doubles:
+        """(M,): the payments of each arm, as far as they are not discounted."""
+        return self.moments.counts
 
     @property
     def means(self) -> Doubles:
         """(M,): the mean payment of each arm, NaN where there is none."""
-        return np.where(self.counts > 0, self._means, np.nan)
+        return np.where(self.moments.counts > 0, self.moments.means, np.nan)
 
     @property
     def standings(self) -> Doubles:
-        """(M,): means of the arms from the mean of all payments, in units of their spread; NaN where an arm has none."""
+        """Those of the moments, kept until the next payment."""
         if self._standings is None:
-            self._standings = standings_of(self)
+            self._standings = self.moments.standings
         return self._standings
 
     def add(self, arm: int, payment: float, probability: float = 1.0) -> None:
         """Takes a payment; the probability is not needed."""
         self._total += 1
-        discount = 1 - 1 / (4 * math.sqrt(len(self.counts) * self._total)) if self._discount is None else self._discount
+        counts, means, deviations = self.moments
+        discount = 1 - 1 / (4 * math.sqrt(len(counts) * self._total)) if self._discount is None else self._discount
         if discount < 1:
-            self.counts *= discount
-            self.deviations *= discount
-        before = payment - self._means[arm]
-        self.counts[arm] += 1
-        self._means[arm] += before / self.counts[arm]
-        self.deviations[arm] += before * (payment - self._means[arm])
+            counts *= discount
+            deviations *= discount
+        before, number = payment - float(means[arm]), float(counts[arm]) + 1
+        counts[arm] = number
+        means[arm] += before / number
+        deviations[arm] += before * (payment - float(means[arm]))
         self._standings = None
 
     def state_dict(self) -> dict[str, Any]:
         """The statistics."""
-        arrays = {"counts": self.counts, "means": self._means, "deviations": self.deviations}
-        return {"total": self._total} | {name: array.tolist() for name, array in arrays.items()}
+        return {"total": self._total} | {name: array.tolist() for name, array in self.moments._asdict().items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         self._total = int(state["total"])
-        self.counts, self._means, self.deviations = (
-            np.array(state[name], dtype=np.float64) for name in ("counts", "means", "deviations")
-        )
+        self.moments = Moments(*(np.array(state[name], dtype=np.float64) for name in Moments._fields))
         self._standings = None
 
 
@@ -148,40 +158,36 @@ class Window:
         self._total = 0
         self._arms: list[int] = []
         self._payments: list[float] = []
-        self._summary: tuple[Doubles, Doubles, Doubles] | None = None
+        self._moments: Moments | None = None
         self._standings: Doubles | None = None
 
     @property
     def counts(self) -> Doubles:
         """(M,): the payments of each arm in the window."""
-        return self._summarized()[0]
+        return self.moments.counts
 
     @property
     def means(self) -> Doubles:
         """(M,): their mean, NaN where there is none."""
-        return self._summarized()[1]
-
-    @property
-    def deviations(self) -> Doubles:
-        """(M,): the sum of their squared deviations from it."""
-        return self._summarized()[2]
+        return np.where(self.moments.counts > 0, self.moments.means, np.nan)
 
     @property
     def standings(self) -> Doubles:
-        """(M,): means of the arms from the mean of the window, in units of its spread; NaN where an arm has none."""
+        """Those of the moments, kept until the next payment."""
         if self._standings is None:
-            self._standings = standings_of(self)
+            self._standings = self.moments.standings
         return self._standings
 
-    def _summarized(self) -> tuple[Doubles, Doubles, Doubles]:
-        if self._summary is None:
+    @property
+    def moments(self) -> Moments:
+        """Those of the window, kept until the next payment."""
+        if self._moments is None:
             arms, payments = np.array(self._arms, dtype=np.int64), np.array(self._payments)
             counts = np.bincount(arms, minlength=self._size).astype(np.float64)
-            with np.errstate(invalid="ignore"):
-                means = np.bincount(arms, payments, self._size) / counts
+            means = np.bincount(arms, payments, self._size) / np.maximum(counts, 1)
             deviations = np.bincount(arms, (payments - means[arms]) ** 2, self._size).astype(np.float64)
-            self._summary = counts, means, deviations
-        return self._summary
+            self._moments = Moments(counts, means, deviations)
+        return self._moments
 
     def add(self, arm: int, payment: float, probability: float = 1.0) -> None:
         """Takes a payment, and drops those that leave the window; the probability is not needed."""
@@ -192,7 +198,7 @@ class Window:
         over = len(self._arms) - (grown if self._window is None else self._window)
         if over > 0:
             del self._arms[:over], self._payments[:over]
-        self._summary = self._standings = None
+        self._moments = self._standings = None
 
     def state_dict(self) -> dict[str, Any]:
         """The payments in the window."""
@@ -203,7 +209,7 @@ class Window:
         self._total = int(state["total"])
         self._arms = [int(arm) for arm in state["arms"]]
         self._payments = [float(payment) for payment in state["payments"]]
-        self._summary = self._standings = None
+        self._moments = self._standings = None
 
 
 class Surprises(Statistics):
@@ -225,9 +231,9 @@ class Surprises(Statistics):
 
     def add(self, arm: int, payment: float, probability: float = 1.0) -> None:
         """Takes a payment. The first of an arm is as surprising as any can be."""
-        first, before = self.counts[arm] == 0, self._means[arm]
+        first, before = self.moments.counts[arm] == 0, self.moments.means[arm]
         super().add(arm, payment)
-        change, spread = abs(self._means[arm] - before), spread_of(self)
+        change, spread = abs(self.moments.means[arm] - before), self.moments.spread
         scaled = change / spread if spread > 0 else 0.0
         surprise = 1.0 if first else math.tanh(scaled / (2 * self._sensitivity))
         self.exploration += self._step * (surprise - self.exploration)
@@ -289,8 +295,8 @@ class Weighted(Statistics):
     @property
     def gains(self) -> Doubles:
         """(M,): the estimated sum of what each arm would have been paid at every choice, in units of the spread."""
-        spread = spread_of(self)
-        gains = self._excess - (centre_of(self) - self._origin) * self._ones
+        spread = self.moments.spread
+        gains = self._excess - (self.moments.centre - self._origin) * self._ones
         return gains / spread if spread > 0 else gains * 0
 
     @property
