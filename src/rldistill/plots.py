@@ -128,6 +128,30 @@ def learning_curve(
     return _bytes(figure, kind)
 
 
+def growth_curves(curves: Sequence[Curve], *, axis: str, measure: str, width: float = 8.0) -> bytes:
+    """Positive figures that grow over time, as SVG, on two logarithmic axes: a power of time is a straight line.
+
+    Args:
+        curves: what grows; each name stands in the legend.
+        axis: what the steps are.
+        measure: what grows.
+        width: in inches.
+    """
+    figure, axes = _figure(width, 0.65 * width)
+    for number, curve in enumerate(curves):
+        line = ("-", "--", ":", "-.")[number // len(PALETTE) % 4]
+        colour = PALETTE[number % len(PALETTE)]
+        axes.plot(curve.steps, curve.means, color=colour, linestyle=line, linewidth=1.6, label=curve.label)
+        if len(curve.lows) == len(curve.steps):
+            axes.fill_between(curve.steps, curve.lows, curve.highs, color=colour, alpha=0.12, linewidth=0)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel(axis)
+    axes.set_ylabel(measure)
+    _finish(figure, axes)
+    return _bytes(figure, "svg")
+
+
 def loss_curve(
     steps: Sequence[float],
     losses: Sequence[float],

@@ -119,10 +119,10 @@ def epsilon_greedy(
         generator: of the draws.
         start: epsilon during the first `pulls` payments; it falls in inverse proportion to their number from there on.
         end: epsilon is at least this.
-        pulls: payments; None is 5 an arm.
+        pulls: payments; None is 3 an arm.
     """
     memory = Statistics(arms)
-    first = 5 * arms if pulls is None else pulls
+    first = 3 * arms if pulls is None else pulls
 
     def rule(pending: Doubles) -> Doubles:
         return explored(greedy(memory.standings), falling(start, end, first, memory.counts.sum()))

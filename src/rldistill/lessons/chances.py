@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -104,6 +103,6 @@ def explored(chances: Doubles, epsilon: float) -> Doubles:
     return np.asarray(epsilon / chances.shape[-1] + (1 - epsilon) * chances)
 
 
-def falling(start: float, end: float, pulls: float, done: float, power: float = 1.0) -> float:
-    """The exploration after `done` payments: `start` for the first `pulls`, then falling as `done ** -power`, at least `end`."""
-    return max(end, start * math.pow(min(1.0, pulls / max(done, 1.0)), power))
+def falling(start: float, end: float, pulls: float, done: float) -> float:
+    """The exploration after `done` payments: `start` for the first `pulls`, then falling as `1 / done`, at least `end`."""
+    return max(end, start * min(1.0, pulls / max(done, 1.0)))

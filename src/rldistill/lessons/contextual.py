@@ -106,13 +106,13 @@ def exploring(model: Model, start: float, end: float, pulls: int) -> Drive:
 
     Args:
         model: that predicts.
-        start: epsilon during the first `pulls` payments; it falls as their number to the power -1/2 from there on.
+        start: epsilon during the first `pulls` payments; it falls in inverse proportion to their number from there on.
         end: epsilon is at least this.
         pulls: payments.
     """
 
     def drive(contexts: Doubles, counts: Doubles, pending: Doubles) -> Doubles:
-        return explored(greedy(model.predict(contexts)), falling(start, end, pulls, counts.sum(), 0.5))
+        return explored(greedy(model.predict(contexts)), falling(start, end, pulls, counts.sum()))
 
     return drive
 
@@ -139,7 +139,7 @@ def ridge(
     start: float = 1.0,
     end: float = 0.0,
     pulls: int | None = None,
-    penalty: float = 1.0,
+    penalty: float = 0.5,
     forget: float = 0.0,
 ) -> Contextual:
     """A ridge regression of the payment on the context for each arm; with probability epsilon any arm is chosen.
@@ -148,7 +148,7 @@ def ridge(
         arms: M.
         contexts: C.
         generator: of the draws.
-        start: epsilon during the first `pulls` payments; it falls with the root of their number from there on.
+        start: epsilon during the first `pulls` payments; it falls in inverse proportion to their number from there on.
         end: epsilon is at least this.
         pulls: payments; None is 5 an arm.
         penalty: of the squared weights of standardized contexts, times C.
@@ -176,7 +176,7 @@ def network(
         arms: M.
         contexts: C.
         generator: of first weights and draws.
-        start: epsilon during the first `pulls` payments; it falls with the root of their number from there on.
+        start: epsilon during the first `pulls` payments; it falls in inverse proportion to their number from there on.
         end: epsilon is at least this.
         pulls: payments; None is 5 an arm.
         hidden: units.
@@ -193,7 +193,7 @@ def linucb(
     generator: np.random.Generator,
     *,
     alpha: float = 1.0,
-    penalty: float = 1.0,
+    penalty: float = 0.5,
     forget: float = 0.0,
 ) -> Contextual:
     """The largest upper bound of a ridge regression for each arm; Li et al. 2010, arXiv 1003.0146, algorithm 1.
@@ -336,7 +336,7 @@ def iwc(
     pulls: int | None = None,
     clip: float = 20.0,
     doubly_robust: bool = False,
-    rate: float = 0.01,
+    rate: float = 0.003,
 ) -> Contextual:
     """Importance-weighted classification of contexts, weights r / p; Dudik et al. 2011, arXiv 1103.4601, sections 2 and 3.
 
@@ -344,7 +344,7 @@ def iwc(
         arms: M.
         contexts: C.
         generator: of the draws.
-        start: epsilon during the first `pulls` payments; it falls with the root of their number from there on.
+        start: epsilon during the first `pulls` payments; it falls in inverse proportion to their number from there on.
         end: epsilon is at least this.
         pulls: payments; None is 20 an arm.
         clip: the largest weight 1 / p.

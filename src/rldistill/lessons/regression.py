@@ -50,11 +50,11 @@ class Ridge:
     Args:
         arms: M.
         contexts: C, their columns.
-        penalty: of the squared weights, times C: with 1 the contexts explain as much as the noise does, a priori.
+        penalty: of the squared weights, times C: with 1 the contexts explain as much as the noise, a priori.
         forget: the share of all earlier payments that is forgotten with each payment.
     """
 
-    def __init__(self, arms: int, contexts: int, penalty: float = 1.0, forget: float = 0.0) -> None:
+    def __init__(self, arms: int, contexts: int, penalty: float = 0.5, forget: float = 0.0) -> None:
         self._penalty, self._forget = penalty * contexts, forget
         self._ever = np.zeros(arms, dtype=np.bool_)
         self._waiting: list[tuple[Ints, Doubles, Doubles]] = []
