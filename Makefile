@@ -9,7 +9,7 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo "$$python" && break; done)
 BIN := .venv/bin
 STAMP := .venv/installed
-EXTRAS := box2d,hub,minari,minatar,onnx,tensorboard,video,window,test,lint
+EXTRAS := bandits,box2d,hub,minari,minatar,onnx,tensorboard,video,window,test,lint
 WORKERS ?= 2
 
 .PHONY: help setup demo test quick lint bench clean
