@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import ale_py
@@ -17,7 +18,7 @@ from minatar import Environment
 from rldistill.play.envs import Environments, make_backend, make_task
 from rldistill.play.envs.ram import RamDeparted
 from rldistill.play.envs.started import StartedBackend
-from rldistill.play.envs.watched import FEATURES, Watch
+from rldistill.play.envs.watched import FEATURES, Watch, names_in_words
 from rldistill.play.starts import Start, Starts, screen_of
 from rldistill.types import Task, UserError
 
@@ -279,3 +280,22 @@ def test_unknown_names_are_refused_with_those_that_there_are(env: str, names: Se
 def test_images_of_other_environments_have_nothing_to_watch() -> None:
     with pytest.raises(UserError, match="images"):
         Watch(Task("Camera-v0", 2, (3, 64, 64), "uint8"), ["x0"])
+
+
+GAMES = ("Bowling", "Boxing", "Breakout", "Freeway", "MsPacman", "Pong", "Qbert", "Seaquest", "SpaceInvaders", "Tennis")
+
+
+def test_the_page_has_all_names() -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "regions.md").read_text()
+    tasks = [Task(f"ALE/{game}-v5", 6, (4, 84, 84), "uint8") for game in GAMES]
+    tasks += [
+        Task(f"MinAtar/{game}-v1", 6, (4, 10, 10), "uint8") for game in ("Asterix", "Breakout", "Freeway", "Seaquest")
+    ]
+    tasks += [Task(f"{name}-v1", 2, (len(features.split()),), "float32") for name, features in FEATURES.items()]
+    for task in tasks:
+        words = names_in_words(task).split(", ram:")[0].split(", each")[0]
+        names = set(re.findall(r"[a-z]\w*", words)) - {"to"}
+        game = re.sub(r".*/|-v\d$|Continuous", "", task.env)
+        rows = [line for line in page.splitlines() if re.match(rf"\| {game}\b", line)]
+        written = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+        assert {name for name in names if not re.fullmatch(r"x\d|speed[2-4]", name)} <= written

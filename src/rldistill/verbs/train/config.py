@@ -32,8 +32,8 @@ class EnvironmentOptions:
     """Learn as if a lost life ended the game, as Mnih et al. 2015; by default on Atari only. Games are played whole, and their
     scores are of whole games."""
     only: str | None = None
-    """Learn only from states in a region, an expression such as 'ball_y < 120' (Atari), 'ball.y < 5 and paddle.x >= 3' (MinAtar) or
-    'x0 < 0' (vectors); docs/regions.md has the names. Games are played everywhere. For one environment."""
+    """Learn only from states in a region, an expression such as '0 < ball_y < 126' (Pong), 'ball.y < 5 and paddle.x >= 3'
+    (MinAtar) or 'x0 < 0' (vectors); docs/regions.md has the names. Games are played everywhere. For one environment."""
 
 
 @dataclass(frozen=True)
