@@ -11,6 +11,7 @@ import pytest
 from choosing import COLUMNS, arms_of, bernoulli, chooser, gaussian, played, saved
 from rldistill.lessons.selecting import WITH_CONTEXT, WITHOUT_CONTEXT
 from rldistill.lessons.selection import Choice, Chooser, Doubles
+from rldistill.types import UserError
 
 NIG = "thompson:posterior=normal-inverse-gamma"
 LEARNING = [name for name in WITHOUT_CONTEXT if name not in ("uniform", "mean", "agreement")] + [NIG]
@@ -65,6 +66,20 @@ def test_payments_that_are_all_equal_lead_to_no_arm_and_no_error(spec: str) -> N
     np.testing.assert_allclose(one.estimates, 7.0)
     if not spec.startswith("best-first"):
         assert np.bincount(arms_of(choices), minlength=3).min() > 0
+
+
+@pytest.mark.parametrize("spec", ALL)
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_payments_and_contexts_that_are_no_numbers_are_refused_and_nothing_is_learnt(spec: str, wrong: float) -> None:
+    one, contexts = chooser(spec, 3), np.zeros((2, COLUMNS))
+    choice = one.choose(2, contexts)
+    with pytest.raises(UserError, match="payment"):
+        one.pay(choice, np.array([1.0, wrong]), contexts)
+    assert one.pulls.sum() == 0
+    assert np.isnan(one.estimates).all()
+    if spec.partition(":")[0] in WITH_CONTEXT:
+        with pytest.raises(UserError, match="context"):
+            one.choose(2, contexts + wrong)
 
 
 @pytest.mark.parametrize("spec", BEGINNING)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from rldistill.files import generator_state, load_generator_state
-from rldistill.lessons.chances import Pending, choose_rows, explored, falling, greedy
+from rldistill.lessons.chances import Pending, check_finite, choose_rows, explored, falling, greedy
 from rldistill.lessons.selection import Choice, Doubles, Ints
 from rldistill.lessons.tallies import (
     Memory,
@@ -80,7 +80,12 @@ class Bandit:
         return choose_rows(rows, self._memory.counts, self._pending, self._generator, rest, self._begin)
 
     def pay(self, choice: Choice, payments: Doubles, contexts: Doubles | None = None) -> None:
-        """Takes the payments of earlier choices."""
+        """Takes the payments of earlier choices.
+
+        Raises:
+            UserError: a payment is NaN or infinite.
+        """
+        check_finite(payments, "the payment")
         rows = zip(choice.arms.tolist(), choice.probabilities.tolist(), payments.tolist(), strict=True)
         for arm, probability, payment in rows:
             self._memory.add(arm, payment, probability)

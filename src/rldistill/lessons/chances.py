@@ -7,11 +7,19 @@ from collections.abc import Callable
 import numpy as np
 
 from rldistill.lessons.selection import Choice, Doubles, Ints
+from rldistill.types import UserError
 
 _SAME = 1e-9
 """Units of the spread within which two arms are equally good, since rounding must not decide."""
 _PATIENCE = 10
 """Choices fade by 1 / e while this many times as many payments of others come as choices are pending."""
+
+
+def check_finite(values: Doubles, what: str) -> None:
+    """Raises UserError where a value is NaN or infinite: a chooser would choose at random from there on."""
+    if not np.isfinite(values).all():
+        wrong = values[~np.isfinite(values)][0]
+        raise UserError(f"{what} of a teacher's choice is {wrong}: choosers take finite numbers alone")
 
 
 class Pending:

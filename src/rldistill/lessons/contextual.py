@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from rldistill.files import generator_state, load_generator_state
-from rldistill.lessons.chances import Pending, choose_rows, explored, falling, greedy
+from rldistill.lessons.chances import Pending, check_finite, choose_rows, explored, falling, greedy
 from rldistill.lessons.regression import Layers, Model, Network, Ridge, Rows, Scaling
 from rldistill.lessons.selection import Choice, Doubles, Ints
 from rldistill.lessons.tallies import Weighted
@@ -66,7 +66,12 @@ class Contextual:
         return choose_rows(rows, counts, self._pending, self._generator, rest, self._begin)
 
     def pay(self, choice: Choice, payments: Doubles, contexts: Doubles | None = None) -> None:
-        """Takes the payments of earlier choices, with the contexts that they were made in."""
+        """Takes the payments of earlier choices, with the contexts that they were made in.
+
+        Raises:
+            UserError: a payment, or a number of a context, is NaN or infinite.
+        """
+        check_finite(payments, "the payment")
         inputs = _checked(contexts, len(payments))
         if len(payments):
             self._model.learn(choice, payments, inputs)
@@ -98,6 +103,7 @@ class Contextual:
 def _checked(contexts: Doubles | None, rows: int) -> Doubles:
     if contexts is None or len(contexts) != rows:
         raise ValueError("a contextual chooser takes a context for each row")
+    check_finite(contexts, "a number in the context")
     return contexts
 
 
