@@ -74,8 +74,7 @@ class Bandit:
         """An arm for each row."""
 
         def rest(row: int) -> Doubles:
-            chances = self._rule(self._pending.counts)
-            return np.broadcast_to(chances, (rows - row if self._alike else 1, len(chances)))
+            return np.repeat(self._rule(self._pending.counts)[None], rows - row if self._alike else 1, axis=0)
 
         return choose_rows(rows, self._memory.counts, self._pending, self._generator, rest, self._begin)
 
@@ -248,8 +247,9 @@ def _probabilities_of_best(means: Doubles, deviations: Doubles) -> Doubles:
     return np.frombuffer(_integrated(means.tobytes(), deviations.tobytes()))
 
 
-_NODES = np.linspace(-8, 8, 97)
+_NODES = np.linspace(-6, 6, 61)
 """Standard deviations from the mean, at which densities are summed."""
+_DENSITIES = np.exp(-(_NODES**2) / 2)
 
 
 @lru_cache(maxsize=4)  # of calls between payments
@@ -259,7 +259,7 @@ def _integrated(means: bytes, deviations: bytes) -> bytes:
     below = torch.special.ndtr(torch.from_numpy((places[:, :, None] - mean) / deviation)).numpy()
     arms = np.arange(len(mean))
     below[arms, :, arms] = 1
-    chances = below.prod(axis=2) @ np.exp(-(_NODES**2) / 2)
+    chances = below.prod(axis=2) @ _DENSITIES
     return np.asarray(chances / chances.sum()).tobytes()
 
 

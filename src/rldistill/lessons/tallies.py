@@ -53,7 +53,11 @@ class Moments(NamedTuple):
 
     @property
     def spread(self) -> float:
-        """The standard deviation of payments about the means of their arms, 0 where all payments are equal.
+        """The standard deviation of payments about the means of their arms, 0 where all payments are equal."""
+        return self._spread(self.means - self.centre)
+
+    def _spread(self, about: Doubles) -> float:
+        """The spread, from the arms' means less the mean of all.
 
         It is pooled over arms, so that an arm that is far worse than the others does not widen it. The squared spread of all
         payments counts as one payment of each arm beside it, since few payments of an arm say little of their deviation.
@@ -61,18 +65,18 @@ class Moments(NamedTuple):
         total = float(self.counts.sum())
         if total <= 0:
             return 0.0
-        within, about = float(self.deviations.sum()), self.means - self.centre
+        within = float(self.deviations.sum())
         overall = (within + float(self.counts @ (about * about))) / total
         return math.sqrt((within + len(self.counts) * overall) / total)
 
     @property
     def standings(self) -> Doubles:
         """(M,): means of the arms from the mean of all payments, in units of their spread; 0 where an arm has none."""
-        spread = self.spread
+        about = self.means - self.centre
+        spread = self._spread(about)
         if spread == 0:
             return np.zeros(len(self.counts))
-        standings = (self.means - self.centre) / spread
-        return standings if self.counts.all() else np.where(self.counts > 0, standings, 0.0)
+        return about / spread if self.counts.all() else np.where(self.counts > 0, about / spread, 0.0)
 
 
 class Tally(Memory, Protocol):
