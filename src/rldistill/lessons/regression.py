@@ -244,15 +244,18 @@ class Layers:
     def __init__(self, sizes: tuple[int, int, int], members: int, rate: float, generator: np.random.Generator) -> None:
         inputs, hidden, outputs = sizes
         widths = [inputs, hidden, outputs] if hidden else [inputs, outputs]
-        self.arrays: list[Floats] = []
-        for number, (fan_in, width) in enumerate(zip(widths, widths[1:], strict=False)):
-            last = number == len(widths) - 2
-            scale = (0.0 if last and members == 1 else 1.0) * (1 if last else 2) ** 0.5 / fan_in**0.5
-            weights = scale * generator.standard_normal((members, fan_in, width))
-            self.arrays += [weights.astype(np.float32), np.zeros((members, 1, width), dtype=np.float32)]
+        shapes = [shape for ins, outs in zip(widths, widths[1:], strict=False) for shape in ((ins, outs), (1, outs))]
+        ends = np.cumsum([members * rows * columns for rows, columns in shapes])
+        self._values: Floats = np.zeros(ends[-1], dtype=np.float32)
+        # Views: Adam moves all of them at once.
+        parts = np.split(self._values, ends[:-1])
+        self.arrays = [part.reshape(members, *shape) for part, shape in zip(parts, shapes, strict=True)]
+        for layer, array in enumerate(self.arrays[::2]):
+            last = 2 * layer + 2 == len(self.arrays)
+            scale = (0.0 if last and members == 1 else 1.0) * (1 if last else 2) ** 0.5 / array.shape[1] ** 0.5
+            array[:] = scale * generator.standard_normal(array.shape)
         self._rate, self._steps = rate, 0
-        self._first = [np.zeros_like(array) for array in self.arrays]
-        self._second = [np.zeros_like(array) for array in self.arrays]
+        self._first, self._second = np.zeros_like(self._values), np.zeros_like(self._values)
 
     def __call__(self, inputs: Doubles) -> Floats:
         """Outputs (E, N, M) of inputs (N, C)."""
@@ -277,26 +280,26 @@ class Layers:
         slope = slopes(values[-1]).astype(np.float32)
         gradients: list[Floats] = []
         for layer in reversed(range(len(self.arrays) // 2)):
-            gradients = [values[layer].swapaxes(1, 2) @ slope, slope.sum(axis=1, keepdims=True), *gradients]
-            slope = (slope @ self.arrays[2 * layer].swapaxes(1, 2)) * (values[layer] > 0)
+            gradients = [(values[layer].swapaxes(1, 2) @ slope).ravel(), slope.sum(axis=1).ravel(), *gradients]
+            if layer:
+                slope = (slope @ self.arrays[2 * layer].swapaxes(1, 2)) * (values[layer] > 0)
+        gradient = np.concatenate(gradients)
         self._steps += 1
         rate = self._rate * (1 - 0.999**self._steps) ** 0.5 / (1 - 0.9**self._steps)
-        for array, first, second, gradient in zip(self.arrays, self._first, self._second, gradients, strict=True):
-            first += 0.1 * (gradient - first)
-            second += 0.001 * (gradient * gradient - second)
-            array -= rate * first / (np.sqrt(second) + 1e-8)
+        self._first += 0.1 * (gradient - self._first)
+        self._second += 0.001 * (gradient * gradient - self._second)
+        self._values -= rate * self._first / (np.sqrt(self._second) + 1e-8)
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, and Adam's moments."""
-        lists = {"arrays": self.arrays, "first": self._first, "second": self._second}
-        return {"steps": self._steps} | {name: [array.copy() for array in arrays] for name, arrays in lists.items()}
+        vectors = {"values": self._values, "first": self._first, "second": self._second}
+        return {"steps": self._steps} | {name: vector.copy() for name, vector in vectors.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         self._steps = int(state["steps"])
-        lists = {"arrays": self.arrays, "first": self._first, "second": self._second}
-        for name, arrays in lists.items():
-            arrays[:] = [np.asarray(array).astype(np.float32) for array in state[name]]
+        for vector, name in ((self._values, "values"), (self._first, "first"), (self._second, "second")):
+            vector[:] = np.asarray(state[name])
 
 
 _LEAST_RATE = 0.001
@@ -313,6 +316,7 @@ class Scaling:
     def __init__(self, contexts: int) -> None:
         self._total = 0
         self._means, self._variances = np.zeros(contexts), np.zeros(contexts)
+        self._scales = np.full(contexts, np.inf)
 
     def add(self, contexts: Doubles) -> None:
         """Takes contexts (R, C)."""
@@ -321,11 +325,14 @@ class Scaling:
         moved = contexts.mean(axis=0) - self._means
         self._variances += rate * (contexts.var(axis=0) + (1 - rate) * moved**2 - self._variances)
         self._means += rate * moved
+        self._rescale()
+
+    def _rescale(self) -> None:
+        self._scales = np.where(self._variances > 1e-12 * self._means**2, np.sqrt(self._variances), np.inf)
 
     def __call__(self, contexts: Doubles) -> Doubles:
         """Standardized contexts, from -5 to 5; 0 in columns that never change."""
-        scales = np.where(self._variances > 1e-12 * self._means**2, np.sqrt(self._variances), np.inf)
-        return np.clip((contexts - self._means) / scales, -5, 5)
+        return np.asarray(np.clip((contexts - self._means) / self._scales, -5, 5))
 
     def state_dict(self) -> dict[str, Any]:
         """The running figures."""
@@ -335,6 +342,7 @@ class Scaling:
         """Restores what `state_dict` returned."""
         self._total = int(state["total"])
         self._means, self._variances = (np.asarray(state[name]).astype(np.float64) for name in ("means", "variances"))
+        self._rescale()
 
 
 _BATCH = 64
