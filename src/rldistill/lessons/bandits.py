@@ -134,14 +134,14 @@ def epsilon_greedy(
     return Bandit(memory, rule, generator)
 
 
-def vdbe(arms: int, generator: np.random.Generator, *, sensitivity: float = 0.33, step: float | None = None) -> Bandit:
+def vdbe(arms: int, generator: np.random.Generator, *, sensitivity: float = 0.1, step: float | None = None) -> Bandit:
     """Epsilon-greedy whose epsilon follows how much payments still change the means; Tokic 2010, section 3.
 
     Args:
         arms: M.
         generator: of the draws.
         sensitivity: sigma of the paper, in units of the payments' spread; the smaller, the longer it explores.
-        step: delta of the paper, the share of a new change in epsilon; None is 1 / M.
+        step: delta of the paper, the share of a new change in epsilon; None is 1 / (4 M).
     """
     memory = Surprises(arms, sensitivity, step)
     return Bandit(memory, lambda pending: explored(greedy(memory.standings), memory.exploration), generator)
@@ -174,7 +174,7 @@ def discounted_ucb(
         arms: M.
         generator: of ties.
         c: as of `ucb1`.
-        discount: the weight of a payment after each later one; None is 1 - 1 / (4 sqrt(M t)) after t payments.
+        discount: the weight of a payment after each later one; None is 1 - 1 / (2 sqrt(M t)) after t payments.
     """
     memory = Statistics(arms, discount)
     return Bandit(memory, lambda pending: _upper_bounds(memory, pending, c), generator, alike=False)

@@ -97,7 +97,7 @@ class Statistics:
     Args:
         arms: M.
         discount: the factor of all earlier payments with each payment; 1 keeps them. None lets the memory grow with the number
-            of payments t: the factor is 1 - 1 / (4 sqrt(M t)). The root of t is that of Garivier & Moulines 2011.
+            of payments t: the factor is 1 - 1 / (2 sqrt(M t)). The root of t is that of Garivier & Moulines 2011.
     """
 
     def __init__(self, arms: int, discount: float | None = 1.0) -> None:
@@ -127,7 +127,7 @@ class Statistics:
         """Takes a payment; the probability is not needed."""
         self._total += 1
         counts, means, deviations = self.moments
-        discount = 1 - 1 / (4 * math.sqrt(len(counts) * self._total)) if self._discount is None else self._discount
+        discount = 1 - 1 / (2 * math.sqrt(len(counts) * self._total)) if self._discount is None else self._discount
         if discount < 1:
             counts *= discount
             deviations *= discount
@@ -225,12 +225,12 @@ class Surprises(Statistics):
     Args:
         arms: M.
         sensitivity: sigma of the paper; the smaller, the longer it explores.
-        step: delta of the paper; None is 1 / M.
+        step: delta of the paper; None is 1 / (4 M).
     """
 
     def __init__(self, arms: int, sensitivity: float, step: float | None = None) -> None:
         super().__init__(arms)
-        self._sensitivity, self._step = sensitivity, 1 / arms if step is None else step
+        self._sensitivity, self._step = sensitivity, 1 / (4 * arms) if step is None else step
         self.exploration = 1.0
 
     def add(self, arm: int, payment: float, probability: float = 1.0) -> None:
