@@ -305,6 +305,8 @@ def rows_of(results: Mapping[str, Any], options: Options) -> list[dict[str, str]
     rows = []
     for kind, name in cells(options):
         curves = of(results, options, kind, name)
+        if not len(curves):  # another process is at it
+            continue
         final = curves[:, -1]
         error = 1.96 * final.std(ddof=1) / np.sqrt(len(final)) if len(final) > 1 else np.nan
         beside = "–"

@@ -198,7 +198,7 @@ def linucb(
     contexts: int,
     generator: np.random.Generator,
     *,
-    alpha: float = 1.0,
+    alpha: float = 2.0,
     penalty: float = 0.5,
     forget: float = 0.0,
 ) -> Contextual:
