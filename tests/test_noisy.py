@@ -15,9 +15,11 @@ from torch import Tensor
 from foreign_files import acting_zip, balancing_zip
 from rldistill.cli import main
 from rldistill.configurations import changed
-from rldistill.policies import SavedPolicy
+from rldistill.play.envs import make_task
+from rldistill.policies import SavedPolicy, save_policy
 from rldistill.runs.studies.cells import CellFolder
 from rldistill.runs.studies.plan import read_plan
+from rldistill.students.heads import Head, build_heads
 from rldistill.students.networks import Architecture, build
 from rldistill.teachers import NoisyTeacher, TeacherOptions, load_policy, load_teacher
 from rldistill.teachers.noise import Noise
@@ -317,3 +319,16 @@ def test_a_study_has_teachers_with_noise_beside_those_without(root: Path, tmp_pa
     file.write_text(STUDY.replace("POLICY", str(root / "cartpole")).replace("1s", "-1s"))
     with pytest.raises(UserError, match="line 3: .* at least 0"):
         study(file, out, StudyConfig(jobs=0))
+
+
+def test_a_head_of_a_policy_of_several_tasks_has_noise(tmp_path: Path) -> None:
+    tasks = {task.env: task for task in (CARTPOLE, make_task("Acrobot-v1"))}
+    heads = {name: Head(task.observation_shape, task.num_actions, "q_values") for name, task in tasks.items()}
+    save_policy(tmp_path / "two", build_heads("mlp:4+4", heads, 0), tasks, {})
+    teacher = load_teacher(f"noisy:0.5:{tmp_path / 'two'}#Acrobot-v1")
+    assert teacher.task.env == "Acrobot-v1"
+    observations = torch.randn((400, 6))
+    noise = teacher(observations) - load_teacher(f"{tmp_path / 'two'}#Acrobot-v1")(observations)
+    assert float(noise.std()) == pytest.approx(0.5, rel=0.1)
+    with pytest.raises(UserError, match="plays 2 tasks"):
+        load_teacher(f"noisy:0.5:{tmp_path / 'two'}")
