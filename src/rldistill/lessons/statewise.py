@@ -51,7 +51,7 @@ def maps(
     contexts: int,
     generator: np.random.Generator,
     *,
-    c: float = 1.0,
+    c: float = 2.0,
     ensemble: int = 5,
     hidden: int = 32,
     rate: float = 0.003,
