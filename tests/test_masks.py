@@ -24,6 +24,7 @@ from rldistill.formats.c.numbers import c_policy
 from rldistill.formats.c.rendering import render
 from rldistill.lessons.dqn import DQN, DQNSettings, q_targets
 from rldistill.lessons.exploration import EZGreedy
+from rldistill.lessons.guides import OneGuide
 from rldistill.lessons.labels import OneTeacher
 from rldistill.lessons.learning import Learning
 from rldistill.lessons.pqn import PQN, PQNSettings
@@ -375,9 +376,11 @@ def test_a_composite_allows_what_one_of_its_two_states_allows(walker: Walker) ->
     first, second, third, fourth = masks
     both = [first | third, second | fourth]
     for share, expected in ((0.5, [*both, third, fourth]), (1.0, [*both, *both])):
-        made = next(Composed(cast(Stream, Visited()), OneTeacher(walker), share, np.random.default_rng(0)))[
-            Lesson.of(walker.task)
-        ]
+        made = next(
+            Composed(
+                cast(Stream, Visited()), OneGuide(OneTeacher(walker), walker.task), share, np.random.default_rng(0)
+            )
+        )[Lesson.of(walker.task)]
         assert made.masks is not None
         assert made.masks.tolist() == [mask.tolist() for mask in expected]
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from rldistill import TeacherOptions
 from rldistill.configurations import changed
 from rldistill.lessons.choosers import LEAST_SHARE, ByProgress, Uniform
+from rldistill.lessons.guides import OneGuide
 from rldistill.lessons.streams import Driven, DrivingPlan, Interleaved
 from rldistill.play.envs import Environments, make_task
 from rldistill.play.games import play_scored
@@ -454,7 +455,7 @@ def test_no_label_that_is_drawn_is_stale_and_none_is_made_twice(tmp_path: Path) 
     stream = Driven(
         Lesson.of(CARTPOLE),
         Environments(CARTPOLE, 4, 0),
-        learner,
+        OneGuide(learner, CARTPOLE),
         lambda observations, masks=None: np.zeros(len(observations), dtype=np.int64),
         replay,
         DrivingPlan(constant(0.0), 0.0, 40, 16, 4.0),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rldistill.datasets import load_replay
 from rldistill.files import load_state, save_state
+from rldistill.lessons.guides import OneGuide
 from rldistill.lessons.labels import OneTeacher
 from rldistill.lessons.streams import Composed, Driven, DrivingPlan, Offline, minibatches
 from rldistill.play.actions import mix_in_random
@@ -93,7 +94,7 @@ def driven(
     return Driven(
         Lesson.of(task),
         Watched(task, num_envs, seed),
-        OneTeacher(teacher or policy_for(task)),
+        OneGuide(OneTeacher(teacher or policy_for(task)), task),
         student or Always(0),
         Replay(task, num_envs, capacity, {"values": ((task.num_actions,), np.float32)}, scratch=scratch, slack=slack),
         DrivingPlan(share if callable(share) else constant(share), **settings),
@@ -378,7 +379,7 @@ def test_saved_offline_stream_goes_on_with_identical_batches(tmp_path: Path) -> 
 def composed_of(scratch: Path | None = None, share: float = 0.5, teacher: ActionValues | None = None) -> Composed:
     teacher = teacher or policy_for(PONG)
     stream = driven(PONG, teacher=teacher, share=1.0, scratch=scratch)
-    return Composed(stream, OneTeacher(teacher), share, np.random.default_rng(9))
+    return Composed(stream, OneGuide(OneTeacher(teacher), PONG), share, np.random.default_rng(9))
 
 
 @pytest.mark.slow

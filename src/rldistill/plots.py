@@ -183,6 +183,80 @@ def loss_curve(
     return _bytes(figure, kind)
 
 
+def choices_plot(
+    steps: Sequence[float],
+    shares: Sequence[Sequence[float]],
+    payments: Sequence[Sequence[float]],
+    names: Sequence[str],
+    *,
+    axis: str,
+    width: float = 8.0,
+) -> bytes:
+    """Shares of several teachers over control steps, stacked, and below them their payments, as SVG.
+
+    Args:
+        steps: (T,).
+        shares: (T, M).
+        payments: (T, M); NaN where there is none.
+        names: (M,).
+        axis: what the steps are.
+        width: in inches.
+    """
+    figure, axes = _figure(width, 0.6 * width, rows=2)
+    colours = _colours(len(names))
+    axes.stackplot(steps, np.asarray(shares).T, colors=colours, labels=names, step="pre")
+    axes.set_ylabel("share of labels")
+    axes.set_ylim(0, 1)
+    below = figure.axes[1]
+    for column, colour in zip(np.asarray(payments).T, colours, strict=True):
+        below.plot(steps, column, color=colour, linewidth=1.5)
+    below.set_ylabel("mean payment")
+    below.set_xlabel(axis)
+    below.set_xlim(left=0)
+    _style(below)
+    _finish(figure, axes)
+    return _bytes(figure, "svg")
+
+
+def trust_plot(
+    places: Sequence[float], shares: Sequence[Sequence[float]], names: Sequence[str], axis: str, width: float = 8.0
+) -> bytes:
+    """Shares of several teachers along a number of the state, stacked, as SVG: `places` (B,), `shares` (B, M)."""
+    figure, axes = _figure(width, 0.35 * width)
+    if len(places) == 1:  # a bar, because an area needs two places
+        places, shares = [places[0] - 0.5, places[0] + 0.5], [shares[0], shares[0]]
+    axes.stackplot(places, np.asarray(shares).T, colors=_colours(len(names)), labels=names)
+    axes.set_ylabel("share of trust")
+    axes.set_ylim(0, 1)
+    axes.set_xlabel(axis)
+    _finish(figure, axes)
+    _number_axis(axes)
+    return _bytes(figure, "svg")
+
+
+def picture_row(pictures: npt.NDArray[np.float64], names: Sequence[str]) -> bytes:
+    """Pictures (M, channels, height, width) side by side as SVG, their channels added up; an empty frame for one of NaN."""
+    _matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2.2 * len(pictures) + 0.2, 2.5), layout="constrained")
+    for axes, picture, name in zip(figure.subplots(1, len(pictures), squeeze=False)[0], pictures, names, strict=True):
+        axes.imshow(picture.sum(axis=0), cmap="gray", interpolation="nearest")
+        axes.set_title(name, fontsize=9, color=INK)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    return _bytes(figure, "svg")
+
+
+def _colours(number: int) -> list[str]:
+    """Colours for so many teachers: the palette, and from its end on mixtures of it with white."""
+    from matplotlib.colors import to_hex, to_rgb
+
+    colours = [to_rgb(colour) for colour in PALETTE]
+    lighter = [to_hex((0.5 + red / 2, 0.5 + green / 2, 0.5 + blue / 2)) for red, green, blue in colours]
+    return [(*PALETTE, *lighter)[place % (2 * len(PALETTE))] for place in range(number)]
+
+
 def comparison_plot(
     series: Sequence[Series], profiles: Sequence[Curve], *, axis: str, measure: str, width: float = 8.0
 ) -> bytes:

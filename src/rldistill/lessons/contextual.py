@@ -79,6 +79,11 @@ class Contextual:
             self._pulls[arm] += 1
             self._pending.paid(arm)
 
+    def predict(self, contexts: Doubles) -> Doubles | None:
+        """The payment (R, M) that each arm would get at contexts (R, C), NaN for arms that were never paid; None where the model
+        does not predict payments."""
+        return self._model.predict(contexts) if self._model.of_payments else None
+
     def trust(self, rows: int, contexts: Doubles | None, policies: Doubles | None) -> Doubles:
         """Weights (B, M): 1 for the largest prediction. They are equal before any payment."""
         return greedy(self._model.predict(_checked(contexts, rows)))
@@ -254,6 +259,8 @@ class Classifier:
         doubly_robust: whether a ridge regression predicts the payments.
         rate: of Adam.
     """
+
+    of_payments = False
 
     def __init__(
         self, arms: int, contexts: int, generator: np.random.Generator, clip: float, doubly_robust: bool, rate: float

@@ -15,7 +15,11 @@ from rldistill.types import Floats
 
 
 class Model(Protocol):
-    """Predicts what each arm is paid in a context."""
+    """Predicts what each arm is paid in a context, or something that is larger for better arms."""
+
+    @property
+    def of_payments(self) -> bool:
+        """Whether predictions are payments, in their own units."""
 
     @property
     def estimates(self) -> Doubles:
@@ -53,6 +57,8 @@ class Ridge:
         penalty: of the squared weights, times C: with 1 the contexts explain as much as the noise, a priori.
         forget: the share of all earlier payments that is forgotten with each payment.
     """
+
+    of_payments = True
 
     def __init__(self, arms: int, contexts: int, penalty: float = 0.5, forget: float = 0.0) -> None:
         self._penalty, self._forget = penalty * contexts, forget
@@ -367,6 +373,8 @@ class Network:
         rate: of Adam.
         memory: payments that are kept.
     """
+
+    of_payments = True
 
     def __init__(
         self,

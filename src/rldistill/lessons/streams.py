@@ -9,22 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from rldistill.files import generator_state, load_generator_state
 from rldistill.lessons.augmentation import compose_
 from rldistill.lessons.choosers import LessonSchedule
-from rldistill.lessons.labels import Labeller, checked_labels, labels_of
-from rldistill.play.actions import chosen, mix_in_random
+from rldistill.lessons.guides import Guide, batch_of
+from rldistill.play.actions import mix_in_random
 from rldistill.play.envs import Environments
 from rldistill.play.replay import Replay
 from rldistill.play.rollout import rollout
 from rldistill.schedules import Schedule
-from rldistill.types import Actions, Batch, Lesson, Masks, Observations, Policy, as_tensor, labelled
+from rldistill.types import Actions, Batch, Lesson, Masks, Observations, Policy
 
 
 class Stream(Protocol):
@@ -46,6 +45,10 @@ class Stream(Protocol):
     def environments(self) -> Sequence[Environments]:
         """The environments that it steps."""
 
+    @property
+    def guides(self) -> Mapping[Lesson, Guide]:
+        """Who drives and labels, for the lessons that are played."""
+
     def __iter__(self) -> Stream: ...
 
     def __next__(self) -> Mapping[Lesson, Batch]:
@@ -53,6 +56,9 @@ class Stream(Protocol):
 
     def examples(self) -> Mapping[Lesson, Batch]:
         """Observations of every lesson, to which temperature and standardization are fitted before the first item."""
+
+    def learnt(self, losses: Mapping[Lesson, float]) -> None:
+        """Takes the mean loss of an update, by lesson."""
 
     @property
     def must_save(self) -> bool:
@@ -100,22 +106,18 @@ class DrivingPlan:
 
 
 class Driven:
-    """Steps environments, labels the visited states, and draws batches from the recent ones.
+    """Steps environments, keeps the visited states with their labels, and draws batches from the recent ones.
 
     The teacher drives the first `share(control steps)` of the rows, rounded, and the student the others. With a share of 1 the
     teacher drives alone, which is the paper's setting. With 0 the student drives alone. A share that falls is DAgger (Ross et
     al. 2011, arXiv 1011.0686) with a decaying mixture.
 
-    Where the labeller's answers may change, each label is stored with its owner. A drawn state whose label has another owner than
-    the labeller has now is labelled anew, and the label is written back.
-
     Args:
         lesson: whose batches these are.
         environments: stepped here.
-        labeller: labels every observation.
+        guide: drives the teacher's rows, and labels the states.
         student: the driving policy of the student's rows, its exploration included.
-        replay: frames with a column `values`, of a task with action masks a column `masks`, and of a labeller whose answers may
-            change a column `owners`.
+        replay: frames with the columns of the guide, and of a task with action masks a column `masks`.
         plan: who drives when, and how much is drawn.
         generator: of everything random here.
     """
@@ -124,13 +126,13 @@ class Driven:
         self,
         lesson: Lesson,
         environments: Environments,
-        labeller: Labeller,
+        guide: Guide,
         student: Policy,
         replay: Replay,
         plan: DrivingPlan,
         generator: np.random.Generator,
     ) -> None:
-        self.lesson, self.labeller, self.student = lesson, labeller, student
+        self.lesson, self.guide, self.student = lesson, guide, student
         self.environments = (environments,)
         self._played = environments
         self.replay, self.plan, self.generator = replay, plan, generator
@@ -158,46 +160,42 @@ class Driven:
         return (self.lesson,)
 
     @property
+    def guides(self) -> Mapping[Lesson, Guide]:
+        """That of the only lesson."""
+        return {self.lesson: self.guide}
+
+    @property
     def control_steps(self) -> int:
         """Control steps that teacher and student drove."""
         return self.teacher_steps + self.student_steps
 
     def examples(self) -> Mapping[Lesson, Batch]:
-        """1,024 states of the warm-up, which is played first."""
+        """1,024 states of the warm-up, which is played first; the guide is fitted to them."""
         while self.control_steps < max(self.plan.warmup, 1):
             self._step()
-        return {self.lesson: self._draw(1024)}
+        places = self.replay.sample(self.generator, 1024)
+        self.guide.fit(self.replay, *places)
+        return {self.lesson: self.guide.labelled(self.replay, *places)}
 
     def _draw(self, number: int) -> Batch:
-        times, rows = self.replay.sample(self.generator, number)
-        if "owners" in self.replay:
-            self._label_anew(times, rows)
-        return _batch(self.replay, times, rows)
+        return self.guide.labelled(self.replay, *self.replay.sample(self.generator, number))
 
-    def _label_anew(self, times: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> None:
-        """Labels the states whose labels have another owner than the labeller has now."""
-        others = np.flatnonzero(self.replay.column("owners", times, rows) != self.labeller.owner)
-        if not len(others):
-            return
-        times, rows = times[others], rows[others]
-        masks = self.replay.column("masks", times, rows) if "masks" in self.replay else None
-        values = labels_of(self.labeller, self.replay.observations(times, rows), self._played.task, masks)
-        self.replay.relabel(times, rows, values.numpy(), self.labeller.owner)
+    def learnt(self, losses: Mapping[Lesson, float]) -> None:
+        """Hands the loss to the guide."""
+        if self.lesson in losses:
+            self.guide.learnt(losses[self.lesson])
 
     def _step(self) -> None:
         step = next(self._rollout)
         columns = {} if step.masks is None else {"masks": step.masks}
-        if "owners" in self.replay:
-            columns["owners"] = np.full(len(step.starts), self.labeller.owner, dtype=np.int64)
-        self.replay.add(step.observations, step.starts, values=self._values, **columns)
+        self.replay.add(step.observations, step.starts, **self._stored, **columns)
+        self.guide.followed(step, self._driven)
 
     def _act(self, observations: Observations, masks: Masks | None = None) -> Actions:
-        number, task = self._played.num_envs, self._played.task
-        values = labels_of(self.labeller, observations, task, masks)
-        self._values = values.numpy()
-        driven = round(self.plan.share(self.control_steps) * number)
-        best = cast(Actions, chosen(values, self.labeller.score_kind, task, masks).numpy())
-        actions = mix_in_random(best, task, self.plan.teacher_epsilon, self.generator, masks)
+        number = self._played.num_envs
+        driven = self._driven = round(self.plan.share(self.control_steps) * number)
+        best, self._stored = self.guide.drive(observations, masks, self._played.starts, driven)
+        actions = mix_in_random(best, self._played.task, self.plan.teacher_epsilon, self.generator, masks)
         if driven < number and masks is not None:
             actions[driven:] = self.student(observations[driven:], masks[driven:])
         elif driven < number:
@@ -212,8 +210,9 @@ class Driven:
         return self.replay.must_save(self.plan.times_an_item(self._played.num_envs))
 
     def state_dict(self) -> dict[str, Any]:
-        """Environments, replay position, generator and counters."""
+        """Environments, replay position, guide, generator and counters."""
         return {
+            "guide": self.guide.state_dict(),
             "environments": self._played.state_dict(),
             "replay": self.replay.state_dict(),
             "generator": generator_state(self.generator),
@@ -226,6 +225,7 @@ class Driven:
         """Restores what `state_dict` returned."""
         self._played.load_state_dict(state["environments"])
         self.replay.load_state_dict(state["replay"])
+        self.guide.load_state_dict(state.get("guide", {}))  # runs from before there were guides have none
         load_generator_state(self.generator, state["generator"])
         self._credit = float(state["credit"])
         self.teacher_steps, self.student_steps = int(state["teacher_steps"]), int(state["student_steps"])
@@ -261,6 +261,7 @@ class Offline:
         self.batch_size, self.updates = batch_size, updates
         self.teacher_steps = self.student_steps = 0
         self.environments: tuple[Environments, ...] = ()
+        self.guides: Mapping[Lesson, Guide] = {}
         self._drawn = 0
 
     def __iter__(self) -> Offline:
@@ -277,7 +278,10 @@ class Offline:
 
     def _draw(self, size: int) -> Batch:
         times = self.times[self.generator.integers(len(self.times), size=size)]
-        return _batch(self.replay, times, np.zeros(size, dtype=np.int64))
+        return batch_of(self.replay, times, np.zeros(size, dtype=np.int64))
+
+    def learnt(self, losses: Mapping[Lesson, float]) -> None:
+        """Nothing depends on it."""
 
     @property
     def must_save(self) -> bool:
@@ -305,13 +309,13 @@ class Composed:
 
     Args:
         stream: of visited states, of one lesson.
-        labeller: labels the composites.
+        guide: labels the composites.
         share: of each batch, above 0.
         generator: of the composites.
     """
 
-    def __init__(self, stream: Stream, labeller: Labeller, share: float, generator: np.random.Generator) -> None:
-        self.stream, self.labeller, self.share, self.generator = stream, labeller, share, generator
+    def __init__(self, stream: Stream, guide: Guide, share: float, generator: np.random.Generator) -> None:
+        self.stream, self.guide, self.share, self.generator = stream, guide, share, generator
 
     @property
     def lessons(self) -> Sequence[Lesson]:
@@ -330,13 +334,17 @@ class Composed:
     def environments(self) -> Sequence[Environments]:
         return self.stream.environments
 
+    @property
+    def guides(self) -> Mapping[Lesson, Guide]:
+        return self.stream.guides
+
     def __iter__(self) -> Composed:
         return self
 
     def __next__(self) -> Mapping[Lesson, Batch]:
-        return {lesson: self._composed(lesson, batch) for lesson, batch in next(self.stream).items()}
+        return {lesson: self._composed(batch) for lesson, batch in next(self.stream).items()}
 
-    def _composed(self, lesson: Lesson, batch: Batch) -> Batch:
+    def _composed(self, batch: Batch) -> Batch:
         observations, values, masks = batch.observations, batch.values, batch.masks
         number = round(self.share * len(observations))
         made, half = observations[:number], len(observations) // 2
@@ -345,14 +353,16 @@ class Composed:
         if masks is not None:  # what is allowed in one of the two
             masks[:number] |= masks[half : half + number] if number <= half else masks.roll(-half, 0)[:number]
         compose_(made, partners, self.generator)  # the batch is this stream's own: it is drawn into fresh memory
-        with torch.no_grad():
-            ruled_out = None if masks is None else masks[:number]
-            values[:number] = checked_labels(self.labeller(made), self.labeller.score_kind, lesson.task, ruled_out)
+        values[:number] = self.guide.label(made, None if masks is None else masks[:number])
         return batch
 
     def examples(self) -> Mapping[Lesson, Batch]:
         """The inner stream's, without composites."""
         return self.stream.examples()
+
+    def learnt(self, losses: Mapping[Lesson, float]) -> None:
+        """Hands the losses to the inner stream."""
+        self.stream.learnt(losses)
 
     @property
     def must_save(self) -> bool:
@@ -405,6 +415,11 @@ class Interleaved:
         """Those of all streams."""
         return tuple(environments for stream in self._streams.values() for environments in stream.environments)
 
+    @property
+    def guides(self) -> Mapping[Lesson, Guide]:
+        """Those of all streams."""
+        return {lesson: guide for stream in self._streams.values() for lesson, guide in stream.guides.items()}
+
     def __iter__(self) -> Interleaved:
         return self
 
@@ -414,6 +429,11 @@ class Interleaved:
     def examples(self) -> Mapping[Lesson, Batch]:
         """Those of every lesson."""
         return {lesson: batch for stream in self._streams.values() for lesson, batch in stream.examples().items()}
+
+    def learnt(self, losses: Mapping[Lesson, float]) -> None:
+        """Hands each loss to the stream of its lesson."""
+        for lesson in losses:
+            self._streams[lesson].learnt(losses)
 
     @property
     def must_save(self) -> bool:
@@ -435,9 +455,3 @@ class Interleaved:
         """Closes all streams."""
         for stream in self._streams.values():
             stream.close()
-
-
-def _batch(replay: Replay, times: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> Batch:
-    values = torch.from_numpy(replay.column("values", times, rows))
-    masks = torch.from_numpy(replay.column("masks", times, rows)) if "masks" in replay else None
-    return labelled(as_tensor(replay.observations(times, rows)), values, masks)

@@ -29,6 +29,8 @@ _COLUMNS = (
     "masks",
     "owners",
     "inside",
+    "labelled",
+    "contexts",
 )
 FILES = rf"replay-(?:{'|'.join(_COLUMNS)})"
 """The names of all files in a scratch folder."""
@@ -181,7 +183,8 @@ class Replay:
 
     def _checksum(self, time: int) -> int:
         checksum = zlib.crc32(time.to_bytes(8, "little"))  # so that a later time in this place has another checksum
-        written_again = ("values", "owners") if "owners" in self._arrays else ()
+        own = ("owners", "labelled")
+        written_again = ("values", *own) if any(name in self._arrays for name in own) else ()
         for name, array in self._arrays.items():
             if name not in written_again:
                 checksum = zlib.crc32(array[time % self._length], checksum)
@@ -245,6 +248,12 @@ class Replay:
         self._arrays["owners"][times % self._length, rows] = -1  # a process killed in between leaves labels of nobody
         self._arrays["values"][times % self._length, rows] = values
         self._arrays["owners"][times % self._length, rows] = owner
+
+    def add_label(self, times: Rows, rows: Rows, arm: int, values: npt.NDArray[Any]) -> None:
+        """Writes one teacher's labels (B, K) at times and rows, where the columns `values` and `labelled` have those of several."""
+        self._arrays["values"][times % self._length, rows, arm] = values
+        # After the values: a process killed in between leaves states that count as not labelled.
+        self._arrays["labelled"][times % self._length, rows, arm] = True
 
     def must_save(self, ahead: int) -> bool:
         """Whether `state_dict` is due now, because adding all rows `ahead` more times may overwrite what the last one needs."""

@@ -82,6 +82,8 @@ class Fit(_Line):
     """Mean of the observations, a number a channel or feature."""
     scale: list[float] | None = None
     """What observations less their mean are multiplied with."""
+    temperatures: list[float] | None = None
+    """Of several teachers of one task: what divides each one's values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +91,8 @@ class TeacherScore(_Played):
     """How the teacher plays."""
 
     event: ClassVar[str] = "teacher"
+    teacher: str | None = None
+    """Of several teachers of one task: which one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +113,33 @@ class Train(_Position):
     """`train --only`: share of the states that lie in the region."""
     returns: list[float] | None = None
     """`train`: return of each game that ended, exploration included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices(_Position):
+    """What a chooser has learnt so far of several teachers of one task, a number for each in the order in which they were named."""
+
+    event: ClassVar[str] = "choices"
+    pulls: list[float] | None = None
+    """Payments."""
+    payments: list[float | None] | None = None
+    """Mean payment as the chooser estimates it; null before the first."""
+    samples: list[float] | None = None
+    """Samples for updates with the teacher's label; one that several share counts in parts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trust(_Line):
+    """Where each of several teachers is trusted at the end of a run, along one number of a state, or as pictures."""
+
+    event: ClassVar[str] = "trust"
+    name: str | None = None
+    """Of the number; `picture` for the mean picture of the states of each teacher."""
+    places: list[float] | None = None
+    """The mean of the number in each bin; of pictures channels, height and width."""
+    shares: list[float | None] | None = None
+    """The share of each teacher in each bin, bin after bin; of pictures their pixels, teacher after teacher, null where there is
+    none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,9 +168,9 @@ class Other:
         return {"event": self.event, **self.figures}
 
 
-Record: TypeAlias = Fit | TeacherScore | Train | Evaluation | FinalScore | Other
-_KINDS: dict[str, type[Fit | TeacherScore | Train | Evaluation | FinalScore]] = {
-    kind.event: kind for kind in (Fit, TeacherScore, Train, Evaluation, FinalScore)
+Record: TypeAlias = Fit | TeacherScore | Train | Choices | Trust | Evaluation | FinalScore | Other
+_KINDS: dict[str, type[Fit | TeacherScore | Train | Choices | Trust | Evaluation | FinalScore]] = {
+    kind.event: kind for kind in (Fit, TeacherScore, Train, Choices, Trust, Evaluation, FinalScore)
 }
 
 
@@ -152,6 +183,9 @@ _IS: dict[str, Callable[[Any], bool]] = {
     "float | None": _is_number,
     "str | None": lambda value: isinstance(value, str),
     "list[float] | None": lambda value: isinstance(value, list) and all(map(_is_number, value)),
+    "list[float | None] | None": lambda value: (
+        isinstance(value, list) and all(item is None or _is_number(item) for item in value)
+    ),
 }
 """Whether a value from a file, which may be anybody's, is of the kind that a field's annotation names."""
 

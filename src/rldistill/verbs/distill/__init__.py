@@ -39,6 +39,7 @@ from rldistill.teachers import (
 from rldistill.types import Task, Teacher, UserError, check_boolean, plain_numbers
 from rldistill.verbs.distill.config import DistillConfig, checked
 from rldistill.verbs.distill.dataset import fitting_dataset
+from rldistill.verbs.distill.selection import PanelSelector, check_selecting, seated
 from rldistill.verbs.distill.streams import make_stream, within_memory
 from rldistill.verbs.distill.teaching import check_tasks, make_student, teaching_of
 from rldistill.verbs.distill.work import Distillation, Evaluations, GamesOfRun
@@ -101,6 +102,7 @@ def distill(
     progress = progress or Silent()
     config = plain_numbers(config or DistillConfig())
     given, config = flat(config), checked(config)
+    config = check_selecting(config)
     keep_freed_memory()
     teachings = _load_teachings(teacher, config, options, progress)
     _check_schedule(config, len(teachings), RunFolder(Path(out)))
@@ -118,12 +120,14 @@ def distill(
         if made_before is not None:
             scored = run.folder.scored or not config.evaluating.evaluate_episodes
             return made_before if scored else _finished(run, config, progress)
-        stream = make_stream(teachings, student, config, run.scratch, progress, dataset)
+        stream = make_stream(teachings, student, config, run.scratch, progress, dataset, PanelSelector(config))
         work = Distillation(teachings, student, stream, config)
         try:
             _learn(work, teachings, run, options, progress)
         finally:
             work.close()
+        for record in work.trust():
+            run.log(record)
         tasks = {lesson.head: lesson.task for lesson in work.lessons}
         _keep(work, teachings, tasks, run)
         return _finished(run, config, progress)
@@ -137,10 +141,13 @@ def _load_teachings(
     if not references:
         raise UserError("there is no teacher: name one, or one for each of several tasks")
     several = len(references) > 1
-    if several:
+    if several and config.selecting.select is None:
         _check_for_several(config)
     teachings = [_load_teaching(reference, config, options, progress, alone=not several) for reference in references]
     check_all_act(options, [teaching.teacher for teaching in teachings], [teaching.source for teaching in teachings])
+    teachings = seated(teachings, config)
+    if len(teachings) > 1:
+        _check_for_several(config)
     check_tasks(teachings)
     return teachings
 
@@ -213,28 +220,35 @@ def _resolved(
     out: str | os.PathLike[str],
 ) -> dict[str, Any]:
     """The configuration as it stands in the run folder; of several teachers a list of each."""
-    sources = [teaching.source for teaching in teachings]
+    teachers = [teacher for teaching in teachings for teacher in teaching.teachers]
     tasks = [teaching.task.as_dict() for teaching in teachings]
     # Of what lies under a name now: a resumed run learns from the same, or says so.
-    checksums = [getattr(teaching.teacher, "sha256", None) for teaching in teachings]
-    several = len(teachings) > 1
+    checksums = [[getattr(teacher, "sha256", None) for teacher in teaching.teachers] for teaching in teachings]
+    several = len(teachers) > 1
     resolved = {
         "verb": "distill",
-        "teacher": sources if several else sources[0],
-        "task": tasks if several else tasks[0],
+        "teacher": _by_task([teaching.sources for teaching in teachings]),
+        "task": _by_task([[task] for task in tasks]),
         **flat(config),
     }
     for setting in ("checkpoint_seconds", "tensorboard", "env_kwargs"):  # the last are in the task
         del resolved[setting]
     if not several:
-        own = teachings[0].teacher.task.env
+        own = teachers[0].task.env
         if config.playing.env == own and RunFolder(Path(out)).config().get("env") is None:
             resolved["env"] = None  # it only confirms the teacher's own, which older runs did not have to name
     if any(isinstance(without_noise(teaching.teacher), ForeignTeacher) for teaching in teachings):
         resolved["teacher_options"] = (options or TeacherOptions()).as_dict()
-    if several or checksums[0] is not None:
-        resolved["teacher_sha256"] = checksums if several else checksums[0]
+    if several or checksums[0][0] is not None:
+        resolved["teacher_sha256"] = _by_task(checksums)
     return resolved
+
+
+def _by_task(values: Sequence[Sequence[Any]]) -> Any:
+    """What is written down of values of teachers, by task: the value of a single one, a list of several; of several tasks a list
+    of that."""
+    each = [own[0] if len(own) == 1 else list(own) for own in values]
+    return each[0] if len(each) == 1 else each
 
 
 def _dataset(
@@ -327,18 +341,21 @@ def _keep(work: Distillation, teachings: Sequence[Teaching], tasks: Mapping[str,
 
 
 def _provenance(work: Distillation, teachings: Sequence[Teaching]) -> dict[str, Any]:
-    sources = [teaching.source for teaching in teachings]
-    makers = [getattr(teaching.teacher, "provenance", {}).get("command") for teaching in teachings]
-    temperatures = [objective.temperature for objective in work.objectives.values()]
-    several = len(teachings) > 1
+    makers = [
+        [getattr(teacher, "provenance", {}).get("command") for teacher in teaching.teachers] for teaching in teachings
+    ]
+    temperatures = [
+        work.choices[lesson].temperatures.tolist() if lesson in work.choices else [objective.temperature]
+        for lesson, objective in work.objectives.items()
+    ]
     network: Network = next(iter(work.fitting.networks.values()))
     return {
         "made_by": made_by(),
         "command": command_line(),
-        "teacher": sources if several else sources[0],
-        "teacher_made_by": makers if several else makers[0],
+        "teacher": _by_task([teaching.sources for teaching in teachings]),
+        "teacher_made_by": _by_task(makers),
         "configuration": flat(work.config),
-        "temperature": temperatures if several else temperatures[0],
+        "temperature": _by_task(temperatures),
         **work.position(),
         "evaluation_seconds": round(work.seconds["evaluation"], 2),
         "machine": machine_in_words(),
@@ -352,12 +369,13 @@ _POSITION = ("control_steps", "teacher_steps", "student_steps", "updates", "seco
 
 def _check_teacher(teaching: Teaching) -> None:
     """Raises UserError where a teacher is of no use, which is asked before there is a run folder."""
-    teacher, task = teaching.teacher, teaching.task
-    if isinstance(teacher, SavedPolicy):
-        check_finite(teacher.network.state_dict(), teacher.path)
+    task = teaching.task
     environments = Environments(task, 1, seed=0)
     try:
-        labels_of(teacher, environments.observations, task, environments.masks)
+        for teacher in teaching.teachers:
+            if isinstance(teacher, SavedPolicy):
+                check_finite(teacher.network.state_dict(), teacher.path)
+            labels_of(teacher, environments.observations, task, environments.masks)
     finally:
         environments.close()
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 from rldistill.configurations import changed, check_choices
 from rldistill.lessons.choosers import LessonScheduleName
 from rldistill.lessons.exploration import Explore
+from rldistill.lessons.payments import PaymentName
 from rldistill.students.networks import Normalization
 from rldistill.students.objectives import Matching
 from rldistill.students.optim import Optimization
@@ -40,6 +41,30 @@ class Driving:
     are those of the student without exploration."""
     num_envs: int = 8
     """Environments of a task that are stepped together; with 1 there is never a second one of it, in evaluations neither."""
+
+
+@dataclass(frozen=True)
+class Selecting:
+    """Whom to learn from, where a task has several teachers."""
+
+    select: str | None = None
+    """How to choose among several teachers of one task: a chooser, with its options such as ucb1:c=1.4. Without context `uniform`,
+    `epsilon-greedy`, `vdbe`, `ucb1`, `bayes-ucb`, `thompson`, `discounted-ucb`, `sliding-ucb`, `exp3`, `best-first`, `mean`,
+    `agreement`; state by state `ridge`, `network`, `linucb`, `iwc`, `mamba`, `maps`, `oracle`."""
+    select_every: str = "auto"
+    """When a teacher is chosen anew: for each row that a teacher drives at each `control-step`, every so many control steps (a
+    number), or each game (`episode`); or for all rows together each `block`, of a twentieth of the run or, as block:2000, of so
+    many control steps. `auto`: episode; block where the student pays; control-step where payments are predicted by state."""
+    payment: PaymentName = "auto"
+    """What a choice is paid: `teacher`, the chosen teacher's own return while it drives; `student`, the mean return of the
+    student's games; `progress`, its change; `loss`, the fall of the loss. `auto`: teacher; student if it drives alone."""
+    payment_steps: int = 100
+    """State by state: control steps whose rewards count one by one; the chooser's prediction stands for the rest."""
+    payment_discount: float = 0.99
+    """State by state: the discount of one control step."""
+    context: tuple[str, ...] = ()
+    """What a chooser reads of a state: `features` (the student's last hidden layer), `pixels` (the observation, large images made
+    small), or names of what the environment gives beside the observation, and regions such as "ball_y < 120". Default: features."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +155,7 @@ class DistillConfig:
     the student is behind its teacher on the normalized scale, the more often, as the run's own evaluations measure it."""
     matching: Matching = field(default_factory=Matching)
     driving: Driving = field(default_factory=Driving)
+    selecting: Selecting = field(default_factory=Selecting)
     batches: Batches = field(default_factory=Batches)
     optimization: Optimization = field(default_factory=Optimization)
     playing: Playing = field(default_factory=Playing)
@@ -197,6 +223,7 @@ def checked(config: DistillConfig) -> DistillConfig:
         shares=["average"],
         positive=["learning_rate"],
     )
+    check_numbers(config.selecting, least={"payment_steps": 1}, shares=["payment_discount"])
     check_numbers(config.playing, least={"max_episode_steps": 1})
     check_numbers(config.evaluating, least={"evaluate_every": 0, "evaluate_episodes": 0}, shares=["evaluate_epsilon"])
     check_numbers(config.keeping, least={"checkpoint_seconds": 0})

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 import numpy as np
 
@@ -15,9 +15,10 @@ from rldistill.configurations import changed
 from rldistill.datasets.shards import Dataset, load_replay
 from rldistill.lessons.choosers import SCHEDULES
 from rldistill.lessons.exploration import explorer
-from rldistill.lessons.labels import Labeller, OneTeacher
+from rldistill.lessons.guides import Guide, OneGuide
+from rldistill.lessons.labels import OneTeacher
 from rldistill.lessons.streams import Composed, Driven, DrivingPlan, Interleaved, Offline, Stream
-from rldistill.lessons.teaching import Teaching
+from rldistill.lessons.teaching import Panel, Teaching
 from rldistill.play.actions import score_width
 from rldistill.play.envs import Environments
 from rldistill.play.replay import Columns, Replay, mask_column, own_scratch, ring_bytes
@@ -26,8 +27,20 @@ from rldistill.schedules import Schedule, constant, linear
 from rldistill.students.fitting import answering
 from rldistill.students.heads import MultiTaskNetwork
 from rldistill.students.networks import Network
-from rldistill.types import Task, UserError
+from rldistill.types import Lesson, Task, UserError
 from rldistill.verbs.distill.config import DistillConfig
+
+
+class Selector(Protocol):
+    """Makes the guides of panels."""
+
+    def watched(self, task: Task) -> tuple[str, ...]:
+        """What the environments must give beside their observations."""
+
+    def guide(
+        self, panel: Panel, network: Network, environments: Environments, generator: np.random.Generator
+    ) -> Guide:
+        """The guide of a panel whose student is `network`."""
 
 
 def make_stream(
@@ -37,6 +50,7 @@ def make_stream(
     scratch: Path,
     progress: Progress,
     dataset: Dataset | None = None,
+    selector: Selector | None = None,
 ) -> Stream:
     """The stream of a run; of several lessons each has a replay, environments and random numbers of its own.
 
@@ -44,11 +58,11 @@ def make_stream(
         UserError: no room for the replays, or an environment cannot be made.
     """
     if len(teachings) == 1:
-        return _of_one(teachings[0], student, config, scratch, progress, dataset, 0)
+        return _of_one(teachings[0], student, config, scratch, progress, selector, dataset, 0)
     streams: list[Stream] = []
     try:
         for place, teaching in enumerate(teachings):
-            streams.append(_of_one(teaching, student, config, scratch, progress, None, place, len(teachings)))
+            streams.append(_of_one(teaching, student, config, scratch, progress, selector, None, place, len(teachings)))
     except BaseException:
         for stream in streams:
             stream.close()
@@ -64,6 +78,7 @@ def _of_one(
     config: DistillConfig,
     scratch: Path,
     progress: Progress,
+    selector: Selector | None,
     dataset: Dataset | None,
     place: int,
     number: int = 1,
@@ -73,14 +88,27 @@ def _of_one(
     def generator(purpose: int) -> np.random.Generator:
         return np.random.default_rng([config.seed, purpose, place] if place else [config.seed, purpose])
 
+    stream: Stream
     if dataset is not None:
-        stream: Stream = _recorded(teaching, config, dataset, progress, generator(3))
+        stream = _recorded(teaching, config, dataset, progress, generator(3))
+        guide: Guide = OneGuide(OneTeacher(teaching.teacher), stream.lessons[0].task)
     else:
-        network = answering(student, teaching.lesson)
-        stream = _played(teaching, network, config, scratch, generator(3), place, number)
+        watched = selector.watched(teaching.task) if selector and teaching.panel else ()
+        environments = Environments(teaching.task, config.driving.num_envs, config.seed, watched=watched)
+        network, own = answering(student, teaching.lesson), own_scratch(scratch, place)
+        try:
+            if teaching.panel is None:
+                guide = OneGuide(OneTeacher(teaching.teacher), environments.task)
+            else:
+                assert selector is not None
+                guide = selector.guide(teaching.panel, network, environments, generator(6))
+            stream = _played(teaching.lesson, guide, environments, network, config, own, generator(3), number)
+        except BaseException:
+            environments.close()
+            raise
     if not config.batches.augment:
         return stream
-    return Composed(stream, OneTeacher(teaching.teacher), config.batches.augment, generator(4))
+    return Composed(stream, guide, config.batches.augment, generator(4))
 
 
 def _recorded(
@@ -94,34 +122,31 @@ def _recorded(
 
 
 def _played(
-    teaching: Teaching,
+    lesson: Lesson,
+    guide: Guide,
+    environments: Environments,
     network: Network,
     config: DistillConfig,
     scratch: Path,
     generator: np.random.Generator,
-    place: int,
     number: int,
 ) -> Driven:
-    batches, num_envs = config.batches, config.driving.num_envs
-    plan = plan_of(config)
+    task, num_envs = environments.task, config.driving.num_envs
     exploring = linear(config.driving.epsilon, 0.0, config.steps)
-    labeller = OneTeacher(teaching.teacher)
-    environments = Environments(teaching.task, num_envs, config.seed)
-    task = environments.task
     driven = Driven(
-        replace(teaching.lesson, task=task),
+        replace(lesson, task=task),
         environments,
-        labeller,
+        guide,
         explorer(network, task, config.driving.explore, lambda: exploring(driven.control_steps), generator),
         Replay(
             task,
             num_envs,
-            batches.replay,
-            columns_of(labeller, task),
-            scratch=own_scratch(scratch, place),
+            config.batches.replay,
+            {**guide.columns, **mask_column(task)},
+            scratch=scratch,
             slack=slack_of(config, number),
         ),
-        plan,
+        plan_of(config),
         generator,
     )
     return driven
@@ -143,10 +168,17 @@ def slack_of(config: DistillConfig, number: int) -> int:
     return room + num_envs * plan_of(config).times_an_item(num_envs)
 
 
-def columns_of(labeller: Labeller, task: Task) -> Columns:
-    """The columns of a lesson's replay."""
-    owners: Columns = {"owners": ((), np.int64)} if labeller.changes else {}
-    return {"values": ((score_width(task, labeller.score_kind),), np.float32), **mask_column(task), **owners}
+def columns_of(teaching: Teaching) -> Columns:
+    """The columns of a lesson's replay, without the contexts of a chooser."""
+    width = score_width(teaching.task, teaching.teacher.score_kind)
+    if teaching.panel is None:
+        return {"values": ((width,), np.float32), **mask_column(teaching.task)}
+    number = len(teaching.teachers)
+    return {
+        "values": ((number, width), np.float32),
+        "labelled": ((number,), np.bool_),
+        **mask_column(teaching.task),
+    }
 
 
 def share_of(config: DistillConfig) -> Schedule:
@@ -171,7 +203,7 @@ def within_memory(config: DistillConfig, teachings: Sequence[Teaching]) -> Disti
     def taken(steps: int) -> int:
         """By replays of so many control steps."""
         slack = slack_of(changed(config, replay=steps), len(teachings))
-        columns = {teaching.task: columns_of(OneTeacher(teaching.teacher), teaching.task) for teaching in teachings}
+        columns = {teaching.task: columns_of(teaching) for teaching in teachings}
         return sum(ring_bytes(task, num_envs, steps, own, slack=slack) for task, own in columns.items())
 
     stack = max(teaching.task.frame_stack for teaching in teachings)

@@ -49,8 +49,7 @@ def check_tasks(teachings: Sequence[Teaching]) -> None:
                     "one for each; name one of them"
                 )
             raise UserError(
-                f"{both} teach {teaching.task.env}: a student has one teacher a task until choosing among several is there "
-                "(--select); name one of them"
+                f"{both} teach {teaching.task.env}: say how to choose among them, such as --select ucb1, or name one of them"
             )
 
 
@@ -92,7 +91,7 @@ def make_student(
             config.student, heads, config.seed, normalization=config.student_normalization, dropout=config.dropout
         )
         views = [view for _, view in student.views()]
-    config = suited(config, student, {teaching.teacher.score_kind for teaching in teachings})
+    config = suited(config, student, {teaching.score_kind for teaching in teachings})
     asked = config.optimization.bfloat16
     for view in views:
         view.bfloat16 = view.trains_faster_in_bfloat16 if asked is None else asked

@@ -12,17 +12,18 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from rldistill.lessons.several import SeveralGuides
 from rldistill.lessons.streams import Interleaved, Stream, minibatches
 from rldistill.lessons.teaching import Teaching
 from rldistill.play.games import play_scored
 from rldistill.progress import Progress
 from rldistill.runs.loop import Stop
-from rldistill.runs.records import Evaluation, Fit, Record, TeacherScore, Train
+from rldistill.runs.records import Choices, Evaluation, Fit, Record, TeacherScore, Train, Trust
 from rldistill.stats import figure, with_interval
 from rldistill.students.fitting import Figures, GradientFitting, answering
 from rldistill.students.heads import MultiTaskNetwork
 from rldistill.students.networks import Network
-from rldistill.students.objectives import Match
+from rldistill.students.objectives import Match, Matching
 from rldistill.types import ActionValues, Lesson, Task, Teacher, UserError, is_number
 from rldistill.verbs.distill.config import DistillConfig
 
@@ -49,9 +50,11 @@ class Distillation:
         self.unit = "updates" if self.offline else "steps"
         self.total = cast(int, config.updates) if self.offline else config.steps * len(teachings)
         self.objectives = {
-            lesson: Match(teaching.loss, lesson.task, teaching.teacher.score_kind, config.matching)
+            lesson: Match(teaching.loss, lesson.task, teaching.score_kind, _matching(teaching, config.matching))
             for lesson, teaching in zip(stream.lessons, teachings, strict=True)
         }
+        self.choices = {lesson: guide for lesson, guide in stream.guides.items() if isinstance(guide, SeveralGuides)}
+        """Of the lessons with several teachers."""
         updates = self.total if self.offline else _updates(config) * len(teachings)
         self.fitting = GradientFitting(student, self.objectives, config.optimization, updates, config.seed)
         self.seconds = {"training": 0.0, "evaluation": 0.0}
@@ -88,6 +91,7 @@ class Distillation:
                 mean_gap=objective.mean_gap,
                 shift=self.fitting.networks[lesson].shift.tolist(),
                 scale=self.fitting.networks[lesson].scale.tolist(),
+                temperatures=self.choices[lesson].temperatures.tolist() if lesson in self.choices else None,
             )
             for lesson, objective in self.objectives.items()
         ]
@@ -101,11 +105,25 @@ class Distillation:
         began = time.monotonic()
         for batches in minibatches(next(self.stream), self.config.batches.batch_size):
             self._last = self.fitting(batches)
+            if self.choices:
+                self.stream.learnt({lesson: figures.loss for lesson, figures in self._last.items()})
         self.seconds["training"] += time.monotonic() - began
         if self.done < self._next_log:
             return []
         self._next_log = self.done + max(self.total // 200, 1)
-        return [self._record(lesson, figures) for lesson, figures in self._last.items()]
+        records = [self._record(lesson, figures) for lesson, figures in self._last.items()]
+        return records + [self._choices(lesson) for lesson in self._last if lesson in self.choices]
+
+    def _choices(self, lesson: Lesson) -> Record:
+        guide = self.choices[lesson]
+        chooser = guide.selection.chooser
+        return Choices(
+            lesson=self.name_of(lesson),
+            **self.position(),
+            pulls=[float(pulls) for pulls in chooser.pulls],
+            payments=[float(mean) if math.isfinite(mean) else None for mean in chooser.estimates],
+            samples=[float(samples) for samples in guide.asked],
+        )
 
     def _record(self, lesson: Lesson, figures: Figures) -> Record:
         loss = figures.loss
@@ -118,6 +136,24 @@ class Distillation:
             agreement=figures.agreement,
             learning_rate=self.fitting.rate(self.fitting.updates),
         )
+
+    def trust(self) -> list[Record]:
+        """Where each of several teachers is trusted now, of choosers that go state by state."""
+        records: list[Record] = []
+        for lesson, guide in self.choices.items():
+            trusted, name = guide.selection.map, self.name_of(lesson)
+            if trusted is None:
+                continue
+            if guide.picture is None:
+                for own in trusted.shares():
+                    flat = [share for shares in own.shares for share in shares]
+                    records.append(Trust(lesson=name, name=own.name, places=own.places, shares=list(flat)))
+            else:
+                pixels = [float(pixel) if math.isfinite(pixel) else None for pixel in trusted.pictures().ravel()]
+                records.append(
+                    Trust(lesson=name, name="picture", places=list(map(float, guide.picture)), shares=pixels)
+                )
+        return records
 
     def figures(self) -> dict[str, float]:
         """Loss and agreement of the last minibatch, and the last score."""
@@ -167,6 +203,11 @@ class Distillation:
     def close(self) -> None:
         """Frees the environments."""
         self.stream.close()
+
+
+def _matching(teaching: Teaching, matching: Matching) -> Matching:
+    """How a lesson is matched: each of several teachers has had its own temperature already."""
+    return matching if teaching.panel is None else replace(matching, temperature="auto")
 
 
 def _of_one_lesson(update: Mapping[str, Any], lesson: Lesson) -> dict[str, Any]:
@@ -244,18 +285,17 @@ def released(work: Distillation) -> ExitStack:
 
 
 def teachers_level(
-    teaching: Teaching, task: Task, games: GamesOfRun, check: Callable[[str], None], *, measured: bool = False
+    teacher: Teacher, task: Task, games: GamesOfRun, check: Callable[[str], None], *, measured: bool = False
 ) -> dict[str, Any]:
     """The teacher's score, as its folder states it or as it is measured here; empty where no games are played.
 
     Args:
-        teaching: whose teacher it is.
+        teacher: who plays.
         task: that is played.
         games: of the run.
         check: is given a doubt, of a teacher of another tool that plays no better than chance.
         measured: in the very games that the student will play, whatever the folder states: students are divided by it.
     """
-    teacher = teaching.teacher
     stated = None if measured else _stated(teacher, task, games.config)
     if stated is not None:
         return stated
@@ -325,11 +365,17 @@ class Evaluations:
         normalized = several and episodes > 0 and self.every < self.work.total
         with released(self.work):
             for lesson, teaching in zip(self.work.lessons, teachings, strict=True):
-                level = teachers_level(teaching, lesson.task, self.games, check, measured=normalized)
-                if level:
-                    records.append(TeacherScore(lesson=self.work.name_of(lesson), **level))
-                if level and normalized:
-                    self.scales[lesson] = Scale(self._random(lesson.task), float(level["mean"]))
+                levels = [
+                    teachers_level(teacher, lesson.task, self.games, check, measured=normalized or bool(teaching.panel))
+                    for teacher in teaching.teachers
+                ]
+                for source, level in zip(teaching.sources, levels, strict=True):
+                    if level:
+                        name = source if teaching.panel else None
+                        records.append(TeacherScore(lesson=self.work.name_of(lesson), teacher=name, **level))
+                if levels[0] and normalized:
+                    best = max(float(level["mean"]) for level in levels)
+                    self.scales[lesson] = Scale(self._random(lesson.task), best)
         return records
 
     def _random(self, task: Task) -> float:

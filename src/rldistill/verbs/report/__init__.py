@@ -114,7 +114,7 @@ def _page(
         raise UserError("--task is one of several tasks, and this run has one: leave it out")
     if policy is not None:
         confirm(config.env, policy.task)
-    teacher = _teacher(settings, config, notes)
+    teacher = _teacher(_with_best_teacher(settings, metrics, notes), config, notes)
     players = [player for player in (teacher, policy) if player is not None]
     if policy is not None and teacher is not None and unlike(policy.task, teacher.task) is not None:
         notes.append("The teacher plays another environment than the student, so the two are not compared.")
@@ -219,6 +219,24 @@ def _writable(path: Path) -> Path:
     if place == "file" and GENERATOR.encode() not in read_regular(path, 2000):
         raise UserError(f"{path} exists and is no page that report made: choose another --out")
     return path
+
+
+def _with_best_teacher(
+    settings: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], notes: list[str]
+) -> Mapping[str, Any]:
+    """The configuration with the best of several teachers in the place of all."""
+    sources = settings.get("teacher")
+    if not isinstance(sources, list) or not sources:
+        return settings
+    scored = {
+        record["teacher"]: float(record["mean"])
+        for record in metrics
+        if record.get("event") == "teacher" and record.get("teacher") in sources and "mean" in record
+    }
+    best = max(scored, key=lambda source: scored[source]) if scored else sources[0]
+    why = "the best of them in the games of the run" if scored else "the first of them"
+    notes.append(f"The student had {len(sources)} teachers. It is compared with {best}, {why}.")
+    return {**settings, "teacher": best}
 
 
 def _teacher(settings: Mapping[str, Any], config: ReportConfig, notes: list[str]) -> KeptPolicy | None:

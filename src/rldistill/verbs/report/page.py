@@ -16,6 +16,7 @@ from rldistill.pages import cards_html, cell_html, fill_page, inline_svg, meanin
 from rldistill.progress import clock
 from rldistill.runs.scores import Score, by_task, score_table, sentences
 from rldistill.stats import figure, interval, with_interval
+from rldistill.verbs.report.choices import choices_html
 from rldistill.verbs.report.made import Made
 
 
@@ -299,7 +300,7 @@ def curves(
         record for record in metrics if record.get("event") == "evaluation" and "mean" in record and when in record
     ]
     training = [record for record in metrics if record.get("event") == "train" and when in record]
-    level = _event(metrics, "teacher")
+    level = best_teacher(metrics)
     random = _event(metrics, "random").get("mean", task.get("random_score"))
     if random is None and scores:
         random = scores[0].random_score
@@ -339,7 +340,13 @@ def curves(
         drawn = plots.loss_curve(steps, losses, agreement, axis=axis, label=loss)
         text = f"{loss} over {axis}: {losses[0]:.3g} at first, {losses[-1]:.3g} at last"
         out += f'<div class="wide">{inline_svg(drawn, text, f"loss{label}")}</div>'
-    return out
+    return out + choices_html(metrics, axis=axis, label=label)
+
+
+def best_teacher(metrics: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The score of the only teacher, or of several the best; empty where none was measured."""
+    scored = [record for record in metrics if record.get("event") == "teacher" and "mean" in record]
+    return max(scored, key=lambda record: float(record["mean"])) if scored else {}
 
 
 def _training_scores(training: list[dict[str, Any]]) -> plots.Curve:
