@@ -218,3 +218,56 @@ def test_a_study_of_train_has_no_panels(tmp_path: Path) -> None:
     file.write_text('[study]\nverb = "train"\npanels = []\n[axes]\nsteps = [100, 200]\n')
     with pytest.raises(UserError, match="line 3: a study of train has envs, not panels"):
         study(file, tmp_path / "out", StudyConfig(jobs=0))
+
+
+CHOICE = PANELS.replace('teacher = "best"\n', "").replace(
+    'loss = ["kl", "mse"]',
+    """
+[axes.choice]
+best = { teacher = "best" }
+ucb1 = { select = "ucb1", select_every = "control-step" }
+mean = { select = "mean" }
+ridge = { select = "ridge", context = ["features"] }
+""",
+)
+
+
+@pytest.mark.slow
+def test_settings_with_select_have_all_teachers_of_a_panel(file: Path, tmp_path: Path) -> None:
+    file.write_text(CHOICE)
+    out = tmp_path / "out"
+    plan = planned(file, out, seeds=1)
+    panels = {cell.teacher: cell for cell in cells(plan, "choose")}
+    for cell in students(plan):
+        assert list(cell.panel) == list(panels[cell.teacher].panel)
+        assert bool(cell.choice_cell) == (cell.setting == "best")
+    assert {cell.level_cell for cell in students(plan)} == {cell.name for cell in cells(plan, "play")}
+    compute(out)
+    assert study_status(out).failed == {}
+    for cell in students(plan):
+        places = [path.replace("cells/", f"{out}/cells/") for path in cell.panel]
+        taught = run_config(out, cell)["teacher"]
+        assert taught in places if cell.setting == "best" else taught == places
+    rows = [row for row in (out / "table.md").read_text().splitlines() if row.startswith("| CartPole-v1 | ")]
+    assert [row.split(" | ")[1] for row in rows] == ["made", "noises"]
+
+
+WRONG_CHOICE = {
+    "unknown chooser": ('"ucb1", select_every', '"ucb2", select_every', "line 21: ucb1: unknown chooser 'ucb2'"),
+    "unknown option": ('"ucb1", select', '"ucb1:d=1", select', "line 21: ucb1: .*option 'd'"),
+    "both": ('select = "mean"', 'select = "mean", teacher = "best"', 'line 22: teacher = "best"'),
+    "context of no use": ('"mean" }', '"mean", context = ["pixels"] }', "line 22: mean: --context"),
+    "no such context": ('["features"]', '["wheel"]', "line 23: ridge: .*wheel"),
+    "a dataset": ('select = "mean"', 'select = "mean", record = { steps = 40 }', "line 22: record is of one teacher"),
+}
+
+
+@pytest.mark.parametrize(("good", "bad", "message"), WRONG_CHOICE.values(), ids=WRONG_CHOICE)
+def test_what_is_wrong_about_a_choice_is_reported_with_its_line(
+    file: Path, tmp_path: Path, good: str, bad: str, message: str
+) -> None:
+    assert good in CHOICE
+    file.write_text(CHOICE.replace(good, bad, 1))
+    with pytest.raises(UserError, match=message):
+        study(file, tmp_path / "out", StudyConfig(jobs=0))
+    assert not (tmp_path / "out").exists()

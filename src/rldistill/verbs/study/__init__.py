@@ -26,6 +26,7 @@ from rldistill.students.networks import Network
 from rldistill.teachers import load_fitting
 from rldistill.types import Task, Teacher, UserError, check_numbers
 from rldistill.verbs.distill.config import DistillConfig
+from rldistill.verbs.distill.selection import check_selecting, seated
 from rldistill.verbs.distill.teaching import make_student, teaching_of
 from rldistill.verbs.study.grid import read_grid
 from rldistill.verbs.study.on_ray import check_ray, run_on_ray
@@ -216,8 +217,9 @@ def _untrained(env: str, config: TrainConfig) -> SavedPolicy:
 
 
 def _untrained_student(teachers: Mapping[str, Teacher], task: Task, config: DistillConfig) -> SavedPolicy:
+    config = check_selecting(config)
     teachings = [teaching_of(teacher, name, task, config) for name, teacher in teachers.items()]
-    student, _ = make_student(teachings[:1], config)
+    student, _ = make_student(seated(teachings, config), config)
     assert isinstance(student, Network)
     return SavedPolicy(student, task)
 
