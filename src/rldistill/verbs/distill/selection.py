@@ -56,6 +56,7 @@ def rule_of(config: DistillConfig) -> Rule:
         raise UserError(
             f"--driver teacher leaves no games to the student, which --payment {payment} needs: take mixture"
         )
+    _check_rows(config, payment)
     if by_state and payment != "teacher":
         raise UserError(f"--select {settings.select} learns state by state, which --payment teacher alone pays")
     when = _when(config, by_state, payment)
@@ -66,6 +67,22 @@ def rule_of(config: DistillConfig) -> Rule:
     if payment != "teacher" and not when.together:
         raise UserError(f"--payment {payment} is the same for all rows: take --select-every block")
     return Rule(when, payment)
+
+
+def _check_rows(config: DistillConfig, payment: PaymentName) -> None:
+    """Refuses a mixture that leaves nobody in the end whom the payment needs."""
+    number, share = config.driving.num_envs, config.driving.teacher_share
+    driven = round(share * number)  # as the stream rounds it
+    if config.driving.driver == "mixture" and payment == "teacher" and not driven:
+        raise UserError(
+            f"--teacher-share {share:g} of {number} environments leaves no row to a teacher in the end, and --payment teacher "
+            "needs one: take a larger share, or more --num-envs"
+        )
+    if config.driving.driver == "mixture" and payment in ("student", "progress") and driven == number:
+        raise UserError(
+            f"--teacher-share {share:g} of {number} environments leaves no row to the student, and --payment {payment} needs one: "
+            "take a smaller share, or more --num-envs"
+        )
 
 
 def _when(config: DistillConfig, by_state: bool, payment: PaymentName) -> WhenChosen:
