@@ -530,7 +530,7 @@ def test_a_run_killed_at_random_ends_with_the_same_weights(tmp_path: Path, root:
         "--student",
         "mlp:8",
         "--steps",
-        "6000",
+        "3000",
         "--samples-per-step",
         "4",
         "--checkpoint-seconds",
