@@ -16,7 +16,7 @@ from rldistill.types import UserError
 NIG = "thompson:posterior=normal-inverse-gamma"
 LEARNING = [name for name in WITHOUT_CONTEXT if name not in ("uniform", "mean", "agreement")] + [NIG]
 CONTEXTUAL = [name for name in WITH_CONTEXT if name not in ("oracle", "mamba")] + ["iwc:doubly-robust=true"]
-BEGINNING = [name for name in LEARNING if name != "exp3"] + CONTEXTUAL
+BEGINNING = [name for name in LEARNING + CONTEXTUAL if not name.startswith(("exp3", "iwc"))]
 """Those that choose every arm before any again."""
 ALL = [*WITHOUT_CONTEXT, NIG, "mamba", *CONTEXTUAL, "ridge:forget=0.01", "linucb:forget=0.01", "agreement:sharpness=3"]
 

@@ -233,6 +233,13 @@ def test_value_of_the_chooser_of_weighted_classification_is_unbiased_on_what_it_
     assert (np.abs(np.mean(errors, axis=0)) < 3 * np.std(errors, axis=0) / math.sqrt(30)).all()
 
 
+def test_every_arm_has_a_chance_in_every_choice_of_weighted_classification_also_before_any_payment() -> None:
+    """A choice that could be no other has no weight that makes up for the arms it left out."""
+    one, generator = chooser("iwc", 2), np.random.default_rng(0)
+    for _ in range(10):
+        assert one.choose(8, generator.normal(size=(8, 3))).probabilities.tolist() == [0.5] * 8
+
+
 @pytest.mark.parametrize("spec", LINEAR)
 def test_a_call_without_contexts_is_refused(spec: str) -> None:
     with pytest.raises(ValueError, match="context"):

@@ -233,6 +233,45 @@ def test_contexts_of_features_are_the_students_last_hidden_layer() -> None:
         torch.testing.assert_close(head(torch.from_numpy(features).float()), network(torch.from_numpy(observations)))
 
 
+def test_features_beside_a_named_number_are_those_of_the_student_now_and_the_number_is_that_of_the_visit() -> None:
+    network = build(Architecture("mlp:8,5", CARTPOLE.observation_shape, 2), 0)
+    environments = Environments(CARTPOLE, 4, 0, watched=("pole_angle",))
+    named = Watched(lambda: environments.watched, {"angle": lambda numbers: numbers[:, 0].astype(np.float64)})
+    features, asked = StudentFeatures(network), []
+
+    class Asked(Scripted):
+        needs_policies = False
+
+        def trust(self, rows: int, contexts: Doubles | None, policies: Doubles | None) -> Doubles:
+            assert contexts is not None
+            asked.append(contexts)
+            return np.tile([1.0, 0.0], (rows, 1))
+
+    contexts = Joined([features, named])
+    guides = guides_of([Constant([1, 0]), Constant([0, 1])], Asked([0]), environments, contexts=contexts)
+    stream = stream_of(guides, environments)
+    stream.examples()
+    with torch.no_grad():
+        network.layers[1].weight.mul_(3.0)
+    batch = next(iter(next(stream).values()))
+    np.testing.assert_allclose(asked[-1][:, :5], features.of(batch.observations.numpy()), rtol=1e-6)
+    np.testing.assert_allclose(asked[-1][:, 5], batch.observations[:, 2].numpy())
+    stream.close()
+
+
+def test_teachers_of_continuous_actions_are_not_mixed_where_they_count_the_same() -> None:
+    """Before any payment a chooser trusts all alike. Labels are then those of one teacher, drawn for each state."""
+    pendulum = make_task("Pendulum-v1")
+    teachers = [Constant([value], "actions", pendulum) for value in (1.5, -0.5)]
+    environments = Environments(pendulum, 4, 0)
+    chooser = make_chooser("ridge", 2, np.random.default_rng(0), 3)
+    guides = guides_of(teachers, chooser, environments, contexts=Pixels(pendulum))
+    batch = guides.label(torch.zeros(64, 3), None)
+    assert set(batch.flatten().tolist()) == {1.5, -0.5}
+    assert guides.asked.sum() == 64
+    environments.close()
+
+
 def test_contexts_of_pixels_are_the_newest_frame_in_144_cells_and_small_grids_as_they_are() -> None:
     pong = make_task("PongNoFrameskip-v4")
     frames = np.zeros((2, 4, 84, 84), dtype=np.uint8)
@@ -351,6 +390,27 @@ def test_states_are_paid_the_discounted_rewards_of_n_steps_and_the_prediction_fo
 def block(payment: Any, rows: int = 2, steps: int = 4) -> tuple[Blocks, Scripted]:
     chooser = Scripted([0])
     return Blocks(chooser, held_of([1] * rows), steps, payment), chooser
+
+
+@pytest.mark.parametrize(("hold", "value"), [(1, 20.0), (0, 10.0)], ids=["the largest", "that of the held teacher"])
+def test_a_game_that_is_cut_is_paid_as_if_it_went_on(hold: int, value: float) -> None:
+    """It is truncated after 3 control steps: the prediction for the third state stands for what follows it."""
+    chooser, held = Predicts([0]), held_of([0, 0])
+    payments = ReturnsThatFollow(chooser, held, 1, Following(5, 0.5, hold, every=1))
+    steps = [transition([1.0, 1.0]) for _ in range(3)]
+    steps[2] = steps[2]._replace(truncated=np.array([True, True]), terminated=np.array([False, True]))
+    played(payments, held, steps, 2, np.arange(3.0).reshape(3, 1, 1).repeat(2, axis=1))
+    cut, over = [1 + 0.5 * (1 + 0.5 * value), 1 + 0.5 * value], [1.75, 1.5, 1.0]
+    assert [paid for _, paid in chooser.paid] == [*cut, *over]
+    assert chooser.contexts == [[0.0], [1.0], [0.0], [1.0], [2.0]]
+
+
+def test_a_game_that_is_cut_at_once_is_not_paid_and_later_ones_are() -> None:
+    chooser, held = Predicts([0]), held_of([0])
+    payments = ReturnsThatFollow(chooser, held, 1, Following(3, 0.5, 1, every=1))
+    steps = [transition([1.0])._replace(truncated=np.array([True])), transition([3.0], [True])]
+    played(payments, held, steps, 1, np.arange(2.0).reshape(2, 1, 1))
+    assert chooser.paid == [(0, 3.0)]
 
 
 def test_a_block_pays_the_mean_reward_of_the_steps_that_the_teacher_drove() -> None:
@@ -588,6 +648,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     (dict(select="ucb1", targets="advantage"), "--targets advantage"),
     (dict(select="ucb1", payment_discount=1.5), "--payment-discount"),
     (dict(select="ucb1", payment_steps=0), "--payment-steps"),
+    (dict(select="ridge", payment_steps=2_000_000_000), "--payment-steps"),
+    (dict(select="ucb1", payment_steps=20), "--payment-steps is for choosers that go state by state"),
+    (dict(select="mean", payment_discount=0.9), "--payment-discount is for choosers that go state by state"),
+    (dict(payment_discount=0.9), "add --select"),
     (dict(payment="student"), "add --select"),
     (dict(select_every="episode"), "add --select"),
     (dict(context=("features",)), "add --select"),

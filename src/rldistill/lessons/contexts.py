@@ -22,11 +22,16 @@ class Contexts(Protocol):
         """C."""
 
     @property
-    def kept(self) -> bool:
-        """Whether they cannot be computed from observations, so that they are kept with the visited states."""
+    def kept(self) -> int:
+        """How many of the C numbers, the last ones, cannot be computed from observations: they are kept with the visited states."""
 
-    def of(self, observations: Observations) -> Doubles:
-        """(N, C): of observations (N, *obs); where they are kept, of the present states of the environments alone."""
+    def of(self, observations: Observations, kept: Doubles | None = None) -> Doubles:
+        """(N, C): of observations (N, *obs).
+
+        Args:
+            observations: of any states where nothing is kept or `kept` is given, else the present ones of the environments.
+            kept: (N, K) of the same states, what was kept with them.
+        """
 
 
 class StudentFeatures:
@@ -36,7 +41,7 @@ class StudentFeatures:
         network: the student.
     """
 
-    kept = False
+    kept = 0
 
     def __init__(self, network: Network) -> None:
         self.network = network
@@ -44,7 +49,7 @@ class StudentFeatures:
         assert isinstance(head, torch.nn.Linear)
         self.size = head.in_features
 
-    def of(self, observations: Observations) -> Doubles:
+    def of(self, observations: Observations, kept: Doubles | None = None) -> Doubles:
         """(N, C): of observations (N, *obs)."""
         network = self.network
         with torch.no_grad(), network.acting(sampled=False):
@@ -59,7 +64,7 @@ class Pixels:
         task: whose observations they are.
     """
 
-    kept = False
+    kept = 0
 
     def __init__(self, task: Task) -> None:
         shape = task.observation_shape
@@ -69,11 +74,11 @@ class Pixels:
         """Height and width of the small image; None of vectors."""
         self.size = self._channels * self.cells[0] * self.cells[1] if self.cells else int(np.prod(shape))
 
-    def of(self, observations: Observations) -> Doubles:
+    def of(self, observations: Observations, kept: Doubles | None = None) -> Doubles:
         """(N, C): of observations (N, *obs)."""
         x = as_tensor(observations)
         if self.cells is not None:
-            x = F.adaptive_avg_pool2d(x[:, -self._channels :].double(), self.cells)
+            x = F.adaptive_avg_pool2d(x[:, -self._channels :].float(), self.cells)
         return np.asarray(x.flatten(1).double().numpy())
 
 
@@ -88,14 +93,15 @@ class Watched:
         columns: by name, each makes a column (N,) of them.
     """
 
-    kept = True
-
     def __init__(self, watch: Callable[[], Floats], columns: Mapping[str, Callable[[Floats], Doubles]]) -> None:
         self._watch, self._columns = watch, tuple(columns.values())
-        self.size, self.names = len(columns), tuple(columns)
+        self.size = self.kept = len(columns)
+        self.names = tuple(columns)
 
-    def of(self, observations: Observations) -> Doubles:
-        """(N, C): of the present states."""
+    def of(self, observations: Observations, kept: Doubles | None = None) -> Doubles:
+        """(N, C): what was kept, or without it the numbers of the present states."""
+        if kept is not None:
+            return kept
         watched = self._watch()
         return np.stack([column(watched) for column in self._columns], axis=1)
 
@@ -110,8 +116,8 @@ class Joined:
     def __init__(self, parts: Sequence[Contexts]) -> None:
         self.parts = tuple(parts)
         self.size = sum(part.size for part in parts)
-        self.kept = any(part.kept for part in parts)
+        self.kept = self.parts[-1].kept
 
-    def of(self, observations: Observations) -> Doubles:
+    def of(self, observations: Observations, kept: Doubles | None = None) -> Doubles:
         """(N, C): of observations (N, *obs)."""
-        return np.concatenate([part.of(observations) for part in self.parts], axis=1)
+        return np.concatenate([part.of(observations, kept) for part in self.parts], axis=1)

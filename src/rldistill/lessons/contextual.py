@@ -365,4 +365,6 @@ def iwc(
         rate: the learning rate, of Adam.
     """
     model = Classifier(arms, contexts, generator, clip, doubly_robust, rate)
-    return Contextual(model, exploring(model, start, end, 20 * arms if pulls is None else pulls), arms, generator)
+    drive = exploring(model, start, end, 20 * arms if pulls is None else pulls)
+    # No arm comes first: its probability would be 0 or 1 whatever the context, and no weight makes up for that.
+    return Contextual(model, drive, arms, generator, begin=False)

@@ -155,8 +155,11 @@ class ReturnsThatFollow:
 
     The payment is the discounted sum of the rewards of the next n control steps. Where the game goes on after them, the chooser's
     prediction for the state that was reached stands for the rest: of the held arm where a choice is held for a whole game (Cheng
-    et al. 2020, arXiv 2007.00795, the value of one teacher's rollouts), else the largest. It is 0 before any payment, and
-    of choosers that do not predict payments.
+    et al. 2020, arXiv 2007.00795, the value of one teacher's rollouts), else the largest. It is 0 before any payment, and of
+    choosers that do not predict payments.
+
+    A game that is truncated could go on. There the prediction for the last state with an action stands for the rest, and that state
+    is not paid.
 
     Args:
         chooser: is paid.
@@ -211,18 +214,22 @@ class ReturnsThatFollow:
         self._length[driven:] = 0
         self.over = (self.held.ages + 1 >= self._hold) if self._hold else self.over
         for row in np.flatnonzero((step.terminated | step.truncated) & (self._length > 0)).tolist():
-            self._pay_to_the_end(row)
+            self._pay_to_the_end(row, cut=not step.terminated[row])
             self._length[row] = 0
         self._time += 1
 
-    def _pay_to_the_end(self, row: int) -> None:
-        number = int(self._length[row])
+    def _pay_to_the_end(self, row: int, *, cut: bool) -> None:
+        number, total = int(self._length[row]), 0.0
         times = np.arange(self._time - number + 1, self._time + 1) % len(self._rewards)
-        returns, total = np.zeros(number), 0.0
+        if cut:
+            total = float(self._values(self._contexts[times[-1:], row], np.array([row]))[0])
+            number, times = number - 1, times[:-1]
+        returns = np.zeros(number)
         for place in reversed(range(number)):
             total = returns[place] = self._rewards[times[place], row] + self._discounts[1] * total
         own = slice(None, None, self.every)
-        self._pay(times[own], np.full(len(times[own]), row), returns[own])
+        if number:
+            self._pay(times[own], np.full(len(times[own]), row), returns[own])
 
     def learnt(self, loss: float) -> None:
         """Nothing depends on it."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rldistill.files import generator_state, load_generator_state
+from rldistill.lessons.chances import drawn
 from rldistill.lessons.contexts import Contexts, Pixels
 from rldistill.lessons.guides import Rows, Stored
 from rldistill.lessons.labels import labels_of
@@ -48,6 +49,10 @@ class Selection(NamedTuple):
     """Of choosers that go state by state: where the teachers are trusted."""
 
 
+_NOTED = 32
+"""Samples of a draw that the map of trust takes: a picture of each costs time, and they were drawn independently."""
+
+
 class SeveralGuides:
     """Teachers of one task: a chosen one drives each of the teacher's rows, and the chosen ones label.
 
@@ -71,7 +76,7 @@ class SeveralGuides:
         self._places = Pixels(panel.task)
         width = score_width(panel.task, panel.teachers[0].score_kind)
         contexts = selection.contexts
-        kept: Columns = {"contexts": ((contexts.size,), np.float64)} if contexts is not None and contexts.kept else {}
+        kept: Columns = {"contexts": ((contexts.kept,), np.float64)} if contexts is not None and contexts.kept else {}
         self.columns: Columns = {
             "values": ((len(panel.teachers), width), np.float32),
             "labelled": ((len(panel.teachers),), np.bool_),
@@ -103,8 +108,8 @@ class SeveralGuides:
             )
             values[at, arm], own[at, arm] = labels.numpy(), True
         stored: dict[str, Any] = {"values": values, "labelled": own}
-        if "contexts" in self.columns:
-            stored["contexts"] = contexts
+        if contexts is not None and "contexts" in self.columns:
+            stored["contexts"] = contexts[:, -self.columns["contexts"][0][0] :]
         # Rows of the student have no values, and their actions do not count.
         picked = torch.from_numpy(values[np.arange(rows), self.selection.held.arms])
         kind = self.panel.teachers[0].score_kind
@@ -162,15 +167,14 @@ class SeveralGuides:
         """The states with the labels of the teachers that are chosen now."""
         observations = replay.observations(times, rows)
         masks = replay.column("masks", times, rows) if "masks" in replay else None
-        contexts = replay.column("contexts", times, rows) if "contexts" in self.columns else None
-        if contexts is None and self.selection.contexts is not None:
-            contexts = self.selection.contexts.of(observations)
+        kept = replay.column("contexts", times, rows) if "contexts" in self.columns else None
+        contexts = None if self.selection.contexts is None else self.selection.contexts.of(observations, kept)
 
         def values(needed: Bools) -> Tensor:
             return self._values(replay, times, rows, needed, observations, masks)
 
         labels, weights = self._mixed(values, len(times), contexts, masks)
-        self._note(observations, contexts, weights)
+        self._note(observations[:_NOTED], kept if kept is None else kept[:_NOTED], weights[:_NOTED])
         return labelled(as_tensor(observations), labels, None if masks is None else torch.from_numpy(masks))
 
     def label(self, observations: Tensor, masks: Tensor | None) -> Tensor:
@@ -189,13 +193,12 @@ class SeveralGuides:
 
         return self._mixed(values, len(states), contexts, ruled)[0]
 
-    def _note(self, observations: Observations, contexts: Doubles | None, weights: Doubles) -> None:
-        """Keeps where the teachers are trusted: by the last contexts, which have names, or by a small picture or the features."""
+    def _note(self, observations: Observations, kept: Doubles | None, weights: Doubles) -> None:
+        """Keeps where the teachers are trusted: by the kept contexts, which have names, or by a small picture or the features."""
         if self.selection.map is None:
             return
         named = len(self.selection.map.names)
-        where = contexts[:, -named:] if contexts is not None and "contexts" in self.columns else None
-        self.selection.map.add(self._places.of(observations)[:, :named] if where is None else where, weights)
+        self.selection.map.add(self._places.of(observations)[:, :named] if kept is None else kept, weights)
 
     def _mixed(
         self, values_of: Callable[[Bools], Tensor], number: int, contexts: Doubles | None, masks: Masks | None
@@ -212,13 +215,16 @@ class SeveralGuides:
         else:
             weights = chooser.trust(number, contexts, None)
             values = values_of(weights > 0)
+        if self.task.continuous or self.task.action_sizes:  # such labels do not mix
+            weights = np.eye(arms)[drawn(weights, self.generator)[0]]
         self.asked += weights.sum(axis=0)
         best = weights.argmax(axis=1)
         if bool((weights[np.arange(number), best] == 1).all()):
             picked = values[torch.arange(number), torch.from_numpy(best)]
             scaled = picked if self.task.continuous else picked / torch.from_numpy(self.temperatures[best])[:, None]
             return scaled, weights
-        mixed = (self._log_policies(values, masks) + torch.from_numpy(np.log(weights)).float()[..., None]).logsumexp(1)
+        log_weights = torch.from_numpy(weights).log().float()[..., None]
+        mixed = (self._log_policies(values, masks) + log_weights).logsumexp(1)
         return without_masked_infinity(mixed, masks), weights
 
     def _log_policies(self, values: Tensor, masks: Masks | None) -> Tensor:

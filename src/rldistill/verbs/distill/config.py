@@ -59,7 +59,7 @@ class Selecting:
     """What a choice is paid: `teacher`, the chosen teacher's own return while it drives; `student`, the mean return of the
     student's games; `progress`, its change; `loss`, the fall of the loss. `auto`: teacher; student if it drives alone."""
     payment_steps: int = 100
-    """State by state: control steps whose rewards count one by one; the chooser's prediction stands for the rest."""
+    """State by state: control steps whose rewards count one by one, up to 10,000; the chooser's prediction stands for the rest."""
     payment_discount: float = 0.99
     """State by state: the discount of one control step."""
     context: tuple[str, ...] = ()
@@ -223,7 +223,7 @@ def checked(config: DistillConfig) -> DistillConfig:
         shares=["average"],
         positive=["learning_rate"],
     )
-    check_numbers(config.selecting, least={"payment_steps": 1}, shares=["payment_discount"])
+    check_numbers(config.selecting, within={"payment_steps": (1, 10_000)}, shares=["payment_discount"])
     check_numbers(config.playing, least={"max_episode_steps": 1})
     check_numbers(config.evaluating, least={"evaluate_every": 0, "evaluate_episodes": 0}, shares=["evaluate_epsilon"])
     check_numbers(config.keeping, least={"checkpoint_seconds": 0})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, cast
 
@@ -106,28 +106,31 @@ def _is_count(text: str) -> bool:
     return text.isascii() and text.isdigit() and 0 < int(text) < 2**31
 
 
+_BY_STATE = ("context", "payment_steps", "payment_discount")
+"""Settings of choosers that go state by state."""
+
+
 def check_selecting(config: DistillConfig) -> DistillConfig:
     """The configuration, without composites where their contexts would not be known.
 
     Raises:
         UserError: settings of the choice among teachers that do not go together, or that nothing uses.
     """
-    settings = config.selecting
+    settings, usual = config.selecting, Selecting()
+    by_state = {f"--{name.replace('_', '-')}": getattr(settings, name) != getattr(usual, name) for name in _BY_STATE}
     if settings.select is None:
         given = {
-            "--select-every": settings.select_every != "auto",
-            "--payment": settings.payment != "auto",
-            "--context": bool(settings.context),
+            "--select-every": settings.select_every != usual.select_every,
+            "--payment": settings.payment != usual.payment,
+            **by_state,
         }
-        for flag, is_given in given.items():
-            if is_given:
-                raise UserError(f"{flag} is for the choice among several teachers of one task: add --select")
+        _refuse(given, "is for the choice among several teachers of one task: add --select")
         return config
     if config.dataset is not None:
         raise UserError("--select chooses among teachers while they are played, and --dataset is played already")
     make_chooser(settings.select, 2, np.random.default_rng(0), 1)
-    if settings.context and not contextual(settings.select):
-        raise UserError(f"--context is for choosers that go state by state, and --select {settings.select} does not")
+    if not contextual(settings.select):
+        _refuse(by_state, f"is for choosers that go state by state, and --select {settings.select} does not")
     rule_of(config)
     if config.matching.targets != "raw":
         raise UserError(
@@ -141,6 +144,13 @@ def check_selecting(config: DistillConfig) -> DistillConfig:
             "known of visited states alone: take --augment 0"
         )
     return changed(config, augment=0.0)
+
+
+def _refuse(given: Mapping[str, bool], why: str) -> None:
+    """Raises UserError where a flag is given that nothing uses."""
+    for flag, is_given in given.items():
+        if is_given:
+            raise UserError(f"{flag} {why}")
 
 
 _OF_OBSERVATIONS = ("features", "pixels")
