@@ -96,12 +96,12 @@ def _distill_with(defaults: DistillConfig) -> Callable[..., None]:
     """The verb `distill`: a preset is another set of defaults, so that a flag that is given counts whatever the preset says."""
 
     def _distill(
+        out: Out,
+        options: ForeignFile,
         teacher: Annotated[
             tuple[str, ...],
             arg(metavar="REF [REF ...]", help=f"The teacher, or one for each of several tasks; each {REF}."),
-        ],
-        out: Out,
-        options: ForeignFile,
+        ] = (),
         config: OmitArgPrefixes[Annotated[DistillConfig, arg(name="")]] = defaults,
         preset: Annotated[Preset, arg(help=PRESET)] = "none",
         resume: Resume = False,
@@ -115,6 +115,8 @@ def _distill_with(defaults: DistillConfig) -> Callable[..., None]:
         Example: rldistill distill --teacher policies/pong policies/freeway policies/qbert --student multi3 --out runs/three
 
         Example: rldistill distill --teacher policies/pong --dataset data/pong --student net2 --updates 10000 --out runs/pong-off
+
+        Example: rldistill distill --learner MinAtar/Breakout-v1 --algo pqn --learner-steps 1000000 --out runs/online
         """
         with Talking() as progress:
             distill(teacher, out, config, resume=resume, options=options, progress=progress)

@@ -65,6 +65,10 @@ class Guide(Protocol):
         """Restores what `state_dict` returned."""
 
 
+_BLOCK = 32
+"""States that are labelled anew at once."""
+
+
 class OneGuide:
     """One labeller drives, and labels every state when it is visited.
 
@@ -109,9 +113,13 @@ class OneGuide:
         if not len(others):
             return
         times, rows = times[others], rows[others]
-        masks = replay.column("masks", times, rows) if "masks" in replay else None
-        values = labels_of(self.labeller, replay.observations(times, rows), self.task, masks)
-        replay.relabel(times, rows, values.numpy(), self.labeller.owner)
+        for first in range(0, len(times), _BLOCK):
+            # Blocks of one size: a label's last digits may depend on how many are made at once, and a resumed run, whose files
+            # hold labels from after its checkpoint, makes fewer at once.
+            some = np.resize(times[first : first + _BLOCK], _BLOCK), np.resize(rows[first : first + _BLOCK], _BLOCK)
+            masks = replay.column("masks", *some) if "masks" in replay else None
+            values = labels_of(self.labeller, replay.observations(*some), self.task, masks)
+            replay.relabel(*some, values.numpy(), self.labeller.owner)
 
     def label(self, observations: torch.Tensor, masks: torch.Tensor | None) -> torch.Tensor:
         """The labeller's labels."""

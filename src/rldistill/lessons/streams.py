@@ -52,7 +52,7 @@ class Stream(Protocol):
     def __iter__(self) -> Stream: ...
 
     def __next__(self) -> Mapping[Lesson, Batch]:
-        """One batch or several batches of one lesson or of several; `minibatches` splits them."""
+        """One batch or several batches of one lesson or of several, or none; `minibatches` splits them."""
 
     def examples(self) -> Mapping[Lesson, Batch]:
         """Observations of every lesson, to which temperature and standardization are fitted before the first item."""
@@ -80,8 +80,9 @@ longer than one over 128, because each update empties the processor's caches."""
 
 
 def minibatches(item: Mapping[Lesson, Batch], size: int) -> list[Mapping[Lesson, Batch]]:
-    """The batches of `size` samples in a stream's item. They take samples in turn, and so equal shares of composites."""
-    parts = max(max(len(batch.observations) for batch in item.values()) // size, 1)
+    """The batches of `size` samples in a stream's item, none in an empty one. They take samples in turn, and so equal shares of
+    composites."""
+    parts = max(max(len(batch.observations) for batch in item.values()) // size, 1) if item else 0
     return [{lesson: batch.part(slice(first, None, parts)) for lesson, batch in item.items()} for first in range(parts)]
 
 
@@ -99,6 +100,11 @@ class DrivingPlan:
     """Samples for each update. An item has one batch, or as many as are due, up to 256 samples in all."""
     samples_per_step: float
     """Samples drawn for each control step."""
+
+    def due(self, credit: float) -> int:
+        """The samples to draw at once where `credit` are due: whole batches, up to 256 samples or one batch."""
+        size = self.batch_size
+        return min(int(credit / size), max(_TOGETHER // size, 1)) * size
 
     def times_an_item(self, num_envs: int) -> int:
         """The most steps of all rows for one item: one more than the quotient, because sums are rounded."""
@@ -146,13 +152,13 @@ class Driven:
     def __next__(self) -> Mapping[Lesson, Batch]:
         size = self.plan.batch_size
         while self.control_steps < self.plan.warmup:
-            self._step()
+            self.step()
         while self._credit < size:
-            self._step()
+            self.step()
             self._credit += self._played.num_envs * self.plan.samples_per_step
-        due = min(int(self._credit / size), max(_TOGETHER // size, 1)) * size
+        due = self.plan.due(self._credit)
         self._credit -= due
-        return {self.lesson: self._draw(due)}
+        return {self.lesson: self.draw(due)}
 
     @property
     def lessons(self) -> Sequence[Lesson]:
@@ -172,12 +178,13 @@ class Driven:
     def examples(self) -> Mapping[Lesson, Batch]:
         """1,024 states of the warm-up, which is played first; the guide is fitted to them."""
         while self.control_steps < max(self.plan.warmup, 1):
-            self._step()
+            self.step()
         places = self.replay.sample(self.generator, 1024)
         self.guide.fit(self.replay, *places)
         return {self.lesson: self.guide.labelled(self.replay, *places)}
 
-    def _draw(self, number: int) -> Batch:
+    def draw(self, number: int) -> Batch:
+        """Samples of the kept states, with their labels of now."""
         return self.guide.labelled(self.replay, *self.replay.sample(self.generator, number))
 
     def learnt(self, losses: Mapping[Lesson, float]) -> None:
@@ -185,7 +192,8 @@ class Driven:
         if self.lesson in losses:
             self.guide.learnt(losses[self.lesson])
 
-    def _step(self) -> None:
+    def step(self) -> None:
+        """Makes one control step of all rows, and keeps it."""
         step = next(self._rollout)
         columns = {} if step.masks is None else {"masks": step.masks}
         self.replay.add(step.observations, step.starts, **self._stored, **columns)

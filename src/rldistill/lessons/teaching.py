@@ -39,6 +39,8 @@ class Teaching(NamedTuple):
     loss: WeightedLoss
     panel: Panel | None = None
     """All teachers, where there are several."""
+    scaled: bool = False
+    """Whether the labels have been divided by a temperature already."""
 
     @property
     def task(self) -> Task:

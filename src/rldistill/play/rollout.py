@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from rldistill.play.actions import greedy, mix_in_random, uniform_actions
-from rldistill.play.envs.world import Step
 from rldistill.types import Actions, ActionValues, Bools, Floats, Masks, Observations, Policy, Task
+
+if TYPE_CHECKING:
+    from rldistill.play.envs.world import Step
 
 
 class Steppable(Protocol):

@@ -150,6 +150,19 @@ class Evaluation(_Position, _Played):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LearnerEvaluation(_Position, _Played):
+    """Games of the learner that a student follows, at some point of the run; others than those that chose the version."""
+
+    event: ClassVar[str] = "learner"
+    version: int | None = None
+    """Number of the version that teaches from here on."""
+    choosing: float | None = None
+    """Mean return of the games that decide whether the learner becomes the next version; None where no games decide it."""
+    random: float | None = None
+    """Mean return of random play; it stands in the first record alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinalScore(_Played):
     """Games of the policy that `train` keeps."""
 
@@ -168,9 +181,10 @@ class Other:
         return {"event": self.event, **self.figures}
 
 
-Record: TypeAlias = Fit | TeacherScore | Train | Choices | Trust | Evaluation | FinalScore | Other
-_KINDS: dict[str, type[Fit | TeacherScore | Train | Choices | Trust | Evaluation | FinalScore]] = {
-    kind.event: kind for kind in (Fit, TeacherScore, Train, Choices, Trust, Evaluation, FinalScore)
+Kind: TypeAlias = Fit | TeacherScore | Train | Choices | Trust | Evaluation | LearnerEvaluation | FinalScore
+Record: TypeAlias = Kind | Other
+_KINDS: dict[str, type[Kind]] = {
+    kind.event: kind for kind in (Fit, TeacherScore, Train, Choices, Trust, Evaluation, LearnerEvaluation, FinalScore)
 }
 
 

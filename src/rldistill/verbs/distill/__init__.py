@@ -13,6 +13,7 @@ from typing import Any, overload
 from rldistill.arguments import checked_arguments
 from rldistill.configurations import flat
 from rldistill.datasets.shards import Dataset
+from rldistill.lessons.following import FollowingStream
 from rldistill.lessons.labels import labels_of
 from rldistill.lessons.teaching import Teaching
 from rldistill.machine import keep_freed_memory, machine_in_words, usual_torch
@@ -23,8 +24,10 @@ from rldistill.runs.folder import RunFolder
 from rldistill.runs.loop import Hook, Pace, say_once, work_through
 from rldistill.runs.provenance import command_line, made_by
 from rldistill.runs.records import Evaluation
+from rldistill.runs.steadiness import curves_of
 from rldistill.runs.writing import Run, older_defaults
 from rldistill.stats import games_in_words, with_interval
+from rldistill.students.fitting import answering
 from rldistill.students.heads import MultiTaskNetwork
 from rldistill.students.networks import Network, parameter_count
 from rldistill.teachers import (
@@ -39,8 +42,16 @@ from rldistill.teachers import (
 from rldistill.types import Task, Teacher, UserError, check_boolean, plain_numbers
 from rldistill.verbs.distill.config import DistillConfig, checked
 from rldistill.verbs.distill.dataset import fitting_dataset
+from rldistill.verbs.distill.online import (
+    LearnerEvaluations,
+    Online,
+    check_learnt,
+    make_online,
+    steadiness_card,
+    steadiness_in_words,
+)
 from rldistill.verbs.distill.selection import PanelSelector, check_selecting, seated
-from rldistill.verbs.distill.streams import make_stream, within_memory
+from rldistill.verbs.distill.streams import make_online_stream, make_stream, within_memory
 from rldistill.verbs.distill.teaching import check_tasks, make_student, teaching_of
 from rldistill.verbs.distill.work import Distillation, Evaluations, GamesOfRun
 
@@ -88,7 +99,8 @@ def distill(
 
     Args:
         teacher: whatever `load_teacher` takes, or in Python anything that is a `Teacher`; or a sequence of such, of different
-            tasks: the student then has a head for each (Rusu et al. 2015, arXiv 1511.06295, section 3).
+            tasks: the student then has a head for each (Rusu et al. 2015, arXiv 1511.06295, section 3). With `learner` in the
+            configuration it is empty.
         out: run folder, made here.
         config: see `DistillConfig`.
         resume: go on with the run in `out`; the result is the same as without the interruption.
@@ -104,7 +116,8 @@ def distill(
     given, config = flat(config), checked(config)
     config = check_selecting(config)
     keep_freed_memory()
-    teachings = _load_teachings(teacher, config, options, progress)
+    online = _online(teacher, config)
+    teachings = _load_teachings(teacher, config, options, progress) if online is None else [online.teaching]
     _check_schedule(config, len(teachings), RunFolder(Path(out)))
     student, config = make_student(teachings, within_memory(config, teachings))
     resolved = _resolved(teachings, config, options, out)
@@ -120,10 +133,15 @@ def distill(
         if made_before is not None:
             scored = run.folder.scored or not config.evaluating.evaluate_episodes
             return made_before if scored else _finished(run, config, progress)
-        stream = make_stream(teachings, student, config, run.scratch, progress, dataset, PanelSelector(config))
-        work = Distillation(teachings, student, stream, config)
+        following: FollowingStream | None = None
+        if online is None:
+            stream = make_stream(teachings, student, config, run.scratch, progress, dataset, PanelSelector(config))
+        else:
+            own = answering(student, teachings[0].lesson)
+            stream, following = make_online_stream(*online, own, config, run.scratch)
+        work = Distillation(teachings, student, stream, config, following)
         try:
-            _learn(work, teachings, run, options, progress)
+            _learn(work, following, teachings, run, options, progress)
         finally:
             work.close()
         for record in work.trust():
@@ -133,13 +151,25 @@ def distill(
         return _finished(run, config, progress)
 
 
+def _online(teacher: Any, config: DistillConfig) -> Online | None:
+    """The learner that is followed; None where there are teachers."""
+    named = not isinstance(teacher, Sequence) or len(teacher) > 0
+    if config.following.learner is None:
+        return None
+    if named:
+        raise UserError("--learner stands in the place of --teacher: name one of the two")
+    return make_online(config)
+
+
 def _load_teachings(
     teacher: Any, config: DistillConfig, options: TeacherOptions | None, progress: Progress
 ) -> list[Teaching]:
     """The lesson of each teacher."""
     references = list(teacher) if isinstance(teacher, Sequence) and not isinstance(teacher, str) else [teacher]
     if not references:
-        raise UserError("there is no teacher: name one, or one for each of several tasks")
+        raise UserError(
+            "there is no teacher: name one with --teacher, or one for each of several tasks, or follow a --learner"
+        )
     several = len(references) > 1
     if several and config.selecting.select is None:
         _check_for_several(config)
@@ -166,14 +196,19 @@ def _check_for_several(config: DistillConfig) -> None:
 
 
 def _check_schedule(config: DistillConfig, number: int, folder: RunFolder) -> None:
-    """Refuses a schedule by progress where nothing measures progress, or where a resumed run would measure it otherwise.
+    """Refuses a schedule by progress where nothing measures progress, or where a resumed run would measure otherwise what chooses
+    its lessons or its teacher.
 
     Args:
         config: of the run.
         number: of teachers.
         folder: of the run. Once it has a policy, only the final games are left, and they choose no lesson.
     """
-    if config.schedule_lessons != "progress" or folder.policy_path.exists():
+    if folder.policy_path.exists():
+        return
+    if config.following.learner is not None:
+        return _check_measured_alike(config, folder, "its teacher")
+    if config.schedule_lessons != "progress":
         return
     if number == 1:
         raise UserError("--schedule-lessons progress is for several teachers: with one there is nothing to choose")
@@ -184,12 +219,17 @@ def _check_schedule(config: DistillConfig, number: int, folder: RunFolder) -> No
             "--schedule-lessons progress follows the run's own evaluations: take --evaluate-episodes 1 or more, and "
             f"--evaluate-every from 1 to {config.steps - 1}"
         )
+    _check_measured_alike(config, folder, "the lessons")
+
+
+def _check_measured_alike(config: DistillConfig, folder: RunFolder, chosen: str) -> None:
+    """Refuses other evaluations than those that a run was begun with, where they choose something."""
     before = folder.config()
-    for name, now in asdict(evaluating).items():
+    for name, now in asdict(config.evaluating).items():
         if before.get(name, now) != now:
             raise UserError(
                 f"{folder.path} was begun with {name} = {json.dumps(before[name])}, not {json.dumps(now)}: its evaluations choose "
-                "the lessons, so resume with the same configuration, or choose another --out"
+                f"{chosen}, so resume with the same configuration, or choose another --out"
             )
 
 
@@ -295,22 +335,26 @@ def _run(
 
 def _learn(
     work: Distillation,
+    following: FollowingStream | None,
     teachings: Sequence[Teaching],
     run: Run,
     options: TeacherOptions | None,
     progress: Progress,
 ) -> None:
     """From where the run stands to its last update."""
-    games = GamesOfRun(work.config, progress)
-    evaluations = Evaluations(work, games, run.log)
+    evaluations = _evaluations(work, following, run, progress)
     if run.state is not None:
         progress.say(f"resuming {run.path}")
         work.load_state_dict(run.state)
         evaluations.load_state_dict(run.state)
     else:
         # Before anything is logged: a run that is refused leaves no folder.
-        records = evaluations.measure_levels(teachings, lambda doubt: _stop_or_say(doubt, options, progress))
-        for record in [*work.begin(), *records]:
+        if isinstance(evaluations, Evaluations):
+            records = evaluations.measure_levels(teachings, lambda doubt: _stop_or_say(doubt, options, progress))
+            records = [*work.begin(), *records]
+        else:
+            records = evaluations.measure_levels()
+        for record in records:
             run.log(record)
     names = ", ".join(lesson.task.env for lesson in work.lessons)
     work_through(
@@ -321,6 +365,18 @@ def _learn(
         log=run.log,
         hooks=[*_cut_remarks(work, progress.say), evaluations],
         pace=Pace(saving=work.config.keeping.checkpoint_seconds),
+    )
+
+
+def _evaluations(
+    work: Distillation, following: FollowingStream | None, run: Run, progress: Progress
+) -> Evaluations | LearnerEvaluations:
+    """The hook that plays games during the run."""
+    if following is None:
+        return Evaluations(work, GamesOfRun(work.config, progress), run.log)
+    folder = run.path / "teachers" if work.config.following.keep_snapshots else None
+    return LearnerEvaluations(
+        work, following, lambda number: GamesOfRun(work.config, progress, others=number), run.log, folder
     )
 
 
@@ -386,7 +442,7 @@ def _finished(run: Run, config: DistillConfig, progress: Progress) -> SavedPolic
     made = policy.provenance
     lines = ["no games were played, so there is no score"]
     if config.evaluating.evaluate_episodes:
-        games, began = GamesOfRun(config, progress, fresh=config.schedule_lessons == "progress"), time.monotonic()
+        games, began = GamesOfRun(config, progress, others=int(config.schedule_lessons == "progress")), time.monotonic()
         scores: dict[str, dict[str, Any]] = {}
         for name, view in _heads(policy).items():
             title = "score of the student" + (f" in {name}" if name else "")
@@ -399,7 +455,14 @@ def _finished(run: Run, config: DistillConfig, progress: Progress) -> SavedPolic
         lines = [_in_words(name, score) for name, score in scores.items()]
     size = f"{policy.name}: {parameter_count(policy.network):,} parameters"
     progress.say(f"{size}, {', '.join(lines)}, {made['seconds']:.0f} s: {run.policy_path}")
+    curves = curves_of(run.folder.records()[0])
+    if curves is not None and curves.has_scale:
+        add_provenance(run.policy_path, {"steadiness": steadiness_card(curves)})
+        for line in steadiness_in_words(curves):
+            progress.say(line)
     run.clean()
+    if curves is not None:
+        check_learnt(curves, run.policy_path)
     return load_heads(run.policy_path)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypeAlias
 
 from rldistill.configurations import changed, check_choices
@@ -68,6 +68,32 @@ class Selecting:
 
 
 @dataclass(frozen=True)
+class Following:
+    """A learner that the student follows, in place of a teacher."""
+
+    learner: str | None = None
+    """In place of --teacher: an environment id, in which a learner trains beside the student; its best version so far is the
+    teacher. Or the folder of a run of `train` with snapshots, finished or under way."""
+    algo: Literal["dqn", "pqn"] = "pqn"
+    """How the learner of --learner learns, as in `train`."""
+    learner_steps: int = 1_000_000
+    """Control steps of the learner, the length of the run. The student's own `steps` are spread evenly over them."""
+    learner_network: str | None = None
+    """The learner's network; by default as in `train`."""
+    learner_learning_rate: float | None = None
+    """The learner's learning rate; by default as in `train`."""
+    learner_num_envs: int | None = None
+    """The learner's environments; by default as in `train`."""
+    learner_averaging: int = 1
+    """pqn: the learner's policy is an average over about so many updates, as with `train --averaging`."""
+    teacher_snapshot: Literal["best", "ema"] = "best"
+    """Which of the learner's weights teach: `best`, those of its best evaluation so far, or `ema`, their running mean over about a
+    twentieth of the run."""
+    keep_snapshots: bool = False
+    """Keep each version that has taught as a policy folder, OUT/teachers/NUMBER."""
+
+
+@dataclass(frozen=True)
 class Batches:
     """What a minibatch is drawn from."""
 
@@ -106,7 +132,8 @@ class Evaluating:
     """Full games of the student during and after the run."""
 
     evaluate_every: int | None = None
-    """Control steps (updates with --dataset) between two evaluations; default a fifth of the run, 0 only at the end."""
+    """Control steps (updates with --dataset, those of the learner with --learner) between two evaluations; default a fifth of the
+    run, with --learner a fortieth; 0 only at the end."""
     evaluate_episodes: int = 10
     """Full games an evaluation; 0 plays none, and there is no score."""
     evaluate_epsilon: float = 0.01
@@ -139,7 +166,8 @@ class DistillConfig:
     """Parts of the observation (the names of a Dict) that the student reads, where the teacher reads them all: what robotics
     calls a privileged teacher. By default the student reads what the teacher reads."""
     steps: int = 20_000
-    """Control steps played (by teacher and student together), of each task; on Atari one is four frames. Not for --dataset."""
+    """Control steps played (by teacher and student together), of each task; on Atari one is four frames. With --learner only
+    those of the student. Not for --dataset."""
     updates: int | None = None
     """Gradient updates, with --dataset (default 10,000)."""
     seed: int = 0
@@ -156,6 +184,7 @@ class DistillConfig:
     matching: Matching = field(default_factory=Matching)
     driving: Driving = field(default_factory=Driving)
     selecting: Selecting = field(default_factory=Selecting)
+    following: Following = field(default_factory=Following)
     batches: Batches = field(default_factory=Batches)
     optimization: Optimization = field(default_factory=Optimization)
     playing: Playing = field(default_factory=Playing)
@@ -227,11 +256,47 @@ def checked(config: DistillConfig) -> DistillConfig:
     check_numbers(config.playing, least={"max_episode_steps": 1})
     check_numbers(config.evaluating, least={"evaluate_every": 0, "evaluate_episodes": 0}, shares=["evaluate_epsilon"])
     check_numbers(config.keeping, least={"checkpoint_seconds": 0})
+    check_following(config)
     if config.updates is not None and config.dataset is None:
         raise UserError("--updates is for --dataset; a student that learns from play takes --steps")
     if config.dataset is not None:
         return replace(config, updates=10_000 if config.updates is None else config.updates)
     return _with_time_to_learn(config)
+
+
+def check_following(config: DistillConfig) -> None:
+    """Raises UserError where settings do not go with a learner, or are given without one."""
+    following, defaults = config.following, Following()
+    if following.learner is None:
+        given = [
+            item.name for item in fields(following) if getattr(following, item.name) != getattr(defaults, item.name)
+        ]
+        if given:
+            raise UserError(
+                f"--{given[0].replace('_', '-')} is for a student that follows a learner: add --learner ENV"
+            )
+        return
+    check_numbers(
+        following,
+        least={"learner_steps": 1, "learner_averaging": 1},
+        positive=["learner_learning_rate"],
+        within={"learner_num_envs": (1, MOST_ENVIRONMENTS)},
+    )
+    refused = {
+        "--dataset": config.dataset is not None,
+        "--select": config.selecting.select is not None,
+        "--env": config.playing.env is not None,
+        "--replay-memory": config.batches.replay_memory is not None,
+        "--schedule-lessons progress": config.schedule_lessons != "uniform",
+    }
+    for flag, is_given in refused.items():
+        if is_given:
+            raise UserError(f"{flag} is for teachers that have learnt already, not for --learner: leave it out")
+    if not config.evaluating.evaluate_episodes or config.evaluating.evaluate_every == 0:
+        raise UserError(
+            "--learner needs evaluations, which measure the learner: take --evaluate-episodes 1 or more and --evaluate-every 1 or "
+            "more"
+        )
 
 
 def _check_driving(config: DistillConfig) -> None:

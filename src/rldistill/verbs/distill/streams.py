@@ -14,14 +14,18 @@ import numpy as np
 from rldistill.configurations import changed
 from rldistill.datasets.shards import Dataset, load_replay
 from rldistill.lessons.choosers import SCHEDULES
+from rldistill.lessons.dqn import DQN
 from rldistill.lessons.exploration import explorer
+from rldistill.lessons.following import Beside, FollowingStream, RunningMean, VersionGuide, Versions, Visited
 from rldistill.lessons.guides import Guide, OneGuide
 from rldistill.lessons.labels import OneTeacher
+from rldistill.lessons.pqn import PQN
 from rldistill.lessons.streams import Composed, Driven, DrivingPlan, Interleaved, Offline, Stream
 from rldistill.lessons.teaching import Panel, Teaching
 from rldistill.play.actions import score_width
 from rldistill.play.envs import Environments
 from rldistill.play.replay import Columns, Replay, mask_column, own_scratch, ring_bytes
+from rldistill.play.rollout import Resumable
 from rldistill.progress import Progress
 from rldistill.schedules import Schedule, constant, linear
 from rldistill.students.fitting import answering
@@ -29,6 +33,7 @@ from rldistill.students.heads import MultiTaskNetwork
 from rldistill.students.networks import Network
 from rldistill.types import Lesson, Task, UserError
 from rldistill.verbs.distill.config import DistillConfig
+from rldistill.verbs.train.learners import Plan, make_learner_of
 
 
 class Selector(Protocol):
@@ -102,7 +107,7 @@ def _of_one(
             else:
                 assert selector is not None
                 guide = selector.guide(teaching.panel, network, environments, generator(6))
-            stream = _played(teaching.lesson, guide, environments, network, config, own, generator(3), number)
+            stream = played(teaching.lesson, guide, environments, network, config, own, generator(3), number)
         except BaseException:
             environments.close()
             raise
@@ -121,7 +126,7 @@ def _recorded(
     return Offline(lesson, replay, times, batch_size=config.batches.batch_size, updates=updates, generator=generator)
 
 
-def _played(
+def played(
     lesson: Lesson,
     guide: Guide,
     environments: Environments,
@@ -131,6 +136,7 @@ def _played(
     generator: np.random.Generator,
     number: int,
 ) -> Driven:
+    """The played stream of one of so many lessons."""
     task, num_envs = environments.task, config.driving.num_envs
     exploring = linear(config.driving.epsilon, 0.0, config.steps)
     driven = Driven(
@@ -150,6 +156,75 @@ def _played(
         generator,
     )
     return driven
+
+
+_ROUNDS_OF_ROOM = 16
+"""Rounds of the learner between two checkpoints, as far as the replay of its states decides."""
+
+
+def make_online_stream(
+    plan: Plan, learning: Network, teaching: Teaching, student: Network, config: DistillConfig, scratch: Path
+) -> tuple[Stream, FollowingStream]:
+    """The stream of a run beside a learner, and the same without composites.
+
+    Args:
+        plan: of the learner.
+        learning: its network.
+        teaching: the lesson, whose teacher is its present version.
+        student: drives its own environments.
+        config: of the run.
+        scratch: folder for the replays' files.
+
+    Raises:
+        UserError: no room for the replays, or an environment cannot be made.
+    """
+    versions = teaching.teacher
+    assert isinstance(versions, Versions)
+    watched: list[Visited] = []
+
+    def visited(environments: Environments, plan: Plan) -> Resumable:
+        guide, rows = VersionGuide(versions, environments.task), environments.num_envs
+        replay = Replay(
+            environments.task,
+            rows,
+            config.batches.replay,
+            {**guide.columns, **mask_column(environments.task)},
+            scratch=own_scratch(scratch, 1),
+            slack=_ROUNDS_OF_ROOM * rows * plan.own.item_times(rows),
+        )
+        watched.append(Visited(environments, replay))
+        return watched[0]
+
+    learner = make_learner_of([plan], learning, own_scratch(scratch, 2), visited)
+    assert isinstance(learner, DQN | PQN)
+    try:
+        environments = Environments(plan.task, config.driving.num_envs, config.seed + 500_000)
+    except BaseException:
+        learner.environments.close()
+        raise
+    guide = VersionGuide(versions, environments.task)
+    beside = Beside(
+        learner_steps=config.following.learner_steps,
+        steps=config.steps,
+        share=share_of(config),
+        drives=config.driving.driver != "teacher",
+        round_times=plan.own.item_times(learner.environments.num_envs),
+    )
+    mean = None
+    if config.following.teacher_snapshot == "ema":
+        mean = RunningMean(learner.policy, beside.learner_steps / 20)
+    try:
+        generator = np.random.default_rng([config.seed, 3])
+        alone = changed(config, driver="student")
+        own = played(teaching.lesson, guide, environments, student, alone, scratch, generator, 1)
+    except BaseException:
+        learner.environments.close()
+        environments.close()
+        raise
+    stream = FollowingStream(learner, watched[0], own, guide, mean, beside)
+    if not config.batches.augment:
+        return stream, stream
+    return Composed(stream, guide, config.batches.augment, np.random.default_rng([config.seed, 4])), stream
 
 
 def plan_of(config: DistillConfig) -> DrivingPlan:

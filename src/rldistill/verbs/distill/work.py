@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
@@ -28,6 +28,18 @@ from rldistill.types import ActionValues, Lesson, Task, Teacher, UserError, is_n
 from rldistill.verbs.distill.config import DistillConfig
 
 
+class Paced(Protocol):
+    """A stream whose learner sets the length of the run."""
+
+    @property
+    def total(self) -> int:
+        """Control steps of the learner in the whole run."""
+
+    @property
+    def done(self) -> int:
+        """Those so far."""
+
+
 class Distillation:
     """A student that is fitted to a stream of lessons: an item is an item of the stream, with its updates.
 
@@ -36,6 +48,7 @@ class Distillation:
         student: is trained.
         stream: what is learnt from.
         config: how.
+        following: the learner's part of the stream, where the student follows one.
     """
 
     def __init__(
@@ -44,11 +57,14 @@ class Distillation:
         student: Network | MultiTaskNetwork,
         stream: Stream,
         config: DistillConfig,
+        following: Paced | None = None,
     ) -> None:
-        self.stream, self.config = stream, config
+        self.stream, self.config, self.following = stream, config, following
         self.offline = config.dataset is not None
         self.unit = "updates" if self.offline else "steps"
         self.total = cast(int, config.updates) if self.offline else config.steps * len(teachings)
+        if following is not None:
+            self.total = following.total
         self.objectives = {
             lesson: Match(teaching.loss, lesson.task, teaching.score_kind, _matching(teaching, config.matching))
             for lesson, teaching in zip(stream.lessons, teachings, strict=True)
@@ -56,6 +72,8 @@ class Distillation:
         self.choices = {lesson: guide for lesson, guide in stream.guides.items() if isinstance(guide, SeveralGuides)}
         """Of the lessons with several teachers."""
         updates = self.total if self.offline else _updates(config) * len(teachings)
+        self.fitted = False
+        """Whether `begin` is behind it."""
         self.fitting = GradientFitting(student, self.objectives, config.optimization, updates, config.seed)
         self.seconds = {"training": 0.0, "evaluation": 0.0}
         self.score = math.nan
@@ -71,6 +89,8 @@ class Distillation:
     @property
     def done(self) -> int:
         """Of `total`."""
+        if self.following is not None:
+            return self.following.done
         return self.fitting.updates if self.offline else self.stream.teacher_steps + self.stream.student_steps
 
     @property
@@ -82,6 +102,7 @@ class Distillation:
         """Fits what is fitted once, and returns what it is."""
         began = time.monotonic()
         self.fitting.fit(self.stream.examples())
+        self.fitted = True
         self.seconds["training"] += time.monotonic() - began
         return [
             Fit(
@@ -97,22 +118,24 @@ class Distillation:
         ]
 
     def advance(self) -> Sequence[Record]:
-        """Learns from an item of the stream.
+        """Learns from an item of the stream. Beside a learner the first item with batches begins the student's learning.
 
         Raises:
             UserError: the loss is no finite number.
         """
         began = time.monotonic()
-        for batches in minibatches(next(self.stream), self.config.batches.batch_size):
+        item = next(self.stream)
+        fits = self.begin() if item and not self.fitted else []
+        for batches in minibatches(item, self.config.batches.batch_size):
             self._last = self.fitting(batches)
             if self.choices:
                 self.stream.learnt({lesson: figures.loss for lesson, figures in self._last.items()})
         self.seconds["training"] += time.monotonic() - began
         if self.done < self._next_log:
-            return []
+            return fits
         self._next_log = self.done + max(self.total // 200, 1)
         records = [self._record(lesson, figures) for lesson, figures in self._last.items()]
-        return records + [self._choices(lesson) for lesson in self._last if lesson in self.choices]
+        return [*fits, *records, *(self._choices(lesson) for lesson in self._last if lesson in self.choices)]
 
     def _choices(self, lesson: Lesson) -> Record:
         guide = self.choices[lesson]
@@ -190,6 +213,7 @@ class Distillation:
             "seconds": dict(self.seconds),
             "score": self.score,
             "next_log": self._next_log,
+            "fitted": self.fitted,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -199,6 +223,15 @@ class Distillation:
         self.fitting.load_state_dict(state["fitting"] if older is None else _of_one_lesson(older, self.lessons[0]))
         self.seconds, self.score = dict(state["seconds"]), float(state["score"])
         self._next_log = int(state["next_log"])
+        self.fitted = bool(state.get("fitted", True))
+
+    def released(self) -> ExitStack:
+        """Within it games may be played: where there may be only one environment, the run's own are closed meanwhile."""
+        closed = ExitStack()
+        for environments in self.stream.environments:
+            if environments.num_envs == 1:
+                closed.enter_context(environments.released())
+        return closed
 
     def close(self) -> None:
         """Frees the environments."""
@@ -206,8 +239,8 @@ class Distillation:
 
 
 def _matching(teaching: Teaching, matching: Matching) -> Matching:
-    """How a lesson is matched: each of several teachers has had its own temperature already."""
-    return matching if teaching.panel is None else replace(matching, temperature="auto")
+    """How a lesson is matched: each of several teachers, or of several versions, has had its own temperature already."""
+    return replace(matching, temperature="auto") if teaching.panel is not None or teaching.scaled else matching
 
 
 def _of_one_lesson(update: Mapping[str, Any], lesson: Lesson) -> dict[str, Any]:
@@ -248,12 +281,12 @@ class GamesOfRun:
     Args:
         config: how many games, and how.
         progress: shows how far they are.
-        fresh: plays other games than those that may have chosen lessons.
+        others: above 0 it plays other games, of this number, than those that may have chosen something.
     """
 
-    def __init__(self, config: DistillConfig, progress: Progress, *, fresh: bool = False) -> None:
+    def __init__(self, config: DistillConfig, progress: Progress, *, others: int = 0) -> None:
         self.config, self.progress = config, progress
-        self._seed = config.seed + (1_000_000 if fresh else 0)
+        self._seed = config.seed + 1_000_000 * others
         self._say = cache(progress.say)  # each evaluation has the same lines again
 
     def play(
@@ -273,15 +306,6 @@ class GamesOfRun:
             on_step=lambda transition: stop_if_asked(),
             on_line=self._say,
         )
-
-
-def released(work: Distillation) -> ExitStack:
-    """Within it games may be played: where there may be only one environment, the run's own are closed meanwhile."""
-    closed = ExitStack()
-    for environments in work.stream.environments:
-        if environments.num_envs == 1:
-            closed.enter_context(environments.released())
-    return closed
 
 
 def teachers_level(
@@ -363,7 +387,7 @@ class Evaluations:
         records: list[Record] = []
         several, episodes = len(teachings) > 1, self.games.config.evaluating.evaluate_episodes
         normalized = several and episodes > 0 and self.every < self.work.total
-        with released(self.work):
+        with self.work.released():
             for lesson, teaching in zip(self.work.lessons, teachings, strict=True):
                 levels = [
                     teachers_level(teacher, lesson.task, self.games, check, measured=normalized or bool(teaching.panel))
@@ -391,7 +415,7 @@ class Evaluations:
         began = time.monotonic()
         records: list[Record] = []
         means: dict[Lesson, float] = {}
-        with released(self.work):
+        with self.work.released():
             for lesson in self.work.lessons:
                 name = self.work.name_of(lesson)
                 title = "score of the student" + (f" in {name}" if name else "")

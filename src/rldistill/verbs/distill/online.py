@@ -1,0 +1,208 @@
+"""A student beside a learner: what the learner is, the stream of both, and the games that choose its versions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rldistill.lessons.following import FollowingStream, Versions, frozen
+from rldistill.lessons.teaching import Teaching
+from rldistill.machine import torch_device
+from rldistill.policies import save_policy
+from rldistill.runs.loop import Stop
+from rldistill.runs.provenance import command_line, made_by
+from rldistill.runs.records import Evaluation, LearnerEvaluation, Record
+from rldistill.runs.steadiness import Curves, steadiness_of
+from rldistill.students.networks import Network
+from rldistill.types import Task, UserError
+from rldistill.verbs.distill.config import DistillConfig
+from rldistill.verbs.distill.teaching import teaching_of
+from rldistill.verbs.train.config import TrainConfig
+from rldistill.verbs.train.learners import Plan, make_network, make_plans
+
+if TYPE_CHECKING:
+    from rldistill.verbs.distill.work import Distillation, GamesOfRun
+
+
+class Online(NamedTuple):
+    """A learner that is to be followed."""
+
+    plan: Plan
+    network: Network
+    """Trained in place."""
+    teaching: Teaching
+    """The lesson, whose teacher is the learner's present version."""
+
+
+def make_online(config: DistillConfig) -> Online:
+    """The learner of a configuration, before it learns.
+
+    Raises:
+        UserError: an unknown environment, one without a discrete action, or settings that the learner does not have.
+    """
+    following = config.following
+    assert following.learner is not None
+    train = TrainConfig.of(
+        steps=following.learner_steps,
+        algo=following.algo,
+        seed=config.seed,
+        network=following.learner_network,
+        learning_rate=following.learner_learning_rate,
+        num_envs=following.learner_num_envs,
+        averaging=following.learner_averaging,
+        max_episode_steps=config.playing.max_episode_steps,
+        env_kwargs=config.playing.env_kwargs,
+    )
+    (plan,) = make_plans(following.learner, train)
+    network = make_network([plan])
+    assert isinstance(network, Network)
+    versions = Versions(network, plan.task, config.matching.temperature)
+    source = f"a learner ({following.algo}) in {plan.task.env}"
+    teaching = teaching_of(versions, source, plan.task, config)._replace(scaled=True)
+    return Online(plan, network.to(torch_device("auto")), teaching)
+
+
+class LearnerEvaluations:
+    """A hook that plays games of learner and student every so many of the learner's control steps.
+
+    Games that choose the next version are others than those that are recorded, and others at each evaluation.
+
+    Args:
+        work: whose learner and student play.
+        stream: of the learner.
+        games: plays with a number of other games.
+        log: takes the records.
+        folder: where each version is kept; None keeps none.
+    """
+
+    def __init__(
+        self,
+        work: Distillation,
+        stream: FollowingStream,
+        games: Callable[[int], GamesOfRun],
+        log: Callable[[Record], None],
+        folder: Path | None,
+    ) -> None:
+        self.work, self.stream, self.games, self.log, self.folder = work, stream, games, log, folder
+        settings = work.config
+        every = settings.evaluating.evaluate_every
+        self.every = max(work.total // 40, 1) if every is None else every
+        self.next = self.every
+        self.number, self.best, self.last = 0, float("nan"), 0
+        self._chooses = settings.following.teacher_snapshot == "best"
+
+    def measure_levels(self) -> list[Record]:
+        """The record of the learner before it learns, with the score of random play."""
+        task, settings = self.task, self.work.config.evaluating
+        with self.work.released():
+            random = task.random_score
+            if random is None:
+                random = float(self.games(0).play(task, None, "score of random play")["mean"])
+            network = frozen(self.stream.candidate())
+            choosing = self._choosing(network, lambda: None)
+            scores = self.games(0).play(task, network, "score of the learner before learning")
+        assert settings.evaluate_episodes
+        if choosing is not None:
+            self.best = choosing
+        self.number = 1
+        version = self.stream.guide.versions.owner
+        return [LearnerEvaluation(**self.work.position(), version=version, choosing=choosing, random=random, **scores)]
+
+    @property
+    def task(self) -> Task:
+        """What is played."""
+        return self.work.lessons[0].task
+
+    def _choosing(self, network: Network, stop_if_asked: Stop) -> float | None:
+        """Mean return of the games that choose; None where none do."""
+        if not self._chooses:
+            return None
+        games = self.games(2 + self.number)
+        return float(games.play(self.task, network, "games that choose the version", stop_if_asked)["mean"])
+
+    def __call__(self, stop_if_asked: Stop) -> bool:
+        """Plays if games are due, and at the end of the run. The student's last games are played when its policy is safe."""
+        done, total = self.work.done, self.work.total
+        if done < self.next and (done < total or self.last == total):
+            return False
+        began = time.monotonic()
+        student: dict[str, Any] | None = None
+        with self.work.released():
+            network = frozen(self.stream.candidate())
+            choosing = self._choosing(network, stop_if_asked)
+            learner = self.games(0).play(self.task, network, "score of the learner", stop_if_asked)
+            if self.work.fitted and done < total:
+                average = self.work.average_of(self.work.lessons[0])
+                student = self.games(0).play(self.task, average, "score of the student", stop_if_asked)
+        if choosing is None or choosing > self.best:
+            self._take(network, learner, choosing)
+        self.work.seconds["evaluation"] += time.monotonic() - began
+        version = self.stream.guide.versions.owner
+        self.log(LearnerEvaluation(**self.work.position(), version=version, choosing=choosing, **learner))
+        if student is not None:
+            self.log(Evaluation(**self.work.position(), **student))
+            self.work.score = float(student["mean"])
+        self.number, self.last, self.next = self.number + 1, done, (done // self.every + 1) * self.every
+        return True
+
+    def _take(self, network: Network, scores: Mapping[str, Any], choosing: float | None) -> None:
+        """Makes the learner's weights the next version, which is kept first: a full disk then costs nothing."""
+        if self.folder is not None:
+            number = self.stream.guide.versions.owner + 1
+            save_policy(self.folder / str(number), network, self.task, self._made(scores, number))
+        if choosing is not None:
+            self.best = choosing
+        self.stream.take()
+
+    def _made(self, scores: Mapping[str, Any], number: int) -> dict[str, Any]:
+        following = self.work.config.following
+        return {
+            "made_by": made_by(),
+            "command": command_line(),
+            "algorithm": following.algo,
+            "version": number,
+            "teacher_snapshot": following.teacher_snapshot,
+            "control_steps": self.stream.learner.control_steps,
+            "updates": self.stream.learner.updates,
+            "score": dict(scores),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """When the next games are due, their number, and the best score so far."""
+        return {"next_evaluation": self.next, "number": self.number, "best": self.best, "last": self.last}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave."""
+        self.next, self.number = int(state["next_evaluation"]), int(state["number"])
+        self.best, self.last = float(state["best"]), int(state["last"])
+
+
+def check_learnt(curves: Curves, policy: Path) -> None:
+    """Raises UserError where the learner never played better than chance, so that its student learnt nothing of use."""
+    if not curves.has_scale:
+        raise UserError(
+            f"the learner never scored above random play ({curves.random:g}; its best evaluation is {curves.top:g}), so its "
+            f"student in {policy} is of no use: take more --learner-steps or another --algo, with another --out"
+        )
+
+
+def steadiness_card(curves: Curves) -> dict[str, Any]:
+    """The steadiness of learner and student, for the policy's card; NaN becomes None."""
+    return {
+        who: {name: value if value == value else None for name, value in figures._asdict().items()}
+        for who, figures in steadiness_of(curves).items()
+    }
+
+
+def steadiness_in_words(curves: Curves) -> Sequence[str]:
+    """Lines for the user."""
+    figures = steadiness_of(curves)
+    student, learner = figures["student"], figures["learner"]
+    return [
+        f"steadiness of the last half ({len(curves.student)} evaluations in all; 0 is random play, 1 the learner's best), student "
+        f"beside learner: mean {student.mean:.2f} and {learner.mean:.2f}, deviation {student.deviation:.3f} and "
+        f"{learner.deviation:.3f}, worst drop {student.worst_drop:.2f} and {learner.worst_drop:.2f}, below 90 % of the best "
+        f"{student.below:.0%} and {learner.below:.0%}"
+    ]

@@ -1,0 +1,324 @@
+"""A student that follows a learner: whose labels it learns, how steady it is, and that killed runs go on unchanged."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rldistill.configurations import changed
+from rldistill.lessons.following import RunningMean, VersionGuide, Versions, Visited
+from rldistill.play.envs import Environments, make_task
+from rldistill.play.replay import Replay
+from rldistill.policies import SavedPolicy, load_policy
+from rldistill.runs.folder import RunFolder
+from rldistill.runs.records import Evaluation, LearnerEvaluation, Record
+from rldistill.runs.steadiness import Steadiness, curves_of, differences_over_runs, steadiness
+from rldistill.runs.writing import Run
+from rldistill.students.networks import Architecture, build
+from rldistill.types import UserError
+from rldistill.verbs.distill import DistillConfig, distill
+
+CARTPOLE = make_task("CartPole-v1")
+QUICK = DistillConfig.of(
+    learner="CartPole-v1",
+    algo="dqn",
+    learner_steps=4_000,
+    student="mlp:8",
+    steps=600,
+    warmup=100,
+    samples_per_step=8,
+    batch_size=32,
+    num_envs=4,
+    evaluate_episodes=2,
+    evaluate_every=500,
+    checkpoint_seconds=1e6,
+)
+
+
+def network_of(seed: int) -> Any:
+    return build(Architecture("mlp:8", (4,), 2), seed)
+
+
+class Killed(BaseException):
+    """A process that dies: nothing is saved."""
+
+
+def die_after(monkeypatch: pytest.MonkeyPatch, records: int) -> None:
+    """The run dies when it logs so many records."""
+    log, logged = Run.log, 0
+
+    def dying(self: Run, record: Record) -> None:
+        nonlocal logged
+        logged += 1
+        if logged > records:
+            raise Killed
+        log(self, record)
+
+    monkeypatch.setattr(Run, "log", dying)
+
+
+def die(out: Path, config: DistillConfig, records: int, *, resume: bool = False) -> None:
+    """A run that dies when it logs so many records."""
+    with pytest.MonkeyPatch.context() as patched:
+        die_after(patched, records)
+        with pytest.raises(Killed):
+            distill((), out, config, resume=resume)
+
+
+def outcome(run: Path) -> tuple[bytes, list[dict[str, Any]]]:
+    """Weights and records, without what the clock says."""
+    records = [record.as_json() for record in RunFolder(run).records()[0]]
+    return (run / "policy" / "weights.safetensors").read_bytes(), [
+        {name: value for name, value in record.items() if name != "seconds"} for record in records
+    ]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"algo": "pqn", "evaluate_every": 600}, {"teacher_snapshot": "ema"}],
+    ids=["pqn-best", "dqn-ema"],
+)
+def test_a_killed_run_ends_as_if_it_had_never_been_interrupted(tmp_path: Path, settings: dict[str, Any]) -> None:
+    config = changed(QUICK, **settings)
+    distill((), tmp_path / "whole", config)
+    for at, records in enumerate((4, 6, 3)):
+        die(tmp_path / "killed", config, records, resume=at > 0)
+    distill((), tmp_path / "killed", config, resume=True)
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+    assert not (tmp_path / "killed" / "checkpoint").exists()
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that keeps its versions."""
+    out = tmp_path_factory.mktemp("online") / "run"
+    distill((), out, changed(QUICK, keep_snapshots=True))
+    return out
+
+
+def test_versions_are_the_best_evaluations_so_far_and_are_scored_on_other_games(kept: Path) -> None:
+    learner = [record for record in RunFolder(kept).records()[0] if isinstance(record, LearnerEvaluation)]
+    best, version = -math.inf, -1
+    for record in learner:
+        assert record.choosing is not None
+        if record.choosing > best:
+            best, version = record.choosing, version + 1
+        assert record.version == version
+    assert learner[0].control_steps == 0
+    assert version >= 1, "the learner never improved: the test says nothing"
+    assert any(record.choosing != record.mean for record in learner)
+    assert learner[0].random is not None
+    assert all(record.random is None for record in learner[1:])
+
+
+def test_kept_versions_are_teachers_with_their_scores(kept: Path, tmp_path: Path) -> None:
+    learner = [record for record in RunFolder(kept).records()[0] if isinstance(record, LearnerEvaluation)]
+    folders = sorted((kept / "teachers").iterdir(), key=lambda path: int(path.name))
+    assert [path.name for path in folders] == [str(number) for number in range(1, (learner[-1].version or 0) + 1)]
+    for number, folder in enumerate(folders, 1):
+        first = next(record for record in learner if record.version == number)
+        made = load_policy(folder).provenance
+        assert made["score"]["mean"] == first.mean
+        assert made["control_steps"] == first.teacher_steps
+    again = DistillConfig.of(student="mlp:8", steps=300, warmup=50, evaluate_episodes=0)
+    assert isinstance(distill(folders[-1], tmp_path / "again", again), SavedPolicy)
+
+
+def test_both_curves_and_the_steadiness_are_in_the_run(kept: Path) -> None:
+    records = RunFolder(kept).records()[0]
+    curves = curves_of(records)
+    assert curves is not None
+    students = [record for record in records if isinstance(record, Evaluation)]
+    assert curves.student == [record.mean for record in students]
+    assert curves.control_steps == [record.teacher_steps for record in students]
+    assert curves.control_steps[-1] >= 4_000
+    card = load_policy(kept / "policy").provenance["steadiness"]
+    assert card["student"]["deviation"] == steadiness(curves.student, curves.random, curves.top).deviation
+
+
+def test_steadiness_by_hand() -> None:
+    # On the scale from 10 to 110: 0.2, 1.0, 0.5, 0.95, 0.8; the last half is the last three.
+    figures = steadiness([30, 110, 60, 105, 90], 10, 110)
+    assert figures.mean == pytest.approx(0.75)
+    assert figures.deviation == pytest.approx(math.sqrt((0.25**2 + 0.2**2 + 0.05**2) / 2))
+    assert figures.worst_drop == pytest.approx(0.5)
+    assert figures.below == pytest.approx(2 / 3)
+    # Negative returns: 0.9 of the best on the normalized scale, not of the return.
+    assert steadiness([-21, -1, -2, -2, -4], -21, -1).below == pytest.approx(1 / 3)
+
+
+def test_differences_over_runs_resample_runs_with_both_curves() -> None:
+    def run(student: float, learner: float) -> dict[str, Steadiness]:
+        return {"student": Steadiness(1, student, 0, 0), "learner": Steadiness(1, learner, 0, 0)}
+
+    alike = differences_over_runs([run(0.1, 0.3), run(0.5, 0.7), run(0.2, 0.4)])["deviation"]
+    assert alike == pytest.approx((-0.2, -0.2, -0.2)), "levels differ between runs and differences do not"
+    mixed = differences_over_runs([run(0.1, 0.3), run(0.6, 0.5)])["deviation"]
+    assert mixed == pytest.approx((-0.05, -0.2, 0.1))
+    assert all(map(math.isnan, differences_over_runs([run(0.1, 0.3)])["deviation"][1:]))
+
+
+def test_labels_of_an_older_version_are_made_anew() -> None:
+    environments = Environments(CARTPOLE, 4, 0)
+    versions = Versions(network_of(0), CARTPOLE, "2.0")
+    guide = VersionGuide(versions, CARTPOLE)
+    replay = Replay(CARTPOLE, 4, 400, guide.columns)
+    visited = Visited(environments, replay)
+    draw = np.random.default_rng(0)
+    for _ in range(40):
+        visited.step(draw.integers(2, size=4))
+    environments.close()
+    for seed in (1, 2):
+        places = replay.sample(draw, 50)
+        guide.fit(replay, *places)
+        batch = guide.labelled(replay, *places)
+        with torch.no_grad():
+            expected = network_of(seed - 1)(batch.observations) / 2
+        torch.testing.assert_close(batch.values, expected)
+        versions.take(network_of(seed))
+
+
+def test_each_version_has_a_temperature_of_its_own() -> None:
+    """Values that grow as a learner learns give labels that are as certain as before."""
+    large = network_of(1)
+    with torch.no_grad():
+        for parameter in large.layers[-1].parameters():
+            parameter.mul_(100)
+    observations = torch.from_numpy(np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32))
+    versions = Versions(network_of(1), CARTPOLE, "auto")
+    versions.fit(observations, None)
+    before = versions(observations)
+    versions.take(large)
+    versions.fit(observations, None)
+    torch.testing.assert_close(versions(observations), before, rtol=0.02, atol=0.02)
+
+
+def test_a_version_is_not_changed_by_a_learner_that_goes_on() -> None:
+    network = network_of(0)
+    versions = Versions(network, CARTPOLE, "1")
+    x = torch.ones(1, 4)
+    before = versions(x)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(1)
+    torch.testing.assert_close(versions(x), before)
+
+
+def test_the_running_mean_forgets_exponentially() -> None:
+    network = network_of(0)
+    mean = RunningMean(network, 100.0)
+    with torch.no_grad():
+        network.layers[-1].bias.fill_(1.0)
+        mean.network.layers[-1].bias.fill_(0.0)
+    for _ in range(4):
+        mean.follow(network, 25)
+    torch.testing.assert_close(mean.network.layers[-1].bias, torch.full((2,), 1 - math.exp(-1)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"learner": "NoSuchGame-v0"}, "NoSuchGame-v0"),
+        ({"learner": "Pendulum-v1"}, "one discrete action"),
+        ({"dataset": "data"}, "--dataset"),
+        ({"select": "ucb1"}, "--select"),
+        ({"env": "CartPole-v1"}, "--env"),
+        ({"replay_memory": "1GiB"}, "--replay-memory"),
+        ({"evaluate_episodes": 0}, "--evaluate-episodes"),
+        ({"evaluate_every": 0}, "--evaluate-every"),
+        ({"learner_steps": 0}, "--learner-steps"),
+        ({"learner_averaging": 5}, "pqn"),
+        ({"learner": None}, "--learner"),
+    ],
+)
+def test_wrong_input_is_one_line_and_leaves_no_folder(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=re.escape(words)) as error:
+        distill((), tmp_path / "run", changed(QUICK, **settings))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_learner_and_a_teacher_are_not_named_together(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--teacher"):
+        distill("policies/pong", tmp_path / "run", QUICK)
+
+
+def test_a_resumed_run_chooses_by_the_same_games(tmp_path: Path) -> None:
+    die(tmp_path / "run", QUICK, 6)
+    for settings in ({"evaluate_episodes": 3}, {"learner_steps": 9_000}):
+        with pytest.raises(UserError, match=r"was begun with"):
+            distill((), tmp_path / "run", changed(QUICK, **settings), resume=True)
+
+
+def test_a_learner_that_never_scores_is_an_error_that_keeps_the_run(tmp_path: Path) -> None:
+    """MountainCar's return is -200 until its car climbs the hill."""
+    hopeless = changed(QUICK, learner="MountainCar-v0", learner_steps=2_000, steps=300, warmup=20, evaluate_every=1_000)
+    with pytest.raises(UserError, match="never scored above random play"):
+        distill((), tmp_path / "run", hopeless)
+    assert load_policy(tmp_path / "run" / "policy").provenance["score"]["mean"] == -200
+    assert len(RunFolder(tmp_path / "run").records()[0]) > 3
+
+
+def test_a_folder_of_versions_that_cannot_be_written_costs_nothing(tmp_path: Path) -> None:
+    config = changed(QUICK, keep_snapshots=True)
+    die(tmp_path / "run", config, 1)
+    teachers = tmp_path / "run" / "teachers"
+    if teachers.exists():
+        for folder in teachers.iterdir():
+            for path in folder.iterdir():
+                path.unlink()
+            folder.rmdir()
+        teachers.rmdir()
+    teachers.write_text("in the way")
+    with pytest.raises(UserError, match="cannot make the policy folder"):
+        distill((), tmp_path / "run", config, resume=True)
+    teachers.unlink()
+    distill((), tmp_path / "run", config, resume=True)
+    assert (teachers / "1" / "policy.json").is_file()
+
+
+_MINATAR = {
+    "learner": "MinAtar/Breakout-v1",
+    "algo": "pqn",
+    "learner-steps": 60_000,
+    "learner-network": "cnn:8:32",
+    "student": "cnn:8:16",
+    "steps": 3_000,
+    "warmup": 200,
+    "samples-per-step": 16,
+    "evaluate-episodes": 2,
+    "evaluate-every": 10_000,
+    "checkpoint-seconds": 0.2,
+}
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_in_the_same_weights(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "rldistill", "distill"]
+    command += [word for name, value in _MINATAR.items() for word in (f"--{name}", str(value))]
+    subprocess.run([*command, "--out", tmp_path / "whole"], check=True, capture_output=True)
+    draw, killed = np.random.default_rng(0), 0
+    for attempt in range(4):
+        resume = ["--resume"] if attempt else []
+        process = subprocess.Popen([*command, "--out", tmp_path / "killed", *resume], stderr=subprocess.DEVNULL)
+        until = time.monotonic() + 120
+        while not (tmp_path / "killed" / "checkpoint" / "state").exists() and time.monotonic() < until:
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0.5, 6.0))
+        process.kill()
+        killed += process.wait() == -signal.SIGKILL
+    assert killed >= 2
+    subprocess.run([*command, "--out", tmp_path / "killed", "--resume"], check=True, capture_output=True)
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+    assert json.loads((tmp_path / "whole" / "config.json").read_text())["learner"] == "MinAtar/Breakout-v1"
