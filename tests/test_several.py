@@ -405,6 +405,21 @@ def test_a_game_that_is_cut_is_paid_as_if_it_went_on(hold: int, value: float) ->
     assert chooser.contexts == [[0.0], [1.0], [0.0], [1.0], [2.0]]
 
 
+@pytest.mark.parametrize("spec", ["ridge", "linucb", "network", "maps"])
+def test_payments_do_not_grow_without_end_where_contexts_come_to_vary(spec: str) -> None:
+    """Each control step is rewarded with 1 at a discount of 0.9, so no state is worth more than 10."""
+    generator = np.random.default_rng(0)
+    chooser, held = make_chooser(spec, 2, generator, 6), Held.of(4)
+    payments = ReturnsThatFollow(chooser, held, 6, Following(5, 0.9, 1, every=1))
+    for step in range(150):
+        contexts = generator.normal(size=(4, 6)) * (1e-4 if step < 20 else 1.0)
+        held.arms[:], held.probabilities[:] = chooser.choose(4, contexts)
+        payments.acted(contexts)
+        payments.followed(transition([1.0] * 4), 4)
+    assert (chooser.estimates >= 1.0).all()
+    assert (chooser.estimates <= 12.0).all()
+
+
 def test_a_game_that_is_cut_at_once_is_not_paid_and_later_ones_are() -> None:
     chooser, held = Predicts([0]), held_of([0])
     payments = ReturnsThatFollow(chooser, held, 1, Following(3, 0.5, 1, every=1))

@@ -39,6 +39,8 @@ class Contextual:
         self._model, self._drive, self._generator, self._begin = model, drive, generator, begin
         self._pulls: Ints = np.zeros(arms, dtype=np.int64)
         self._pending = Pending(arms)
+        self._least, self._most = np.inf, -np.inf
+        """Of the payments so far."""
 
     @property
     def arms(self) -> int:
@@ -75,14 +77,22 @@ class Contextual:
         inputs = _checked(contexts, len(payments))
         if len(payments):
             self._model.learn(choice, payments, inputs)
+            self._least, self._most = min(self._least, payments.min()), max(self._most, payments.max())
         for arm in choice.arms.tolist():
             self._pulls[arm] += 1
             self._pending.paid(arm)
 
     def predict(self, contexts: Doubles) -> Doubles | None:
         """The payment (R, M) that each arm would get at contexts (R, C), NaN for arms that were never paid; None where the model
-        does not predict payments."""
-        return self._model.predict(contexts) if self._model.of_payments else None
+        does not predict payments.
+
+        Predictions lie within the payments so far. Payments that are made of predictions would else grow without end where the
+        model extrapolates.
+        """
+        if not self._model.of_payments:
+            return None
+        predictions = self._model.predict(contexts)
+        return np.clip(predictions, self._least, self._most) if self._pulls.any() else predictions
 
     def trust(self, rows: int, contexts: Doubles | None, policies: Doubles | None) -> Doubles:
         """Weights (B, M): 1 for the largest prediction. They are equal before any payment."""
@@ -92,6 +102,7 @@ class Contextual:
         """The model, the counts and the generator."""
         return {
             "model": self._model.state_dict(),
+            "range": [float(self._least), float(self._most)],
             "pulls": self._pulls.tolist(),
             "pending": self._pending.counts.tolist(),
             "generator": generator_state(self._generator),
@@ -100,6 +111,7 @@ class Contextual:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         self._model.load_state_dict(state["model"])
+        self._least, self._most = map(float, state["range"])
         self._pulls = np.array(state["pulls"], dtype=np.int64)
         self._pending.counts = np.array(state["pending"], dtype=np.float64)
         load_generator_state(self._generator, state["generator"])

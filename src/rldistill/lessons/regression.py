@@ -41,6 +41,8 @@ class Model(Protocol):
         """Restores what `state_dict` returned."""
 
 
+_WIDEST = 5.0
+"""Standard deviations from the mean that a column of a context counts at most."""
 _SHARE = 0.05
 """The weights are solved anew when the payments have grown by this share."""
 
@@ -50,6 +52,9 @@ class Ridge:
 
     Sums of squares and products are kept about the means, and each solution standardizes anew: contexts may have any scale, and may
     drift. Payments wait until they have grown by 5 %, and by C / 8; then they enter the sums, and the weights are solved.
+
+    Predictions take a column as at most 5 standard deviations from its mean. A unit of the student that was nearly constant may
+    come alive, and is then any number of them away.
 
     Args:
         arms: M.
@@ -98,7 +103,8 @@ class Ridge:
 
     def _standardized(self, contexts: Doubles) -> Doubles:
         """(M, R, C)"""
-        return (contexts - self._solution["centres"][:, None]) / self._solution["scales"]
+        about = (contexts - self._solution["centres"][:, None]) / self._solution["scales"]
+        return np.clip(about, -_WIDEST, _WIDEST, out=about)
 
     def learn(self, choice: Choice, payments: Doubles, contexts: Doubles) -> None:
         """Takes payments."""
@@ -338,7 +344,7 @@ class Scaling:
 
     def __call__(self, contexts: Doubles) -> Doubles:
         """Standardized contexts, from -5 to 5; 0 in columns that never change."""
-        return np.asarray(np.clip((contexts - self._means) / self._scales, -5, 5))
+        return np.asarray(np.clip((contexts - self._means) / self._scales, -_WIDEST, _WIDEST))
 
     def state_dict(self) -> dict[str, Any]:
         """The running figures."""
