@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +18,12 @@ import pytest
 import torch
 
 from rldistill.configurations import changed
+from rldistill.holding import held_file
 from rldistill.lessons.following import RunningMean, VersionGuide, Versions, Visited
 from rldistill.play.envs import Environments, make_task
 from rldistill.play.replay import Replay
 from rldistill.policies import SavedPolicy, load_policy
+from rldistill.progress import Silent
 from rldistill.runs.folder import RunFolder
 from rldistill.runs.records import Evaluation, LearnerEvaluation, Record
 from rldistill.runs.steadiness import Steadiness, curves_of, differences_over_runs, steadiness
@@ -28,6 +31,7 @@ from rldistill.runs.writing import Run
 from rldistill.students.networks import Architecture, build
 from rldistill.types import UserError
 from rldistill.verbs.distill import DistillConfig, distill
+from rldistill.verbs.train import TrainConfig, train
 
 CARTPOLE = make_task("CartPole-v1")
 QUICK = DistillConfig.of(
@@ -111,8 +115,7 @@ def test_versions_are_the_best_evaluations_so_far_and_are_scored_on_other_games(
     learner = [record for record in RunFolder(kept).records()[0] if isinstance(record, LearnerEvaluation)]
     best, version = -math.inf, -1
     for record in learner:
-        assert record.choosing is not None
-        if record.choosing > best:
+        if record.choosing is not None and record.choosing > best:
             best, version = record.choosing, version + 1
         assert record.version == version
     assert learner[0].control_steps == 0
@@ -286,6 +289,100 @@ def test_a_folder_of_versions_that_cannot_be_written_costs_nothing(tmp_path: Pat
     teachers.unlink()
     distill((), tmp_path / "run", config, resume=True)
     assert (teachers / "1" / "policy.json").is_file()
+
+
+OF_RUN = DistillConfig.of(
+    student="mlp:8",
+    steps=600,
+    warmup=100,
+    samples_per_step=8,
+    batch_size=32,
+    num_envs=4,
+    evaluate_episodes=2,
+    evaluate_every=500,
+    checkpoint_seconds=1e6,
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with two snapshots."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    train("CartPole-v1", out, TrainConfig.of(steps=4_000, snapshots=(0.25, 0.5), final_episodes=2, seed=1))
+    return out
+
+
+def test_the_snapshots_of_a_finished_run_teach_in_their_order(trained: Path, tmp_path: Path) -> None:
+    distill((), tmp_path / "run", changed(OF_RUN, learner=str(trained), keep_snapshots=True, evaluate_every=250))
+    records = RunFolder(tmp_path / "run").records()[0]
+    learner = [record for record in records if isinstance(record, LearnerEvaluation)]
+    # A snapshot teaches in the stretch before it: the first at once, the final policy in the last half.
+    first, middle, last = (
+        load_policy(place) for place in (trained / "snapshots/0.25", trained / "snapshots/0.5", trained / "policy")
+    )
+    compared = [record.teacher_steps or 0 for record in learner if record.choosing is not None]
+    assert len(compared) == 3, "each snapshot is compared once"
+    assert compared[0] == 0
+    assert 1_000 < compared[1] <= 1_500
+    assert 2_000 < compared[2] <= 2_500
+    kept = sorted(path.name for path in (tmp_path / "run" / "teachers").iterdir())
+    weights = {name: load_policy(tmp_path / "run" / "teachers" / name).sha256 for name in kept}
+    assert set(weights.values()) <= {middle.sha256, last.sha256}
+    assert first.sha256 not in weights.values()
+    assert kept, "no snapshot was better than the first: the test says nothing"
+
+
+def test_a_run_under_way_is_waited_for_and_gives_the_same_student(trained: Path, tmp_path: Path) -> None:
+    """It has one snapshot at first, and another process holds it."""
+    growing = tmp_path / "growing"
+    shutil.copytree(trained, growing, ignore=shutil.ignore_patterns("policy", "0.5"))
+    (growing / "checkpoint").mkdir(exist_ok=True)
+    said: list[str] = []
+
+    class Listening(Silent):
+        def say(self, line: str) -> None:
+            said.append(line)
+            if "waiting" in line and "50%" in line:
+                shutil.copytree(trained / "snapshots" / "0.5", growing / "snapshots" / "0.5")
+            if "waiting" in line and "final" in line:
+                shutil.copytree(trained / "policy", growing / "policy")
+
+    with held_file(growing / "checkpoint" / "lock", growing):
+        distill((), tmp_path / "live", changed(OF_RUN, learner=str(growing)), progress=Listening())
+    distill((), tmp_path / "later", changed(OF_RUN, learner=str(trained)))
+    assert sum("waiting" in line for line in said) == 2
+    weights = [(tmp_path / name / "policy" / "weights.safetensors").read_bytes() for name in ("live", "later")]
+    assert weights[0] == weights[1]
+
+
+def test_a_killed_run_of_snapshots_ends_as_if_it_had_never_been_interrupted(trained: Path, tmp_path: Path) -> None:
+    config = changed(OF_RUN, learner=str(trained))
+    distill((), tmp_path / "whole", config)
+    for at, records in enumerate((4, 6)):
+        die(tmp_path / "killed", config, records, resume=at > 0)
+    distill((), tmp_path / "killed", config, resume=True)
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+
+
+def test_a_run_that_cannot_be_followed_is_refused_in_one_line(trained: Path, tmp_path: Path) -> None:
+    stopped = tmp_path / "stopped"
+    shutil.copytree(trained, stopped, ignore=shutil.ignore_patterns("policy", "snapshots"))
+    bare = tmp_path / "bare"
+    shutil.copytree(trained, bare)
+    config = json.loads((bare / "config.json").read_text())
+    (bare / "config.json").write_text(json.dumps(config | {"snapshots": []}))
+    (tmp_path / "empty").mkdir()
+    for settings, words in (
+        ({"learner": str(stopped)}, "stopped before its snapshot at 25%"),
+        ({"learner": str(bare)}, "--snapshots"),
+        ({"learner": str(tmp_path / "empty")}, "no run of `rldistill train`"),
+        ({"learner": str(trained), "learner_steps": 5_000}, "--learner-steps"),
+        ({"learner": str(trained), "teacher_snapshot": "ema"}, "--teacher-snapshot"),
+    ):
+        with pytest.raises(UserError, match=re.escape(words)) as error:
+            distill((), tmp_path / "run", changed(OF_RUN, **settings))
+        assert "\n" not in str(error.value)
+        assert not (tmp_path / "run").exists()
 
 
 _MINATAR = {

@@ -42,8 +42,11 @@ class Learner(Protocol):
     """What learns from reward, as `DQN` and `PQN` do."""
 
     policy: Network
-    control_steps: int
     updates: int
+
+    @property
+    def control_steps(self) -> int:
+        """Control steps so far."""
 
     def learn(self) -> Iterator[dict[str, Any]]:
         """An item is a round of learning; its record has the mean loss."""
@@ -270,10 +273,12 @@ class Beside(NamedTuple):
     """Whether the student plays."""
     round_times: int
     """Control steps of each of the learner's environments in one of its rounds."""
+    clock_of_step: float
+    """How far one of these control steps moves the student's clock."""
 
     def own_times(self, num_envs: int, own_envs: int) -> int:
         """The most control steps of each of `own_envs` that are due with one round of a learner with `num_envs`."""
-        return math.ceil(self.steps / self.learner_steps * self.round_times * num_envs / own_envs) + 1
+        return math.ceil(self.clock_of_step * self.round_times * num_envs / own_envs) + 1
 
 
 class FollowingStream:

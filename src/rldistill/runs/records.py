@@ -157,7 +157,8 @@ class LearnerEvaluation(_Position, _Played):
     version: int | None = None
     """Number of the version that teaches from here on."""
     choosing: float | None = None
-    """Mean return of the games that decide whether the learner becomes the next version; None where no games decide it."""
+    """Mean return of the games that decide whether the learner becomes the next version; None where no games decide it, or
+    where the weights are those of the evaluation before."""
     random: float | None = None
     """Mean return of random play; it stands in the first record alone."""
 

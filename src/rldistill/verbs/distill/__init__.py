@@ -116,7 +116,7 @@ def distill(
     given, config = flat(config), checked(config)
     config = check_selecting(config)
     keep_freed_memory()
-    online = _online(teacher, config)
+    online, config = _online(teacher, config, progress)
     teachings = _load_teachings(teacher, config, options, progress) if online is None else [online.teaching]
     _check_schedule(config, len(teachings), RunFolder(Path(out)))
     student, config = make_student(teachings, within_memory(config, teachings))
@@ -138,7 +138,7 @@ def distill(
             stream = make_stream(teachings, student, config, run.scratch, progress, dataset, PanelSelector(config))
         else:
             own = answering(student, teachings[0].lesson)
-            stream, following = make_online_stream(*online, own, config, run.scratch)
+            stream, following = make_online_stream(*online, own, config, run.scratch, progress.say)
         work = Distillation(teachings, student, stream, config, following)
         try:
             _learn(work, following, teachings, run, options, progress)
@@ -151,14 +151,13 @@ def distill(
         return _finished(run, config, progress)
 
 
-def _online(teacher: Any, config: DistillConfig) -> Online | None:
-    """The learner that is followed; None where there are teachers."""
-    named = not isinstance(teacher, Sequence) or len(teacher) > 0
+def _online(teacher: Any, config: DistillConfig, progress: Progress) -> tuple[Online | None, DistillConfig]:
+    """The learner that is followed, None where there are teachers, and the configuration with the length of its run."""
     if config.following.learner is None:
-        return None
-    if named:
+        return None, config
+    if not isinstance(teacher, Sequence) or len(teacher) > 0:
         raise UserError("--learner stands in the place of --teacher: name one of the two")
-    return make_online(config)
+    return make_online(config, progress.say)
 
 
 def _load_teachings(

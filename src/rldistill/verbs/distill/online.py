@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rldistill.configurations import changed
 from rldistill.lessons.following import FollowingStream, Versions, frozen
 from rldistill.lessons.teaching import Teaching
 from rldistill.machine import torch_device
-from rldistill.policies import save_policy
+from rldistill.policies import load_policy, save_policy
 from rldistill.runs.loop import Stop
 from rldistill.runs.provenance import command_line, made_by
 from rldistill.runs.records import Evaluation, LearnerEvaluation, Record
 from rldistill.runs.steadiness import Curves, steadiness_of
 from rldistill.students.networks import Network
 from rldistill.types import Task, UserError
-from rldistill.verbs.distill.config import DistillConfig
+from rldistill.verbs.distill.config import DistillConfig, Following, Playing
+from rldistill.verbs.distill.replaying import Snapshots
 from rldistill.verbs.distill.teaching import teaching_of
 from rldistill.verbs.train.config import TrainConfig
 from rldistill.verbs.train.learners import Plan, make_network, make_plans
@@ -29,21 +32,64 @@ if TYPE_CHECKING:
 class Online(NamedTuple):
     """A learner that is to be followed."""
 
-    plan: Plan
+    source: Plan | Snapshots
+    """What it learns, or the run whose snapshots it takes up."""
     network: Network
     """Trained in place."""
     teaching: Teaching
     """The lesson, whose teacher is the learner's present version."""
 
 
-def make_online(config: DistillConfig) -> Online:
-    """The learner of a configuration, before it learns.
+def is_run(config: DistillConfig) -> bool:
+    """Whether the learner is a run of `train`, in its folder."""
+    learner = config.following.learner
+    return learner is not None and Path(learner).is_dir()
+
+
+def make_online(config: DistillConfig, say: Callable[[str], object]) -> tuple[Online, DistillConfig]:
+    """The learner of a configuration, before it learns, and the configuration with the length of its run.
+
+    Args:
+        config: of the student.
+        say: takes a line when the first snapshot of a run is waited for.
 
     Raises:
-        UserError: an unknown environment, one without a discrete action, or settings that the learner does not have.
+        UserError: an unknown environment, one without a discrete action, settings that the learner does not have, or a folder that
+            is no run with snapshots.
     """
     following = config.following
     assert following.learner is not None
+    source: Plan | Snapshots
+    if is_run(config):
+        _check_for_run(following, config.playing)
+        source = Snapshots(Path(following.learner), load_policy)
+        first = source.first(say)
+        network, task, name = first.network, first.task, following.learner
+        config = changed(config, learner_steps=source.steps)
+    else:
+        source = _plan(config)
+        made = make_network([source])
+        assert isinstance(made, Network)
+        network, task, name = made, source.task, f"a learner ({following.algo}) in {source.task.env}"
+    versions = Versions(network, task, config.matching.temperature)
+    teaching = teaching_of(versions, name, task, config)._replace(scaled=True)
+    return Online(source, network.to(torch_device("auto")), teaching), config
+
+
+def _check_for_run(following: Following, playing: Playing) -> None:
+    """Refuses what is about a learner that trains here."""
+    defaults = asdict(Following()) | asdict(Playing())
+    for name, value in (asdict(following) | asdict(playing)).items():
+        if name not in ("learner", "keep_snapshots") and value != defaults[name]:
+            raise UserError(
+                f"--{name.replace('_', '-')} is for a learner that trains here, not for {following.learner}, which has its own: "
+                "leave it out"
+            )
+
+
+def _plan(config: DistillConfig) -> Plan:
+    """What a learner that trains here learns."""
+    following = config.following
     train = TrainConfig.of(
         steps=following.learner_steps,
         algo=following.algo,
@@ -55,13 +101,8 @@ def make_online(config: DistillConfig) -> Online:
         max_episode_steps=config.playing.max_episode_steps,
         env_kwargs=config.playing.env_kwargs,
     )
-    (plan,) = make_plans(following.learner, train)
-    network = make_network([plan])
-    assert isinstance(network, Network)
-    versions = Versions(network, plan.task, config.matching.temperature)
-    source = f"a learner ({following.algo}) in {plan.task.env}"
-    teaching = teaching_of(versions, source, plan.task, config)._replace(scaled=True)
-    return Online(plan, network.to(torch_device("auto")), teaching)
+    (plan,) = make_plans(str(following.learner), train)
+    return plan
 
 
 class LearnerEvaluations:
@@ -91,6 +132,8 @@ class LearnerEvaluations:
         self.every = max(work.total // 40, 1) if every is None else every
         self.next = self.every
         self.number, self.best, self.last = 0, float("nan"), 0
+        self._updates = -1
+        """Of the weights that were compared last; the same ones are not compared again."""
         self._chooses = settings.following.teacher_snapshot == "best"
 
     def measure_levels(self) -> list[Record]:
@@ -106,7 +149,7 @@ class LearnerEvaluations:
         assert settings.evaluate_episodes
         if choosing is not None:
             self.best = choosing
-        self.number = 1
+        self.number, self._updates = 1, self.stream.learner.updates
         version = self.stream.guide.versions.owner
         return [LearnerEvaluation(**self.work.position(), version=version, choosing=choosing, random=random, **scores)]
 
@@ -116,8 +159,8 @@ class LearnerEvaluations:
         return self.work.lessons[0].task
 
     def _choosing(self, network: Network, stop_if_asked: Stop) -> float | None:
-        """Mean return of the games that choose; None where none do."""
-        if not self._chooses:
+        """Mean return of the games that choose; None where none do, or where the weights are those of the time before."""
+        if not self._chooses or self.stream.learner.updates == self._updates:
             return None
         games = self.games(2 + self.number)
         return float(games.play(self.task, network, "games that choose the version", stop_if_asked)["mean"])
@@ -136,8 +179,9 @@ class LearnerEvaluations:
             if self.work.fitted and done < total:
                 average = self.work.average_of(self.work.lessons[0])
                 student = self.games(0).play(self.task, average, "score of the student", stop_if_asked)
-        if choosing is None or choosing > self.best:
+        if choosing > self.best if choosing is not None else not self._chooses:
             self._take(network, learner, choosing)
+        self._updates = self.stream.learner.updates
         self.work.seconds["evaluation"] += time.monotonic() - began
         version = self.stream.guide.versions.owner
         self.log(LearnerEvaluation(**self.work.position(), version=version, choosing=choosing, **learner))
@@ -171,12 +215,19 @@ class LearnerEvaluations:
 
     def state_dict(self) -> dict[str, Any]:
         """When the next games are due, their number, and the best score so far."""
-        return {"next_evaluation": self.next, "number": self.number, "best": self.best, "last": self.last}
+        return {
+            "next_evaluation": self.next,
+            "number": self.number,
+            "best": self.best,
+            "last": self.last,
+            "updates": self._updates,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from what `state_dict` gave."""
         self.next, self.number = int(state["next_evaluation"]), int(state["number"])
         self.best, self.last = float(state["best"]), int(state["last"])
+        self._updates = int(state["updates"])
 
 
 def check_learnt(curves: Curves, policy: Path) -> None:

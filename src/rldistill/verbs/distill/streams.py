@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, cast
@@ -16,7 +17,7 @@ from rldistill.datasets.shards import Dataset, load_replay
 from rldistill.lessons.choosers import SCHEDULES
 from rldistill.lessons.dqn import DQN
 from rldistill.lessons.exploration import explorer
-from rldistill.lessons.following import Beside, FollowingStream, RunningMean, VersionGuide, Versions, Visited
+from rldistill.lessons.following import Beside, FollowingStream, Learner, RunningMean, VersionGuide, Versions, Visited
 from rldistill.lessons.guides import Guide, OneGuide
 from rldistill.lessons.labels import OneTeacher
 from rldistill.lessons.pqn import PQN
@@ -33,6 +34,7 @@ from rldistill.students.heads import MultiTaskNetwork
 from rldistill.students.networks import Network
 from rldistill.types import Lesson, Task, UserError
 from rldistill.verbs.distill.config import DistillConfig
+from rldistill.verbs.distill.replaying import ROUND_TIMES, Replayed, Snapshots
 from rldistill.verbs.train.learners import Plan, make_learner_of
 
 
@@ -163,68 +165,95 @@ _ROUNDS_OF_ROOM = 16
 
 
 def make_online_stream(
-    plan: Plan, learning: Network, teaching: Teaching, student: Network, config: DistillConfig, scratch: Path
+    source: Plan | Snapshots,
+    learning: Network,
+    teaching: Teaching,
+    student: Network,
+    config: DistillConfig,
+    scratch: Path,
+    say: Callable[[str], object],
 ) -> tuple[Stream, FollowingStream]:
     """The stream of a run beside a learner, and the same without composites.
 
     Args:
-        plan: of the learner.
+        source: what the learner learns, or the snapshots that it takes up.
         learning: its network.
         teaching: the lesson, whose teacher is its present version.
         student: drives its own environments.
         config: of the run.
         scratch: folder for the replays' files.
+        say: takes a line when a snapshot is waited for.
 
     Raises:
         UserError: no room for the replays, or an environment cannot be made.
     """
     versions = teaching.teacher
     assert isinstance(versions, Versions)
-    watched: list[Visited] = []
-
-    def visited(environments: Environments, plan: Plan) -> Resumable:
-        guide, rows = VersionGuide(versions, environments.task), environments.num_envs
-        replay = Replay(
-            environments.task,
-            rows,
-            config.batches.replay,
-            {**guide.columns, **mask_column(environments.task)},
-            scratch=own_scratch(scratch, 1),
-            slack=_ROUNDS_OF_ROOM * rows * plan.own.item_times(rows),
+    with ExitStack() as failed:
+        learner, visited, times = _learner_of(source, learning, versions, config, scratch, say)
+        failed.callback(visited.close)
+        environments = Environments(teaching.task, config.driving.num_envs, config.seed + 500_000)
+        failed.callback(environments.close)
+        guide = VersionGuide(versions, environments.task)
+        beside = Beside(
+            learner_steps=config.following.learner_steps,
+            steps=config.steps,
+            share=share_of(config),
+            drives=config.driving.driver != "teacher",
+            round_times=times,
+            clock_of_step=1.0 if isinstance(source, Snapshots) else config.steps / config.following.learner_steps,
         )
-        watched.append(Visited(environments, replay))
-        return watched[0]
-
-    learner = make_learner_of([plan], learning, own_scratch(scratch, 2), visited)
-    assert isinstance(learner, DQN | PQN)
-    try:
-        environments = Environments(plan.task, config.driving.num_envs, config.seed + 500_000)
-    except BaseException:
-        learner.environments.close()
-        raise
-    guide = VersionGuide(versions, environments.task)
-    beside = Beside(
-        learner_steps=config.following.learner_steps,
-        steps=config.steps,
-        share=share_of(config),
-        drives=config.driving.driver != "teacher",
-        round_times=plan.own.item_times(learner.environments.num_envs),
-    )
-    mean = None
-    if config.following.teacher_snapshot == "ema":
-        mean = RunningMean(learner.policy, beside.learner_steps / 20)
-    try:
-        generator = np.random.default_rng([config.seed, 3])
-        alone = changed(config, driver="student")
+        mean = None
+        if config.following.teacher_snapshot == "ema":
+            mean = RunningMean(learner.policy, beside.learner_steps / 20)
+        alone, generator = changed(config, driver="student"), np.random.default_rng([config.seed, 3])
         own = played(teaching.lesson, guide, environments, student, alone, scratch, generator, 1)
-    except BaseException:
-        learner.environments.close()
-        environments.close()
-        raise
-    stream = FollowingStream(learner, watched[0], own, guide, mean, beside)
+        failed.pop_all()
+    stream = FollowingStream(learner, visited, own, guide, mean, beside)
     if not config.batches.augment:
         return stream, stream
     return Composed(stream, guide, config.batches.augment, np.random.default_rng([config.seed, 4])), stream
+
+
+def _learner_of(
+    source: Plan | Snapshots,
+    learning: Network,
+    versions: Versions,
+    config: DistillConfig,
+    scratch: Path,
+    say: Callable[[str], object],
+) -> tuple[Learner, Visited, int]:
+    """The learner, its environments, and the control steps of each of them in one of its rounds."""
+    if isinstance(source, Snapshots):
+        environments = Environments(versions.task, config.driving.num_envs, config.seed + 600_000)
+        try:
+            visited = _visited(environments, versions, config, scratch, ROUND_TIMES)
+        except BaseException:
+            environments.close()
+            raise
+        generator, epsilon = np.random.default_rng([config.seed, 7]), config.driving.teacher_epsilon
+        return Replayed(source, visited, config.steps, epsilon, generator, say), visited, ROUND_TIMES
+    watched: list[Visited] = []
+
+    def watch(environments: Environments, plan: Plan) -> Resumable:
+        times = plan.own.item_times(environments.num_envs)
+        watched.append(_visited(environments, versions, config, scratch, times))
+        return watched[0]
+
+    learner = make_learner_of([source], learning, own_scratch(scratch, 2), watch)
+    assert isinstance(learner, DQN | PQN)
+    return learner, watched[0], source.own.item_times(watched[0].num_envs)
+
+
+def _visited(
+    environments: Environments, versions: Versions, config: DistillConfig, scratch: Path, times: int
+) -> Visited:
+    """Environments of a learner, with the replay of what it visits."""
+    task, rows = environments.task, environments.num_envs
+    columns = {**VersionGuide(versions, task).columns, **mask_column(task)}
+    slack = _ROUNDS_OF_ROOM * rows * times
+    replay = Replay(task, rows, config.batches.replay, columns, scratch=own_scratch(scratch, 1), slack=slack)
+    return Visited(environments, replay)
 
 
 def plan_of(config: DistillConfig) -> DrivingPlan:
