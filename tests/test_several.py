@@ -223,8 +223,10 @@ def test_an_oracle_labels_each_state_by_the_region_that_it_was_visited_in() -> N
     stream.close()
 
 
-def test_contexts_of_features_are_the_students_last_hidden_layer() -> None:
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_contexts_of_features_are_the_students_last_hidden_layer(bfloat16: bool) -> None:
     network = build(Architecture("mlp:8,5", CARTPOLE.observation_shape, 2), 0)
+    network.bfloat16 = bfloat16
     observations = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
     features = StudentFeatures(network).of(observations)
     assert features.shape == (6, 5)

@@ -53,8 +53,7 @@ class StudentFeatures:
         """(N, C): of observations (N, *obs)."""
         network = self.network
         with torch.no_grad(), network.acting(sampled=False):
-            x = network.standardized(network.selected(as_tensor(observations)))
-            return np.asarray(network.layers[:-1](x).double().numpy())
+            return np.asarray(network.hidden(as_tensor(observations)).double().cpu().numpy())
 
 
 class Pixels:

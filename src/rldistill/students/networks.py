@@ -148,13 +148,22 @@ class Network(nn.Module):
 
     def forward(self, observations: Tensor) -> Tensor:
         """Scores (B, A) float32 of observations (B, *obs)."""
-        x = self.selected(observations).to(self.device)
+        *_, head = self.layers
+        # Scores stay float32: near 1 bfloat16 has steps of 0.004, and the scores of actions often differ by less.
+        return cast(Tensor, head(self.hidden(observations)))
+
+    def hidden(self, observations: Tensor) -> Tensor:
+        """The last hidden layer (B, H), float32, of observations (B, *obs)."""
+        first, *torso, _ = self.layers
+        x: Tensor = self.selected(observations).to(self.device)
         if not self.bfloat16:  # entering autocast takes a tenth of a small network's time
             if self.large_images and torch.is_grad_enabled():
                 # Channels last: in this order the first convolution's gradients take a quarter of the time.
                 x = torch.stack(x.unbind(1), -1).permute(0, 3, 1, 2)
-            return cast(Tensor, self.layers(self.standardized(x)))
-        first, *torso, head = self.layers
+            x = first(self.standardized(x))
+            for layer in torso:
+                x = layer(x)
+            return x
         with torch.autocast(self.device.type, torch.bfloat16):
             if x.dtype == torch.uint8 and isinstance(first, nn.Conv2d) and first.bias is not None and not self.padding:
                 # The difference of two whole numbers up to 255 is exact in bfloat16. The rest of the affine step folds into
@@ -168,8 +177,7 @@ class Network(nn.Module):
                 x = first(self.standardized(x))
             for layer in torso:
                 x = layer(x)
-        # Scores stay float32: near 1 bfloat16 has steps of 0.004, and the scores of actions often differ by less.
-        return cast(Tensor, head(x.to(torch.float32)))
+        return x.to(torch.float32)
 
     def standardized(self, x: Tensor) -> Tensor:
         """The read features of observations (B, *obs) after the affine step and padding: float32 in fresh memory."""
