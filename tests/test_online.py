@@ -31,6 +31,7 @@ from rldistill.runs.writing import Run
 from rldistill.students.networks import Architecture, build
 from rldistill.types import UserError
 from rldistill.verbs.distill import DistillConfig, distill
+from rldistill.verbs.report import ReportConfig, report
 from rldistill.verbs.train import TrainConfig, train
 
 CARTPOLE = make_task("CartPole-v1")
@@ -148,6 +149,18 @@ def test_both_curves_and_the_steadiness_are_in_the_run(kept: Path) -> None:
     assert curves.control_steps[-1] >= 4_000
     card = load_policy(kept / "policy").provenance["steadiness"]
     assert card["student"]["deviation"] == steadiness(curves.student, curves.random, curves.top).deviation
+
+
+def test_the_report_has_both_curves_and_compares_with_the_last_version(kept: Path, tmp_path: Path) -> None:
+    page = report(kept, tmp_path / "page.html", config=ReportConfig(episodes=2, seconds=0)).read_text()
+    curves = curves_of(RunFolder(kept).records()[0])
+    assert curves is not None
+    figures = steadiness(curves.student, curves.random, curves.top)
+    assert f"{figures.deviation:.3f}" in page
+    assert f"{figures.worst_drop:.3f}" in page
+    last = max((kept / "teachers").iterdir(), key=lambda path: int(path.name))
+    assert str(last) in page
+    assert "left out" not in page
 
 
 def test_steadiness_by_hand() -> None:

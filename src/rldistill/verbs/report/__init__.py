@@ -114,7 +114,7 @@ def _page(
         raise UserError("--task is one of several tasks, and this run has one: leave it out")
     if policy is not None:
         confirm(config.env, policy.task)
-    teacher = _teacher(_with_best_teacher(settings, metrics, notes), config, notes)
+    teacher = _teacher(_with_best_teacher(_with_last_version(settings, folder), metrics, notes), config, notes)
     players = [player for player in (teacher, policy) if player is not None]
     if policy is not None and teacher is not None and unlike(policy.task, teacher.task) is not None:
         notes.append("The teacher plays another environment than the student, so the two are not compared.")
@@ -129,10 +129,13 @@ def _page(
         plays = _plays(players, policy, settings, config, notes, progress)
     # Matplotlib is slow to import, and the command imports this module for every verb.
     from rldistill.verbs.report.page import write_page
+    from rldistill.verbs.report.steady import steady_html
 
+    skip = policy.task.frame_skip if policy is not None else 1
+    beside = steady_html(str(settings.get("student")), metrics, frame_skip=skip)
     made = _made(policy) if policy is not None else None
     taught = _made(teacher) if teacher is not None else None
-    return write_page(folder, settings, metrics, made, taught, scores, plays, notes, generator=GENERATOR)
+    return write_page(folder, settings, metrics, made, taught, scores, plays, notes, generator=GENERATOR, beside=beside)
 
 
 def _page_of_tasks(
@@ -219,6 +222,15 @@ def _writable(path: Path) -> Path:
     if place == "file" and GENERATOR.encode() not in read_regular(path, 2000):
         raise UserError(f"{path} exists and is no page that report made: choose another --out")
     return path
+
+
+def _with_last_version(settings: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """The configuration of a run that follows a learner with the last version that is kept as its teacher, none where none is."""
+    if not isinstance(settings.get("learner"), str):
+        return settings
+    kept = [card.parent for card in folder.glob("teachers/*/policy.json") if card.parent.name.isdigit()]
+    last = max(kept, key=lambda path: int(path.name), default=None)
+    return {**settings, "teacher": None if last is None else str(last)}
 
 
 def _with_best_teacher(

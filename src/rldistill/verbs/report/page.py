@@ -31,6 +31,7 @@ def write_page(
     notes: list[str],
     *,
     generator: str,
+    beside: str = "",
 ) -> str:
     """The whole page.
 
@@ -44,6 +45,7 @@ def write_page(
         plays: the data that `animation` returns; None leaves it out.
         notes: one sentence for each thing that is missing.
         generator: for the page's head.
+        beside: HTML about a learner that is followed.
     """
     tables = [(group, *_own_and_reference(group, policy)) for group in by_task(scores)]
     # Scores from other starts than the first ones stand in the table alone.
@@ -58,6 +60,7 @@ def write_page(
         ),
         section("Scores", scores_html(scores, [_role(score, *pair) for group, *pair in tables for score in group])),
         section("Learning curve", curves(name, settings, metrics, policy, scores, own, reference)),
+        section("Learner and student", beside),
         section("How it was made", making(settings, policy, [teacher] if teacher is not None else [])),
     ]
     about = f"rldistill {settings.get('verb', 'run')} · {env} · {folder}"
