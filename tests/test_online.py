@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import re
@@ -24,14 +25,16 @@ from rldistill.play.envs import Environments, make_task
 from rldistill.play.replay import Replay
 from rldistill.policies import SavedPolicy, load_policy
 from rldistill.progress import Silent
+from rldistill.runs.curves import curves_of
 from rldistill.runs.folder import RunFolder
 from rldistill.runs.records import Evaluation, LearnerEvaluation, Record
-from rldistill.runs.steadiness import Steadiness, curves_of, differences_over_runs, steadiness
+from rldistill.runs.steadiness import Steadiness, differences_over_runs, steadiness
 from rldistill.runs.writing import Run
 from rldistill.students.networks import Architecture, build
 from rldistill.types import UserError
 from rldistill.verbs.distill import DistillConfig, distill
 from rldistill.verbs.report import ReportConfig, report
+from rldistill.verbs.study import study
 from rldistill.verbs.train import TrainConfig, train
 
 CARTPOLE = make_task("CartPole-v1")
@@ -163,6 +166,49 @@ def test_the_report_has_both_curves_and_compares_with_the_last_version(kept: Pat
     assert "left out" not in page
 
 
+def test_a_study_compares_students_with_their_learners(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(
+        """
+        [study]
+        verb = "follow"
+        reference = "best"
+        envs = ["CartPole-v1"]
+        seeds = 1
+
+        [axes.following]
+        best = {}
+        "own states" = { driver = "student" }
+
+        [settings]
+        algo = "dqn"
+        learner_steps = 3000
+        student = "mlp:8"
+        steps = 600
+        warmup = 100
+        samples_per_step = 8
+        evaluate_episodes = 2
+        evaluate_every = 500
+
+        [games]
+        episodes = 2
+        """
+    )
+    state = study(tmp_path / "tiny.toml", tmp_path / "study")
+    assert not state.failed
+    rows = {row["setting"]: row for row in csv.DictReader((tmp_path / "study" / "runs.csv").open())}
+    table = (tmp_path / "study" / "table.md").read_text().partition("## Steadiness")[2]
+    for setting, row in rows.items():
+        difference = float(row["student_mean"]) - float(row["learner_mean"])
+        cell = re.search(rf"\| {setting} \| CartPole-v1 \| 1 \| (\S+) \|", table)
+        assert cell is not None
+        assert float(cell[1]) == pytest.approx(difference, abs=6e-4)
+    (tmp_path / "wrong.toml").write_text(
+        '[study]\nteachers = ["x"]\n[axes]\nloss = ["kl"]\n[settings]\nlearner = "CartPole-v1"\n'
+    )
+    with pytest.raises(UserError, match="learner is set by the study"):
+        study(tmp_path / "wrong.toml", tmp_path / "wrong")
+
+
 def test_steadiness_by_hand() -> None:
     # On the scale from 10 to 110: 0.2, 1.0, 0.5, 0.95, 0.8; the last half is the last three.
     figures = steadiness([30, 110, 60, 105, 90], 10, 110)
@@ -182,6 +228,9 @@ def test_differences_over_runs_resample_runs_with_both_curves() -> None:
     assert alike == pytest.approx((-0.2, -0.2, -0.2)), "levels differ between runs and differences do not"
     mixed = differences_over_runs([run(0.1, 0.3), run(0.6, 0.5)])["deviation"]
     assert mixed == pytest.approx((-0.05, -0.2, 0.1))
+    # Two games, of which one has twice as many runs: games count alike.
+    three = [run(0.1, 0.3), run(0.1, 0.3), run(0.5, 0.4), run(0.6, 0.5), run(0.7, 0.6), run(0.8, 0.7)]
+    assert differences_over_runs(three, ["a", "a", "b", "b", "b", "b"])["deviation"] == pytest.approx((-0.05,) * 3)
     assert all(map(math.isnan, differences_over_runs([run(0.1, 0.3)])["deviation"][1:]))
 
 
@@ -282,6 +331,8 @@ def test_a_learner_that_never_scores_is_an_error_that_keeps_the_run(tmp_path: Pa
     hopeless = changed(QUICK, learner="MountainCar-v0", learner_steps=2_000, steps=300, warmup=20, evaluate_every=1_000)
     with pytest.raises(UserError, match="never scored above random play"):
         distill((), tmp_path / "run", hopeless)
+    with pytest.raises(UserError, match="never scored above random play"):
+        distill((), tmp_path / "run", hopeless, resume=True)
     assert load_policy(tmp_path / "run" / "policy").provenance["score"]["mean"] == -200
     assert len(RunFolder(tmp_path / "run").records()[0]) > 3
 

@@ -165,7 +165,7 @@ WRONG = {
         "line 19: 'klx' is none of",
     ),
     "no seeds": ("seeds = 2", "seeds = 0", "line 4: seeds"),
-    "verb": ("seeds = 2", 'verb = "watch"', "line 4: the verb is distill or train"),
+    "verb": ("seeds = 2", 'verb = "watch"', "line 4: the verb is distill, follow or train"),
     "an axis of no figure": ("seeds = 2", 'axis = "paramters"', "line 4: axis is one of parameters"),
     "a label that is empty": ('loss = ["kl", "mse"]', 'student = [""]', "line 14: a label"),
     "a published figure that is none": ("[games]", "[published.figures]\nkl = true\n[games]", "line 17: a published"),

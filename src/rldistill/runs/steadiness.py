@@ -1,33 +1,14 @@
-"""How steady the scores of a run are: of a student beside the learner that it follows."""
+"""How steady scores are: figures of a curve, and the differences between a student and its learner."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from rldistill.runs.records import Evaluation, LearnerEvaluation, Record
 from rldistill.stats import normalized_score
-
-
-class Curves(NamedTuple):
-    """Mean returns of learner and student at the same places of a run, in games that chose nothing."""
-
-    control_steps: list[int]
-    """Of the learner."""
-    learner: list[float]
-    student: list[float]
-    random: float
-    """Mean return of random play."""
-    top: float
-    """The learner's best evaluation, with those at which there was no student yet."""
-
-    @property
-    def has_scale(self) -> bool:
-        """Whether the learner ever played better than chance."""
-        return self.top > self.random
 
 
 class Steadiness(NamedTuple):
@@ -41,24 +22,6 @@ class Steadiness(NamedTuple):
     """The most by which an evaluation of the last half is below the best one before it, of the whole run; 0 where none is."""
     below: float
     """Share of the evaluations of the last half that are below 90 % of the best one before them."""
-
-
-def curves_of(records: Iterable[Record]) -> Curves | None:
-    """The curves of a run; None where no learner was followed."""
-    learner: dict[int, float] = {}
-    student: dict[int, float] = {}
-    random = math.nan
-    for record in records:
-        if isinstance(record, LearnerEvaluation | Evaluation) and record.mean is not None:
-            curve = learner if isinstance(record, LearnerEvaluation) else student
-            curve[record.teacher_steps or 0] = record.mean
-            if isinstance(record, LearnerEvaluation) and record.random is not None:
-                random = record.random
-    if not learner:
-        return None
-    both = [steps for steps in sorted(learner) if steps in student]
-    top = max(learner.values())
-    return Curves(both, [learner[at] for at in both], [student[at] for at in both], random, top)
 
 
 def steadiness(scores: Sequence[float], random: float, top: float) -> Steadiness:
@@ -80,14 +43,6 @@ def steadiness(scores: Sequence[float], random: float, top: float) -> Steadiness
     return Steadiness(float(values[last].mean()), deviation, float((best - values)[last].max()), float(below.mean()))
 
 
-def steadiness_of(curves: Curves) -> dict[str, Steadiness]:
-    """The figures of learner and student."""
-    return {
-        "learner": steadiness(curves.learner, curves.random, curves.top),
-        "student": steadiness(curves.student, curves.random, curves.top),
-    }
-
-
 class Difference(NamedTuple):
     """A figure of the student less that of its learner, the mean over runs, with its 95 % interval."""
 
@@ -97,14 +52,32 @@ class Difference(NamedTuple):
 
 
 def differences_over_runs(
-    runs: Sequence[dict[str, Steadiness]], *, seed: int = 0, resamples: int = 10_000
+    runs: Sequence[Mapping[str, Steadiness]],
+    games: Sequence[str] | None = None,
+    *,
+    seed: int = 0,
+    resamples: int = 10_000,
 ) -> dict[str, Difference]:
-    """Student less learner in each figure. Runs are resampled with both their curves together; one run has no interval."""
+    """Student less learner in each figure, the mean over games of the means over runs.
+
+    Runs are resampled with both their curves together, within each game. A game with a single run has no interval.
+
+    Args:
+        runs: the figures of `student` and `learner` of each.
+        games: of the runs, in the same order; None takes all runs for one game's.
+        seed: of the resampling.
+        resamples: how many.
+    """
+    names = np.array(["" for _ in runs] if games is None else list(games))
+    groups = [np.flatnonzero(names == name) for name in np.unique(names)]
     generator = np.random.default_rng(seed)
-    chosen = generator.integers(len(runs), size=(resamples, len(runs)))
+    chosen = [group[generator.integers(len(group), size=(resamples, len(group)))] for group in groups]
     differences = {}
     for name in Steadiness._fields:
         own = np.array([getattr(run["student"], name) - getattr(run["learner"], name) for run in runs])
-        low, high = np.quantile(own[chosen].mean(axis=1), [0.025, 0.975]) if len(runs) > 1 else (math.nan, math.nan)
-        differences[name] = Difference(float(own.mean()), float(low), float(high))
+        mean = float(np.mean([own[group].mean() for group in groups]))
+        resampled = np.mean([own[places].mean(axis=1) for places in chosen], axis=0)
+        alone = min(map(len, groups)) < 2
+        low, high = (math.nan, math.nan) if alone else np.quantile(resampled, [0.025, 0.975])
+        differences[name] = Difference(mean, float(low), float(high))
     return differences

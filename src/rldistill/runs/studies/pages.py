@@ -15,6 +15,7 @@ from rldistill.runs.studies.analysis import Analysis, Setting
 from rldistill.runs.studies.outcomes import GEOMETRIC_MEAN, Outcome, StudyCard
 from rldistill.runs.studies.remarks import remarks
 from rldistill.runs.studies.rows import candidate_rows, estimate, game_rows, improvement_rows, setting_rows
+from rldistill.runs.studies.steady import STEADY, steady_rows
 from rldistill.stats import Estimate, figure
 
 GENERATOR = "rldistill study"
@@ -73,6 +74,7 @@ def page(folder: Path, analysis: Analysis, drawn: bytes) -> str:
         section("Probability of improvement", _improvements(analysis)),
         section("Mean returns", table_html(game_rows(analysis))),
         *([section("Panels of teachers", _candidates(analysis))] if study.candidates else []),
+        section("Steadiness", _steadiness(analysis)),
         section("Runs", _runs(folder, analysis.outcomes)),
     ]
     return fill_page(
@@ -84,6 +86,11 @@ def page(folder: Path, analysis: Analysis, drawn: bytes) -> str:
         cards=cards_html(_cards(analysis)),
         sections=sections,
     )
+
+
+def _steadiness(analysis: Analysis) -> str:
+    rows = steady_rows(analysis)
+    return table_html(rows) + note_lines([STEADY]) if rows else ""
 
 
 def _candidates(analysis: Analysis) -> str:

@@ -15,7 +15,7 @@ from rldistill.files import replace_file
 from rldistill.types import UserError
 
 PLAN, FORMAT = "study.json", 1
-CellVerb: TypeAlias = Literal["play", "choose", "record", "train", "distill"]
+CellVerb: TypeAlias = Literal["play", "choose", "record", "train", "distill", "follow"]
 
 
 @dataclass(frozen=True)

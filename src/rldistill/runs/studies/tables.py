@@ -21,6 +21,7 @@ from rldistill.runs.studies.rows import (
     runs_rows,
     setting_rows,
 )
+from rldistill.runs.studies.steady import STEADY, steady_rows
 
 Rows = Sequence[Mapping[str, str]]
 """Rows of equal keys, all text."""
@@ -70,6 +71,9 @@ def markdown(analysis: Analysis) -> str:
             "Mean raw return of each setting's students over seeds and games.",
             _as_markdown(game_rows(analysis)),
         ]
+    steady = steady_rows(analysis)
+    if steady:
+        parts += ["## Steadiness", STEADY, _as_markdown(steady)]
     if study.candidates:
         parts += ["## Panels of teachers", CANDIDATES, _as_markdown(candidate_rows(analysis))]
     if study.published:

@@ -20,11 +20,11 @@ from rldistill.machine import keep_freed_memory, machine_in_words, usual_torch
 from rldistill.play.envs import Environments, cut_in_words, fitting_task, with_longest_game
 from rldistill.policies import MultiTaskPolicy, SavedPolicy, add_provenance, check_finite, load_heads, save_policy
 from rldistill.progress import Progress, Silent
+from rldistill.runs.curves import curves_of
 from rldistill.runs.folder import RunFolder
 from rldistill.runs.loop import Hook, Pace, say_once, work_through
 from rldistill.runs.provenance import command_line, made_by
 from rldistill.runs.records import Evaluation
-from rldistill.runs.steadiness import curves_of
 from rldistill.runs.writing import Run, older_defaults
 from rldistill.stats import games_in_words, with_interval
 from rldistill.students.fitting import answering
@@ -132,7 +132,10 @@ def distill(
         made_before = run.result(load_heads, progress.say, games=config.evaluating.evaluate_episodes)
         if made_before is not None:
             scored = run.folder.scored or not config.evaluating.evaluate_episodes
-            return made_before if scored else _finished(run, config, progress)
+            if not scored:
+                return _finished(run, config, progress)
+            _check_followed(run)
+            return made_before
         following: FollowingStream | None = None
         if online is None:
             stream = make_stream(teachings, student, config, run.scratch, progress, dataset, PanelSelector(config))
@@ -460,9 +463,15 @@ def _finished(run: Run, config: DistillConfig, progress: Progress) -> SavedPolic
         for line in steadiness_in_words(curves):
             progress.say(line)
     run.clean()
+    _check_followed(run)
+    return load_heads(run.policy_path)
+
+
+def _check_followed(run: Run) -> None:
+    """Raises UserError where the learner that was followed never played better than chance."""
+    curves = curves_of(run.folder.records()[0])
     if curves is not None:
         check_learnt(curves, run.policy_path)
-    return load_heads(run.policy_path)
 
 
 def _heads(policy: SavedPolicy | MultiTaskPolicy) -> dict[str, SavedPolicy]:

@@ -13,10 +13,10 @@ from rldistill.lessons.following import FollowingStream, Versions, frozen
 from rldistill.lessons.teaching import Teaching
 from rldistill.machine import torch_device
 from rldistill.policies import load_policy, save_policy
+from rldistill.runs.curves import Curves, steadiness_of
 from rldistill.runs.loop import Stop
 from rldistill.runs.provenance import command_line, made_by
 from rldistill.runs.records import Evaluation, LearnerEvaluation, Record
-from rldistill.runs.steadiness import Curves, steadiness_of
 from rldistill.students.networks import Network
 from rldistill.types import Task, UserError
 from rldistill.verbs.distill.config import DistillConfig, Following, Playing

@@ -8,8 +8,9 @@ from typing import Any
 
 from rldistill import plots
 from rldistill.pages import inline_svg, table_html
+from rldistill.runs.curves import curves_of, steadiness_of
 from rldistill.runs.records import parse
-from rldistill.runs.steadiness import Steadiness, curves_of, steadiness_of
+from rldistill.runs.steadiness import Steadiness
 
 
 def steady_html(name: str, metrics: Sequence[Mapping[str, Any]], *, frame_skip: int) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from rldistill.arguments import checked_arguments
+from rldistill.configurations import changed
 from rldistill.files import replace_file
 from rldistill.holding import held_file
 from rldistill.policies import SavedPolicy
@@ -26,6 +27,7 @@ from rldistill.students.networks import Network
 from rldistill.teachers import load_fitting
 from rldistill.types import Task, Teacher, UserError, check_numbers
 from rldistill.verbs.distill.config import DistillConfig
+from rldistill.verbs.distill.online import make_online
 from rldistill.verbs.distill.selection import check_selecting, seated
 from rldistill.verbs.distill.teaching import make_student, teaching_of
 from rldistill.verbs.study.grid import read_grid
@@ -209,7 +211,12 @@ def _planned(source: str | os.PathLike[str], config: StudyConfig, folder: Path, 
     return make_plan(grid, config.seeds or grid.seeds, threads, loaders), file.text
 
 
-def _untrained(env: str, config: TrainConfig) -> SavedPolicy:
+def _untrained(env: str, config: TrainConfig | DistillConfig) -> SavedPolicy:
+    if isinstance(config, DistillConfig):
+        online, config = make_online(changed(config, learner=env), lambda line: None)
+        student, _ = make_student([online.teaching], config)
+        assert isinstance(student, Network)
+        return SavedPolicy(student, online.teaching.task)
     plans = make_plans(env, config)
     network = make_network(plans)
     assert isinstance(network, Network)

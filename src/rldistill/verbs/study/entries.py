@@ -20,7 +20,11 @@ Keys = tuple[str, ...]
 _PANEL = ("name", "teachers", "best")
 _SEVERAL = ("snapshot", "noise")
 """Entries of a teacher to make that are no options of its verb."""
-SET_BY_STUDY = {"seed": "--seeds", "dataset": "record = {steps = 20000}"}
+SET_BY_STUDY = {
+    "seed": "--seeds",
+    "dataset": "record = {steps = 20000}",
+    "learner": 'verb = "follow" in [study], with envs',
+}
 """Options that a study sets itself, and how it is asked for them."""
 
 
@@ -44,7 +48,7 @@ class VerbOptions:
 
 
 Verbs: TypeAlias = Mapping[str, VerbOptions]
-"""By name: `distill`, `train` and `record`."""
+"""By name: `distill`, `follow` (`distill` beside a learner), `train` and `record`."""
 
 
 def label_of(value: Any) -> str:
@@ -133,7 +137,7 @@ def read_players(file: StudyFile, verb: str, own: Keys, reference: str | None, v
         UserError: something unknown or wrong, with its line, or nobody is named.
     """
     table = file.table(*own)
-    name, others = ("envs", ("teachers", "panels")) if verb == "train" else ("teachers", ("envs",))
+    name, others = ("teachers", ("envs",)) if verb == "distill" else ("envs", ("teachers", "panels"))
     for other in others:
         if other in table:
             raise file.wrong(f"a study of {verb} has {name}, not {other}", *own, other)
@@ -148,7 +152,7 @@ def read_players(file: StudyFile, verb: str, own: Keys, reference: str | None, v
     if len({str(one) for one in given}) < len(given):
         raise file.wrong(f"{name} names one twice", *own, name)
     if reference is None:
-        raise file.wrong('a study of train compares with a setting: name it, reference = "..."', "study")
+        raise file.wrong(f'a study of {verb} compares with a setting: name it, reference = "..."', "study")
     if not all(isinstance(one, str) for one in given):
         raise file.wrong("envs is a list of environment ids", *own, name)
     return Players(envs=tuple(given))

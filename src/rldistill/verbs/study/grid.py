@@ -84,8 +84,8 @@ def read_grid(file: StudyFile, name: str, tier: str | None, verbs: Verbs) -> Gri
     study = file.table("study")
     file.check_names(study, _STUDY, "study")
     verb = _text(file, study, "verb", "distill")
-    if verb not in ("distill", "train"):
-        raise file.wrong(f"the verb is distill or train, not {verb!r}", "study", "verb")
+    if verb not in ("distill", "follow", "train"):
+        raise file.wrong(f"the verb is distill, follow or train, not {verb!r}", "study", "verb")
     tier = _chosen_tier(file, tier)
     own = ("tiers", tier) if tier else ("study",)
     games = study_games(file, tier)

@@ -22,7 +22,7 @@ from rldistill.verbs.demo import shipped, shipped_policy
 from rldistill.verbs.study.entries import Keys, MadeTeacher, Panel, Player
 from rldistill.verbs.study.games import Games
 from rldistill.verbs.study.grid import Grid, Setting, check_setting
-from rldistill.verbs.study.training import check_games, train_cells
+from rldistill.verbs.study.training import check_games, learning_cells
 
 _PLAYING = ("env", "env_kwargs", "max_episode_steps")
 """Options of `distill` by which student and teacher play something else than the teacher's own task."""
@@ -84,7 +84,9 @@ def make_plan(grid: Grid, seeds: int, threads: int, loaders: Loaders) -> Plan:
     _check_apart(grid)
     cells: dict[str, Cell] = {}
     for cell in (
-        train_cells(grid, seeds, loaders.untrained) if grid.verb == "train" else _distill_cells(grid, seeds, loaders)
+        _distill_cells(grid, seeds, loaders)
+        if grid.verb == "distill"
+        else learning_cells(grid, seeds, loaders.untrained)
     ):
         before = cells.setdefault(cell.name, cell)
         if before != cell:

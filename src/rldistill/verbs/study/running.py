@@ -45,7 +45,14 @@ def torch_threads(number: int) -> Iterator[None]:
 
 def runner(progress: Progress) -> RunCell:
     """Computes cells, and reports how they go."""
-    verbs = {"play": _play, "choose": _choose, "record": _record, "distill": _distill, "train": _train}
+    verbs = {
+        "play": _play,
+        "choose": _choose,
+        "record": _record,
+        "distill": _distill,
+        "train": _train,
+        "follow": _follow,
+    }
 
     def run(cell: Cell, folder: Path) -> Mapping[str, Any]:
         return {"cell": cell.name, "made_by": made_by(), **verbs[cell.verb](cell, folder, progress)}
@@ -173,6 +180,18 @@ def _train(cell: Cell, folder: Path, progress: Progress) -> dict[str, Any]:
     policy = train(cell.env, out, VERBS["train"].make(**options), resume=True, progress=progress)
     _report(out)
     return _result(policy, cell, progress)
+
+
+def _follow(cell: Cell, folder: Path, progress: Progress) -> dict[str, Any]:
+    """A student that follows a learner; its figures have the steadiness of both."""
+    out = CellFolder(folder, cell.name).run_path
+    policy = distill((), out, VERBS["follow"].make(**(cell.options or {})), resume=True, progress=progress)
+    _report(out)
+    result, steady = _result(policy, cell, progress), policy.provenance.get("steadiness", {})
+    for who, figures in steady.items():
+        named = {f"{who}_{name}": value for name, value in figures.items() if value is not None}
+        result["figures"] |= named
+    return result
 
 
 def _report(run: Path) -> None:

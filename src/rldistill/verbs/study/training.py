@@ -1,4 +1,4 @@
-"""The cells of a study of `train`, and the check of games that both kinds of studies have."""
+"""The cells of studies of learning from reward, with or without a student beside it, and the check of games of all studies."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def check_games(grid: Grid, tasks: Iterable[Task], games: Games, place: Keys = (
                 raise grid.file.wrong(str(error), *place, "starts") from None
 
 
-def train_cells(grid: Grid, seeds: int, untrained: Callable[[str, Any], object]) -> Iterator[Cell]:
-    """Random play first, then the policies that are learnt from reward.
+def learning_cells(grid: Grid, seeds: int, untrained: Callable[[str, Any], object]) -> Iterator[Cell]:
+    """Random play first, then the policies that are learnt from reward, or that follow a learner.
 
     Args:
         grid: of the study.
@@ -42,19 +42,20 @@ def train_cells(grid: Grid, seeds: int, untrained: Callable[[str, Any], object])
     playing = _same_playing(grid)
     for env in grid.players.envs:
         for setting in grid.settings:
-            check_setting(grid.file, grid.verbs["train"], setting, partial(untrained, env))
+            check_setting(grid.file, grid.verbs[grid.verb], setting, partial(untrained, env))
     check_games(grid, [make_task(env, **playing) for env in grid.players.envs], grid.games)
     levels = {env: _random_level(grid, env, playing) for env in grid.players.envs}
     yield from levels.values()
     for seed in range(seeds):
         for env in grid.players.envs:
+            learner = {"learner": env} if grid.verb == "follow" else {}
             for setting in grid.settings:
-                options = grid.verbs["train"].departing({**setting.options, "seed": seed})
+                options = grid.verbs[grid.verb].departing({**setting.options, **learner, "seed": seed})
                 games = grid.games.of_student(seed)
                 words = (setting.label, env, f"s{seed}")
                 yield Cell(
-                    name=cell_name(words, {"verb": "train", "env": env, "options": options}),
-                    verb="train",
+                    name=cell_name(words, {"verb": grid.verb, "env": env, "options": options}),
+                    verb="follow" if grid.verb == "follow" else "train",
                     env=env,
                     options=options,
                     games=games,
@@ -65,7 +66,7 @@ def train_cells(grid: Grid, seeds: int, untrained: Callable[[str, Any], object])
 
 
 def _same_playing(grid: Grid) -> dict[str, Any]:
-    """The options of `train` that change the games, which all settings have in common.
+    """The options that change the games, which all settings have in common.
 
     Raises:
         UserError: settings differ in them, so that their returns cannot be compared.
