@@ -24,7 +24,7 @@ from rldistill.lessons.selecting import make_chooser
 from rldistill.lessons.selection import Choice, Chooser, Doubles
 from rldistill.lessons.several import Selection, SeveralGuides, WhenChosen
 from rldistill.lessons.streams import Driven, DrivingPlan
-from rldistill.lessons.teaching import Panel
+from rldistill.lessons.teaching import Panel, Teaching
 from rldistill.lessons.trust import TrustMap
 from rldistill.play.envs import Environments, make_task
 from rldistill.play.replay import Replay
@@ -33,11 +33,14 @@ from rldistill.policies import SavedPolicy, load_policy, save_policy
 from rldistill.runs.folder import RunFolder
 from rldistill.runs.records import Record
 from rldistill.schedules import constant
+from rldistill.students.losses import parse_loss
 from rldistill.students.networks import Architecture, build
 from rldistill.types import Lesson, ScoreKind, Task, Teacher, UserError
 from rldistill.verbs.distill import DistillConfig, distill
+from rldistill.verbs.distill.selection import PanelSelector
+from rldistill.verbs.distill.streams import columns_of
 from rldistill.verbs.report import ReportConfig, report
-from rldistill.verbs.report.choices import short_names
+from rldistill.verbs.report.choices import choices_html, short_names
 
 CARTPOLE = make_task("CartPole-v1")
 QUICK = DistillConfig.of(
@@ -143,6 +146,19 @@ def test_samples_have_the_labels_of_the_teacher_that_is_chosen_now() -> None:
     for batch in item.values():  # states that the first teacher labelled when they were visited, too
         assert batch.values.tolist() == [[0.0, 3.0]] * len(batch.values)
     stream.close()
+
+
+@pytest.mark.parametrize("context", [(), ("pixels",), ("features", "pole_angle", "x0 < 0", "pole_angle")])
+def test_the_memory_of_a_replay_is_reckoned_with_all_that_is_kept(context: tuple[str, ...]) -> None:
+    config = changed(QUICK, select="linucb", context=context)
+    panel = Panel((Constant([1, 0]), Constant([0, 1])), ("a", "b"), CARTPOLE)
+    teaching = Teaching(Lesson.of(CARTPOLE), panel.teachers[0], "a", parse_loss("kl", "logits"), panel)
+    selector = PanelSelector(config)
+    environments = Environments(CARTPOLE, 2, 0, watched=selector.watched(CARTPOLE))
+    network = build(Architecture("mlp:8", CARTPOLE.observation_shape, 2), 0)
+    guide = selector.guide(panel, network, environments, np.random.default_rng(0))
+    assert columns_of(teaching, config) == guide.columns
+    environments.close()
 
 
 def test_a_teacher_labels_a_state_at_most_once_and_is_not_run_where_it_is_not_chosen() -> None:
@@ -514,6 +530,24 @@ def test_a_page_shows_what_each_teacher_counted_and_compares_with_the_best(tmp_p
     assert "share of labels" in text
     assert "pole_angle" in text
     assert f"It is compared with {root / 'good'}" in text
+
+
+CHOICES = {"event": "choices", "control_steps": 8, "pulls": [1.0, 2.0], "payments": [0.5, None], "samples": [3.0, 1.0]}
+ALONG = {"event": "trust", "name": "x0", "places": [0.0, 1.0], "shares": [1.0, 0.0, 0.5, 0.5]}
+PICTURE = {"event": "trust", "name": "picture", "places": [1.0, 1.0, 2.0], "shares": [1.0, 2.0, None, None]}
+
+
+@pytest.mark.parametrize("whole", [CHOICES, ALONG, PICTURE], ids=["choices", "along", "picture"])
+@pytest.mark.parametrize("damage", [None, [], [1.0], [math.inf], [-1.0] * 3, [1.0] * 5])
+def test_damaged_lines_of_choices_are_left_out_of_a_page(whole: dict[str, Any], damage: Any) -> None:
+    lines = [CHOICES, ALONG, PICTURE]
+    rest = choices_html([line for line in lines if line is not whole], axis="control steps")
+    for name in ("control_steps", "pulls", "payments", "samples", "places", "shares"):
+        if name in whole and (damage is None or name != "control_steps"):
+            line = {key: value for key, value in whole.items() if key != name}
+            damaged = line if damage is None else line | {name: damage}
+            page = choices_html([damaged if one is whole else one for one in lines], axis="control steps")
+            assert page.count("<svg") == rest.count("<svg")
 
 
 def test_trust_along_a_number_is_the_mean_weight_of_the_states_there() -> None:

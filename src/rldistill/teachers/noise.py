@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass
 
 from rldistill.types import UserError, did_you_mean, printable
 
 PREFIX = "noisy:"
+_MOST = 1e30
+"""Of sigma, since values are float32."""
 _FORM = "noisy:SIGMA:REF, such as noisy:2:policies/pong, or noisy:0.5s:policies/pong in units of the values' spread"
 
 
@@ -56,8 +57,8 @@ def _noise(amount: str, place: str) -> Noise:
         value = float(number)
     except ValueError:
         raise UserError(f"{printable(place)}: {sigma!r} is no number: write {_FORM}") from None
-    if not 0 <= value < math.inf:
-        raise UserError(f"{printable(place)}: sigma is a finite number of at least 0, not {number}")
+    if not 0 <= value <= _MOST:
+        raise UserError(f"{printable(place)}: sigma is a number from 0 to {_MOST:g}, not {number}")
     seed = 0
     for option in options:
         name, _, text = option.partition("=")

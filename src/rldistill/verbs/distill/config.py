@@ -64,7 +64,12 @@ class Selecting:
     """State by state: the discount of one control step."""
     context: tuple[str, ...] = ()
     """What a chooser reads of a state: `features` (the student's last hidden layer), `pixels` (the observation, large images made
-    small), or names of what the environment gives beside the observation, and regions such as "ball_y < 120". Default: features."""
+    small), or names of what the environment gives beside the observation, and regions such as "ball_y < 126". Default: features."""
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The contexts that the environment gives beside its observations: they are known of visited states alone."""
+        return tuple(dict.fromkeys(name for name in self.context if name not in ("features", "pixels")))
 
 
 @dataclass(frozen=True)

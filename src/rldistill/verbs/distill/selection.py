@@ -136,7 +136,7 @@ def check_selecting(config: DistillConfig) -> DistillConfig:
         raise UserError(
             f"--targets {config.matching.targets} is for one teacher; with --select labels are probabilities"
         )
-    if set(settings.context) <= set(_OF_OBSERVATIONS):
+    if not settings.named:
         return config
     if config.batches.augment:
         raise UserError(
@@ -151,10 +151,6 @@ def _refuse(given: Mapping[str, bool], why: str) -> None:
     for flag, is_given in given.items():
         if is_given:
             raise UserError(f"{flag} {why}")
-
-
-_OF_OBSERVATIONS = ("features", "pixels")
-"""Contexts that are computed from observations."""
 
 
 def seated(teachings: Sequence[Teaching], config: DistillConfig) -> list[Teaching]:
@@ -260,7 +256,7 @@ def _contexts(settings: Selecting, network: Network, environments: Environments)
         parts.append(Pixels(environments.task))
     watched = watched_names(settings, environments.task)
     if watched:
-        columns = {name: _column(name, watched, environments.task) for name in names if name not in _OF_OBSERVATIONS}
+        columns = {name: _column(name, watched, environments.task) for name in settings.named}
         parts.append(Watched(lambda: environments.watched, columns))
     return parts[0] if len(parts) == 1 else Joined(parts)
 
@@ -287,9 +283,7 @@ def watched_names(settings: Selecting, task: Task) -> tuple[str, ...]:
         UserError: they do not give it, or a region is none.
     """
     names: dict[str, None] = {}
-    for name in settings.context:
-        if name in _OF_OBSERVATIONS:
-            continue
+    for name in settings.named:
         own = parse_region(name, task).names if _is_region(name) else (name,)
         Watch(task, own)
         names |= dict.fromkeys(own)

@@ -272,15 +272,16 @@ def slack_of(config: DistillConfig, number: int) -> int:
     return room + num_envs * plan_of(config).times_an_item(num_envs)
 
 
-def columns_of(teaching: Teaching) -> Columns:
-    """The columns of a lesson's replay, without the contexts of a chooser."""
+def columns_of(teaching: Teaching, config: DistillConfig) -> Columns:
+    """The columns of a lesson's replay."""
     width = score_width(teaching.task, teaching.teacher.score_kind)
     if teaching.panel is None:
         return {"values": ((width,), np.float32), **mask_column(teaching.task)}
-    number = len(teaching.teachers)
+    number, named = len(teaching.teachers), config.selecting.named
     return {
         "values": ((number, width), np.float32),
         "labelled": ((number,), np.bool_),
+        **({"contexts": ((len(named),), np.float64)} if named else {}),
         **mask_column(teaching.task),
     }
 
@@ -307,7 +308,7 @@ def within_memory(config: DistillConfig, teachings: Sequence[Teaching]) -> Disti
     def taken(steps: int) -> int:
         """By replays of so many control steps."""
         slack = slack_of(changed(config, replay=steps), len(teachings))
-        columns = {teaching.task: columns_of(teaching) for teaching in teachings}
+        columns = {teaching.task: columns_of(teaching, config) for teaching in teachings}
         return sum(ring_bytes(task, num_envs, steps, own, slack=slack) for task, own in columns.items())
 
     stack = max(teaching.task.frame_stack for teaching in teachings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -16,11 +17,11 @@ from rldistill.stats import figure
 
 def choices_html(metrics: Sequence[Mapping[str, Any]], *, axis: str, label: str = "") -> str:
     """Scores of the teachers, their shares of the labels, their payments, and where they are trusted; empty with one teacher."""
-    records = [record for record in metrics if record.get("event") == "choices"]
+    records = _whole(metrics)
     scored = [record for record in metrics if record.get("event") == "teacher" and "teacher" in record]
     if not records:
         return ""
-    number = len(records[-1].get("pulls") or ())
+    number = len(records[-1]["pulls"])
     names = short_names([str(record["teacher"]) for record in scored]) if len(scored) == number else []
     names = names or [f"teacher {place + 1}" for place in range(number)]
     shares, payments = _shares(records, number), _payments(records, number)
@@ -37,6 +38,19 @@ def choices_html(metrics: Sequence[Mapping[str, Any]], *, axis: str, label: str 
     )
 
 
+def _whole(metrics: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The records of choices that have all their figures, of as many teachers as the last one."""
+    records = [
+        record
+        for record in metrics
+        if record.get("event") == "choices"
+        and "control_steps" in record
+        and record.get("pulls")
+        and all(len(record.get(name) or ()) == len(record["pulls"]) for name in ("payments", "samples"))
+    ]
+    return [record for record in records if len(record["pulls"]) == len(records[-1]["pulls"])]
+
+
 def short_names(sources: Sequence[str]) -> list[str]:
     """What teachers are called in a picture: as many last parts of their paths as tell them apart, with the noise before them."""
     split = [_NOISE.match(source) for source in sources]
@@ -50,6 +64,8 @@ def short_names(sources: Sequence[str]) -> list[str]:
 
 
 _NOISE = re.compile(r"noisy:[^:]*:")
+_LARGEST = 1024
+"""Channels, rows or columns of a mean picture; a file that says more is damaged."""
 
 
 def _shares(records: Sequence[Mapping[str, Any]], number: int) -> list[list[float]]:
@@ -90,7 +106,12 @@ def _map_html(record: Mapping[str, Any], names: Sequence[str], label: str) -> st
     name, places, shares = record.get("name"), record.get("places"), record.get("shares")
     if not isinstance(places, list) or not isinstance(shares, list) or not places:
         return ""
-    if name == "picture":
+    pictured = name == "picture"
+    if pictured and not (len(places) == 3 and all(1 <= place <= _LARGEST for place in places)):
+        return ""
+    if len(shares) != len(names) * (math.prod(map(int, places)) if pictured else len(places)):
+        return ""
+    if pictured:
         pictures = np.array([np.nan if pixel is None else pixel for pixel in shares], dtype=np.float64)
         drawn = plots.picture_row(pictures.reshape(len(names), *map(int, places)), names)
         words = "The mean picture of the states where each teacher is trusted"
