@@ -168,7 +168,7 @@ def test_the_spread_is_measured_over_the_teachers_own_play(root: Path) -> None:
         ("noisy:s:POLICY", "'s' is no number"),
         ("noisy::POLICY", "'' is no number"),
         ("noisy:-1:POLICY", "from 0 to"),
-        ("noisy:-0.5s:POLICY", "at least 0"),
+        ("noisy:-0.5s:POLICY", "from 0 to"),
         ("noisy:nan:POLICY", "from 0 to"),
         ("noisy:1e308:POLICY", "from 0 to"),
         ("noisy:1,seed=-1:POLICY", "seed"),
@@ -317,7 +317,7 @@ def test_a_study_has_teachers_with_noise_beside_those_without(root: Path, tmp_pa
     assert study_status(out).failed == {}
     assert {len(CellFolder(out, cell).result()["returns"]) for cell in plan.cells} == {2}
     file.write_text(STUDY.replace("POLICY", str(root / "cartpole")).replace("1s", "-1s"))
-    with pytest.raises(UserError, match="line 3: .* at least 0"):
+    with pytest.raises(UserError, match="line 3: .* from 0 to"):
         study(file, out, StudyConfig(jobs=0))
 
 
