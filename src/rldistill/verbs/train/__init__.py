@@ -18,6 +18,7 @@ from rldistill.datasets.shards import CARD, UNLABELLED
 from rldistill.files import replace_file
 from rldistill.lessons.dqn import DQN, DQNSettings
 from rldistill.lessons.joint import Joint
+from rldistill.lessons.ppo import PPO
 from rldistill.lessons.pqn import PQN, PQNSettings
 from rldistill.machine import device_failures, keep_freed_memory, machine_in_words, torch_device, usual_torch
 from rldistill.play.envs import Environments, cut_in_words
@@ -239,7 +240,7 @@ def _in_words(name: str, final: Mapping[str, Any]) -> str:
 
 
 @usual_torch()
-def make_learner(env: str | Sequence[str], config: TrainConfig, scratch: Path) -> DQN | PQN | Joint:
+def make_learner(env: str | Sequence[str], config: TrainConfig, scratch: Path) -> DQN | PQN | PPO | Joint:
     """What `train` would learn with, fresh, without a run; whoever takes it closes its environments.
 
     Args:

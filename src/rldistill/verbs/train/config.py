@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from rldistill.configurations import changed, check_choices, flat
 from rldistill.lessons.dqn import DQNSettings, updates_due
+from rldistill.lessons.ppo import PPOSettings
 from rldistill.lessons.pqn import PQNSettings
 from rldistill.types import MOST_ENVIRONMENTS, MOST_SAMPLES, Task, UserError, check_numbers, is_large_image
 
@@ -84,6 +85,27 @@ class PQNOptions:
 
 
 @dataclass(frozen=True)
+class PPOOptions:
+    """What only learning along the policy's gradient has."""
+
+    rollout_length: int | None = None
+    """ppo: control steps of each environment between two phases of learning (128; for continuous actions 256)."""
+    epochs: int | None = None
+    """ppo: passes over each rollout (4 for images and small grids, else 10)."""
+    minibatches: int | None = None
+    """ppo: gradient steps of each pass (images 4, else 16; for continuous actions 32)."""
+    clip: float | None = None
+    """ppo: how far the ratio of new and old probabilities counts, on both sides of 1 (images and small grids 0.1, else 0.2)."""
+    entropy: float | None = None
+    """ppo: weight of the entropy bonus (0.01; for continuous actions 0)."""
+    gae_lambda: float = 0.95
+    """ppo: lambda of the generalized advantage estimates."""
+    normalize: bool | None = None
+    """ppo: standardize the observations, and divide the rewards by the deviation of the discounted return. The standardization
+    is part of the saved policy, which takes raw observations. By default for vectors."""
+
+
+@dataclass(frozen=True)
 class Output:
     """What is written, and how often; games for the final score."""
 
@@ -113,8 +135,9 @@ class TrainConfig:
 
     steps: int = 2_000_000
     """Control steps of all environments together (on Atari one is four frames); of several tasks those of each."""
-    algo: Literal["dqn", "pqn"] = "dqn"
-    """`dqn`: double DQN with replay and target network. `pqn`: replay-free Q(lambda), better teachers per hour on a CPU."""
+    algo: Literal["dqn", "pqn", "ppo"] = "dqn"
+    """`dqn`: double DQN with replay and target network. `pqn`: replay-free Q(lambda), better teachers per hour on a CPU. `ppo`:
+    proximal policy optimization, which learns continuous actions too; the policy gives logits or Gaussians."""
     seed: int = 0
     """Of weights, environments, exploration and minibatches."""
     network: str | None = None
@@ -122,7 +145,8 @@ class TrainConfig:
     grids, mlp:128,128 for vectors. Of several tasks `multi3`, `multi10`, or any with units after a + that every task has for
     itself; by default multi3, cnn:16:128+32, mlp:128,128."""
     learning_rate: float | None = None
-    """dqn: Adam, 1e-4; pqn: RAdam, 2.5e-4 falling linearly to a tenth (on Atari; larger for small observations)."""
+    """dqn: Adam, 1e-4; pqn: RAdam, 2.5e-4 falling linearly to a tenth; ppo: Adam, 2.5e-4 falling linearly to 0 (on Atari; larger
+    for small observations)."""
     discount: float = 0.99
     """Gamma."""
     bfloat16: bool | None = None
@@ -135,6 +159,7 @@ class TrainConfig:
     exploring: Exploring = field(default_factory=Exploring)
     dqn: DQNOptions = field(default_factory=DQNOptions)
     pqn: PQNOptions = field(default_factory=PQNOptions)
+    ppo: PPOOptions = field(default_factory=PPOOptions)
     output: Output = field(default_factory=Output)
 
     @staticmethod
@@ -164,6 +189,13 @@ def check_config(config: TrainConfig) -> None:
         within={"minibatch": (1, MOST_SAMPLES), "replay_ratio": (0, 10_000)},
     )
     check_numbers(config.pqn, least={"averaging": 1})
+    check_numbers(
+        config.ppo,
+        least={"entropy": 0},
+        positive=["clip"],
+        shares=["gae_lambda"],
+        within={"rollout_length": (1, 1_000_000), "epochs": (1, 1_000), "minibatches": (1, 100_000)},
+    )
     check_numbers(config.output, least={"final_episodes": 0, "checkpoint_seconds": 0, "record_steps": 1})
     if config.output.record is None and config.output.record_steps != Output.record_steps:
         raise UserError("--record-steps is for --record, the folder in which what is visited is kept")
@@ -177,13 +209,15 @@ def check_config(config: TrainConfig) -> None:
 
 def _check_algorithm(config: TrainConfig) -> None:
     """Raises UserError where a setting is given that the algorithm does not have."""
-    others: dict[str, DQNOptions | PQNOptions] = {"dqn": config.dqn, "pqn": config.pqn}
-    del others[config.algo]
-    ((algorithm, options),) = others.items()
-    defaults = flat(type(options)())
-    set_in_vain = [name for name, value in flat(options).items() if value != defaults[name]]
-    if set_in_vain:
-        raise UserError(f"--{set_in_vain[0].replace('_', '-')} is for --algo {algorithm}; {config.algo} has none")
+    others: dict[str, DQNOptions | PQNOptions | PPOOptions | Exploring]
+    others = {"dqn": config.dqn, "pqn": config.pqn, "ppo": config.ppo, "dqn or pqn": config.exploring}
+    for algorithm, options in others.items():
+        defaults = flat(type(options)())
+        set_in_vain = [name for name, value in flat(options).items() if value != defaults[name]]
+        if set_in_vain and config.algo not in algorithm.split():
+            raise UserError(f"--{set_in_vain[0].replace('_', '-')} is for --algo {algorithm}; {config.algo} has none")
+    if config.algo == "ppo" and config.environments.only is not None:
+        raise UserError("--only is for --algo dqn or pqn; ppo learns from all states")
 
 
 def resolve(config: TrainConfig, task: Task, *, alone: bool = True) -> dict[str, Any]:
@@ -210,6 +244,19 @@ def resolve(config: TrainConfig, task: Task, *, alone: bool = True) -> dict[str,
             "learning_rate": {"vector": 1e-3, "grid": 5e-4, "image": 2.5e-4}[kind],
             "epsilon_steps": min(config.steps // 6, 400_000),
         }
+    elif config.algo == "ppo":
+        image, continuous = kind == "image", task.continuous
+        defaults |= {
+            "num_envs": 8 if image or continuous else 16,
+            "learning_rate": {"vector": 3e-4 if continuous else 1e-3, "grid": 5e-4, "image": 2.5e-4}[kind],
+            "epsilon_steps": 0,
+            "rollout_length": 256 if continuous else 128,
+            "epochs": 10 if kind == "vector" else 4,
+            "minibatches": 4 if image else 32 if continuous else 16,
+            "clip": 0.2 if kind == "vector" else 0.1,
+            "entropy": 0.0 if continuous else 0.01,
+            "normalize": kind == "vector",
+        }
     else:
         defaults |= {
             "num_envs": 8 if kind == "vector" else 16,
@@ -226,7 +273,7 @@ def resolve(config: TrainConfig, task: Task, *, alone: bool = True) -> dict[str,
     return settings | {name: default for name, default in defaults.items() if settings[name] is None}
 
 
-def own_settings(settings: dict[str, Any], task: Task) -> DQNSettings | PQNSettings:
+def own_settings(settings: dict[str, Any], task: Task) -> DQNSettings | PQNSettings | PPOSettings:
     """The learner's own settings: those of the papers, apart from what `docs/train.md` lists.
 
     Raises:
@@ -239,6 +286,15 @@ def own_settings(settings: dict[str, Any], task: Task) -> DQNSettings | PQNSetti
             "image": PQNSettings(),
         }
         return replace(kinds[_kind(task)], steady=settings["steady"], averaging=settings["averaging"])
+    if settings["algo"] == "ppo":
+        own = PPOSettings(**{field.name: settings[field.name] for field in fields(PPOOptions)})
+        samples = settings["num_envs"] * own.rollout_length
+        if samples < 2 * own.minibatches:
+            raise UserError(
+                f"--minibatches {own.minibatches} leave fewer than 2 of {samples} samples a rollout for each: take fewer, or a "
+                "longer --rollout-length"
+            )
+        return own
     least = settings["num_envs"] * (settings["n_step"] + task.frame_stack)
     if settings["replay"] < least:
         raise UserError(

@@ -11,15 +11,16 @@ from typing import Any, NamedTuple
 from rldistill.lessons.dqn import DQN, DQNSettings
 from rldistill.lessons.joint import Joint, joint_dqn, joint_pqn
 from rldistill.lessons.learning import Learning
+from rldistill.lessons.ppo import PPO, PPOSettings
 from rldistill.lessons.pqn import PQN, PQNSettings
-from rldistill.play.actions import describe
+from rldistill.play.actions import describe, score_width
 from rldistill.play.envs import Environments, make_task
 from rldistill.play.regions import Region, parse_region
 from rldistill.play.replay import own_scratch
 from rldistill.play.rollout import Resumable
 from rldistill.students.heads import Head, MultiTaskNetwork, build_heads, widest_shape
 from rldistill.students.networks import Architecture, Network, Normalization, build
-from rldistill.types import Task, UserError
+from rldistill.types import ScoreKind, Task, UserError
 from rldistill.verbs.train.config import TrainConfig, check_config, own_settings, resolve
 
 
@@ -29,7 +30,7 @@ class Plan(NamedTuple):
     task: Task
     settings: Mapping[str, Any]
     """With the defaults of its algorithm, as JSON data."""
-    own: DQNSettings | PQNSettings
+    own: DQNSettings | PQNSettings | PPOSettings
     """The learner's own; of several tasks they are all the same."""
     only: Region | None = None
     """The region that is learnt from; None is all states."""
@@ -62,6 +63,8 @@ def make_plans(env: str | Sequence[str], config: TrainConfig) -> list[Plan]:
     only = config.environments.only
     if only is not None and not alone:
         raise UserError("--only is for one environment: a region is of one task")
+    if config.algo == "ppo" and not alone:
+        raise UserError("--algo ppo is for one environment: dqn and pqn learn several together")
     if not alone:
         widest_shape(_heads(tasks))
     plans = []
@@ -79,8 +82,11 @@ def _task(env: str, config: TrainConfig) -> Task:
         env_kwargs=config.environments.env_kwargs,
         max_episode_steps=config.environments.max_episode_steps,
     )
-    if task.continuous or task.action_sizes:
-        raise UserError(f"{env} has {describe(task)}; deep Q-learning needs one discrete action")
+    if task.action_sizes or (task.continuous and config.algo != "ppo"):
+        needs = "ppo needs one discrete action, or continuous ones"
+        if config.algo != "ppo":
+            needs = "deep Q-learning needs one discrete action" + ("; take --algo ppo" if task.continuous else "")
+        raise UserError(f"{env} has {describe(task)}; {needs}")
     return task
 
 
@@ -106,8 +112,12 @@ def make_network(plans: Sequence[Plan]) -> Network | MultiTaskNetwork:
     task, settings = plans[0].task, plans[0].settings
     normalization: Normalization = "layer" if settings["algo"] == "pqn" else "none"
     if len(plans) == 1:
-        architecture = Architecture(settings["network"], task.observation_shape, task.choices[0], normalization)
-        return build(architecture, settings["seed"])
+        kind: ScoreKind = "q_values"
+        if settings["algo"] == "ppo":
+            kind = "gaussian" if task.continuous else "logits"
+        width = score_width(task, kind)
+        architecture = Architecture(settings["network"], task.observation_shape, width, normalization)
+        return build(architecture, settings["seed"], kind)
     heads = _heads([plan.task for plan in plans])
     return build_heads(settings["network"], heads, settings["seed"], normalization=normalization)
 
@@ -122,7 +132,7 @@ def make_learner_of(
     network: Network | MultiTaskNetwork,
     scratch: Path,
     watched: Callable[[Environments, Plan], Resumable] = lambda environments, plan: environments,
-) -> DQN | PQN | Joint:
+) -> DQN | PQN | PPO | Joint:
     """The learner of a run; whoever takes it closes its environments.
 
     Args:
@@ -156,14 +166,17 @@ def _learner(
     learning: Mapping[str, Learning],
     plan: Plan,
     scratch: Path,
-) -> DQN | PQN | Joint:
+) -> DQN | PQN | PPO | Joint:
     own = plan.own
     if isinstance(network, MultiTaskNetwork):
         if isinstance(own, PQNSettings):
             return joint_pqn(network, environments, learning, own)
+        assert isinstance(own, DQNSettings)
         folders = {task: own_scratch(scratch, place) for place, task in enumerate(environments)}
         return joint_dqn(network, environments, learning, own, folders)
     ((task, alone),) = environments.items()
     if isinstance(own, PQNSettings):
         return PQN(network, alone, learning[task], own, only=plan.only)
+    if isinstance(own, PPOSettings):
+        return PPO(network, alone, learning[task], own)
     return DQN(network, alone, learning[task], own, scratch=scratch, only=plan.only)

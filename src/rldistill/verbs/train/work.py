@@ -12,6 +12,7 @@ import numpy as np
 
 from rldistill.lessons.dqn import DQN
 from rldistill.lessons.joint import Joint
+from rldistill.lessons.ppo import PPO
 from rldistill.lessons.pqn import PQN
 from rldistill.policies import save_policy
 from rldistill.runs.loop import Clock, Hook, Stop
@@ -33,9 +34,9 @@ class Training:
 
     unit = "steps"
 
-    def __init__(self, learner: DQN | PQN | Joint, steps: int) -> None:
+    def __init__(self, learner: DQN | PQN | PPO | Joint, steps: int) -> None:
         self.learner, self.steps = learner, steps
-        self.learners: dict[str | None, DQN | PQN] = {}
+        self.learners: dict[str | None, DQN | PQN | PPO] = {}
         """By the name of the task; of a single one it has none."""
         if isinstance(learner, Joint):
             self.learners.update(learner.learners)
@@ -81,7 +82,8 @@ class Training:
             )
         self._recent.extend(learnt["returns"])
         self._figures = {"loss": loss} if loss is not None else {}  # None while dqn warms up
-        self._figures["epsilon"] = learnt["epsilon"]
+        if "epsilon" in learnt:
+            self._figures["epsilon"] = learnt["epsilon"]
         return Train(lesson=task, control_steps=steps, seconds=round(self.clock.seconds, 2), **learnt)
 
     def figures(self) -> dict[str, float]:
@@ -114,7 +116,7 @@ class Training:
         save_policy(folder, policy, task, made, dtype=dtype)
 
 
-def _rounds(learner: DQN | PQN | Joint) -> Iterator[Mapping[str | None, dict[str, Any]]]:
+def _rounds(learner: DQN | PQN | PPO | Joint) -> Iterator[Mapping[str | None, dict[str, Any]]]:
     """The items of a learner, by task."""
     if isinstance(learner, Joint):
         for of_tasks in learner.learn():
