@@ -67,7 +67,7 @@ def _train(
     config: OmitArgPrefixes[Annotated[TrainConfig, arg(name="")]],
     resume: Resume = False,
 ) -> None:
-    """Train a teacher by deep Q-learning; the result is a policy folder, OUT/policy.
+    """Train a teacher from reward; the result is a policy folder, OUT/policy.
 
     Example: rldistill train ALE/Pong-v5 --algo pqn --steps 2500000 --seed 0 --out runs/pong
 
