@@ -233,6 +233,18 @@ def test_value_of_the_chooser_of_weighted_classification_is_unbiased_on_what_it_
     assert (np.abs(np.mean(errors, axis=0)) < 3 * np.std(errors, axis=0) / math.sqrt(30)).all()
 
 
+@pytest.mark.parametrize("spec", ["ridge", "network", "linucb", "maps"])
+def test_tiny_payments_differ_as_large_ones_do(spec: str) -> None:
+    one, generator = chooser(spec, 2), np.random.default_rng(0)
+    for _ in range(100):
+        contexts = generator.normal(size=(4, 3))
+        choice = one.choose(4, contexts)
+        one.pay(choice, 1e-12 * np.where(choice.arms == 1, contexts[:, 0], -contexts[:, 0]), contexts)
+    contexts = generator.normal(size=(300, 3))
+    trusted = one.trust(300, contexts, None)
+    assert (trusted[:, 1] == (contexts[:, 0] > 0)).mean() > 0.9
+
+
 def test_every_arm_has_a_chance_in_every_choice_of_weighted_classification_also_before_any_payment() -> None:
     """A choice that could be no other has no weight that makes up for the arms it left out."""
     one, generator = chooser("iwc", 2), np.random.default_rng(0)

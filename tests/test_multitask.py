@@ -444,7 +444,8 @@ class Learner:
         self.owner, self.labelled = 0, 0
 
     def __call__(self, observations: Tensor) -> Tensor:
-        self.labelled += len(observations.unique(dim=0))  # a block of labels may be filled up with states that it has already
+        # A block of labels may be filled up with states that it has already.
+        self.labelled += len(observations.unique(dim=0))
         return observations[:, :2] * (self.owner + 1)
 
 

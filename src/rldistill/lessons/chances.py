@@ -11,6 +11,8 @@ from rldistill.types import UserError
 
 _SAME = 1e-9
 """Units of the spread within which two arms are equally good, since rounding must not decide."""
+_ROUNDED = 1e-13
+"""Shares of the largest value, likewise, where all payments are equal and have no spread."""
 _PATIENCE = 10
 """Choices fade by 1 / e while this many times as many payments of others come as choices are pending."""
 
@@ -99,10 +101,15 @@ def drawn(chances: Doubles, generator: np.random.Generator) -> tuple[Ints, Doubl
     return arms, chances[rows, arms]
 
 
-def greedy(values: Doubles) -> Doubles:
-    """Probabilities (..., M): 1 for the largest value, shared by equal ones; NaN has none, unless all are."""
+def greedy(values: Doubles, unit: float = 1.0) -> Doubles:
+    """Probabilities (..., M): 1 for the largest value, shared by equal ones; NaN has none, unless all are.
+
+    Args:
+        values: (..., M).
+        unit: the spread that they are measured by.
+    """
     top = np.fmax.reduce(values, axis=-1, keepdims=True)
-    best = (values >= top - _SAME) | np.isnan(top)
+    best = (values >= top - _SAME * unit - _ROUNDED * np.abs(top)) | np.isnan(top)
     return np.asarray(best / best.sum(axis=-1, keepdims=True))
 
 

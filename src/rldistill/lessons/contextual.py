@@ -96,7 +96,7 @@ class Contextual:
 
     def trust(self, rows: int, contexts: Doubles | None, policies: Doubles | None) -> Doubles:
         """Weights (B, M): 1 for the largest prediction. They are equal before any payment."""
-        return greedy(self._model.predict(_checked(contexts, rows)))
+        return greedy(self._model.predict(_checked(contexts, rows)), self._model.unit)
 
     def state_dict(self) -> dict[str, Any]:
         """The model, the counts and the generator."""
@@ -135,7 +135,7 @@ def exploring(model: Model, start: float, end: float, pulls: int) -> Drive:
     """
 
     def drive(contexts: Doubles, counts: Doubles, pending: Doubles) -> Doubles:
-        return explored(greedy(model.predict(contexts)), falling(start, end, pulls, counts.sum()))
+        return explored(greedy(model.predict(contexts), model.unit), falling(start, end, pulls, counts.sum()))
 
     return drive
 
@@ -147,7 +147,7 @@ def upper_bounds(model: Model, c: float) -> Drive:
         means, deviations, pending = model.predict(contexts), c * model.deviations(contexts), pending.copy()
         chances = np.zeros_like(means)
         for row in range(len(means)):
-            chances[row] = greedy(means[row] + deviations[row] * np.sqrt(counts / (counts + pending)))
+            chances[row] = greedy(means[row] + deviations[row] * np.sqrt(counts / (counts + pending)), model.unit)
             pending += chances[row]
         return chances
 
@@ -273,6 +273,7 @@ class Classifier:
     """
 
     of_payments = False
+    unit = 1.0
 
     def __init__(
         self, arms: int, contexts: int, generator: np.random.Generator, clip: float, doubly_robust: bool, rate: float

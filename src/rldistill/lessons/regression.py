@@ -22,6 +22,10 @@ class Model(Protocol):
         """Whether predictions are payments, in their own units."""
 
     @property
+    def unit(self) -> float:
+        """The spread that predictions are measured by: that of the payments, or 1."""
+
+    @property
     def estimates(self) -> Doubles:
         """(M,): the mean prediction over recent contexts, NaN for arms that were never paid."""
 
@@ -79,6 +83,11 @@ class Ridge:
         }
         self._solution: dict[str, Doubles] = {}
         self._solve()
+
+    @property
+    def unit(self) -> float:
+        """The spread of all payments."""
+        return float(self._solution["spread"])
 
     @property
     def estimates(self) -> Doubles:
@@ -165,6 +174,7 @@ class Ridge:
             "weights": weights,
             "scales": np.asarray(scales, dtype=np.float64),
             "inverses": np.asarray(inverses, dtype=np.float64),
+            "spread": np.sqrt(np.asarray(spread, dtype=np.float64)),
             "noise": np.asarray(np.sqrt(np.clip(noise, 0, spread)), dtype=np.float64),
         }
 
@@ -395,6 +405,11 @@ class Network:
         self._generator = generator
         self._layers = Layers((contexts, hidden, arms), members, rate, generator)
         self._rows, self._scaling, self._paid = Rows(contexts, memory, members), Scaling(contexts), Statistics(arms)
+
+    @property
+    def unit(self) -> float:
+        """The spread of the payments."""
+        return self._paid.moments.spread
 
     @property
     def estimates(self) -> Doubles:

@@ -54,7 +54,7 @@ class Selecting:
     select_every: str = "auto"
     """When a teacher is chosen anew: for each row that a teacher drives at each `control-step`, every so many control steps (a
     number), or each game (`episode`); or for all rows together each `block`, of a twentieth of the run or, as block:2000, of so
-    many control steps. `auto`: episode; block where the student pays; control-step where payments are predicted by state."""
+    many control steps. `auto`: episode; block where the student pays; control-step state by state, save for mamba and maps."""
     payment: PaymentName = "auto"
     """What a choice is paid: `teacher`, the chosen teacher's own return while it drives; `student`, the mean return of the
     student's games; `progress`, its change; `loss`, the fall of the loss. `auto`: teacher; student if it drives alone."""
