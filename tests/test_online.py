@@ -218,6 +218,7 @@ def test_steadiness_by_hand() -> None:
     figures = steadiness([30, 110, 60, 105, 90], 10, 110)
     assert figures.mean == pytest.approx(0.75)
     assert figures.deviation == pytest.approx(math.sqrt((0.25**2 + 0.2**2 + 0.05**2) / 2))
+    assert figures.change == pytest.approx(math.sqrt((0.45**2 + 0.15**2) / 2))
     assert figures.worst_drop == pytest.approx(0.5)
     assert figures.below == pytest.approx(2 / 3)
     # Negative returns: 0.9 of the best on the normalized scale, not of the return.
@@ -226,7 +227,7 @@ def test_steadiness_by_hand() -> None:
 
 def test_differences_over_runs_resample_runs_with_both_curves() -> None:
     def run(student: float, learner: float) -> dict[str, Steadiness]:
-        return {"student": Steadiness(1, student, 0, 0), "learner": Steadiness(1, learner, 0, 0)}
+        return {"student": Steadiness(1, student, 0, 0, 0), "learner": Steadiness(1, learner, 0, 0, 0)}
 
     alike = differences_over_runs([run(0.1, 0.3), run(0.5, 0.7), run(0.2, 0.4)])["deviation"]
     assert alike == pytest.approx((-0.2, -0.2, -0.2)), "levels differ between runs and differences do not"

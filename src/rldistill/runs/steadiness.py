@@ -18,6 +18,9 @@ class Steadiness(NamedTuple):
     """Mean of the last half."""
     deviation: float
     """Standard deviation of the last half; NaN of fewer than two evaluations."""
+    change: float
+    """Root mean square change between neighbouring evaluations of the last half. Unlike the deviation it hardly grows with a curve
+    that rises steadily."""
     worst_drop: float
     """The most by which an evaluation of the last half is below the best one before it, of the whole run; 0 where none is."""
     below: float
@@ -33,14 +36,16 @@ def steadiness(scores: Sequence[float], random: float, top: float) -> Steadiness
         top: the return that becomes 1, above `random`.
     """
     if not scores:
-        return Steadiness(math.nan, math.nan, math.nan, math.nan)
+        return Steadiness(*[math.nan] * len(Steadiness._fields))
     values = np.array([normalized_score(score, random, top) for score in scores])
     best = np.maximum.accumulate(values)
     # Learning itself moves the first half.
     last = slice(len(values) // 2, None)
     deviation = float(values[last].std(ddof=1)) if len(values[last]) > 1 else math.nan
+    change = float(np.sqrt(np.square(np.diff(values[last])).mean())) if len(values[last]) > 1 else math.nan
     below = (values < 0.9 * best)[last]
-    return Steadiness(float(values[last].mean()), deviation, float((best - values)[last].max()), float(below.mean()))
+    worst_drop = float((best - values)[last].max())
+    return Steadiness(float(values[last].mean()), deviation, change, worst_drop, float(below.mean()))
 
 
 class Difference(NamedTuple):

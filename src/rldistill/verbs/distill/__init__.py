@@ -460,8 +460,7 @@ def _finished(run: Run, config: DistillConfig, progress: Progress) -> SavedPolic
     curves = curves_of(run.folder.records()[0])
     if curves is not None and curves.has_scale:
         add_provenance(run.policy_path, {"steadiness": steadiness_card(curves)})
-        for line in steadiness_in_words(curves):
-            progress.say(line)
+        progress.say(steadiness_in_words(curves))
     run.clean()
     _check_followed(run)
     return load_heads(run.policy_path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -247,13 +247,12 @@ def steadiness_card(curves: Curves) -> dict[str, Any]:
     }
 
 
-def steadiness_in_words(curves: Curves) -> Sequence[str]:
-    """Lines for the user."""
+def steadiness_in_words(curves: Curves) -> str:
+    """A line for the user."""
     figures = steadiness_of(curves)
-    student, learner = figures["student"], figures["learner"]
-    return [
-        f"steadiness of the last half ({len(curves.student)} evaluations in all; 0 is random play, 1 the learner's best), student "
-        f"beside learner: mean {student.mean:.2f} and {learner.mean:.2f}, deviation {student.deviation:.3f} and "
-        f"{learner.deviation:.3f}, worst drop {student.worst_drop:.2f} and {learner.worst_drop:.2f}, below 90 % of the best "
-        f"{student.below:.0%} and {learner.below:.0%}"
-    ]
+    own = zip(figures["student"]._asdict().items(), figures["learner"], strict=True)
+    pairs = ", ".join(f"{name.replace('_', ' ')} {student:.3f} and {learner:.3f}" for (name, student), learner in own)
+    return (
+        f"student beside learner in the last half of {len(curves.student)} evaluations, on the scale from random play to the "
+        f"learner's best: {pairs}"
+    )

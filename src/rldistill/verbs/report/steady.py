@@ -35,8 +35,8 @@ def steady_html(name: str, metrics: Sequence[Mapping[str, Any]], *, frame_skip: 
     return (
         f'<div class="wide">{inline_svg(drawn, text, "steady")}</div>{table}'
         '<p class="note">Both play the same games; the games that choose the versions are others. The figures are of the last half '
-        "of these evaluations, on the scale on which random play is 0 and the learner's best evaluation is 1. The worst drop is "
-        "from the best evaluation before.</p>"
+        "of these evaluations, on the scale on which random play is 0 and the learner's best evaluation is 1. The change is "
+        "between neighbouring evaluations, its root mean square. The worst drop is from the best evaluation before.</p>"
     )
 
 
@@ -45,6 +45,7 @@ def _row(who: str, own: Steadiness) -> dict[str, str]:
         "": who,
         "mean": _number(own.mean),
         "deviation": _number(own.deviation),
+        "change": _number(own.change),
         "worst drop": _number(own.worst_drop),
         "below 90 % of the best": "" if math.isnan(own.below) else f"{own.below:.0%}",
     }
