@@ -97,6 +97,9 @@ def outcome(run: Path) -> tuple[bytes, list[dict[str, Any]]]:
     "settings",
     [
         pytest.param({"algo": "pqn", "evaluate_every": 600}, id="pqn-best"),
+        pytest.param(
+            {"algo": "ppo", "learner_steps": 6_000, "evaluate_every": 1_000}, id="ppo", marks=pytest.mark.slow
+        ),
         pytest.param({"teacher_snapshot": "ema"}, id="dqn-ema", marks=pytest.mark.slow),
     ],
 )
@@ -301,6 +304,7 @@ def test_the_running_mean_forgets_exponentially() -> None:
     [
         ({"learner": "NoSuchGame-v0"}, "NoSuchGame-v0"),
         ({"learner": "Pendulum-v1"}, "one discrete action"),
+        ({"learner": "Pendulum-v1", "algo": "ppo"}, "one discrete action"),
         ({"dataset": "data"}, "--dataset"),
         ({"select": "ucb1"}, "--select"),
         ({"env": "CartPole-v1"}, "--env"),

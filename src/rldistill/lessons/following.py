@@ -39,10 +39,13 @@ if TYPE_CHECKING:
 
 
 class Learner(Protocol):
-    """What learns from reward, as `DQN` and `PQN` do."""
+    """What learns from reward, as `DQN`, `PQN` and `PPO` do."""
 
-    policy: Network
     updates: int
+
+    @property
+    def policy(self) -> Network:
+        """The weights that would be kept now."""
 
     @property
     def control_steps(self) -> int:

@@ -79,7 +79,7 @@ class Following:
     learner: str | None = None
     """In place of --teacher: an environment id, in which a learner trains beside the student; its best version so far is the
     teacher. Or the folder of a run of `train` with snapshots, finished or under way."""
-    algo: Literal["dqn", "pqn"] = "pqn"
+    algo: Literal["dqn", "pqn", "ppo"] = "pqn"
     """How the learner of --learner learns, as in `train`."""
     learner_steps: int = 1_000_000
     """Control steps of the learner, the length of the run. The student's own `steps` are spread evenly over them."""

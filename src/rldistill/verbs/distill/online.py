@@ -12,6 +12,8 @@ from rldistill.configurations import changed
 from rldistill.lessons.following import FollowingStream, Versions, frozen
 from rldistill.lessons.teaching import Teaching
 from rldistill.machine import torch_device
+from rldistill.play.actions import describe
+from rldistill.play.envs import make_task
 from rldistill.policies import load_policy, save_policy
 from rldistill.runs.curves import Curves, steadiness_of
 from rldistill.runs.loop import Stop
@@ -64,9 +66,11 @@ def make_online(config: DistillConfig, say: Callable[[str], object]) -> tuple[On
         _check_for_run(following, config.playing)
         source = Snapshots(Path(following.learner), load_policy)
         first = source.first(say)
+        _check_actions(first.task, following.learner)
         network, task, name = first.network, first.task, following.learner
         config = changed(config, learner_steps=source.steps)
     else:
+        _check_actions(make_task(following.learner, env_kwargs=config.playing.env_kwargs), following.learner)
         source = _plan(config)
         made = make_network([source])
         assert isinstance(made, Network)
@@ -74,6 +78,15 @@ def make_online(config: DistillConfig, say: Callable[[str], object]) -> tuple[On
     versions = Versions(network, task, config.matching.temperature)
     teaching = teaching_of(versions, name, task, config)._replace(scaled=True)
     return Online(source, network.to(torch_device("auto")), teaching), config
+
+
+def _check_actions(task: Task, learner: str) -> None:
+    """Refuses a learner with other than one discrete action."""
+    if task.continuous or task.action_sizes:
+        raise UserError(
+            f"{learner} has {describe(task)}; a student follows a learner with one discrete action: take a trained policy as "
+            "--teacher"
+        )
 
 
 def _check_for_run(following: Following, playing: Playing) -> None:

@@ -15,12 +15,11 @@ import numpy as np
 from rldistill.configurations import changed
 from rldistill.datasets.shards import Dataset, load_replay
 from rldistill.lessons.choosers import SCHEDULES
-from rldistill.lessons.dqn import DQN
 from rldistill.lessons.exploration import explorer
 from rldistill.lessons.following import Beside, FollowingStream, Learner, RunningMean, VersionGuide, Versions, Visited
 from rldistill.lessons.guides import Guide, OneGuide
+from rldistill.lessons.joint import Joint
 from rldistill.lessons.labels import OneTeacher
-from rldistill.lessons.pqn import PQN
 from rldistill.lessons.streams import Composed, Driven, DrivingPlan, Interleaved, Offline, Stream
 from rldistill.lessons.teaching import Panel, Teaching
 from rldistill.play.actions import score_width
@@ -241,7 +240,7 @@ def _learner_of(
         return watched[0]
 
     learner = make_learner_of([source], learning, own_scratch(scratch, 2), watch)
-    assert isinstance(learner, DQN | PQN)
+    assert not isinstance(learner, Joint)
     return learner, watched[0], source.own.item_times(watched[0].num_envs)
 
 
