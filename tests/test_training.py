@@ -75,7 +75,7 @@ def test_a_run_killed_at_any_moment_ends_in_the_weights_of_one_never_killed(
     out = tmp_path / "killed"
     generator = np.random.default_rng(config.seed)
     kills = 0
-    for _ in range(4):
+    for _ in range(3):
         process = PROCESSES.Process(target=train, args=(env, out, config), kwargs={"resume": True})
         process.start()
         moment = generator.uniform(0, lasted / 2)
