@@ -264,7 +264,7 @@ def test_settings_reach_the_configuration_resolved(tmp_path: Path) -> None:
         ("CartPole-v1", {"final_episodes": -1}, "--final-episodes is at least 0"),
         ("CartPole-v1", {"network": "net9"}, "unknown network 'net9'"),
         ("CartPole-v1", {"network": "net2"}, "'net2' reads images"),
-        ("CartPole-v1", {"algo": "ppo"}, "--algo is one of dqn, pqn"),
+        ("CartPole-v1", {"algo": "sac"}, "--algo is one of dqn, pqn, ppo"),
         ("CartPole-v1", {"algo": "pqn", "replay_ratio": 4.0}, "--replay-ratio is for --algo dqn; pqn has none"),
         ("CartPole-v1", {"algo": "pqn", "n_step": 1}, "--n-step is for --algo dqn"),
         ("CartPole-v1", {"algo": "dqn", "steady": True}, "--steady is for --algo pqn; dqn has none"),
