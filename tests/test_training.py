@@ -19,7 +19,8 @@ from rldistill.play.games import play_scored
 from rldistill.progress import Silent
 from rldistill.runs.folder import read_metrics
 from rldistill.runs.writing import Run
-from rldistill.types import UserError
+from rldistill.types import UserError, plain_numbers
+from rldistill.verbs.distill import DistillConfig, checked
 from rldistill.verbs.train import TrainConfig, train
 
 # A server that has everything imported, and forks a fresh process for each run.
@@ -281,6 +282,12 @@ def test_a_wrong_input_is_reported_in_one_line_and_leaves_nothing(
         train(env, tmp_path / "run", TrainConfig.of(**fields))
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_list_is_no_setting_that_was_given() -> None:
+    config = plain_numbers(DistillConfig.of(context=[], student_observation=[], env_kwargs=[]))
+    assert config == DistillConfig()
+    assert checked(config) == checked(DistillConfig())
 
 
 def test_the_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:

@@ -153,12 +153,17 @@ def check_boolean(name: str, value: object) -> None:
 
 
 def plain_numbers(config: Configuration) -> Configuration:
-    """A configuration whose NumPy numbers (of a `for seed in np.arange(3)`) are Python's, which JSON can hold, in its parts too."""
+    """A configuration whose NumPy numbers (of a `for seed in np.arange(3)`) are Python's, which JSON can hold, in its parts too.
+
+    Lists become tuples, so that an empty list is the default where that is an empty tuple.
+    """
     changed: dict[str, Any] = {}
     for field in fields(config):
         value = getattr(config, field.name)
         if isinstance(value, np.generic):
             changed[field.name] = value.item()
+        elif isinstance(value, list):
+            changed[field.name] = tuple(value)
         elif is_dataclass(value) and not isinstance(value, type):
             changed[field.name] = plain_numbers(value)
     return replace(config, **changed)
