@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rldistill.types import Bools, Floats
+from rldistill.types import Actions, Bools, Floats, Masks, Observations
+
+if TYPE_CHECKING:
+    from rldistill.play.rollout import Transition
 
 Inside: TypeAlias = Callable[[Floats], Bools]
 """Which of the states whose watched numbers (N, W) are given lie in the region that is learnt from, (N,)."""
@@ -44,6 +47,42 @@ class Learning:
     def generator(self) -> np.random.Generator:
         """A fresh generator for exploration and minibatches."""
         return np.random.default_rng([self.seed, 2, self.place] if self.place else [self.seed, 2])
+
+
+class Rollout(NamedTuple):
+    """T control steps of N rows."""
+
+    observations: Observations
+    """(T * N, *obs), before the actions."""
+    actions: Actions
+    """(T, N) or (T, N, D)."""
+    rewards: Floats
+    """(T, N), after the actions, as the discounts and the truncations are."""
+    discounts: Floats
+    """(T, N), gamma, or 0 where the episode terminated."""
+    truncated: Bools
+    """(T, N)."""
+    finals: Mapping[int, tuple[Observations, Masks | None]]
+    """Final observations (N, *obs) and their masks of the control steps at which a row was truncated."""
+    returns: Sequence[float]
+    """Returns of the games that ended."""
+    masks: Masks | None
+    """(T * N, A): the actions allowed in `observations`."""
+
+
+def collected(transitions: Iterator[Transition], length: int, discount: float) -> Rollout:
+    """Plays `length` control steps of all rows."""
+    steps = [next(transitions) for _ in range(length)]
+    return Rollout(
+        np.concatenate([step.observations for step in steps]),
+        cast(Actions, np.stack([step.actions for step in steps])),
+        np.stack([step.rewards for step in steps]).astype(np.float32, copy=False),
+        np.stack([np.where(step.terminated, 0.0, discount) for step in steps]).astype(np.float32),
+        np.stack([step.truncated for step in steps]),
+        {t: (step.final_observations, step.final_masks) for t, step in enumerate(steps) if step.truncated.any()},
+        [float(score) for step in steps for score in step.returns[~np.isnan(step.returns)]],
+        None if steps[0].masks is None else np.concatenate([step.masks for step in steps if step.masks is not None]),
+    )
 
 
 class Learnt(NamedTuple):

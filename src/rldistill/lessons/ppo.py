@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from rldistill.files import generator_state, load_generator_state
-from rldistill.lessons.learning import Learning, Learnt, as_figures
+from rldistill.lessons.learning import Learning, Learnt, Rollout, as_figures, collected
 from rldistill.play.actions import allowed, bounds, split_gaussian
 from rldistill.play.rollout import Resumable, as_learnt, rollout
 from rldistill.schedules import linear
 from rldistill.students.critics import ActorCritic, in_action_units
 from rldistill.students.networks import Network
-from rldistill.types import Actions, Masks, Observations, as_tensor
+from rldistill.types import Actions, Floats, Masks, Observations, as_tensor
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class Samples(NamedTuple):
 
     def part(self, chosen: Tensor) -> Samples:
         """Some of them."""
-        return Samples(*(None if whole is None else whole.index_select(0, chosen) for whole in self))  # type: ignore[arg-type]
+        return Samples._make(None if whole is None else whole.index_select(0, chosen) for whole in self)
 
 
 class PPO:
@@ -200,6 +200,7 @@ class PPO:
             actions = self._drawn(scores, masks)
             chosen = judged(scores, actions, None if masks is None else torch.from_numpy(masks).to(scores.device))
         self._choices.append((actions, chosen.log_probability, values))
+        self.control_steps += self.environments.num_envs
         if actions.ndim == 1:
             return cast(Actions, actions.cpu().numpy())
         task = self.environments.task
@@ -241,49 +242,36 @@ class PPO:
         deviation = torch.from_numpy(self._observed.deviation[reads]).to(torch.float32)
         self.network.standardize(mean, 1 / deviation.clamp(min=_LEAST_DEVIATION))
 
-    def _collect(self) -> tuple[Samples, list[float]]:
-        length, rows = self.settings.rollout_length, self.environments.num_envs
+    def _collect(self) -> tuple[Samples, Sequence[float]]:
         self._choices = []
-        observations: list[Observations] = []
-        masks: list[Masks] = []
-        rewards, discounts = np.empty((2, length, rows), dtype=np.float32)
-        cuts = np.empty((length, rows), dtype=np.bool_)
-        finals: dict[int, Observations] = {}
-        returns: list[float] = []
-        for t in range(length):
-            step = next(self._rollout)
-            observations.append(step.observations)
-            if step.masks is not None:
-                masks.append(step.masks)
-            rewards[t] = self._scaled(step.rewards, step.terminated | step.truncated)
-            cuts[t] = step.truncated & ~step.terminated
-            discounts[t] = np.where(step.terminated, 0.0, self.discount)
-            if cuts[t].any():
-                finals[t] = step.final_observations
-            returns += [float(score) for score in step.returns[~np.isnan(step.returns)]]
-            self.control_steps += rows
+        played = collected(self._rollout, self.settings.rollout_length, self.discount)
         actions, log_probabilities, values = (torch.stack(parts) for parts in zip(*self._choices, strict=True))
+        rewards = self._scaled(played)
         with torch.no_grad():
             following = torch.cat([values[1:], self.model(as_tensor(self.environments.observations))[1][None]])
-            for t, final in finals.items():
-                cut = torch.from_numpy(cuts[t]).to(values.device)
+            for t, (final, _) in played.finals.items():
+                cut = torch.from_numpy(played.truncated[t]).to(values.device)
                 following[t, cut] = self.model(as_tensor(final))[1][cut]
-        r_t, discount_t, cut_t = (torch.from_numpy(array).to(values.device) for array in (rewards, discounts, cuts))
+        arrays = (rewards, played.discounts, played.truncated)
+        r_t, discount_t, cut_t = (torch.from_numpy(array).to(values.device) for array in arrays)
         better = advantages(r_t, discount_t, values, following, cut_t, self.settings.gae_lambda)
-        whole = torch.from_numpy(np.concatenate(observations)).to(values.device)
-        mask = torch.from_numpy(np.concatenate(masks)).to(values.device) if masks else None
+        whole = torch.from_numpy(played.observations).to(values.device)
+        masks = None if played.masks is None else torch.from_numpy(played.masks).to(values.device)
         actions, log_probabilities = actions.flatten(0, 1), log_probabilities.flatten()
-        return Samples(whole, actions, log_probabilities, values.flatten(), better.flatten(), mask), returns
+        return Samples(whole, actions, log_probabilities, values.flatten(), better.flatten(), masks), played.returns
 
-    def _scaled(self, rewards: np.ndarray, ended: np.ndarray) -> np.ndarray:
-        """Rewards divided by the deviation of the discounted return so far."""
+    def _scaled(self, played: Rollout) -> Floats:
+        """Rewards (T, N) divided by the deviation of the discounted returns up to each of them."""
         if not self.settings.normalize:
-            return rewards
-        self._discounted = self._discounted * self.discount + rewards
-        self._returned.add(self._discounted)
-        self._discounted[ended] = 0.0
-        deviation = float(self._returned.deviation)
-        return rewards / deviation if deviation > 0 else rewards
+            return played.rewards
+        scaled = np.empty_like(played.rewards)
+        for t, rewards in enumerate(played.rewards):
+            self._discounted = self._discounted * self.discount + rewards
+            self._returned.add(self._discounted)
+            self._discounted[(played.discounts[t] == 0) | played.truncated[t]] = 0.0
+            deviation = float(self._returned.deviation)
+            scaled[t] = rewards / deviation if deviation > 0 else rewards
+        return scaled
 
     def _fit(self, samples: Samples) -> list[Tensor]:
         for group in self.optimizer.param_groups:

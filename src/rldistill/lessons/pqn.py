@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rldistill.files import generator_state, load_generator_state
 from rldistill.lessons.exploration import EZGreedy
-from rldistill.lessons.learning import Inside, Learning, Learnt, as_figures
+from rldistill.lessons.learning import Inside, Learning, Learnt, as_figures, collected
 from rldistill.play.actions import allowed
 from rldistill.play.rollout import Resumable, as_learnt, rollout
 from rldistill.schedules import linear
@@ -167,7 +167,9 @@ class PQN:
         if self._only is not None:
             self._inside.append(self._only(self.environments.watched))
         greedy = np.asarray(values.argmax(dim=1).cpu().numpy())
-        return self._explore(greedy, self.epsilon(self.control_steps), masks)
+        epsilon = self.epsilon(self.control_steps)
+        self.control_steps += self.environments.num_envs
+        return self._explore(greedy, epsilon, masks)
 
     def learn(self) -> Iterator[dict[str, Any]]:
         """Plays one rollout and learns from it for each item. Yields a record with the loss and the returns of ended games."""
@@ -208,45 +210,29 @@ class PQN:
             **as_figures(stretches),
         }
 
-    def _collect(self) -> tuple[Tensor, Tensor, Tensor, list[float]]:
-        length, rows = self.settings.rollout_length, self.environments.num_envs
+    def _collect(self) -> tuple[Tensor, Tensor, Tensor, Sequence[float]]:
         self._values, self._inside = [], []
-        observations: list[Observations] = []
-        actions = np.empty((length, rows), dtype=np.int64)
-        rewards = np.empty((length, rows), dtype=np.float32)
-        discounts = np.empty((length, rows), dtype=np.float32)
-        cuts = np.empty((length, rows), dtype=np.bool_)
-        finals: dict[int, tuple[Observations, Masks | None]] = {}
-        returns: list[float] = []
-        for t in range(length):
-            step = next(self._rollout)
-            observations.append(step.observations)
-            actions[t], rewards[t], cuts[t] = step.actions, step.rewards, step.truncated
-            discounts[t] = np.where(step.terminated, 0.0, self.discount)
-            if step.truncated.any():
-                finals[t] = step.final_observations, step.final_masks
-            returns += [float(score) for score in step.returns[~np.isnan(step.returns)]]
-            self.control_steps += rows
+        played = collected(self._rollout, self.settings.rollout_length, self.discount)
         with torch.no_grad():
             last = self.network(as_tensor(self.environments.observations))
             self._values.append(allowed(last, self.environments.masks))
             following = torch.stack([values.amax(dim=1) for values in self._values[1:]]).cpu()
-            for t, (final, masks) in finals.items():
-                cut = torch.from_numpy(cuts[t])
+            for t, (final, masks) in played.finals.items():
+                cut = torch.from_numpy(played.truncated[t])
                 following[t, cut] = allowed(self.network(as_tensor(final)), masks).amax(dim=1).cpu()[cut]
         targets = q_lambda_targets(
-            torch.from_numpy(rewards),
-            torch.from_numpy(discounts),
+            torch.from_numpy(played.rewards),
+            torch.from_numpy(played.discounts),
             following,
-            torch.from_numpy(cuts),
+            torch.from_numpy(played.truncated),
             self.settings.trace,
         )
         device = self.network.device
         return (
-            torch.from_numpy(np.concatenate(observations)).to(device),
-            torch.from_numpy(actions).flatten().to(device),
+            torch.from_numpy(played.observations).to(device),
+            torch.from_numpy(played.actions).flatten().to(device),
             targets.flatten().to(device),
-            returns,
+            played.returns,
         )
 
     def _fit(self, observations: Tensor, actions: Tensor, targets: Tensor) -> list[Tensor]:
