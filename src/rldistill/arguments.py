@@ -13,7 +13,7 @@ from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 
-from rldistill.types import UserError, printable
+from rldistill.types import UserError, as_flag, printable
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -37,7 +37,7 @@ def checked_arguments(function: Callable[Given, Result]) -> Callable[Given, Resu
         for name, value in given.items():
             kind = signature.parameters[name].kind
             if kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
-                place = f"--{name.replace('_', '-')}" if hints[name] is bool else f"{function.__name__}: {name}"
+                place = as_flag(name) if hints[name] is bool else f"{function.__name__}: {name}"
                 check_value(place, value, hints[name])
         return function(*args, **kwargs)
 
@@ -53,7 +53,7 @@ def check_fields(given: Mapping[str, Any], owner: type) -> None:
     hints = _hints(owner)
     for name, value in given.items():
         if name in hints:
-            check_value(f"--{name.replace('_', '-')}", value, hints[name])
+            check_value(as_flag(name), value, hints[name])
 
 
 @cache
@@ -79,7 +79,7 @@ def _check_settings(config: Any) -> None:
         given = getattr(config, field)
         # Ranges of numbers are the business of each configuration.
         if not (_is_number(given) and {int, float} & {inner, *get_args(inner)}):
-            check_value(f"--{field.replace('_', '-')}", given, inner)
+            check_value(as_flag(field), given, inner)
         if is_dataclass(given) and is_dataclass(inner):
             _check_settings(given)
 

@@ -10,7 +10,7 @@ from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from rldistill.types import UserError
+from rldistill.types import UserError, as_flag
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -25,6 +25,12 @@ def flat(config: DataclassInstance) -> dict[str, Any]:
         value = getattr(config, field.name)
         settings |= flat(value) if _is_part(value) else {field.name: value}
     return settings
+
+
+def given(config: DataclassInstance) -> list[str]:
+    """Flat names of the settings that are not as in a fresh configuration of this type."""
+    defaults = flat(type(config)())
+    return [name for name, value in flat(config).items() if value != defaults[name]]
 
 
 def changed(config: Configuration, **settings: Any) -> Configuration:
@@ -60,7 +66,7 @@ def check_choices(config: DataclassInstance) -> None:
         if _is_part(hint):
             check_choices(value)
         elif get_origin(hint) is Literal and value not in get_args(hint):
-            raise UserError(f"--{name.replace('_', '-')} is one of {', '.join(get_args(hint))}, not {value!r}")
+            raise UserError(f"{as_flag(name)} is one of {', '.join(get_args(hint))}, not {value!r}")
 
 
 @cache

@@ -126,7 +126,7 @@ def check_numbers(
     hints = get_type_hints(type(config))
     for name, (low, high, rule) in ranges.items():
         value = getattr(config, name)
-        flag = f"--{name.replace('_', '-')}"
+        flag = as_flag(name)
         if value is not None and not isinstance(value, int | float | np.number):
             raise UserError(f"{flag} is a number, not {value!r}")
         if value is not None and not low <= value <= high:
@@ -146,10 +146,15 @@ def check_booleans(config: object) -> None:
             check_boolean(name, getattr(config, name))
 
 
+def as_flag(name: str) -> str:
+    """A setting as the command spells it: `--learner-steps`."""
+    return f"--{name.replace('_', '-')}"
+
+
 def check_boolean(name: str, value: object) -> None:
     """Raises UserError where an option is neither True nor False."""
     if not isinstance(value, bool | np.bool_):
-        raise UserError(f"--{name.replace('_', '-')} is True or False, not {value!r}")
+        raise UserError(f"{as_flag(name)} is True or False, not {value!r}")
 
 
 def plain_numbers(config: Configuration) -> Configuration:

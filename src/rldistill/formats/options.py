@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rldistill.types import UserError, check_booleans
+from rldistill.types import UserError, as_flag, check_booleans
 
 # These two permit something and state nothing about the file: a permission that is not needed does no harm.
 _PERMISSIONS = ("trust_pickle", "accept_mismatch")
@@ -75,11 +75,6 @@ class TeacherOptions:
         }
 
 
-def flag(name: str) -> str:
-    """`--teacher-network` of `teacher_network`."""
-    return f"--{name.replace('_', '-')}"
-
-
 def check_acting(
     options: TeacherOptions | None, used: Collection[str], subject: str, decided: Mapping[str, str] | None = None
 ) -> None:
@@ -99,4 +94,4 @@ def check_acting(
         verb, it = ("has", "it") if len(idle) == 1 else ("have", "them")
         why = "; ".join((decided or {})[name] for name in idle if name in (decided or {}))
         says = f", since {why}" if why else ""
-        raise UserError(f"{', '.join(map(flag, idle))} {verb} no effect on {subject}{says}: leave {it} out")
+        raise UserError(f"{', '.join(map(as_flag, idle))} {verb} no effect on {subject}{says}: leave {it} out")

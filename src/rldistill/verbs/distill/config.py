@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
-from rldistill.configurations import changed, check_choices
+from rldistill.configurations import changed, check_choices, given
 from rldistill.lessons.choosers import LessonScheduleName
 from rldistill.lessons.exploration import Explore
 from rldistill.lessons.payments import PaymentName
@@ -14,7 +14,7 @@ from rldistill.students.networks import Normalization
 from rldistill.students.objectives import Matching
 from rldistill.students.optim import Optimization
 from rldistill.students.targets import auto_share
-from rldistill.types import MOST_ENVIRONMENTS, MOST_SAMPLES, UserError, check_numbers
+from rldistill.types import MOST_ENVIRONMENTS, MOST_SAMPLES, UserError, as_flag, check_numbers
 
 Driver: TypeAlias = Literal["mixture", "teacher", "student"]
 Preset: TypeAlias = Literal["none", "rusu2015"]
@@ -271,15 +271,11 @@ def checked(config: DistillConfig) -> DistillConfig:
 
 def check_following(config: DistillConfig) -> None:
     """Raises UserError where settings do not go with a learner, or are given without one."""
-    following, defaults = config.following, Following()
+    following = config.following
     if following.learner is None:
-        given = [
-            item.name for item in fields(following) if getattr(following, item.name) != getattr(defaults, item.name)
-        ]
-        if given:
-            raise UserError(
-                f"--{given[0].replace('_', '-')} is for a student that follows a learner: add --learner ENV"
-            )
+        in_vain = given(following)
+        if in_vain:
+            raise UserError(f"{as_flag(in_vain[0])} is for a student that follows a learner: add --learner ENV")
         return
     check_numbers(
         following,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rldistill.configurations import changed
+from rldistill.configurations import changed, given
 from rldistill.lessons.following import FollowingStream, Versions, frozen
 from rldistill.lessons.teaching import Teaching
 from rldistill.machine import torch_device
@@ -20,7 +19,7 @@ from rldistill.runs.loop import Stop
 from rldistill.runs.provenance import command_line, made_by
 from rldistill.runs.records import Evaluation, LearnerEvaluation, Record
 from rldistill.students.networks import Network
-from rldistill.types import Task, UserError
+from rldistill.types import Task, UserError, as_flag
 from rldistill.verbs.distill.config import DistillConfig, Following, Playing
 from rldistill.verbs.distill.replaying import Snapshots
 from rldistill.verbs.distill.teaching import teaching_of
@@ -91,12 +90,10 @@ def _check_actions(task: Task, learner: str) -> None:
 
 def _check_for_run(following: Following, playing: Playing) -> None:
     """Refuses what is about a learner that trains here."""
-    defaults = asdict(Following()) | asdict(Playing())
-    for name, value in (asdict(following) | asdict(playing)).items():
-        if name not in ("learner", "keep_snapshots") and value != defaults[name]:
+    for name in given(following) + given(playing):
+        if name not in ("learner", "keep_snapshots"):
             raise UserError(
-                f"--{name.replace('_', '-')} is for a learner that trains here, not for {following.learner}, which has its own: "
-                "leave it out"
+                f"{as_flag(name)} is for a learner that trains here, not for {following.learner}, which has its own: leave it out"
             )
 
 

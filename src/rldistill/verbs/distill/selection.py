@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple, cast
 
 import numpy as np
 
-from rldistill.configurations import changed
+from rldistill.configurations import changed, given
 from rldistill.lessons.contexts import Contexts, Joined, Pixels, StudentFeatures, Watched
 from rldistill.lessons.payments import Blocks, Following, Held, OwnReturns, PaymentName, Payments, ReturnsThatFollow
 from rldistill.lessons.selecting import contextual, make_chooser
@@ -22,7 +22,7 @@ from rldistill.play.envs.watched import Watch
 from rldistill.play.regions import parse_region
 from rldistill.students.losses import parse_loss
 from rldistill.students.networks import Network
-from rldistill.types import Floats, Task, UserError
+from rldistill.types import Floats, Task, UserError, as_flag
 from rldistill.verbs.distill.config import DistillConfig, Selecting
 
 _BY_GAME = ("mamba", "maps")
@@ -116,15 +116,11 @@ def check_selecting(config: DistillConfig) -> DistillConfig:
     Raises:
         UserError: settings of the choice among teachers that do not go together, or that nothing uses.
     """
-    settings, usual = config.selecting, Selecting()
-    by_state = {f"--{name.replace('_', '-')}": getattr(settings, name) != getattr(usual, name) for name in _BY_STATE}
+    settings, names = config.selecting, given(config.selecting)
+    by_state = [name for name in _BY_STATE if name in names]
     if settings.select is None:
-        given = {
-            "--select-every": settings.select_every != usual.select_every,
-            "--payment": settings.payment != usual.payment,
-            **by_state,
-        }
-        _refuse(given, "is for the choice among several teachers of one task: add --select")
+        others = [name for name in names if name not in by_state]
+        _refuse([*others, *by_state], "is for the choice among several teachers of one task: add --select")
         return config
     if config.dataset is not None:
         raise UserError("--select chooses among teachers while they are played, and --dataset is played already")
@@ -146,11 +142,10 @@ def check_selecting(config: DistillConfig) -> DistillConfig:
     return changed(config, augment=0.0)
 
 
-def _refuse(given: Mapping[str, bool], why: str) -> None:
-    """Raises UserError where a flag is given that nothing uses."""
-    for flag, is_given in given.items():
-        if is_given:
-            raise UserError(f"{flag} {why}")
+def _refuse(in_vain: Sequence[str], why: str) -> None:
+    """Raises UserError where a setting is given that nothing uses."""
+    for name in in_vain:
+        raise UserError(f"{as_flag(name)} {why}")
 
 
 def seated(teachings: Sequence[Teaching], config: DistillConfig) -> list[Teaching]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-from rldistill.configurations import changed, check_choices, flat
+from rldistill.configurations import changed, check_choices, flat, given
 from rldistill.lessons.dqn import DQNSettings, updates_due
 from rldistill.lessons.ppo import PPOSettings
 from rldistill.lessons.pqn import PQNSettings
-from rldistill.types import MOST_ENVIRONMENTS, MOST_SAMPLES, Task, UserError, check_numbers, is_large_image
+from rldistill.types import MOST_ENVIRONMENTS, MOST_SAMPLES, Task, UserError, as_flag, check_numbers, is_large_image
 
 
 @dataclass(frozen=True)
@@ -212,10 +212,9 @@ def _check_algorithm(config: TrainConfig) -> None:
     others: dict[str, DQNOptions | PQNOptions | PPOOptions | Exploring]
     others = {"dqn": config.dqn, "pqn": config.pqn, "ppo": config.ppo, "dqn or pqn": config.exploring}
     for algorithm, options in others.items():
-        defaults = flat(type(options)())
-        set_in_vain = [name for name, value in flat(options).items() if value != defaults[name]]
-        if set_in_vain and config.algo not in algorithm.split():
-            raise UserError(f"--{set_in_vain[0].replace('_', '-')} is for --algo {algorithm}; {config.algo} has none")
+        in_vain = given(options)
+        if in_vain and config.algo not in algorithm.split():
+            raise UserError(f"{as_flag(in_vain[0])} is for --algo {algorithm}; {config.algo} has none")
     if config.algo == "ppo" and config.environments.only is not None:
         raise UserError("--only is for --algo dqn or pqn; ppo learns from all states")
 
