@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from rldistill.lessons.ppo import Moments, advantages, clipped_objective, clipped_value_loss, judged
+from rldistill.lessons.ppo import RunningMoments, advantages, clipped_objective, clipped_value_loss, judged
 from rldistill.play.actions import chosen
 from rldistill.policies import load_policy
 from rldistill.students.critics import ActorCritic, in_action_units
@@ -68,7 +68,7 @@ def test_probabilities_and_entropies_are_those_of_torch() -> None:
 
 def test_moments_are_those_of_all_numbers_together() -> None:
     numbers = np.random.default_rng(0).normal(3, 2, size=(100, 2))
-    moments = Moments((2,))
+    moments = RunningMoments((2,))
     for part in np.split(numbers, [1, 30, 77]):
         moments.add(part)
     np.testing.assert_allclose(moments.mean, numbers.mean(axis=0))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rldistill.files import generator_state, load_generator_state
 from rldistill.lessons.learning import Learning, Learnt, Rollout, as_figures, collected
-from rldistill.play.actions import allowed, bounds, split_gaussian
+from rldistill.play.actions import allowed, drawn, middle_and_half, split_gaussian
 from rldistill.play.rollout import Resumable, as_learnt, rollout
 from rldistill.schedules import linear
 from rldistill.students.critics import ActorCritic, in_action_units
@@ -108,7 +108,7 @@ def judged(scores: Tensor, actions: Tensor, masks: Tensor | None) -> Chosen:
     return Chosen((-0.5 * normalized.square() - log_std - half_log).sum(dim=1), (log_std + 0.5 + half_log).sum(dim=1))
 
 
-class Moments:
+class RunningMoments:
     """Mean and variance of all numbers so far, for each feature; Chan et al. 1979, the parallel algorithm."""
 
     def __init__(self, shape: tuple[int, ...] = ()) -> None:
@@ -177,10 +177,10 @@ class PPO:
         self.learning_rate = linear(learning.learning_rate, 0.0, learning.steps)
         self.generator = learning.generator()
         self.control_steps = self.updates = 0
-        low, high = bounds(environments.task) if environments.task.continuous else (torch.zeros(1), torch.ones(1))
-        self._middle, self._half = ((low + high) / 2).numpy(), ((high - low) / 2).numpy()
-        self._observed = Moments(environments.task.observation_shape)
-        self._returned = Moments()
+        task = environments.task
+        self._range = middle_and_half(task) if task.continuous else None
+        self._observed = RunningMoments(task.observation_shape)
+        self._returned = RunningMoments()
         self._discounted = np.zeros(environments.num_envs)
         """The discounted return of each row so far, whose deviation divides the rewards."""
         played = rollout(environments, self._act)
@@ -201,11 +201,11 @@ class PPO:
             chosen = judged(scores, actions, None if masks is None else torch.from_numpy(masks).to(scores.device))
         self._choices.append((actions, chosen.log_probability, values))
         self.control_steps += self.environments.num_envs
-        if actions.ndim == 1:
+        if self._range is None:
             return cast(Actions, actions.cpu().numpy())
-        task = self.environments.task
-        wanted = self._middle + self._half * actions.cpu().numpy()
-        return cast(Actions, np.clip(wanted, task.action_low, task.action_high).astype(np.float32))
+        task, (middle, half) = self.environments.task, self._range
+        wanted = middle + half * actions.cpu()
+        return cast(Actions, np.clip(wanted.numpy(), task.action_low, task.action_high).astype(np.float32))
 
     def _drawn(self, scores: Tensor, masks: Masks | None) -> Tensor:
         """Actions drawn from the policy, those of a Gaussian in its own units."""
@@ -213,9 +213,8 @@ class PPO:
             mean, log_std = split_gaussian(scores)
             noise = torch.from_numpy(self.generator.standard_normal(tuple(mean.shape), dtype=np.float32))
             return mean + log_std.exp() * noise.to(mean.device)
-        # The largest of scores with Gumbel noise is a draw from their softmax.
-        noise = torch.from_numpy(self.generator.gumbel(size=tuple(scores.shape)).astype(np.float32))
-        return (allowed(scores, masks) + noise.to(scores.device)).argmax(dim=1)
+        actions = drawn(scores.cpu(), "logits", self.environments.task, self.generator, masks)
+        return torch.from_numpy(actions).to(scores.device)
 
     def learn(self) -> Iterator[dict[str, Any]]:
         """Plays one rollout and learns from it for each item. Yields a record with the loss and the returns of ended games.

@@ -89,6 +89,12 @@ def bounds(task: Task) -> tuple[Tensor, Tensor]:
     return lower, torch.where(high.isfinite() & (high > lower), high, lower + 2)
 
 
+def middle_and_half(task: Task) -> tuple[Tensor, Tensor]:
+    """Middle and half width of the action range, (D,) each: an action of `middle + half * u` has u from -1 to 1."""
+    low, high = bounds(task)
+    return (low + high) / 2, (high - low) / 2
+
+
 def allowed(scores: Tensor, masks: Masks | Tensor | None) -> Tensor:
     """Scores (B, A) with minus infinity at the actions that the masks (B, A) rule out: their probability is 0."""
     if masks is None:

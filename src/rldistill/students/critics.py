@@ -8,8 +8,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from rldistill.play.actions import bounds
-from rldistill.students.networks import Architecture, Network, make_layers
+from rldistill.play.actions import middle_and_half
+from rldistill.students.networks import Network, build
 from rldistill.types import Task
 
 
@@ -34,7 +34,7 @@ class ActorCritic(nn.Module):
         head = actor.layers[-1]
         assert isinstance(head, nn.Linear)
         own = actor.architecture._replace(num_scores=1)
-        self.critic = nn.Linear(head.in_features, 1) if actor.large_images else nn.Sequential(*_layers(own, seed))
+        self.critic = nn.Linear(head.in_features, 1) if actor.large_images else build(own, seed).layers
         generator = torch.Generator().manual_seed(seed)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
@@ -70,8 +70,7 @@ def in_action_units(actor: Network, task: Task) -> Network:
     if actor.score_kind != "gaussian":
         return actor
     made = copy.deepcopy(actor)
-    low, high = bounds(task)
-    middle, half = ((high + low) / 2).to(made.device), ((high - low) / 2).to(made.device)
+    middle, half = (part.to(made.device) for part in middle_and_half(task))
     head, number = made.layers[-1], len(half)
     assert isinstance(head, nn.Linear)
     with torch.no_grad():
@@ -79,13 +78,6 @@ def in_action_units(actor: Network, task: Task) -> Network:
         head.bias[:number].mul_(half).add_(middle)
         head.bias[number:].add_(half.log())
     return made
-
-
-def _layers(architecture: Architecture, seed: int) -> list[nn.Module]:
-    """Fresh layers. The caller draws the weights; nothing here reads the global generator."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return make_layers(architecture)
 
 
 def _orthogonal(layer: nn.Conv2d | nn.Linear, gain: float, generator: torch.Generator) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rldistill.play.actions import bounds
+from rldistill.play.actions import middle_and_half
 from rldistill.schedules import constant, warmup_cosine
 from rldistill.students.heads import MultiTaskNetwork, build_heads
 from rldistill.students.networks import Network, build, fit_initialization, joined
@@ -55,8 +55,7 @@ class RangeUnits:
         layer = network.layers[-1]
         if kind not in ("actions", "gaussian") or not isinstance(layer, nn.Linear):
             return
-        low, high = bounds(task)
-        middle, half = (low + high) / 2, (high - low) / 2
+        middle, half = middle_and_half(task)
         if not middle.any():
             return
         if kind == "gaussian":  # the log deviations stay as they are

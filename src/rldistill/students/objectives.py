@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from rldistill.play.actions import agreement, bounds, chosen
+from rldistill.play.actions import agreement, chosen, middle_and_half
 from rldistill.students.losses import WeightedLoss
 from rldistill.students.targets import Targets, Weights, advantage_spread, fitted_temperature, gaps, transform
 from rldistill.types import Batch, ScoreKind, Task, UserError
@@ -98,8 +98,7 @@ class Match:
         if self.loss.score_kind != "actions":
             targets = transform(values, self.matching.targets, self.spread, self.task.action_sizes, masks)
             return self.loss(scores, targets, self.temperature, masks)
-        low, high = bounds(self.task)
-        middle, half = (low + high) / 2, (high - low) / 2
+        middle, half = middle_and_half(self.task)
         # In halves of the range, less its middle: distances are the same, and small ones lose no digits.
         targets = (chosen(values, self.teacher_kind, self.task) - middle) / half
         return self.loss((scores - middle) / half, targets, self.temperature, masks)
