@@ -38,11 +38,7 @@ from rldistill.verbs.study import study
 from rldistill.verbs.train import TrainConfig, train
 
 CARTPOLE = make_task("CartPole-v1")
-QUICK = DistillConfig.of(
-    learner="CartPole-v1",
-    algo="dqn",
-    learner_steps=4_000,
-    max_episode_steps=150,
+OF_RUN = DistillConfig.of(
     student="mlp:8",
     steps=600,
     warmup=100,
@@ -53,6 +49,7 @@ QUICK = DistillConfig.of(
     evaluate_every=500,
     checkpoint_seconds=1e6,
 )
+QUICK = changed(OF_RUN, learner="CartPole-v1", algo="dqn", learner_steps=4_000, max_episode_steps=150)
 
 
 def network_of(seed: int) -> Any:
@@ -362,19 +359,6 @@ def test_a_folder_of_versions_that_cannot_be_written_costs_nothing(tmp_path: Pat
     teachers.unlink()
     distill((), tmp_path / "run", config, resume=True)
     assert (teachers / "1" / "policy.json").is_file()
-
-
-OF_RUN = DistillConfig.of(
-    student="mlp:8",
-    steps=600,
-    warmup=100,
-    samples_per_step=8,
-    batch_size=32,
-    num_envs=4,
-    evaluate_episodes=1,
-    evaluate_every=500,
-    checkpoint_seconds=1e6,
-)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from rldistill.files import load_state, save_state
 from rldistill.lessons.ppo import RunningMoments, advantages, clipped_objective, clipped_value_loss, judged
 from rldistill.play.actions import chosen
 from rldistill.policies import load_policy
@@ -77,18 +78,18 @@ def test_moments_are_those_of_all_numbers_together() -> None:
 
 def test_a_gaussian_in_the_units_of_the_environment_acts_as_the_one_that_learns(tmp_path: Path) -> None:
     learner = make_learner("Pendulum-v1", TrainConfig.of(**SMALL, steps=2000), tmp_path)
-    task = learner.environments.task  # type: ignore[union-attr]
+    task = learner.environments.task
     network = learner.network
     try:
         states = as_tensor(np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32))
         with torch.no_grad():
-            network.layers[-1].bias.copy_(torch.tensor([0.3, -1.0]))  # type: ignore[union-attr, operator]
-            own, units = network(states), in_action_units(network, task)(states)  # type: ignore[arg-type, operator]
+            network.layers[-1].bias.copy_(torch.tensor([0.3, -1.0]))
+            own, units = network(states), in_action_units(network, task)(states)
         torch.testing.assert_close(units[:, 0], 2 * own[:, 0])  # the torque goes from -2 to 2
         torch.testing.assert_close(units[:, 1], own[:, 1] + math.log(2))
         torch.testing.assert_close(chosen(units, "gaussian", task)[:, 0], 2 * own[:, 0])
     finally:
-        learner.environments.close()  # type: ignore[union-attr]
+        learner.environments.close()
 
 
 def test_deviations_do_not_depend_on_the_state_after_learning(tmp_path: Path) -> None:
@@ -117,25 +118,20 @@ def test_a_stopped_learner_goes_on_to_the_same_weights(tmp_path: Path, env: str)
     rounds = whole.learn()
     for _ in range(2):
         next(rounds)
-    state = torch.load(_saved(whole.state_dict(), tmp_path / "state"), weights_only=False)
+    save_state(tmp_path / "state", whole.state_dict())
     for _ in range(2):
         next(rounds)
     again = make_learner(env, config, tmp_path / "b")
-    again.load_state_dict(state)
+    again.load_state_dict(load_state(tmp_path / "state"))
     rounds = again.learn()
     for _ in range(2):
         next(rounds)
     assert again.control_steps == whole.control_steps
     for one, other in zip(whole.policy.parameters(), again.policy.parameters(), strict=True):
         assert torch.equal(one, other)
-    assert torch.equal(whole.policy.shift, again.policy.shift)  # type: ignore[union-attr]
-    whole.environments.close()  # type: ignore[union-attr]
-    again.environments.close()  # type: ignore[union-attr]
-
-
-def _saved(state: dict[str, Any], path: Path) -> Path:
-    torch.save(state, path)
-    return path
+    assert torch.equal(whole.policy.shift, again.policy.shift)
+    whole.environments.close()
+    again.environments.close()
 
 
 @pytest.mark.slow

@@ -134,7 +134,7 @@ def distill(
             scored = run.folder.scored or not config.evaluating.evaluate_episodes
             if not scored:
                 return _finished(run, config, progress)
-            _check_followed(run)
+            check_learnt(curves_of(run.folder.records()[0]), run.policy_path)
             return made_before
         following: FollowingStream | None = None
         if online is None:
@@ -462,15 +462,8 @@ def _finished(run: Run, config: DistillConfig, progress: Progress) -> SavedPolic
         add_provenance(run.policy_path, {"steadiness": steadiness_card(curves)})
         progress.say(steadiness_in_words(curves))
     run.clean()
-    _check_followed(run)
+    check_learnt(curves, run.policy_path)
     return load_heads(run.policy_path)
-
-
-def _check_followed(run: Run) -> None:
-    """Raises UserError where the learner that was followed never played better than chance."""
-    curves = curves_of(run.folder.records()[0])
-    if curves is not None:
-        check_learnt(curves, run.policy_path)
 
 
 def _heads(policy: SavedPolicy | MultiTaskPolicy) -> dict[str, SavedPolicy]:

@@ -240,9 +240,9 @@ class LearnerEvaluations:
         self._updates = int(state["updates"])
 
 
-def check_learnt(curves: Curves, policy: Path) -> None:
-    """Raises UserError where the learner never played better than chance, so that its student learnt nothing of use."""
-    if not curves.has_scale:
+def check_learnt(curves: Curves | None, policy: Path) -> None:
+    """Raises UserError where a learner was followed that never played better than chance: its student learnt nothing of use."""
+    if curves is not None and not curves.has_scale:
         raise UserError(
             f"the learner never scored above random play ({curves.random:g}; its best evaluation is {curves.top:g}), so its "
             f"student in {policy} is of no use: take more --learner-steps or another --algo, with another --out"
